@@ -48,7 +48,7 @@ BELOW_node        := node attribution wallet chain engine kernels base
 ISA = $(if $(filter %_avx2.c,$<),-mavx2 -mfma -mf16c)$(if $(filter %_avx512.c,$<),-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c)$(if $(filter %_avx512bf16.c,$<),-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx2 -mfma -mf16c)
 OPT = $(if $(filter kernels/%,$<),-O3)
 
-.PHONY: all help deps demo test unit e2e contracts tsan fuzz fault bench lint clean
+.PHONY: all help deps deps-lint demo test test-build tsan tsan-build fuzz fault bench lint clean
 all: tributary
 
 tributary: $(B)/release/tributary
@@ -101,6 +101,75 @@ unit-$(1): $$(addprefix $(B)/asan/,$$(TESTS_$(1)))
 .PHONY: unit-$(1)
 endef
 $(foreach r,$(ROOMS),$(eval $(call ROOM_TESTS,$(r))))
+
+ALL_TESTS := $(foreach r,$(ROOMS),$(TESTS_$(r)))
+# Tests whose first line says so run without sanitizers (whole-model goldens).
+RELEASE_TESTS := $(patsubst %.c,%,$(shell grep -ls 'variant: release' $(addsuffix .c,$(ALL_TESTS)) /dev/null))
+ASAN_TESTS := $(filter-out $(RELEASE_TESTS),$(ALL_TESTS))
+FUZZ_TARGETS := $(patsubst %.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+ABOVE_ALL := $(foreach b,$(BELOW_node),$(B)/asan/lib$(b).a)
+
+# Fuzz targets: replayed from their corpus by `make test`; `make fuzz` lets libFuzzer explore.
+$(addprefix $(B)/asan/,$(FUZZ_TARGETS)): %: %.o $(B)/asan/tests/fuzz/replay_main.o $(ABOVE_ALL)
+	$(Q)$(CC) $(LDFLAGS_asan) -o $@ $^ $(LDLIBS)
+
+FUZZ_SECONDS ?= 60
+fuzz:
+	@command -v clang >/dev/null || { echo "make fuzz needs clang (make deps-lint)"; exit 1; }
+	@for t in $(notdir $(FUZZ_TARGETS)); do \
+	    mkdir -p $(B)/fuzz/corpus/$$t && echo "== $$t, $(FUZZ_SECONDS) s" && \
+	    clang -O1 -g -fsanitize=fuzzer,address,undefined $(CSTD) -Wno-unknown-warning-option -o $(B)/fuzz/$$t tests/fuzz/$$t.c \
+	        $(SRC_base) $(SRC_chain) $(SRC_wallet) $(SRC_attribution) $(SRC_engine) $(filter-out %_avx2.c %_avx512.c %_avx512bf16.c kernels/cpu/%,$(SRC_kernels)) $(FUZZ_EXTRA) $(LDLIBS) && \
+	    $(B)/fuzz/$$t -max_total_time=$(FUZZ_SECONDS) -max_len=65536 $(B)/fuzz/corpus/$$t tests/fuzz/corpus/$${t#fuzz_} || exit 1; \
+	done
+
+test: deps
+	@$(MAKE) --no-print-directory -j2 test-build
+	@bash tests/test.sh $(B)
+
+test-build: $(B)/release/tributary $(addprefix $(B)/asan/,$(ASAN_TESTS) $(FUZZ_TARGETS)) $(addprefix $(B)/release/,$(RELEASE_TESTS))
+
+# The threads of every room under ThreadSanitizer.
+tsan: deps
+	@$(MAKE) --no-print-directory -j2 tsan-build
+	@TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" bash tests/run.sh $(addprefix $(B)/tsan/,$(TSAN_TESTS))
+TSAN_TESTS := $(filter tests/unit/base/% tests/unit/attribution/% tests/unit/node/% tests/unit/wallet/% tests/ops/% tests/unit/engine/test_engine%,$(ASAN_TESTS))
+tsan-build: $(addprefix $(B)/tsan/,$(TSAN_TESTS))
+
+lint:
+	@bash tests/lint.sh
+
+deps:
+	@bash .ci/deps.sh "$(APT_PACKAGES)"
+deps-lint:
+	@bash .ci/deps.sh "$(APT_PACKAGES) $(LINT_PACKAGES)"
+
+demo: deps
+	@$(MAKE) --no-print-directory -j2 $(B)/release/tributary
+	@TRIBUTARY=$(B)/release/tributary node tests/e2e/demo.mjs
+
+# kill -9 at 200 random moments (DESIGN section 6); `make test` runs a short one.
+fault: deps
+	@$(MAKE) --no-print-directory -j2 $(B)/release/tributary
+	@TRIBUTARY=$(B)/release/tributary FAULT_KILLS=$(or $(KILLS),200) node tests/e2e/fault.test.mjs
+
+bench: deps
+	@$(MAKE) --no-print-directory -j2 $(B)/release/tributary
+	@$(B)/release/tributary bench --commit $$(git describe --always --dirty 2>/dev/null || echo unknown)
+
+help:
+	@echo 'make            build ./tributary ($(if $(filter 1,$(CUDA)),with the CUDA backend,without CUDA: no nvcc found))'
+	@echo 'make demo       serve four adapters, stream answers, settle on a local chain, show who earned what'
+	@echo 'make test       all tests: units under ASan and UBSan, vectors, contracts, end to end (installs what it needs)'
+	@echo 'make tsan       the threaded rooms under ThreadSanitizer'
+	@echo 'make fuzz       every parser under libFuzzer, FUZZ_SECONDS=60 each'
+	@echo 'make fault      200 kills at random moments; the books must come back equal (KILLS=n)'
+	@echo 'make bench      tokens/s of this CPU: base, one adapter, all different'
+	@echo 'make lint       include arrows, third-party rooms, format, cppcheck'
+	@echo 'make deps       apt-get and npm ci of what is missing (deps-lint: the tools of make lint too)'
+	@echo 'make unit-ROOM  the tests of one room: $(ROOMS)'
+	@echo 'make clean      remove $(B)/'
+	@echo 'Options: B=dir (output), CC=clang, CUDA=0, Q= (show commands), EXTRA_CFLAGS=...'
 
 clean:
 	rm -rf $(B) tributary
