@@ -1,0 +1,428 @@
+/* model: see model.h. Opens config, generation config and weights, checks one against the other and
+ * computes the identity. The expected tensors are enumerated by one function, `each_tensor`, which
+ * both the check of a directory and the making of a random model walk, so that they can't differ. */
+#include "engine/model.h"
+
+#include "engine/config_json.h"
+#include "node/base/err.h"
+#include "node/base/hex.h"
+#include "node/base/sha256.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { CONFIG_MAX_BYTES = 4 << 20, HASH_THREADS_MAX = 32 };
+
+/* ---- sites ------------------------------------------------------------------------------------- */
+
+static const char *const SITE_PATHS[SITE_KINDS] = {
+    [SITE_Q] = "self_attn.q_proj", [SITE_K] = "self_attn.k_proj",  [SITE_V] = "self_attn.v_proj",
+    [SITE_O] = "self_attn.o_proj", [SITE_GATE] = "mlp.gate_proj",  [SITE_UP] = "mlp.up_proj",
+    [SITE_DOWN] = "mlp.down_proj",
+};
+
+int model_n_sites(const struct model_config *c)
+{
+    return c->n_layers * SITE_KINDS;
+}
+
+int model_site_d_in(const struct model_config *c, enum site_kind kind)
+{
+    switch (kind) {
+    case SITE_Q:
+    case SITE_K:
+    case SITE_V:
+    case SITE_GATE:
+    case SITE_UP:
+        return c->hidden;
+    case SITE_O:
+        return c->n_heads * c->head_dim;
+    case SITE_DOWN:
+        return c->ffn;
+    case SITE_KINDS:
+        break;
+    }
+    BUG("site kind %d", (int)kind);
+}
+
+int model_site_d_out(const struct model_config *c, enum site_kind kind)
+{
+    switch (kind) {
+    case SITE_Q:
+        return c->n_heads * c->head_dim;
+    case SITE_K:
+    case SITE_V:
+        return c->n_kv_heads * c->head_dim;
+    case SITE_O:
+    case SITE_DOWN:
+        return c->hidden;
+    case SITE_GATE:
+    case SITE_UP:
+        return c->ffn;
+    case SITE_KINDS:
+        break;
+    }
+    BUG("site kind %d", (int)kind);
+}
+
+const char *model_site_kind_name(enum site_kind kind)
+{
+    return strchr(SITE_PATHS[kind], '.') + 1;
+}
+
+char *model_site_name(char out[SITE_NAME_BYTES], int site)
+{
+    snprintf(out, SITE_NAME_BYTES, "model.layers.%d.%s", site / SITE_KINDS,
+             SITE_PATHS[site % SITE_KINDS]);
+    return out;
+}
+
+/* ---- the tensors a config asks for ------------------------------------------------------------- */
+
+typedef int tensor_visit(void *context, const char *name, int64_t d0, int64_t d1, struct err *err);
+
+static int each_tensor(const struct model_config *c, tensor_visit *visit, void *context,
+                       struct err *err)
+{
+    char name[SITE_NAME_BYTES + 16], site[SITE_NAME_BYTES];
+    if (visit(context, "model.embed_tokens.weight", c->vocab, c->hidden, err) != 0 ||
+        visit(context, "model.norm.weight", c->hidden, -1, err) != 0 ||
+        (!c->tied && visit(context, "lm_head.weight", c->vocab, c->hidden, err) != 0))
+        return -1;
+    for (int l = 0; l < c->n_layers; l++) {
+        for (int k = 0; k < SITE_KINDS; k++) {
+            enum site_kind kind = (enum site_kind)k;
+            model_site_name(site, l * SITE_KINDS + k);
+            snprintf(name, sizeof name, "%s.weight", site);
+            if (visit(context, name, model_site_d_out(c, kind), model_site_d_in(c, kind), err) != 0)
+                return -1;
+            bool bias = k <= SITE_V ? c->qkv_bias : k == SITE_O ? c->o_bias : c->mlp_bias;
+            snprintf(name, sizeof name, "%s.bias", site);
+            if (bias && visit(context, name, model_site_d_out(c, kind), -1, err) != 0)
+                return -1;
+        }
+        static const char *const norms[] = {"input_layernorm", "post_attention_layernorm",
+                                            "self_attn.q_norm", "self_attn.k_norm"};
+        for (int i = 0; i < (c->qk_norm ? 4 : 2); i++) {
+            snprintf(name, sizeof name, "model.layers.%d.%s.weight", l, norms[i]);
+            if (visit(context, name, i < 2 ? c->hidden : c->head_dim, -1, err) != 0)
+                return -1;
+        }
+    }
+    return 0;
+}
+
+struct check {
+    const struct tensor_dir *tensors;
+    uint64_t n_params;
+    size_t n_seen;
+};
+
+static int check_tensor(void *context, const char *name, int64_t d0, int64_t d1, struct err *err)
+{
+    struct check *check = context;
+    char shape[128];
+    const struct tensor *t = tensor_dir_find(check->tensors, name);
+    if (t == NULL)
+        return err_set(err, ERR_INVALID, "tensor %s is missing", name);
+    if (t->dtype != TENSOR_F32 && t->dtype != TENSOR_F16 && t->dtype != TENSOR_BF16)
+        return err_set(err, ERR_UNSUPPORTED, "tensor %s: dtype %s is not supported (F32, F16 and "
+                       "BF16 are)", name, tensor_dtype_name(t->dtype));
+    if (!tensor_is(t, d0, d1)) {
+        struct tensor want = {.shape = {d0, d1}, .n_dims = d1 < 0 ? 1 : 2};
+        char want_shape[64];
+        return err_set(err, ERR_INVALID, "tensor %s: shape is %s, config.json asks for %s", name,
+                       tensor_shape_text(t, shape, sizeof shape),
+                       tensor_shape_text(&want, want_shape, sizeof want_shape));
+    }
+    check->n_params += (uint64_t)tensor_n_elements(t);
+    check->n_seen++;
+    return 0;
+}
+
+struct seek {
+    const char *name;
+    bool found;
+};
+
+static int seek_tensor(void *context, const char *name, int64_t d0, int64_t d1, struct err *err)
+{
+    struct seek *seek = context;
+    (void)d0;
+    (void)d1;
+    (void)err;
+    seek->found |= strcmp(name, seek->name) == 0;
+    return 0;
+}
+
+/* Tensors that checkpoints carry although they say nothing: the rope's frequencies of old Llama 2
+ * files, and a copy of the embedding as lm_head where it is tied. */
+static bool tensor_is_idle(const struct model_config *c, const char *name)
+{
+    size_t n = strlen(name);
+    static const char inv_freq[] = ".self_attn.rotary_emb.inv_freq";
+    if (n > sizeof inv_freq - 1 && strcmp(name + n - (sizeof inv_freq - 1), inv_freq) == 0)
+        return true;
+    return c->tied && strcmp(name, "lm_head.weight") == 0;
+}
+
+static int check_tensors(struct model *m, struct err *err)
+{
+    struct check check = {.tensors = &m->tensors};
+    if (each_tensor(&m->config, check_tensor, &check, err) != 0)
+        return -1;
+    m->n_params = check.n_params;
+    if (check.n_seen == m->tensors.n_tensors)
+        return 0;
+    for (size_t i = 0; i < m->tensors.n_tensors; i++) {
+        struct seek seek = {m->tensors.tensors[i]->name, false};
+        if (tensor_is_idle(&m->config, seek.name))
+            continue;
+        each_tensor(&m->config, seek_tensor, &seek, NULL);
+        if (!seek.found)
+            return err_set(err, ERR_UNSUPPORTED,
+                           "tensor %s belongs to nothing that config.json describes", seek.name);
+    }
+    return 0;
+}
+
+/* ---- identity ---------------------------------------------------------------------------------- */
+
+struct hash_job { /* files taken one by one by several threads */
+    pthread_mutex_t lock;
+    struct tensor_dir *tensors;
+    size_t next;
+};
+
+static void *hash_files(void *context)
+{
+    struct hash_job *job = context;
+    for (;;) {
+        pthread_mutex_lock(&job->lock);
+        size_t i = job->next++;
+        pthread_mutex_unlock(&job->lock);
+        if (i >= job->tensors->n_files)
+            return NULL;
+        struct tensor_dir_file *f = &job->tensors->files[i];
+        f->digest = sha256(f->bytes, f->n_bytes);
+    }
+}
+
+static void hash_all(struct tensor_dir *tensors)
+{
+    struct hash_job job = {.tensors = tensors};
+    pthread_mutex_init(&job.lock, NULL);
+    pthread_t threads[HASH_THREADS_MAX];
+    long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
+    int n_started = 0;
+    while (n_started < HASH_THREADS_MAX && n_started + 1 < n_cores &&
+           (size_t)n_started + 1 < tensors->n_files &&
+           pthread_create(&threads[n_started], NULL, hash_files, &job) == 0)
+        n_started++;
+    hash_files(&job);
+    for (int i = 0; i < n_started; i++)
+        pthread_join(threads[i], NULL);
+    pthread_mutex_destroy(&job.lock);
+}
+
+struct line { /* of the text whose hash is the id */
+    const char *name;
+    size_t n_bytes;
+    struct sha256_digest digest;
+};
+
+static int line_by_name(const void *a, const void *b)
+{
+    return strcmp(((const struct line *)a)->name, ((const struct line *)b)->name);
+}
+
+static struct model_id identity(struct tensor_dir *tensors, const struct buf *config)
+{
+    hash_all(tensors);
+    struct line *lines = xcalloc(tensors->n_files + 1, sizeof *lines);
+    size_t n = 0;
+    lines[n++] = (struct line){"config.json", config->len, sha256(config->data, config->len)};
+    for (size_t i = 0; i < tensors->n_files; i++) {
+        const struct tensor_dir_file *f = &tensors->files[i];
+        if (strstr(f->name, ".index.json") == NULL)
+            lines[n++] = (struct line){f->name, f->n_bytes, f->digest};
+    }
+    qsort(lines, n, sizeof *lines, line_by_name);
+    struct buf text = BUF_INIT;
+    char hex[65];
+    for (size_t i = 0; i < n; i++)
+        buf_appendf(&text, "%s  %zu  %s\n", hex_encode(hex, lines[i].digest.bytes, 32),
+                    lines[i].n_bytes, lines[i].name);
+    struct sha256_digest digest = sha256(text.data, text.len);
+    buf_release(&text);
+    free(lines);
+    struct model_id id;
+    memcpy(id.bytes, digest.bytes, 32);
+    return id;
+}
+
+/* ---- open -------------------------------------------------------------------------------------- */
+
+static void last_component(char *out, size_t n_out, const char *dir)
+{
+    size_t end = strlen(dir);
+    while (end > 1 && dir[end - 1] == '/')
+        end--;
+    size_t begin = end;
+    while (begin > 0 && dir[begin - 1] != '/')
+        begin--;
+    snprintf(out, n_out, "%.*s", (int)(end - begin), dir + begin);
+}
+
+int model_open(struct model **out, const char *dir, struct err *err)
+{
+    struct model *m = xcalloc(1, sizeof *m);
+    struct buf text = BUF_INIT;
+    json_t *config = NULL, *generation = NULL;
+    char *path = xasprintf("%s/config.json", dir);
+    char *generation_path = xasprintf("%s/generation_config.json", dir);
+    int rc = -1;
+    char *real = realpath(dir, NULL);
+    last_component(m->name, sizeof m->name, real != NULL ? real : dir);
+    if (file_read(path, CONFIG_MAX_BYTES, &text, err) != 0 ||
+        config_json_parse(&config, text.data != NULL ? (const char *)text.data : "", text.len, path,
+                          err) != 0)
+        goto out;
+    if (access(generation_path, F_OK) == 0 &&
+        config_json_read(&generation, generation_path, CONFIG_MAX_BYTES, err) != 0)
+        goto out;
+    if (model_config_parse(&m->config, config, generation, path, err) != 0 ||
+        tensor_dir_open(&m->tensors, dir, "model", TENSOR_DIR_MAP, SIZE_MAX, err) != 0)
+        goto out;
+    if (check_tensors(m, err) != 0) {
+        err_wrap(err, "%s", dir);
+        goto out;
+    }
+    m->id = identity(&m->tensors, &text);
+    rc = 0;
+out:
+    json_decref(config);
+    json_decref(generation);
+    buf_release(&text);
+    free(path);
+    free(generation_path);
+    free(real);
+    if (rc != 0) {
+        model_close(m);
+        return -1;
+    }
+    *out = m;
+    return 0;
+}
+
+void model_close(struct model *m)
+{
+    if (m == NULL)
+        return;
+    tensor_dir_close(&m->tensors);
+    free(m);
+}
+
+/* ---- random models ----------------------------------------------------------------------------- */
+
+struct make {
+    struct safetensors *parsed;
+    struct buf names;
+    size_t n_bytes;
+};
+
+static int count_tensor(void *context, const char *name, int64_t d0, int64_t d1, struct err *err)
+{
+    struct make *make = context;
+    (void)err;
+    struct safetensors *s = make->parsed;
+    s->tensors = xrealloc_array(s->tensors, s->n_tensors + 1, sizeof *s->tensors);
+    struct tensor *t = &s->tensors[s->n_tensors++];
+    *t = (struct tensor){.shape = {d0, d1}, .n_dims = d1 < 0 ? 1 : 2, .dtype = TENSOR_BF16};
+    t->n_bytes = (size_t)(d1 < 0 ? d0 : d0 * d1) * 2;
+    t->name = (const char *)(uintptr_t)make->names.len; /* an offset until names stand still */
+    t->data = (const uint8_t *)(uintptr_t)make->n_bytes;
+    make->n_bytes += (t->n_bytes + 63) & ~(size_t)63;
+    buf_append(&make->names, name, strlen(name) + 1);
+    return 0;
+}
+
+static uint64_t next_random(uint64_t *state) /* SplitMix64, Steele et al. 2014 */
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static uint16_t bf16(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static void fill_random(const struct tensor *t, uint64_t *state)
+{
+    uint16_t *p = (uint16_t *)(uintptr_t)t->data;
+    size_t n = t->n_bytes / 2;
+    /* Norm weights about 1; matrices uniform in +-sqrt(3 / d_in): variance 1 / d_in. */
+    float spread = t->n_dims == 1 ? 0.2f : sqrtf(3.0f / (float)t->shape[1]);
+    float centre = t->n_dims == 1 && strstr(t->name, "norm") != NULL ? 1.0f : 0.0f;
+    for (size_t i = 0; i < n; i++)
+        p[i] = bf16(centre + spread * ((float)(next_random(state) >> 40) * 0x1p-23f - 1.0f));
+}
+
+static int tensor_by_name(const void *a, const void *b)
+{
+    return strcmp(((const struct tensor *)a)->name, ((const struct tensor *)b)->name);
+}
+
+int model_random(struct model **out, const struct model_config *config, const char *name,
+                 uint64_t seed, struct err *err)
+{
+    struct model *m = xcalloc(1, sizeof *m);
+    m->config = *config;
+    snprintf(m->name, sizeof m->name, "%s", name);
+    m->tensors.how = TENSOR_DIR_READ;
+    m->tensors.files = xcalloc(1, sizeof *m->tensors.files);
+    m->tensors.n_files = 1;
+    struct tensor_dir_file *f = &m->tensors.files[0];
+    f->name = xstrdup("model.safetensors");
+    struct make make = {.parsed = &f->parsed};
+    each_tensor(config, count_tensor, &make, NULL);
+    f->parsed.names = buf_detach(&make.names);
+    f->n_bytes = make.n_bytes;
+    f->bytes = aligned_alloc(64, make.n_bytes);
+    if (f->bytes == NULL) {
+        size_t n_bytes = make.n_bytes;
+        model_close(m);
+        return err_set(err, ERR_NO_MEMORY, "a random model of shape %s needs %zu bytes", name,
+                       n_bytes);
+    }
+    uint64_t state = seed;
+    for (size_t i = 0; i < f->parsed.n_tensors; i++) {
+        struct tensor *t = &f->parsed.tensors[i];
+        t->name = f->parsed.names + (uintptr_t)t->name;
+        t->data = f->bytes + (uintptr_t)t->data;
+        fill_random(t, &state);
+    }
+    qsort(f->parsed.tensors, f->parsed.n_tensors, sizeof *f->parsed.tensors, tensor_by_name);
+    m->tensors.n_tensors = f->parsed.n_tensors;
+    m->tensors.tensors = xcalloc(m->tensors.n_tensors, sizeof(struct tensor *));
+    for (size_t i = 0; i < m->tensors.n_tensors; i++)
+        m->tensors.tensors[i] = &f->parsed.tensors[i];
+    if (check_tensors(m, err) != 0)
+        BUG("a random model lacks its own tensors");
+    char *text = xasprintf("random %s %" PRIu64, name, seed);
+    struct sha256_digest digest = sha256(text, strlen(text));
+    free(text);
+    memcpy(m->id.bytes, digest.bytes, 32);
+    *out = m;
+    return 0;
+}
