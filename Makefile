@@ -9,6 +9,7 @@ Q     ?= @
 CC    := $(if $(filter default,$(origin CC)),gcc,$(CC))
 NVCC  ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc 2>/dev/null))
 CUDA  ?= $(if $(NVCC),1,0)
+SRC_cuda := $(if $(filter 1,$(CUDA)),$(wildcard kernels/cuda/*.cu))
 # The deployable set of packages of a fresh Debian or Ubuntu.
 APT_PACKAGES := gcc make pkg-config libcmocka-dev libmicrohttpd-dev libjansson-dev libsqlite3-dev \
 	libsodium-dev libcurl4-openssl-dev libsecp256k1-dev libinih-dev libpcre2-dev libutf8proc-dev \
@@ -24,6 +25,13 @@ CFLAGS_tsan    := -O1 -g -fsanitize=thread $(CSTD)
 LDFLAGS_release := -pie -Wl,-z,relro,-z,now
 LDFLAGS_asan    := -fsanitize=address,undefined
 LDFLAGS_tsan    := -fsanitize=thread
+# The CUDA backend is in the release variant only: the sanitizers and the CUDA runtime share no address space.
+NVCCFLAGS := -std=c++20 -O3 -lineinfo -I. -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fPIE,-Wall,-Wextra
+ifneq ($(SRC_cuda),)
+CFLAGS_release += -DTRIBUTARY_CUDA
+CUDA_LIB := $(dir $(NVCC))../lib64
+LDLIBS_release := -L$(CUDA_LIB) -lcudart_static -lstdc++ -ldl -lrt
+endif
 LDLIBS := -Wl,--as-needed -lmicrohttpd -linih -lsqlite3 -lsecp256k1 -lcrypto -lsodium -lcurl \
 	-ljansson -lpcre2-8 -lutf8proc -lz -lm -lpthread
 
@@ -50,6 +58,9 @@ OPT = $(if $(filter kernels/%,$<),-O3)
 
 .PHONY: all help deps deps-lint demo test test-build tsan tsan-build fuzz fault bench lint clean
 all: tributary
+ifeq ($(SRC_cuda),)
+	@echo "built without the CUDA backend ($(if $(NVCC),CUDA=0,no nvcc found)); --backend cpu and ref work"
+endif
 
 tributary: $(B)/release/tributary
 	@cp -f $< $@
@@ -60,23 +71,28 @@ $(B)/$(1)/%.o: %.c
 	@echo "  cc $(1) $$<"
 	$$(Q)$$(CC) $$(CFLAGS_$(1)) $$(OPT) $$(ISA) -MMD -MP -c $$< -o $$@
 
+$(B)/$(1)/%.cu.o: %.cu
+	@mkdir -p $$(@D)
+	@echo "  nvcc $$<"
+	$$(Q)$$(NVCC) $$(NVCCFLAGS) -MMD -MP -MF $$(@:.o=.d) -c $$< -o $$@
+
 $(foreach r,$(ROOMS),
-$(B)/$(1)/lib$(r).a: $(patsubst %.c,$(B)/$(1)/%.o,$(SRC_$(r)))
+$(B)/$(1)/lib$(r).a: $(if $(filter release.kernels,$(1).$(r)),$(addprefix $(B)/$(1)/,$(addsuffix .o,$(SRC_cuda)))) $(patsubst %.c,$(B)/$(1)/%.o,$(SRC_$(r)))
 	@mkdir -p $$(@D)
 	@rm -f $$@
 	$$(Q)ar rcs $$@ $$^
 )
 
 $(B)/$(1)/tributary: $(B)/$(1)/node/main.o $(foreach r,$(BELOW_node),$(B)/$(1)/lib$(r).a)
-	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS)
+	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1))
 	@echo "built $$@"
 
 $(foreach r,$(filter-out kernels,$(ROOMS)),
 $(B)/$(1)/tests/unit/$(r)/%: $(B)/$(1)/tests/unit/$(r)/%.o $(B)/$(1)/tests/support.o $(foreach b,$(BELOW_$(r)),$(B)/$(1)/lib$(b).a)
-	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) -lcmocka
+	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1)) -lcmocka
 )
 $(B)/$(1)/tests/ops/%: $(B)/$(1)/tests/ops/%.o $(B)/$(1)/tests/support.o $(foreach b,$(BELOW_kernels),$(B)/$(1)/lib$(b).a)
-	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) -lcmocka
+	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1)) -lcmocka
 endef
 $(foreach v,release asan tsan,$(eval $(call VARIANT,$(v))))
 
@@ -158,7 +174,7 @@ bench: deps
 	@$(B)/release/tributary bench --commit $$(git describe --always --dirty 2>/dev/null || echo unknown)
 
 help:
-	@echo 'make            build ./tributary ($(if $(filter 1,$(CUDA)),with the CUDA backend,without CUDA: no nvcc found))'
+	@echo 'make            build ./tributary ($(if $(SRC_cuda),with the CUDA backend,without the CUDA backend))'
 	@echo 'make demo       serve four adapters, stream answers, settle on a local chain, show who earned what'
 	@echo 'make test       all tests: units under ASan and UBSan, vectors, contracts, end to end (installs what it needs)'
 	@echo 'make tsan       the threaded rooms under ThreadSanitizer'
