@@ -1,0 +1,403 @@
+/* lora: see lora.h.
+ *
+ * Files are read once, into memory; the digest is computed over those bytes and the tensors are taken
+ * from the same bytes. The matrices are then packed site by site, in the order of sites, each at its
+ * true size, so that the device pool can copy an adapter in one piece or in few.
+ *
+ * contentDigest (engine.h): sha256 over lines "<sha256 hex>  <size>  <name>\n", ascending by name, of
+ * adapter_config.json and the weight files, the index of shards included. */
+#include "engine/lora.h"
+
+#include "engine/engine.h"
+#include "engine/lora_config.h"
+#include "node/base/buf.h"
+#include "node/base/err.h"
+#include "node/base/hex.h"
+#include "node/base/sha256.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- the files and their digest ---------------------------------------------------------------- */
+
+struct adapter_files {
+    struct buf config;
+    struct tensor_dir tensors;
+    struct content_digest content;
+};
+
+struct line {
+    const char *name;
+    size_t n_bytes;
+    struct sha256_digest digest;
+};
+
+static int line_by_name(const void *a, const void *b)
+{
+    return strcmp(((const struct line *)a)->name, ((const struct line *)b)->name);
+}
+
+static struct content_digest digest_of(const struct adapter_files *files)
+{
+    const struct tensor_dir *d = &files->tensors;
+    struct line *lines = xcalloc(d->n_files + 1, sizeof *lines);
+    size_t n = 0;
+    lines[n++] = (struct line){"adapter_config.json", files->config.len,
+                               sha256(files->config.data, files->config.len)};
+    for (size_t i = 0; i < d->n_files; i++)
+        lines[n++] = (struct line){d->files[i].name, d->files[i].n_bytes, d->files[i].digest};
+    qsort(lines, n, sizeof *lines, line_by_name);
+    struct buf text = BUF_INIT;
+    char hex[65];
+    for (size_t i = 0; i < n; i++)
+        buf_appendf(&text, "%s  %zu  %s\n", hex_encode(hex, lines[i].digest.bytes, 32),
+                    lines[i].n_bytes, lines[i].name);
+    struct sha256_digest whole = sha256(text.data, text.len);
+    buf_release(&text);
+    free(lines);
+    struct content_digest content;
+    memcpy(content.bytes, whole.bytes, 32);
+    return content;
+}
+
+static void files_release(struct adapter_files *files)
+{
+    buf_release(&files->config);
+    tensor_dir_close(&files->tensors);
+}
+
+static int files_read(struct adapter_files *files, const char *dir, size_t max_bytes,
+                      struct err *err)
+{
+    *files = (struct adapter_files){.config = BUF_INIT};
+    char *path = xasprintf("%s/adapter_config.json", dir);
+    char *pickle = xasprintf("%s/adapter_model.bin", dir);
+    int rc = file_read(path, LORA_CONFIG_MAX_BYTES, &files->config, err);
+    if (rc == 0) {
+        buf_reserve(&files->config, 1);
+        rc = tensor_dir_open(&files->tensors, dir, "adapter_model", TENSOR_DIR_READ, max_bytes, err);
+        if (rc != 0 && err != NULL && err->code == ERR_NOT_FOUND && access(pickle, F_OK) == 0)
+            err_set(err, ERR_UNSUPPORTED,
+                    "%s is a pickle, which can run code; save the adapter as safetensors", pickle);
+    }
+    free(path);
+    free(pickle);
+    if (rc != 0) {
+        files_release(files);
+        return -1;
+    }
+    files->content = digest_of(files);
+    return 0;
+}
+
+int adapter_content_digest(const char *dir, struct content_digest *out, struct err *err)
+{
+    struct adapter_files files;
+    if (files_read(&files, dir, SIZE_MAX, err) != 0)
+        return -1;
+    *out = files.content;
+    files_release(&files);
+    return 0;
+}
+
+/* ---- checking and packing ---------------------------------------------------------------------- */
+
+static size_t aligned(size_t n)
+{
+    return (n + LORA_ALIGN_BYTES - 1) & ~(size_t)(LORA_ALIGN_BYTES - 1);
+}
+
+static bool all_finite(const struct tensor *t)
+{
+    size_t n = tensor_n_elements(t);
+    if (t->dtype == TENSOR_F32) {
+        for (size_t i = 0; i < n; i++) {
+            uint32_t bits;
+            memcpy(&bits, t->data + 4 * i, 4);
+            if ((bits & 0x7f800000u) == 0x7f800000u)
+                return false;
+        }
+        return true;
+    }
+    uint16_t exponent = t->dtype == TENSOR_F16 ? 0x7c00 : 0x7f80;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t bits;
+        memcpy(&bits, t->data + 2 * i, 2);
+        if ((bits & exponent) == exponent)
+            return false;
+    }
+    return true;
+}
+
+static const struct tensor *find_matrix(const struct tensor_dir *d, const char *module,
+                                        const char *which, char name[static 160])
+{
+    snprintf(name, 160, "base_model.model.%s.%s.weight", module, which);
+    const struct tensor *t = tensor_dir_find(d, name);
+    return t != NULL ? t : tensor_dir_find(d, name + strlen("base_model.model."));
+}
+
+static int check_matrix(const struct tensor_dir *d, const struct tensor **out, const char *module,
+                        const char *which, int64_t d0, int64_t d1, struct err *err)
+{
+    char name[160], shape[128];
+    const struct tensor *t = find_matrix(d, module, which, name);
+    if (t == NULL)
+        return err_set(err, ERR_INVALID, "tensor %s is missing", name);
+    if (t->dtype != TENSOR_F32 && t->dtype != TENSOR_F16 && t->dtype != TENSOR_BF16)
+        return err_set(err, ERR_UNSUPPORTED, "tensor %s: dtype %s is not supported (F32, F16 and "
+                       "BF16 are)", t->name, tensor_dtype_name(t->dtype));
+    if (!tensor_is(t, d0, d1))
+        return err_set(err, ERR_INVALID,
+                       "tensor %s: shape is %s, base model and adapter_config.json ask for "
+                       "[%" PRId64 ", %" PRId64 "]", t->name, tensor_shape_text(t, shape, sizeof shape),
+                       d0, d1);
+    if (!all_finite(t))
+        return err_set(err, ERR_INVALID, "tensor %s: holds numbers that are not finite", t->name);
+    *out = t;
+    return 0;
+}
+
+struct matrices {
+    const struct tensor *a, *b;
+};
+
+static enum dtype dtype_of(const struct tensor *t)
+{
+    return t->dtype == TENSOR_F32 ? DTYPE_F32 : t->dtype == TENSOR_F16 ? DTYPE_F16 : DTYPE_BF16;
+}
+
+/* Adds a site to a, with offsets; returns it. */
+static struct lora_site *add_site(struct lora_adapter *a, const struct model_config *model, int site,
+                                  int rank, float scaling, enum dtype dtype)
+{
+    enum site_kind kind = (enum site_kind)(site % SITE_KINDS);
+    size_t n_a = (size_t)rank * (size_t)model_site_d_in(model, kind) * dtype_bytes(dtype);
+    size_t n_b = (size_t)rank * (size_t)model_site_d_out(model, kind) * dtype_bytes(dtype);
+    struct lora_site *s = &a->sites[a->n_sites++];
+    *s = (struct lora_site){.site = site, .rank = rank, .scaling = scaling, .dtype = dtype};
+    s->a_offset = a->n_bytes;
+    s->b_offset = s->a_offset + aligned(n_a);
+    s->end_offset = s->b_offset + aligned(n_b);
+    a->n_bytes = s->end_offset;
+    if (rank > a->rank_max)
+        a->rank_max = rank;
+    const char *name = model_site_kind_name(kind);
+    if (strstr(a->targets, name) == NULL) {
+        size_t at = strlen(a->targets);
+        snprintf(a->targets + at, sizeof a->targets - at, "%s%s", at > 0 ? " " : "", name);
+    }
+    return s;
+}
+
+/* Which sites of a layer are parts of one fused linear (weights.c). */
+static int fused_group(int kind)
+{
+    return kind <= SITE_V ? 0 : kind == SITE_O ? 1 : kind <= SITE_UP ? 2 : 3;
+}
+
+static void sum_ranks(struct lora_adapter *a)
+{
+    int sum = 0, last = -1;
+    for (int i = 0; i < a->n_sites; i++) {
+        int site = a->sites[i].site;
+        int group = site / SITE_KINDS * 4 + fused_group(site % SITE_KINDS);
+        sum = group == last ? sum + a->sites[i].rank : a->sites[i].rank;
+        last = group;
+        if (sum > a->rank_sum_max)
+            a->rank_sum_max = sum;
+    }
+}
+
+static void pack(uint8_t *out, const struct tensor *t, enum dtype dtype)
+{
+    if (dtype_of(t) == dtype) {
+        memcpy(out, t->data, t->n_bytes);
+        return;
+    }
+    BUG_IF(dtype != DTYPE_F32);
+    float *f = (float *)(void *)out;
+    for (size_t i = 0, n = tensor_n_elements(t); i < n; i++)
+        f[i] = tensor_f32(t, i);
+}
+
+static int check_surplus(const struct tensor_dir *d, const struct lora_adapter *a, struct err *err)
+{
+    char module[SITE_NAME_BYTES], name[160];
+    for (size_t i = 0; i < d->n_tensors; i++) {
+        bool known = false;
+        for (int s = 0; s < a->n_sites && !known; s++) {
+            model_site_name(module, a->sites[s].site);
+            known = find_matrix(d, module, "lora_A", name) == d->tensors[i] ||
+                    find_matrix(d, module, "lora_B", name) == d->tensors[i];
+        }
+        if (!known)
+            return err_set(err, ERR_INVALID,
+                           "tensor %s belongs to no module that adapter_config.json and the base "
+                           "model agree on", d->tensors[i]->name);
+    }
+    return 0;
+}
+
+/* Modules of these models that LoRA could touch and this engine can't. */
+static int refuse_other_modules(const struct lora_config *config, struct err *err)
+{
+    static const char *const others[] = {"model.embed_tokens", "lm_head"};
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        bool targeted;
+        int rank;
+        float scaling;
+        /* Neither is a linear layer in the sense of "all-linear". */
+        if (lora_config_module(config, others[i], true, &targeted, &rank, &scaling, err) != 0)
+            return -1;
+        if (targeted)
+            return err_set(err, ERR_UNSUPPORTED,
+                           "adapter_config.json: target_modules takes in %s, which is not supported",
+                           strrchr(others[i], '.') != NULL ? strrchr(others[i], '.') + 1 : others[i]);
+    }
+    return 0;
+}
+
+static int build(struct lora_adapter *a, const struct model_config *model,
+                 const struct lora_config *config, const struct tensor_dir *d, struct err *err)
+{
+    int n_sites = model_n_sites(model), rc = -1;
+    char module[SITE_NAME_BYTES];
+    struct matrices *matrices = xcalloc((size_t)n_sites, sizeof *matrices);
+    a->sites = xcalloc((size_t)n_sites, sizeof *a->sites);
+    if (refuse_other_modules(config, err) != 0)
+        goto out;
+    for (int site = 0; site < n_sites; site++) {
+        enum site_kind kind = (enum site_kind)(site % SITE_KINDS);
+        bool targeted;
+        int rank;
+        float scaling;
+        model_site_name(module, site);
+        if (lora_config_module(config, module, false, &targeted, &rank, &scaling, err) != 0)
+            goto out;
+        if (!targeted)
+            continue;
+        struct matrices *m = &matrices[a->n_sites];
+        if (check_matrix(d, &m->a, module, "lora_A", rank, model_site_d_in(model, kind), err) != 0 ||
+            check_matrix(d, &m->b, module, "lora_B", model_site_d_out(model, kind), rank, err) != 0)
+            goto out;
+        add_site(a, model, site, rank, scaling,
+                 m->a->dtype == m->b->dtype ? dtype_of(m->a) : DTYPE_F32);
+    }
+    if (a->n_sites == 0) {
+        err_set(err, ERR_INVALID,
+                "adapter_config.json: target_modules matches no linear module of the base model");
+        goto out;
+    }
+    if ((size_t)a->n_sites * 2 != d->n_tensors && check_surplus(d, a, err) != 0)
+        goto out;
+    sum_ranks(a);
+    if (a->rank_sum_max > LORA_RANK_SUM_MAX) {
+        err_set(err, ERR_UNSUPPORTED, "ranks of one fused module sum to %d, at most %d are supported",
+                a->rank_sum_max, LORA_RANK_SUM_MAX);
+        goto out;
+    }
+    a->data = aligned_alloc(LORA_ALIGN_BYTES, a->n_bytes);
+    if (a->data == NULL) {
+        err_set(err, ERR_NO_MEMORY, "no memory for its %zu bytes", a->n_bytes);
+        goto out;
+    }
+    memset(a->data, 0, a->n_bytes);
+    for (int i = 0; i < a->n_sites; i++) {
+        const struct lora_site *s = &a->sites[i];
+        pack(a->data + s->a_offset, matrices[i].a, s->dtype);
+        pack(a->data + s->b_offset, matrices[i].b, s->dtype);
+    }
+    rc = 0;
+out:
+    free(matrices);
+    return rc;
+}
+
+int lora_open(struct lora_adapter **out, const struct model_config *model, const char *dir,
+              size_t max_bytes, struct err *err)
+{
+    struct adapter_files files;
+    struct lora_config *config = NULL;
+    if (files_read(&files, dir, max_bytes, err) != 0)
+        return -1;
+    struct lora_adapter *a = xcalloc(1, sizeof *a);
+    a->content = files.content;
+    int rc = lora_config_parse(&config, (const char *)files.config.data, files.config.len,
+                               "adapter_config.json", err);
+    if (rc == 0)
+        rc = build(a, model, config, &files.tensors, err);
+    lora_config_free(config);
+    files_release(&files);
+    if (rc != 0) {
+        lora_close(a);
+        return err_wrap(err, "adapter %s", dir);
+    }
+    *out = a;
+    return 0;
+}
+
+void lora_close(struct lora_adapter *a)
+{
+    if (a == NULL)
+        return;
+    free(a->sites);
+    free(a->data);
+    free(a);
+}
+
+/* ---- random adapters --------------------------------------------------------------------------- */
+
+static uint64_t next_random(uint64_t *state) /* SplitMix64, Steele et al. 2014 */
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static void fill(uint8_t *out, size_t n, enum dtype dtype, float spread, uint64_t *state)
+{
+    for (size_t i = 0; i < n; i++) {
+        float f = spread * ((float)(next_random(state) >> 40 | 1) * 0x1p-23f - 1.0f); /* never 0 */
+        uint32_t bits;
+        memcpy(&bits, &f, 4);
+        uint16_t half = (uint16_t)(bits >> 16);
+        if (dtype == DTYPE_F32)
+            memcpy(out + 4 * i, &bits, 4);
+        else
+            memcpy(out + 2 * i, &half, 2);
+    }
+}
+
+struct lora_adapter *lora_random(const struct model_config *model, int rank, enum dtype dtype,
+                                 uint64_t seed)
+{
+    BUG_IF(dtype == DTYPE_F16);
+    struct lora_adapter *a = xcalloc(1, sizeof *a);
+    int n_sites = model_n_sites(model);
+    a->sites = xcalloc((size_t)n_sites, sizeof *a->sites);
+    for (int site = 0; site < n_sites; site++)
+        add_site(a, model, site, rank, 1.0f, dtype);
+    sum_ranks(a);
+    BUG_IF(a->rank_sum_max > LORA_RANK_SUM_MAX);
+    a->data = aligned_alloc(LORA_ALIGN_BYTES, a->n_bytes);
+    BUG_IF(a->data == NULL);
+    memset(a->data, 0, a->n_bytes);
+    uint64_t state = seed;
+    for (int i = 0; i < n_sites; i++) {
+        const struct lora_site *s = &a->sites[i];
+        enum site_kind kind = (enum site_kind)(s->site % SITE_KINDS);
+        int d_in = model_site_d_in(model, kind), d_out = model_site_d_out(model, kind);
+        fill(a->data + s->a_offset, (size_t)rank * (size_t)d_in, dtype, sqrtf(3.0f / (float)d_in),
+             &state);
+        fill(a->data + s->b_offset, (size_t)rank * (size_t)d_out, dtype, 0.1f / (float)rank, &state);
+    }
+    struct sha256_digest digest = sha256(a->data, a->n_bytes);
+    memcpy(a->content.bytes, digest.bytes, 32);
+    return a;
+}
