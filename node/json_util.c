@@ -1,0 +1,154 @@
+/* json_util: see json_util.h. jansson checks the grammar, UTF-8, surrogates, NUL and (when asked)
+ * repeated keys. It recurses up to 2,048 levels deep and builds a node for each value, so a pass over
+ * the text bounds both before it starts. */
+#include "node/json_util.h"
+
+#include "node/base/err.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int check_bounds(const char *s, size_t n, struct err *err)
+{
+    size_t depth = 0, values = 1;
+    bool in_string = false;
+    for (size_t i = 0; i < n; i++) {
+        char c = s[i];
+        if (in_string) {
+            if (c == '\\')
+                i++;
+            else if (c == '"')
+                in_string = false;
+            continue;
+        }
+        if (c == '"') {
+            in_string = true;
+        } else if (c == '[' || c == '{') {
+            values++;
+            if (++depth > JSON_DEPTH_MAX)
+                return err_set(err, ERR_TOO_LARGE, "JSON is nested deeper than %d levels",
+                               JSON_DEPTH_MAX);
+        } else if (c == ']' || c == '}') {
+            if (depth > 0)
+                depth--;
+        } else if (c == ',') {
+            values++;
+        }
+        if (values > JSON_VALUES_MAX)
+            return err_set(err, ERR_TOO_LARGE, "JSON has more than %d values", JSON_VALUES_MAX);
+    }
+    return 0;
+}
+
+json_t *json_parse(const void *bytes, size_t n_bytes, struct err *err)
+{
+    if (n_bytes == 0) {
+        err_set(err, ERR_INVALID, "JSON is empty");
+        return NULL;
+    }
+    if (check_bounds(bytes, n_bytes, err) != 0)
+        return NULL;
+    json_error_t e;
+    json_t *value = json_loadb(bytes, n_bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
+    if (value == NULL) {
+        /* jansson quotes the text near the error, which may be no UTF-8: only its own words are
+         * passed on. */
+        char text[sizeof e.text];
+        snprintf(text, sizeof text, "%s", e.text);
+        char *near = strstr(text, " near ");
+        if (near != NULL)
+            *near = '\0';
+        for (char *p = text; *p != '\0'; p++) {
+            if ((unsigned char)*p >= 0x7F || (unsigned char)*p < 0x20)
+                *p = '?';
+        }
+        err_set(err, ERR_INVALID, "JSON is not valid: %s (line %d, column %d)", text, e.line,
+                e.column);
+    }
+    return value;
+}
+
+size_t utf8_char_len(const char *s, size_t n)
+{
+    const unsigned char *u = (const unsigned char *)s;
+    if (u[0] < 0x80)
+        return 1;
+    size_t len = u[0] >= 0xF0 ? 4 : u[0] >= 0xE0 ? 3 : u[0] >= 0xC2 ? 2 : 0;
+    if (len == 0 || u[0] > 0xF4 || n < len)
+        return 0;
+    for (size_t i = 1; i < len; i++) {
+        if ((u[i] & 0xC0) != 0x80)
+            return 0;
+    }
+    if ((u[0] == 0xE0 && u[1] < 0xA0) || (u[0] == 0xED && u[1] > 0x9F) ||
+        (u[0] == 0xF0 && u[1] < 0x90) || (u[0] == 0xF4 && u[1] > 0x8F))
+        return 0;
+    return len;
+}
+
+void json_append_string(struct buf *b, const char *text, size_t n)
+{
+    buf_append_byte(b, '"');
+    size_t plain = 0; /* bytes since the last escape, not yet appended */
+    for (size_t i = 0; i < n;) {
+        unsigned char c = (unsigned char)text[i];
+        size_t len = utf8_char_len(text + i, n - i);
+        if (len > 0 && c >= 0x20 && c != '"' && c != '\\' && c != 0x7F) {
+            plain += len;
+            i += len;
+            continue;
+        }
+        buf_append(b, text + i - plain, plain);
+        plain = 0;
+        if (len == 0)
+            buf_append_str(b, "\xEF\xBF\xBD");
+        else if (c == '"' || c == '\\')
+            buf_appendf(b, "\\%c", c);
+        else if (c == '\n')
+            buf_append_str(b, "\\n");
+        else if (c == '\t')
+            buf_append_str(b, "\\t");
+        else if (c == '\r')
+            buf_append_str(b, "\\r");
+        else
+            buf_appendf(b, "\\u%04x", c);
+        i++;
+    }
+    if (plain > 0)
+        buf_append(b, text + n - plain, plain);
+    buf_append_byte(b, '"');
+}
+
+void json_append_cstr(struct buf *b, const char *text)
+{
+    json_append_string(b, text, strlen(text));
+}
+
+void json_append_float(struct buf *b, float value)
+{
+    if (!isfinite(value)) {
+        buf_append_str(b, "null");
+        return;
+    }
+    char text[32];
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)value);
+        if (strtof(text, NULL) == value)
+            break;
+    }
+    buf_append_str(b, text);
+}
+
+static int append_bytes(const char *bytes, size_t n, void *context)
+{
+    buf_append(context, bytes, n);
+    return 0;
+}
+
+void json_append_value(struct buf *b, const json_t *value)
+{
+    json_dump_callback(value, append_bytes, b, JSON_COMPACT | JSON_ENCODE_ANY);
+}
