@@ -24,8 +24,8 @@ struct tokenizer;
 
 enum {
     TOKENIZER_JSON_MAX_BYTES = 256 << 20,
-    TOKENIZER_TEXT_MAX_BYTES = 64 << 20, /* one encode; more is ERR_TOO_LARGE */
-    TOKENIZER_ID_MAX = (1 << 24) - 1,    /* ids are 0 to this */
+    TOKENIZER_TEXT_MAX_BYTES = 8 << 20, /* one encode; more is ERR_TOO_LARGE */
+    TOKENIZER_ID_MAX = (1 << 24) - 1,   /* ids are 0 to this */
 };
 
 /* path: a tokenizer.json, or a directory that holds one. */
@@ -37,23 +37,18 @@ int tokenizer_open_memory(struct tokenizer **out, const void *json, size_t n_byt
 
 void tokenizer_close(struct tokenizer *t); /* quiet on NULL */
 
-/* ---- ids: a growable list ----------------------------------------------------------------------
- */
+/* ---- ids: a growable list -------------------------------------------------------------------- */
 
 struct token_ids {
     int32_t *ids; /* [n] */
     size_t n, cap;
 };
-#define TOKEN_IDS_INIT \
-    {                  \
-        NULL, 0, 0     \
-    }
+#define TOKEN_IDS_INIT {NULL, 0, 0}
 
 void token_ids_append(struct token_ids *list, int32_t id);
 void token_ids_release(struct token_ids *list); /* frees, and returns to TOKEN_IDS_INIT */
 
-/* ---- encode ------------------------------------------------------------------------------------
- */
+/* ---- encode ---------------------------------------------------------------------------------- */
 
 struct tokenizer_encode_options { /* zeroed: plain text, nothing added */
     bool add_special;   /* add what the post-processor adds: usually a begin-of-text token */
@@ -61,20 +56,20 @@ struct tokenizer_encode_options { /* zeroed: plain text, nothing added */
                            they are ordinary characters. Added tokens that the file doesn't call
                            special ("<think>") are always found. */
     /* With parse_special: a special token is not found where it touches one of these spans of the
-     * text. chat_template_render fills them with what came from the messages, so that a user can't
-     * write a turn marker. NULL: none. */
+     * text, which must then be UTF-8. chat_template_render fills them with what came from the
+     * messages, so that a user can't write a turn marker. NULL: none. */
     const struct text_spans *literal;
 };
 
 /* Appends the ids of text [n_bytes] to *out. options NULL means zeroed. Work is
- * O(n log n) whatever the text. Fails with ERR_TOO_LARGE, or ERR_INVALID when a pattern of the
- * tokenizer file needs too many steps on this text; *out then holds what it held before. */
+ * O(n log n) in the length of the text, whatever it holds, and about 40 bytes of memory a byte of
+ * it at worst. Fails with ERR_TOO_LARGE, or ERR_INVALID when a pattern of the tokenizer file needs
+ * too many steps on this text; *out then holds what it held before. */
 int tokenizer_encode(const struct tokenizer *t, struct token_ids *out, const char *text,
                      size_t n_bytes, const struct tokenizer_encode_options *options,
                      struct err *err);
 
-/* ---- decode ------------------------------------------------------------------------------------
- */
+/* ---- decode ---------------------------------------------------------------------------------- */
 
 /* Appends the text of ids [n]. skip_special leaves out special tokens. Ids that name no token
  * stand for nothing. The text is always valid UTF-8: bytes that are not become U+FFFD. */
@@ -99,8 +94,7 @@ void detokenizer_flush(struct detokenizer *d, struct buf *out); /* ends the text
 size_t detokenizer_pending_bytes(const struct detokenizer *d);  /* held back until more is known */
 void detokenizer_free(struct detokenizer *d);                   /* quiet on NULL */
 
-/* ---- the vocabulary ----------------------------------------------------------------------------
- */
+/* ---- the vocabulary -------------------------------------------------------------------------- */
 
 /* One more than the largest id. Not every id below it need have a token. */
 int32_t tokenizer_vocab_size(const struct tokenizer *t);
