@@ -121,6 +121,7 @@ struct http_server {
     char *tls_cert, *tls_key;
     struct MHD_Daemon *daemon;
     int listen_fd;
+    bool loopback;
     _Atomic bool draining;
 
     pthread_mutex_t lock; /* exchanges, closing */
@@ -681,8 +682,8 @@ static void reply_error(struct http_exchange *x, enum err_code code, const char 
     http_reply(x, (unsigned)err_http_status(code), "application/json", &b);
 }
 
-/* The headers are there. */
-static void head(struct http_exchange *x)
+/* The headers are there. True: answered, and not worth reading the body. */
+static bool head(struct http_exchange *x)
 {
     struct http_server *s = x->server;
     x->head_seen = true;
@@ -690,24 +691,25 @@ static void head(struct http_exchange *x)
     if (atomic_load(&s->draining) && strcmp(x->method, "GET") != 0) {
         http_set_header(x, "Retry-After", "5");
         reply_error(x, ERR_BUSY, "the node is shutting down");
-        return;
+        return false;
     }
     if (s->cors_origin != NULL && strcmp(x->method, "OPTIONS") == 0) {
         http_set_header(x, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
         http_set_header(x, "Access-Control-Allow-Headers", "authorization, content-type");
         http_set_header(x, "Access-Control-Max-Age", "600");
         http_reply_text(x, 204, NULL, "");
-        return;
+        return false;
     }
     if (s->opt.on_head != NULL)
         s->opt.on_head(s->opt.context, x);
-    if (replied(x))
-        return;
     const char *length = http_header(x, "Content-Length");
-    if (length != NULL && strtoull(length, NULL, 10) > x->body_max) {
+    if (length == NULL || strtoull(length, NULL, 10) <= x->body_max)
+        return false;
+    if (!replied(x)) {
         http_set_header(x, "Connection", "close");
         reply_error(x, ERR_TOO_LARGE, "the request body is larger than this server accepts");
     }
+    return true;
 }
 
 static enum MHD_Result body_piece(struct http_exchange *x, const char *piece, size_t n)
@@ -724,6 +726,8 @@ static enum MHD_Result body_piece(struct http_exchange *x, const char *piece, si
         buf_release(&x->body);
         return x->body_seen > x->body_max + (1U << 20) ? MHD_NO : MHD_YES;
     }
+    if (replied(x))
+        return MHD_YES;
     if (x->body_fd < 0) {
         buf_append(&x->body, piece, n);
         return MHD_YES;
@@ -751,8 +755,10 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *mhd, cons
     if (x == NULL) {
         x = exchange_create(s, mhd, method, url);
         *con_cls = x;
-        head(x);
-        return queue_or_sleep(x, false);
+        /* An early answer waits for the body all the same, which is thrown away: closing on unread
+         * bytes resets the connection, and the client may lose the answer. Only a body that is too
+         * large to wait for is refused at once. */
+        return head(x) ? queue_or_sleep(x, false) : MHD_YES;
     }
     if (*piece_bytes > 0) {
         size_t n = *piece_bytes;
@@ -761,9 +767,9 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *mhd, cons
     }
     if (!x->handled) {
         x->handled = true;
-        if (x->body_seen > x->body_max)
+        if (!replied(x) && x->body_seen > x->body_max)
             reply_error(x, ERR_TOO_LARGE, "the request body is larger than this server accepts");
-        else
+        else if (!replied(x))
             s->opt.on_request(s->opt.context, x);
         BUG_IF(!replied(x) && atomic_load(&x->refs) == 1 && !http_gone(x));
     }
@@ -920,7 +926,8 @@ static bool is_loopback(const struct sockaddr *a)
 }
 
 /* "host:port" or "[v6]:port" to a listening socket. */
-static int listen_on(const struct http_options *opt, int *fd_out, char **url_out, struct err *err)
+static int listen_on(const struct http_options *opt, int *fd_out, bool *loopback, char **url_out,
+                     struct err *err)
 {
     const char *text = opt->listen;
     const char *colon = strrchr(text, ':');
@@ -938,7 +945,8 @@ static int listen_on(const struct http_options *opt, int *fd_out, char **url_out
     if (rc != 0)
         return err_set(err, ERR_INVALID, "listen address \"%s\": %s", text, gai_strerror(rc));
     int fd = -1;
-    if (!is_loopback(found->ai_addr) && !opt->insecure_bind && opt->tls_cert == NULL) {
+    *loopback = is_loopback(found->ai_addr);
+    if (!*loopback && !opt->insecure_bind && opt->tls_cert == NULL) {
         err_set(err, ERR_FORBIDDEN,
                 "listening on %s would show keys and prompts to the network in the clear: give "
                 "a certificate (server.tls_cert, server.tls_key), listen on 127.0.0.1 behind a "
@@ -1049,7 +1057,7 @@ int http_open(struct http_server **out, const struct http_options *options, stru
     pthread_condattr_destroy(&attr);
     if (options->cors_origin != NULL && options->cors_origin[0] != '\0')
         s->cors_origin = xstrdup(options->cors_origin);
-    if (listen_on(&s->opt, &s->listen_fd, &s->url, err) != 0 || read_tls(s, err) != 0)
+    if (listen_on(&s->opt, &s->listen_fd, &s->loopback, &s->url, err) != 0 || read_tls(s, err) != 0)
         goto fail;
     struct MHD_OptionItem extra[8];
     int n = 0;
@@ -1093,6 +1101,11 @@ fail:
 const char *http_url(const struct http_server *s)
 {
     return s->url;
+}
+
+bool http_is_loopback(const struct http_server *s)
+{
+    return s->loopback;
 }
 
 void http_drain(struct http_server *s)

@@ -64,6 +64,8 @@ int http_open(struct http_server **out, const struct http_options *options, stru
 
 const char *http_url(const struct http_server *s); /* "http://127.0.0.1:41234" */
 
+bool http_is_loopback(const struct http_server *s); /* nobody outside this machine reaches it */
+
 /* Closes the listening socket; what is under way goes on; new requests on open connections get a
  * 503 with Connection: close, except for GETs. */
 void http_drain(struct http_server *s);

@@ -1,0 +1,120 @@
+/* answer: one request on its way, inside the service room (service.c, openai_format.c).
+ *
+ * Made on an http or loader thread, owned by the service thread from its START message on. A request
+ * has prompts x n choices; each choice is one sequence of the engine:
+ *
+ *   engine token -> ids[]  -> detokenizer -> stop matcher -> text -> chunk -> socket
+ *                   scores[]                                 |
+ *                                                            marks[]: "when this byte of the stream
+ *                                                            has been written, so many ids have"
+ */
+#ifndef TRIBUTARY_NODE_ANSWER_H
+#define TRIBUTARY_NODE_ANSWER_H
+
+#include "engine/engine.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "node/api_error.h"
+#include "node/base/clock.h"
+#include "node/service.h"
+#include "node/stop_match.h"
+
+#include <stdatomic.h>
+
+struct http_exchange;
+
+struct score { /* a token's log-probability; memory of the answer's arena */
+    int32_t token;
+    float logprob;
+    bool known; /* false: the first token of a prompt has none */
+    int32_t n_top;
+    const int32_t *top_ids;
+    const float *top_logprobs;
+    uint32_t text_offset; /* in characters, of the choice's whole text */
+};
+
+struct scores {
+    struct score *items;
+    size_t n, cap;
+};
+
+struct choice {
+    struct answer *answer;
+    uint32_t index;
+    const struct token_ids *prompt; /* of the answer */
+    uint64_t sequence;              /* engine's id */
+    bool running;                   /* its FINISHED has not come */
+    bool stopped;                   /* by a stop string; later tokens don't count */
+    enum engine_finish finish;
+    struct token_ids ids;           /* generated, up to the one that completed a stop */
+    struct scores scores;           /* one each, when log-probabilities are wanted */
+    struct scores prompt_scores;    /* with echo */
+    struct detokenizer *detokenizer;
+    struct stop_match *stop;
+    struct buf text;        /* not streamed: all of it; streamed: what the next chunk takes */
+    uint32_t n_chars;       /* what the detokenizer has given so far */
+    size_t n_sent;          /* ids (and scores) that chunks have carried */
+    bool begun;             /* streamed: the first chunk was sent */
+};
+
+struct mark {
+    uint64_t end;   /* bytes of the stream */
+    uint32_t choice;
+    uint32_t n_ids; /* of the choice, carried by all up to here */
+};
+
+enum answer_state {
+    ANSWER_RUNNING,    /* sequences run */
+    ANSWER_DRAINING,   /* all text is in the stream's buffer; the socket has not taken it yet */
+    ANSWER_COMMITTING, /* the ledger has it */
+    ANSWER_DONE,
+};
+
+struct answer {
+    struct service *service;
+    struct answer *prev, *next; /* service thread's list */
+    _Atomic int refs;           /* owner, and each message under way */
+    struct http_exchange *x;
+    struct openai_request request;
+    struct service_customer customer;
+    struct resolved model;
+    bool model_resolved;
+    struct unix_ms created;
+    struct monotonic_us began, first_token, commit_began;
+    char id[80]; /* "chatcmpl-..." */
+
+    struct token_ids *prompts; /* [n_prompts] */
+    size_t n_prompts;
+    struct choice *choices;    /* [n_choices], prompt by prompt */
+    size_t n_choices, n_running;
+    uint32_t tokens_prompt;
+
+    enum answer_state state;
+    bool streaming; /* the stream has begun */
+    bool gone;      /* the client has */
+    bool cancelled; /* engine_cancel was called for all */
+    bool failed;
+    struct api_error failure;
+    uint64_t n_queued; /* bytes of the stream */
+    struct mark *marks;
+    size_t n_marks, cap_marks;
+
+    uint32_t tokens_billed; /* completion */
+    char *receipt;          /* JSON; NULL: not committed */
+};
+
+/* ---- openai_format.c: JSON of chunks and bodies; appended without framing ----------------------- */
+
+/* A chunk of a stream. With finish NULL: the choice's pending text, ids and scores (from n_sent
+ * on). Else the choice's last chunk: no text, the reason, and the receipt if it isn't NULL. */
+void format_chunk(struct buf *b, const struct answer *a, const struct choice *c,
+                  const char *finish, const char *receipt);
+void format_usage_chunk(struct buf *b, const struct answer *a);
+void format_body(struct buf *b, const struct answer *a);
+void format_stream_error(struct buf *b, const struct answer *a);
+const char *format_finish(const struct choice *c); /* "stop", "length" */
+/* The text of one token as JSON string content: "bytes:\xe2" when it is a part of a character. */
+void format_token_text(struct buf *b, const struct tokenizer *t, int32_t id);
+
+const struct tokenizer *answer_tokenizer(const struct answer *a);
+
+#endif

@@ -1,0 +1,295 @@
+/* metrics: see metrics.h. Histograms have fixed buckets from 1 ms to 60 s; a request is counted once,
+ * with atomics. Routes and models are small tables: a route is a constant of the router, a model one
+ * of at most MODELS_MAX names, later ones go to "other". */
+#include "node/metrics.h"
+
+#include "attribution/attribution.h"
+#include "engine/engine.h"
+#include "node/admission.h"
+#include "node/base/buf.h"
+#include "node/base/err.h"
+#include "node/http.h"
+#include "node/json_util.h"
+#include "node/service.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROUTES_MAX = 64, MODELS_MAX = 64, N_BUCKETS = 14 };
+
+static const double bucket_seconds[N_BUCKETS] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
+                                                 0.25,  0.5,    1,     2.5,  5,     15,   60};
+
+struct histogram {
+    _Atomic uint64_t buckets[N_BUCKETS + 1];
+    _Atomic uint64_t sum_us;
+};
+
+struct route {
+    const char *pattern;
+    uint64_t by_class[6]; /* 0: no answer; 1xx to 5xx */
+};
+
+struct model {
+    char name[SERVICE_NAME_BYTES];
+    uint64_t requests, prompt, completion;
+};
+
+struct metrics {
+    struct histogram histograms[METRICS_N_HISTOGRAMS];
+    pthread_mutex_t lock; /* the tables */
+    struct route routes[ROUTES_MAX];
+    size_t n_routes;
+    struct model models[MODELS_MAX + 1]; /* the last one is "other" */
+    size_t n_models;
+};
+
+struct metrics *metrics_create(void)
+{
+    struct metrics *m = xcalloc(1, sizeof *m);
+    pthread_mutex_init(&m->lock, NULL);
+    return m;
+}
+
+void metrics_free(struct metrics *m)
+{
+    if (m == NULL)
+        return;
+    pthread_mutex_destroy(&m->lock);
+    free(m);
+}
+
+void metrics_observe(struct metrics *m, enum metrics_histogram which, uint64_t us)
+{
+    if (m == NULL)
+        return;
+    struct histogram *h = &m->histograms[which];
+    int i = 0;
+    while (i < N_BUCKETS && (double)us > bucket_seconds[i] * 1e6)
+        i++;
+    atomic_fetch_add_explicit(&h->buckets[i], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&h->sum_us, us, memory_order_relaxed);
+}
+
+void metrics_http(struct metrics *m, const char *pattern, unsigned status, uint64_t us)
+{
+    if (m == NULL)
+        return;
+    metrics_observe(m, METRICS_HTTP_SECONDS, us);
+    pthread_mutex_lock(&m->lock);
+    size_t i = 0;
+    while (i < m->n_routes && m->routes[i].pattern != pattern)
+        i++;
+    if (i == m->n_routes && i < ROUTES_MAX)
+        m->routes[m->n_routes++].pattern = pattern;
+    if (i < ROUTES_MAX)
+        m->routes[i].by_class[status / 100 < 6 ? status / 100 : 5]++;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void metrics_tokens(struct metrics *m, const char *name, uint32_t prompt, uint32_t completion)
+{
+    if (m == NULL)
+        return;
+    pthread_mutex_lock(&m->lock);
+    size_t i = 0;
+    while (i < m->n_models && strcmp(m->models[i].name, name) != 0)
+        i++;
+    if (i == m->n_models && i < MODELS_MAX)
+        snprintf(m->models[m->n_models++].name, sizeof m->models[i].name, "%s", name);
+    struct model *one = &m->models[i < MODELS_MAX ? i : MODELS_MAX];
+    one->requests++;
+    one->prompt += prompt;
+    one->completion += completion;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void metrics_totals(struct metrics *m, struct metrics_totals *out)
+{
+    *out = (struct metrics_totals){0};
+    pthread_mutex_lock(&m->lock);
+    for (size_t i = 0; i <= MODELS_MAX; i++) {
+        out->requests += m->models[i].requests;
+        out->tokens_prompt += m->models[i].prompt;
+        out->tokens_completion += m->models[i].completion;
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
+/* ---- the page: Prometheus text exposition format 0.0.4 ------------------------------------------ */
+
+static void head(struct buf *b, const char *name, const char *type, const char *help)
+{
+    buf_appendf(b, "# HELP tributary_%s %s\n# TYPE tributary_%s %s\n", name, help, name, type);
+}
+
+static void one(struct buf *b, const char *name, const char *type, const char *help, double value)
+{
+    head(b, name, type, help);
+    buf_appendf(b, "tributary_%s %.17g\n", name, value);
+}
+
+static void histogram(struct buf *b, const struct histogram *h, const char *name, const char *help)
+{
+    head(b, name, "histogram", help);
+    uint64_t sum = 0;
+    for (int i = 0; i < N_BUCKETS; i++) {
+        sum += atomic_load(&h->buckets[i]);
+        buf_appendf(b, "tributary_%s_bucket{le=\"%g\"} %llu\n", name, bucket_seconds[i],
+                    (unsigned long long)sum);
+    }
+    sum += atomic_load(&h->buckets[N_BUCKETS]);
+    buf_appendf(b,
+                "tributary_%s_bucket{le=\"+Inf\"} %llu\ntributary_%s_sum %.6f\n"
+                "tributary_%s_count %llu\n",
+                name, (unsigned long long)sum, name, (double)atomic_load(&h->sum_us) / 1e6, name,
+                (unsigned long long)sum);
+}
+
+/* A label's value: the escapes of a JSON string are a superset of what the format knows, so anything
+ * beyond plain characters becomes '?'. */
+static void label(struct buf *b, const char *text)
+{
+    buf_append_byte(b, '"');
+    for (; *text != '\0'; text++) {
+        bool plain = (unsigned char)*text >= 0x20 && *text != '"' && *text != '\\' &&
+                     (unsigned char)*text < 0x7F;
+        buf_append_byte(b, (uint8_t)(plain ? *text : '?'));
+    }
+    buf_append_byte(b, '"');
+}
+
+static void tables(struct metrics *m, struct buf *b)
+{
+    static const char *const classes[] = {"none", "1xx", "2xx", "3xx", "4xx", "5xx"};
+    pthread_mutex_lock(&m->lock);
+    head(b, "http_requests_total", "counter", "Requests answered, by route and class of status.");
+    for (size_t i = 0; i < m->n_routes; i++) {
+        for (int c = 0; c < 6; c++) {
+            if (m->routes[i].by_class[c] > 0)
+                buf_appendf(b, "tributary_http_requests_total{route=\"%s\",status=\"%s\"} %llu\n",
+                            m->routes[i].pattern, classes[c],
+                            (unsigned long long)m->routes[i].by_class[c]);
+        }
+    }
+    static const char *const names[] = {"receipts_total", "prompt_tokens_total",
+                                        "completion_tokens_total"};
+    static const char *const helps[] = {"Requests with a receipt, by model.",
+                                        "Prompt tokens billed, by model.",
+                                        "Completion tokens billed, by model."};
+    for (int k = 0; k < 3; k++) {
+        head(b, names[k], "counter", helps[k]);
+        for (size_t i = 0; i <= MODELS_MAX; i++) {
+            const struct model *one_model = &m->models[i];
+            if (one_model->requests == 0)
+                continue;
+            buf_appendf(b, "tributary_%s{model=", names[k]);
+            label(b, i < MODELS_MAX ? one_model->name : "other");
+            buf_appendf(b, "} %llu\n",
+                        (unsigned long long)(k == 0   ? one_model->requests
+                                             : k == 1 ? one_model->prompt
+                                                      : one_model->completion));
+        }
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
+static void engine_part(struct buf *b, const struct engine *e)
+{
+    static const char *const distinct[ENGINE_ENTROPY_BUCKETS] = {"0",   "1",    "2",     "3", "4",
+                                                                 "5-8", "9-16", "17-64", "65+"};
+    struct engine_stats s;
+    engine_stats(e, &s);
+    one(b, "engine_steps_total", "counter", "Steps of the engine.", (double)s.n_steps);
+    one(b, "engine_prefill_rows_total", "counter", "Prompt tokens computed.",
+        (double)s.n_rows_prefill);
+    one(b, "engine_decode_rows_total", "counter", "Tokens decoded.", (double)s.n_rows_decode);
+    one(b, "engine_preemptions_total", "counter", "Sequences preempted.", (double)s.n_preemptions);
+    one(b, "engine_adapter_uploads_total", "counter", "Adapters moved to the device.",
+        (double)s.n_adapter_uploads);
+    one(b, "engine_adapter_evictions_total", "counter", "Adapters evicted.",
+        (double)s.n_adapter_evictions);
+    one(b, "engine_sequences_running", "gauge", "Sequences running.", s.n_running);
+    one(b, "engine_sequences_waiting", "gauge", "Sequences waiting.", s.n_waiting);
+    one(b, "engine_kv_blocks", "gauge", "KV blocks in all.", s.n_blocks);
+    one(b, "engine_kv_blocks_free", "gauge", "KV blocks that are free.", s.n_blocks_free);
+    one(b, "engine_adapters_resident", "gauge", "Adapters on the device.", s.n_adapters_resident);
+    one(b, "engine_adapters_loaded", "gauge", "Adapters loaded.", s.n_adapters_loaded);
+    one(b, "engine_adapter_bytes", "gauge", "Device memory used by adapters.",
+        (double)s.adapter_bytes_used);
+    one(b, "engine_last_step_seconds", "gauge", "Duration of the newest step.",
+        (double)s.last_step_us / 1e6);
+    head(b, "engine_decode_steps_total", "counter",
+         "Decode steps, by how many distinct adapters they held.");
+    for (int i = 0; i < ENGINE_ENTROPY_BUCKETS; i++)
+        buf_appendf(b, "tributary_engine_decode_steps_total{adapters=\"%s\"} %llu\n", distinct[i],
+                    (unsigned long long)s.steps_by_distinct[i]);
+}
+
+static void ledger_part(struct buf *b, struct ledger *l)
+{
+    struct ledger_health h;
+    ledger_health(l, &h);
+    one(b, "ledger_ready", "gauge", "1 when the ledger can write.", h.ready);
+    one(b, "ledger_queue", "gauge", "Commits waiting.", (double)h.queue_len);
+    one(b, "ledger_receipts_total", "counter", "Receipts written.", (double)h.receipts);
+    one(b, "ledger_commit_groups_total", "counter", "Transactions that wrote receipts.",
+        (double)h.commit_groups);
+    one(b, "ledger_commit_errors_total", "counter", "Transactions that failed.",
+        (double)h.commit_errors);
+    one(b, "ledger_unsealed_receipts", "gauge", "Receipts that are in no batch.",
+        (double)h.unsealed_receipts);
+    one(b, "ledger_batches_sealed_total", "counter", "Batches sealed.", (double)h.batches_sealed);
+    one(b, "ledger_batches_final", "gauge", "Batches that are final on chain.",
+        (double)h.batches_final);
+    one(b, "publisher_outbox_waiting", "gauge", "Transactions that are not confirmed.",
+        (double)h.outbox_waiting);
+    one(b, "publisher_outbox_oldest_seconds", "gauge", "Age of the oldest of them.",
+        (double)h.outbox_oldest_ms / 1000);
+    one(b, "chain_endpoint_up", "gauge", "1 when a chain is configured and answers.",
+        h.chain_configured && h.endpoint_answers);
+}
+
+void metrics_render(struct metrics *m, struct buf *b, const struct metrics_sources *src)
+{
+    tables(m, b);
+    histogram(b, &m->histograms[METRICS_HTTP_SECONDS], "http_request_seconds",
+              "Duration of requests.");
+    histogram(b, &m->histograms[METRICS_FIRST_TOKEN_SECONDS], "first_token_seconds",
+              "From request to first token.");
+    histogram(b, &m->histograms[METRICS_COMMIT_SECONDS], "receipt_commit_seconds",
+              "From usage to its receipt on disk.");
+    if (src->engine != NULL)
+        engine_part(b, src->engine);
+    if (src->ledger != NULL)
+        ledger_part(b, src->ledger);
+    if (src->service != NULL) {
+        struct service_stats s;
+        service_stats(src->service, &s);
+        one(b, "requests_in_flight", "gauge", "Requests being answered.", (double)s.n_answers);
+        one(b, "requests_loading", "gauge", "Requests waiting for an adapter.",
+            (double)s.n_loading);
+        one(b, "requests_failed_total", "counter", "Requests refused or failed.",
+            (double)s.n_failed);
+        one(b, "requests_vanished_total", "counter", "Requests whose client went away.",
+            (double)s.n_vanished);
+    }
+    if (src->http != NULL)
+        one(b, "http_connections", "gauge", "Open connections.",
+            (double)http_n_connections(src->http));
+    if (src->admission != NULL) {
+        struct admission_stats s;
+        admission_stats(src->admission, &s);
+        head(b, "admission_refused_total", "counter", "Requests not let in, by reason.");
+        buf_appendf(b,
+                    "tributary_admission_refused_total{reason=\"rate\"} %llu\n"
+                    "tributary_admission_refused_total{reason=\"concurrent\"} %llu\n"
+                    "tributary_admission_refused_total{reason=\"tokens\"} %llu\n"
+                    "tributary_admission_refused_total{reason=\"full\"} %llu\n",
+                    (unsigned long long)s.refused_rate, (unsigned long long)s.refused_concurrent,
+                    (unsigned long long)s.refused_tokens, (unsigned long long)s.refused_full);
+    }
+}

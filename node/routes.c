@@ -1,0 +1,131 @@
+/* routes: which path does what. One table; everything in it is what the node offers over HTTP.
+ *
+ * A pattern ends in a slash when the rest of the path is an argument. Paths that need a key ask for it
+ * when the operator has configured keys. */
+#include "node/admission.h"
+#include "node/api_error.h"
+#include "node/api_keys.h"
+#include "node/base/buf.h"
+#include "node/http.h"
+#include "node/metrics.h"
+#include "node/node.h"
+
+#include <string.h>
+
+static void healthz(struct node *n, struct http_exchange *x)
+{
+    (void)n;
+    http_reply_text(x, 200, "text/plain; charset=utf-8", "ok\n");
+}
+
+static void readyz(struct node *n, struct http_exchange *x)
+{
+    char reason[256];
+    bool ready = health_ready(n, reason);
+    struct buf b = BUF_INIT;
+    buf_appendf(&b, "%s%s%s\n", ready ? "ready" : "not ready", reason[0] != '\0' ? ": " : "",
+                reason);
+    http_reply(x, ready ? 200 : 503, "text/plain; charset=utf-8", &b);
+}
+
+static void metrics_page(struct node *n, struct http_exchange *x)
+{
+    struct buf b = BUF_INIT;
+    metrics_render(n->metrics, &b,
+                   &(struct metrics_sources){n->engine, n->ledger, n->service, n->http,
+                                             n->admission});
+    http_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", &b);
+}
+
+static const struct route {
+    const char *method, *pattern;
+    bool needs_key;
+    void (*run)(struct node *n, struct http_exchange *x);
+    void (*run_with)(struct node *n, struct http_exchange *x, const char *rest);
+} routes[] = {
+    {"POST", "/v1/chat/completions", true, api_openai_chat, NULL},
+    {"POST", "/v1/completions", true, api_openai_completions, NULL},
+    {"GET", "/v1/models", true, api_openai_models, NULL},
+    {"GET", "/v1/models/", true, NULL, api_openai_model},
+    {"GET", "/v1/receipts", false, api_receipts, NULL},
+    {"GET", "/v1/receipts/", false, NULL, api_receipt},
+    {"GET", "/v1/batches/", false, NULL, api_batch_file},
+    {"POST", "/rpc", false, api_rpc, NULL},
+    {"GET", "/rpc/openrpc.json", false, api_rpc_openrpc, NULL},
+    {"GET", "/metrics", false, metrics_page, NULL},
+    {"GET", "/healthz", false, healthz, NULL},
+    {"GET", "/readyz", false, readyz, NULL},
+    {"GET", "/", false, status_page, NULL},
+};
+
+/* *known: some route has this path, perhaps for another method. */
+static const struct route *find(const char *method, const char *path, const char **rest,
+                                const struct route **known)
+{
+    *known = NULL;
+    if (strcmp(method, "HEAD") == 0)
+        method = "GET"; /* the server leaves the body out */
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+        const struct route *r = &routes[i];
+        size_t n = strlen(r->pattern);
+        bool match = r->run_with != NULL ? strncmp(path, r->pattern, n) == 0 && path[n] != '\0'
+                                         : strcmp(path, r->pattern) == 0;
+        if (!match)
+            continue;
+        *known = r;
+        *rest = path + n;
+        if (strcmp(method, r->method) == 0)
+            return r;
+    }
+    return NULL;
+}
+
+void routes_on_head(void *context, struct http_exchange *x)
+{
+    struct node *n = context;
+    const char *rest;
+    const struct route *known, *r = find(http_method(x), http_path(x), &rest, &known);
+    http_set_user(x, (void *)(uintptr_t)r);
+    struct api_error e = {0};
+    if (r == NULL && known != NULL) {
+        http_set_header(x, "Allow", known->method);
+        struct buf b = BUF_INIT;
+        api_error_set(&e, ERR_INVALID, NULL, "%s %.100s: only %s is allowed", http_method(x),
+                      http_path(x), known->method);
+        e.code = "method_not_allowed";
+        api_error_append(&b, &e);
+        http_reply(x, 405, "application/json", &b);
+    } else if (r == NULL) {
+        api_error_set(&e, ERR_NOT_FOUND, NULL, "no such path: %s %.100s", http_method(x),
+                      http_path(x));
+        e.code = "unknown_url";
+        api_error_reply(x, &e);
+    } else if (r->needs_key && n->keys != NULL) {
+        const char *header = http_header(x, "Authorization");
+        if (api_keys_find(n->keys, header) == NULL) {
+            api_error_set(&e, ERR_UNAUTHORIZED, NULL, "%s",
+                          header == NULL ? "an API key is needed: Authorization: Bearer KEY"
+                                         : "the API key is not known here");
+            e.code = "invalid_api_key";
+            api_error_reply(x, &e);
+        }
+    }
+}
+
+void routes_on_request(void *context, struct http_exchange *x)
+{
+    struct node *n = context;
+    const char *rest;
+    const struct route *known, *r = find(http_method(x), http_path(x), &rest, &known);
+    if (r->run_with != NULL)
+        r->run_with(n, x, rest);
+    else
+        r->run(n, x);
+}
+
+void routes_on_done(void *context, struct http_exchange *x, unsigned status, uint64_t us)
+{
+    const struct node *n = context;
+    const struct route *r = http_user(x);
+    metrics_http(n->metrics, r != NULL ? r->pattern : "unknown", status, us);
+}

@@ -1,0 +1,1213 @@
+/* service: see service.h; the data of one answer is in answer.h.
+ *
+ * The service thread owns every answer from its START on, so nothing in an answer needs a lock. What
+ * happens elsewhere comes to it as a message, in one inbox with one lock:
+ *
+ *     START      http or loader thread: prompts are tokenised, submit
+ *     (events)   engine thread: tokens, prompt scores, ends; copied once a step
+ *     DRAINED    http thread: the socket has taken all that was queued
+ *     GONE       http thread: the client vanished or was too slow
+ *     COMMITTED  ledger thread: the receipt, or why there is none
+ *
+ * The inbox is bounded by what was admitted: a sequence can't produce more events than its tokens,
+ * an answer has at most one of each other message under way. The thread takes the whole inbox at
+ * once and works it off without the lock.
+ *
+ *     RUNNING --all sequences ended--> DRAINING --DRAINED--> COMMITTING --COMMITTED--> DONE
+ *        |                            (streams only)            ^
+ *        `--GONE: cancel, wait for the ends, count what was written
+ *
+ * Each message holds a reference, so one that is late finds a dead answer, not freed memory. */
+#include "node/service.h"
+
+#include "attribution/attribution.h"
+#include "engine/chat_template/chat_template.h"
+#include "node/answer.h"
+#include "node/base/buf.h"
+#include "node/base/clock.h"
+#include "node/base/err.h"
+#include "node/base/hex.h"
+#include "node/base/log.h"
+#include "node/base/queue.h"
+#include "node/base/random.h"
+#include "node/base/sha256.h"
+#include "node/http.h"
+#include "node/metrics.h"
+#include "node/sse.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum message_kind { MESSAGE_START, MESSAGE_DRAINED, MESSAGE_GONE, MESSAGE_COMMITTED };
+
+struct message {
+    enum message_kind kind;
+    struct answer *answer; /* a reference */
+    char *receipt;         /* COMMITTED: JSON, or NULL and err */
+    struct err *err;
+};
+
+struct inbox {
+    struct message *messages;
+    size_t n_messages, cap_messages;
+    struct engine_event *events;
+    size_t n_events, cap_events;
+};
+
+struct local_adapter {
+    struct local_adapter *next;
+    char name[SERVICE_NAME_BYTES];
+    struct engine_adapter facts;
+};
+
+struct service {
+    struct service_options opt;
+    char *base_name;
+    struct engine *engine;
+    struct ledger *ledger;
+    pthread_t thread;
+    pthread_t *loaders;
+    int n_loaders_started;
+    bool started;
+    struct queue *loading;
+    _Atomic size_t n_loading;
+
+    pthread_mutex_t names_lock;
+    struct local_adapter *adapters;
+
+    pthread_mutex_t lock; /* inbox, stopping, waiting_since */
+    pthread_cond_t arrived;
+    struct inbox inbox;
+    bool stopping;
+    uint64_t waiting_since_us; /* when the oldest message came; 0: empty */
+    _Atomic uint64_t working_since_us; /* 0: idle */
+
+    /* service thread */
+    struct answer *answers;
+    bool cancelled_all;
+    _Atomic size_t n_answers; /* being answered, loading included */
+    _Atomic uint64_t n_receipts, n_failed, n_vanished;
+};
+
+/* ---- the inbox --------------------------------------------------------------------------------- */
+
+static void note_arrival(struct service *s)
+{
+    if (s->waiting_since_us == 0) {
+        s->waiting_since_us = clock_monotonic_us().us;
+        pthread_cond_signal(&s->arrived);
+    }
+}
+
+static void post(struct service *s, enum message_kind kind, struct answer *a, char *receipt,
+                 struct err *err)
+{
+    atomic_fetch_add(&a->refs, 1);
+    pthread_mutex_lock(&s->lock);
+    struct inbox *in = &s->inbox;
+    if (in->n_messages == in->cap_messages) {
+        in->cap_messages = in->cap_messages == 0 ? 64 : in->cap_messages * 2;
+        in->messages = xrealloc_array(in->messages, in->cap_messages, sizeof *in->messages);
+    }
+    in->messages[in->n_messages++] = (struct message){kind, a, receipt, err};
+    note_arrival(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void service_on_events(void *service, const struct engine_event *events, size_t n)
+{
+    struct service *s = service;
+    pthread_mutex_lock(&s->lock);
+    struct inbox *in = &s->inbox;
+    if (in->n_events + n > in->cap_events) {
+        in->cap_events = (in->n_events + n) * 2;
+        in->events = xrealloc_array(in->events, in->cap_events, sizeof *in->events);
+    }
+    if (n > 0)
+        memcpy(in->events + in->n_events, events, n * sizeof *events);
+    in->n_events += n;
+    note_arrival(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void on_http_event(void *user, enum http_event event)
+{
+    struct answer *a = user;
+    post(a->service, event == HTTP_GONE ? MESSAGE_GONE : MESSAGE_DRAINED, a, NULL, NULL);
+}
+
+static void on_committed(void *context, const struct ledger_receipt *receipt,
+                         const struct err *err)
+{
+    struct answer *a = context;
+    struct err *copy = NULL;
+    if (receipt == NULL) {
+        copy = xmalloc(sizeof *copy);
+        *copy = *err;
+    }
+    post(a->service, MESSAGE_COMMITTED, a,
+         receipt != NULL ? xstrndup(receipt->json, receipt->json_bytes) : NULL, copy);
+}
+
+/* ---- answers ----------------------------------------------------------------------------------- */
+
+const struct tokenizer *answer_tokenizer(const struct answer *a)
+{
+    return engine_tokenizer(a->service->engine);
+}
+
+static void answer_drop(struct answer *a)
+{
+    if (atomic_fetch_sub(&a->refs, 1) != 1)
+        return;
+    for (size_t i = 0; i < a->n_choices; i++) {
+        struct choice *c = &a->choices[i];
+        token_ids_release(&c->ids);
+        free(c->scores.items);
+        free(c->prompt_scores.items);
+        detokenizer_free(c->detokenizer);
+        stop_match_free(c->stop);
+        buf_release(&c->text);
+    }
+    for (size_t i = 0; i < a->n_prompts; i++)
+        token_ids_release(&a->prompts[i]);
+    openai_request_release(&a->request);
+    free(a->choices);
+    free(a->prompts);
+    free(a->marks);
+    free(a->receipt);
+    free(a);
+}
+
+static struct answer *answer_create(struct service *s, struct http_exchange *x,
+                                    struct openai_request *request,
+                                    const struct service_customer *customer)
+{
+    struct answer *a = xcalloc(1, sizeof *a);
+    a->service = s;
+    a->refs = 1;
+    a->x = x;
+    http_retain(x);
+    a->request = *request;
+    *request = (struct openai_request){0};
+    a->customer = *customer;
+    a->created = clock_unix_ms();
+    a->began = clock_monotonic_us();
+    char hex[65];
+    snprintf(a->id, sizeof a->id, "%s-%s", a->request.kind == OPENAI_CHAT ? "chatcmpl" : "cmpl",
+             hex_encode(hex, http_request_id(x), 32));
+    atomic_fetch_add(&s->n_answers, 1);
+    return a;
+}
+
+/* The end of an answer: it owes nobody anything. The caller's reference is the last owner's. */
+static void answer_end(struct answer *a)
+{
+    struct service *s = a->service;
+    BUG_IF(a->state == ANSWER_DONE || a->n_running > 0);
+    a->state = ANSWER_DONE;
+    if (a->failed)
+        atomic_fetch_add(&s->n_failed, 1);
+    http_unlisten(a->x);
+    http_drop(a->x);
+    a->x = NULL;
+    if (a->model_resolved && a->model.handle != NULL)
+        s->opt.resolver.release(s->opt.resolver.context, &a->model);
+    if (a->customer.done != NULL)
+        a->customer.done(a->customer.context, (uint64_t)a->tokens_prompt + a->tokens_billed);
+    atomic_fetch_sub(&s->n_answers, 1);
+    answer_drop(a);
+}
+
+/* Refuses an answer that hasn't been started. */
+static void answer_refuse(struct answer *a)
+{
+    a->tokens_prompt = 0;
+    a->failed = true;
+    api_error_reply(a->x, &a->failure);
+    answer_end(a);
+}
+
+/* ---- preparing, on http and loader threads ----------------------------------------------------- */
+
+static int digest_of(const char *model, struct content_digest *out)
+{
+    if (strncmp(model, "sha256:", 7) == 0)
+        model += 7;
+    return hex_decode(out->bytes, 32, model);
+}
+
+static bool find_local(struct service *s, const char *model, struct resolved *out)
+{
+    *out = (struct resolved){0};
+    if (strcmp(model, s->base_name) == 0) {
+        snprintf(out->name, sizeof out->name, "%s", s->base_name);
+        out->is_base = true;
+        return true;
+    }
+    struct content_digest digest;
+    bool by_digest = digest_of(model, &digest) == 0, found = false;
+    pthread_mutex_lock(&s->names_lock);
+    for (const struct local_adapter *l = s->adapters; l != NULL && !found; l = l->next) {
+        found = strcmp(l->name, model) == 0 ||
+                (by_digest && DIGEST_EQ(l->facts.content, digest));
+        if (found) {
+            memcpy(out->name, l->name, sizeof out->name);
+            out->content = l->facts.content;
+        }
+    }
+    pthread_mutex_unlock(&s->names_lock);
+    struct ledger_adapter known;
+    /* Registered or not, a local adapter is served; it earns for its earliest registration. */
+    if (found && ledger_adapter_by_content(s->ledger, &known, out->content, NULL) == 0)
+        out->id = known.id;
+    return found;
+}
+
+static int encode_chat(struct answer *a, struct token_ids *out)
+{
+    struct service *s = a->service;
+    const struct chat_template *t = engine_chat_template(s->engine);
+    if (t == NULL)
+        return api_error_set(&a->failure, ERR_INVALID, "model",
+                             "the model %s has no chat template; use /v1/completions",
+                             s->base_name);
+    struct buf text = BUF_INIT;
+    struct text_spans literal = TEXT_SPANS_INIT;
+    struct chat_template_input input = {
+        .messages = a->request.messages,
+        .extra = a->request.template_kwargs,
+        .add_generation_prompt = true,
+        .now = a->created,
+    };
+    int rc = chat_template_render(t, &text, &literal, &input, &a->failure.err);
+    if (rc == 0)
+        rc = tokenizer_encode(answer_tokenizer(a), out, buf_cstr(&text), text.len,
+                              &(struct tokenizer_encode_options){.parse_special = true,
+                                                                 .literal = &literal},
+                              &a->failure.err);
+    if (rc != 0)
+        snprintf(a->failure.param, sizeof a->failure.param, "messages");
+    text_spans_release(&literal);
+    buf_release(&text);
+    return rc;
+}
+
+static int encode_prompts(struct answer *a)
+{
+    const struct openai_request *r = &a->request;
+    const struct tokenizer *t = answer_tokenizer(a);
+    const struct engine_model *m = engine_model(a->service->engine);
+    a->n_prompts = r->n_prompts;
+    a->prompts = xcalloc(a->n_prompts, sizeof *a->prompts);
+    uint64_t total = 0;
+    for (size_t i = 0; i < a->n_prompts; i++) {
+        struct token_ids *ids = &a->prompts[i];
+        if (r->kind == OPENAI_CHAT) {
+            if (encode_chat(a, ids) != 0)
+                return -1;
+        } else if (r->prompts[i].text != NULL) {
+            struct tokenizer_encode_options options = {.add_special = r->add_special_tokens,
+                                                       .parse_special = true};
+            if (tokenizer_encode(t, ids, r->prompts[i].text, r->prompts[i].n_bytes, &options,
+                                 &a->failure.err) != 0) {
+                snprintf(a->failure.param, sizeof a->failure.param, "prompt");
+                return -1;
+            }
+        } else {
+            for (size_t k = 0; k < r->prompts[i].n_ids; k++) {
+                int32_t id = r->prompts[i].ids[k];
+                if (id >= m->vocab)
+                    return api_error_set(&a->failure, ERR_INVALID, "prompt",
+                                         "'prompt' has the token id %d; the vocabulary ends at %d",
+                                         id, m->vocab - 1);
+                token_ids_append(ids, id);
+            }
+        }
+        const char *param = r->kind == OPENAI_CHAT ? "messages" : "prompt";
+        if (ids->n == 0)
+            return api_error_set(&a->failure, ERR_INVALID, param, "'%s' has no token", param);
+        if (ids->n + (r->max_tokens == 0 ? 0 : 1) > (size_t)m->max_context) {
+            api_error_set(&a->failure, ERR_INVALID, param,
+                          "this model's maximum context length is %d tokens; '%s' has %zu",
+                          m->max_context, param, ids->n);
+            a->failure.code = "context_length_exceeded";
+            return -1;
+        }
+        total += ids->n;
+    }
+    if (total > UINT32_MAX)
+        return api_error_set(&a->failure, ERR_TOO_LARGE, "prompt", "'prompt' has too many tokens");
+    a->tokens_prompt = (uint32_t)total;
+    return 0;
+}
+
+static int check_limits(struct answer *a)
+{
+    struct openai_request *r = &a->request;
+    const struct service *s = a->service;
+    const struct engine_model *m = engine_model(s->engine);
+    for (int32_t i = 0; i < r->n_bias; i++) {
+        if (r->bias_ids[i] >= m->vocab)
+            return api_error_set(&a->failure, ERR_INVALID, "logit_bias",
+                                 "'logit_bias' names the token id %d; the vocabulary ends at %d",
+                                 r->bias_ids[i], m->vocab - 1);
+    }
+    for (int32_t i = 0; i < r->n_stop_ids; i++) {
+        if (r->stop_ids[i] >= m->vocab)
+            return api_error_set(&a->failure, ERR_INVALID, "stop_token_ids",
+                                 "'stop_token_ids' names the token id %d; the vocabulary ends at "
+                                 "%d",
+                                 r->stop_ids[i], m->vocab - 1);
+    }
+    if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens)
+        return api_error_set(&a->failure, ERR_INVALID, "max_tokens",
+                             "'max_tokens' is %lld; this node gives at most %lld",
+                             (long long)r->max_tokens, (long long)s->opt.max_tokens);
+    if (r->max_tokens < 0) {
+        r->max_tokens = s->opt.default_max_tokens > 0 ? s->opt.default_max_tokens
+                                                      : m->max_context;
+        if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens)
+            r->max_tokens = s->opt.max_tokens;
+    }
+    return 0;
+}
+
+static uint32_t count_chars(const char *s, size_t n)
+{
+    uint32_t chars = 0;
+    for (size_t i = 0; i < n; i++)
+        chars += ((unsigned char)s[i] & 0xC0) != 0x80;
+    return chars;
+}
+
+/* The prompt as the beginning of the choice's text, and where each of its tokens begins. */
+static void echo_prompt(struct choice *c)
+{
+    const struct token_ids *prompt = c->prompt;
+    c->prompt_scores.items = xcalloc(prompt->n, sizeof *c->prompt_scores.items);
+    c->prompt_scores.n = c->prompt_scores.cap = prompt->n;
+    for (size_t i = 0; i < prompt->n; i++) {
+        size_t before = c->text.len;
+        c->prompt_scores.items[i].token = prompt->ids[i];
+        c->prompt_scores.items[i].text_offset = c->n_chars;
+        detokenizer_push(c->detokenizer, &c->text, prompt->ids[i]);
+        if (c->text.len > before)
+            c->n_chars += count_chars((char *)c->text.data + before, c->text.len - before);
+    }
+}
+
+static void make_choices(struct answer *a)
+{
+    const struct openai_request *r = &a->request;
+    a->n_choices = a->n_prompts * (size_t)r->n;
+    a->choices = xcalloc(a->n_choices, sizeof *a->choices);
+    for (size_t i = 0; i < a->n_choices; i++) {
+        struct choice *c = &a->choices[i];
+        c->answer = a;
+        c->index = (uint32_t)i;
+        c->prompt = &a->prompts[i / (size_t)r->n];
+        unsigned flags = r->skip_special_tokens ? DETOKENIZER_SKIP_SPECIAL : 0;
+        if (r->kind == OPENAI_COMPLETION && !r->echo)
+            flags |= DETOKENIZER_CONTINUES;
+        c->detokenizer = detokenizer_create(answer_tokenizer(a), flags);
+        if (r->n_stops > 0)
+            c->stop = stop_match_create(r->stops, r->n_stops);
+        if (r->echo)
+            echo_prompt(c);
+    }
+}
+
+/* Everything after the model is known. Takes the owner's reference. */
+static void prepare_and_start(struct answer *a)
+{
+    if (check_limits(a) != 0 || encode_prompts(a) != 0) {
+        answer_refuse(a);
+        return;
+    }
+    make_choices(a);
+    http_listen(a->x, on_http_event, a);
+    /* From here the service thread owns the answer, and the owner's reference with it. */
+    post(a->service, MESSAGE_START, a, NULL, NULL);
+}
+
+static void model_not_found(struct answer *a, const struct err *err)
+{
+    api_error_set(&a->failure, ERR_NOT_FOUND, "model", "%s", err->message);
+    a->failure.code = "model_not_found";
+}
+
+static bool is_stopping(struct service *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool stopping = s->stopping || !s->started;
+    pthread_mutex_unlock(&s->lock);
+    return stopping;
+}
+
+static void shutting_down(struct answer *a)
+{
+    api_error_set(&a->failure, ERR_BUSY, NULL, "the node is shutting down");
+    a->failure.retry_after_s = 5;
+}
+
+static void *loader_main(void *context)
+{
+    struct service *s = context;
+    struct answer *a;
+    while ((a = queue_pop(s->loading)) != NULL) {
+        struct err err = {0};
+        if (is_stopping(s)) {
+            shutting_down(a);
+            atomic_fetch_sub(&s->n_loading, 1);
+            answer_refuse(a);
+            continue;
+        }
+        int rc = s->opt.resolver.resolve(s->opt.resolver.context, a->request.model, &a->model,
+                                         &err);
+        atomic_fetch_sub(&s->n_loading, 1);
+        if (rc != 0 && err.code == ERR_NOT_FOUND) {
+            model_not_found(a, &err);
+            answer_refuse(a);
+        } else if (rc != 0) {
+            log_warn("service", "model %s: %s", a->request.model, err.message);
+            api_error_set(&a->failure, err.code, "model", "%s", err.message);
+            answer_refuse(a);
+        } else {
+            a->model_resolved = true;
+            prepare_and_start(a);
+        }
+    }
+    return NULL;
+}
+
+void service_answer(struct service *s, struct http_exchange *x, struct openai_request *request,
+                    const struct service_customer *customer)
+{
+    struct answer *a = answer_create(s, x, request, customer);
+    if (is_stopping(s)) {
+        shutting_down(a);
+        answer_refuse(a);
+        return;
+    }
+    if (find_local(s, a->request.model, &a->model)) {
+        a->model_resolved = true;
+        prepare_and_start(a);
+        return;
+    }
+    if (s->opt.resolver.resolve == NULL) {
+        struct err err;
+        err_set(&err, ERR_NOT_FOUND, "the model '%s' does not exist", a->request.model);
+        model_not_found(a, &err);
+        answer_refuse(a);
+        return;
+    }
+    atomic_fetch_add(&s->n_loading, 1);
+    if (!queue_try_push(s->loading, a)) {
+        atomic_fetch_sub(&s->n_loading, 1);
+        api_error_set(&a->failure, ERR_BUSY, "model",
+                      "too many requests wait for adapters to be fetched");
+        a->failure.retry_after_s = 2;
+        answer_refuse(a);
+    }
+}
+
+/* ---- the service thread: running --------------------------------------------------------------- */
+
+static void commit(struct answer *a);
+
+static void cancel_sequences(struct answer *a)
+{
+    if (a->cancelled)
+        return;
+    a->cancelled = true;
+    for (size_t i = 0; i < a->n_choices; i++) {
+        if (a->choices[i].running)
+            engine_cancel(a->service->engine, a->choices[i].sequence);
+    }
+}
+
+static void finish_answer(struct answer *a)
+{
+    if (a->prev != NULL)
+        a->prev->next = a->next;
+    else
+        a->service->answers = a->next;
+    if (a->next != NULL)
+        a->next->prev = a->prev;
+    answer_end(a);
+}
+
+static void begin_stream(struct answer *a)
+{
+    if (!a->streaming) {
+        a->streaming = true;
+        http_stream_begin(a->x, 200, "text/event-stream; charset=utf-8");
+    }
+}
+
+static void send_event(struct answer *a, const struct buf *json, bool urgent)
+{
+    struct buf event = BUF_INIT;
+    sse_append_event(&event, (const char *)json->data, json->len);
+    if (!a->gone && !http_stream_write(a->x, event.data, event.len, urgent))
+        a->gone = true;
+    a->n_queued += event.len;
+    buf_release(&event);
+}
+
+/* Sends what the choice has gathered: text, or ids and scores that have no text of their own. */
+static void emit(struct choice *c)
+{
+    struct answer *a = c->answer;
+    begin_stream(a);
+    struct buf json = BUF_INIT;
+    format_chunk(&json, a, c, NULL, NULL);
+    send_event(a, &json, !c->begun);
+    buf_release(&json);
+    buf_reset(&c->text);
+    c->begun = true;
+    c->n_sent = c->ids.n;
+    if (a->n_marks == a->cap_marks) {
+        a->cap_marks = a->cap_marks == 0 ? 32 : a->cap_marks * 2;
+        a->marks = xrealloc_array(a->marks, a->cap_marks, sizeof *a->marks);
+    }
+    a->marks[a->n_marks++] = (struct mark){a->n_queued, c->index, (uint32_t)c->ids.n};
+    if (a->gone)
+        cancel_sequences(a);
+}
+
+static void take_text(struct choice *c, const char *piece, size_t n)
+{
+    c->n_chars += count_chars(piece, n);
+    if (c->stop == NULL) {
+        buf_append(&c->text, piece, n);
+    } else if (stop_match_push(c->stop, &c->text, piece, n)) {
+        c->stopped = true;
+        engine_cancel(c->answer->service->engine, c->sequence);
+    }
+}
+
+static struct score copy_score(struct answer *a, const struct engine_event *ev)
+{
+    struct score s = {.token = ev->token, .logprob = ev->logprob, .known = true};
+    int32_t n = ev->n_top < a->request.n_logprobs ? ev->n_top : a->request.n_logprobs;
+    if (n > 0) {
+        int32_t *ids = arena_array(&a->request.arena, (size_t)n, sizeof *ids);
+        float *logprobs = arena_array(&a->request.arena, (size_t)n, sizeof *logprobs);
+        memcpy(ids, ev->top_ids, (size_t)n * sizeof *ids);
+        memcpy(logprobs, ev->top_logprobs, (size_t)n * sizeof *logprobs);
+        s.n_top = n;
+        s.top_ids = ids;
+        s.top_logprobs = logprobs;
+    }
+    return s;
+}
+
+static void on_token(struct choice *c, const struct engine_event *ev)
+{
+    struct answer *a = c->answer;
+    if (c->stopped || a->gone || a->failed)
+        return;
+    if (a->first_token.us == 0) {
+        a->first_token = clock_monotonic_us();
+        metrics_observe(a->service->opt.metrics, METRICS_FIRST_TOKEN_SECONDS,
+                        clock_elapsed_us(a->began, a->first_token));
+    }
+    token_ids_append(&c->ids, ev->token);
+    if (a->request.n_logprobs >= 0) {
+        struct scores *s = &c->scores;
+        if (s->n == s->cap) {
+            s->cap = s->cap == 0 ? 32 : s->cap * 2;
+            s->items = xrealloc_array(s->items, s->cap, sizeof *s->items);
+        }
+        s->items[s->n] = copy_score(a, ev);
+        s->items[s->n++].text_offset = c->n_chars;
+    }
+    if (!ev->is_eos) {
+        struct buf piece = BUF_INIT;
+        detokenizer_push(c->detokenizer, &piece, ev->token);
+        if (piece.len > 0)
+            take_text(c, (const char *)piece.data, piece.len);
+        buf_release(&piece);
+    }
+    if (a->request.stream && c->text.len > 0)
+        emit(c);
+}
+
+static void on_prompt_score(struct choice *c, const struct engine_event *ev)
+{
+    if (ev->position < 0 || (size_t)ev->position >= c->prompt_scores.n)
+        return;
+    struct score *s = &c->prompt_scores.items[ev->position];
+    uint32_t offset = s->text_offset;
+    *s = copy_score(c->answer, ev);
+    s->text_offset = offset;
+}
+
+static void all_finished(struct answer *a)
+{
+    if (a->gone) {
+        commit(a);
+    } else if (a->failed && !a->streaming) {
+        api_error_reply(a->x, &a->failure);
+        a->tokens_prompt = 0;
+        finish_answer(a);
+    } else if (a->request.stream) {
+        begin_stream(a);
+        a->state = ANSWER_DRAINING;
+        if (http_stream_drained(a->x))
+            commit(a);
+    } else {
+        commit(a);
+    }
+}
+
+static void on_finished(struct choice *c, enum engine_finish finish)
+{
+    struct answer *a = c->answer;
+    BUG_IF(!c->running);
+    c->running = false;
+    c->finish = finish;
+    a->n_running--;
+    bool wanted = finish == ENGINE_FINISH_STOP || finish == ENGINE_FINISH_LENGTH || c->stopped;
+    if (!wanted && !a->gone && !a->failed) {
+        a->failed = true;
+        if (finish == ENGINE_FINISH_DEADLINE)
+            api_error_set(&a->failure, ERR_TIMEOUT, NULL, "the request's time was up");
+        else
+            api_error_set(&a->failure, ERR_INTERNAL, NULL, "the engine could not finish the answer");
+        cancel_sequences(a);
+    }
+    if (wanted && !a->gone && !a->failed) {
+        if (!c->stopped) {
+            struct buf piece = BUF_INIT;
+            detokenizer_flush(c->detokenizer, &piece);
+            if (piece.len > 0)
+                take_text(c, (const char *)piece.data, piece.len);
+            if (!c->stopped && c->stop != NULL)
+                stop_match_flush(c->stop, &c->text);
+            buf_release(&piece);
+        }
+        bool loose = c->n_sent < c->ids.n &&
+                     (a->request.return_token_ids || a->request.n_logprobs >= 0);
+        if (a->request.stream && (c->text.len > 0 || loose))
+            emit(c);
+    }
+    if (a->n_running == 0)
+        all_finished(a);
+}
+
+static void on_event(const struct engine_event *ev)
+{
+    struct choice *c = ev->user;
+    switch (ev->kind) {
+    case ENGINE_EVENT_TOKEN:
+        on_token(c, ev);
+        return;
+    case ENGINE_EVENT_PROMPT:
+        on_prompt_score(c, ev);
+        return;
+    case ENGINE_EVENT_FINISHED:
+        on_finished(c, ev->finish);
+        return;
+    }
+    BUG("engine event %d", (int)ev->kind);
+}
+
+/* Choices of one request differ by their seed; the first has the one that was asked for. */
+static uint64_t seed_of(const struct openai_request *r, size_t choice_of_prompt, uint64_t random)
+{
+    uint64_t seed = r->seed_given ? r->seed : random;
+    return seed + UINT64_C(0x9E3779B97F4A7C15) * choice_of_prompt;
+}
+
+static int submit(struct answer *a, struct choice *c, uint64_t random)
+{
+    const struct openai_request *r = &a->request;
+    struct engine_request e = {
+        .prompt = c->prompt->ids,
+        .n_prompt = (int32_t)c->prompt->n,
+        .max_tokens = (int32_t)r->max_tokens,
+        .ignore_eos = r->ignore_eos,
+        .prompt_logprobs = r->echo && (r->n_logprobs >= 0 || r->max_tokens == 0),
+        .stop_ids = r->stop_ids,
+        .n_stop_ids = r->n_stop_ids,
+        .sampling =
+            {
+                .temperature = r->temperature,
+                .top_k = r->top_k,
+                .top_p = r->top_p > 0 ? r->top_p : 1e-9F, /* the engine's 0 means "off" */
+                .min_p = r->min_p,
+                .repetition_penalty = r->repetition_penalty,
+                .frequency_penalty = r->frequency_penalty,
+                .presence_penalty = r->presence_penalty,
+                .seed = seed_of(r, c->index % (uint32_t)r->n, random),
+                .n_top_logprobs = r->n_logprobs,
+                .bias_ids = r->bias_ids,
+                .bias_values = r->bias_values,
+                .n_bias = r->n_bias,
+            },
+        .user = c,
+    };
+    if (!a->model.is_base) {
+        e.n_adapters = 1;
+        e.adapters[0].content = a->model.content;
+        e.adapters[0].weight = 1.0F;
+    }
+    int32_t room = engine_model(a->service->engine)->max_context - e.n_prompt;
+    if (e.max_tokens > room)
+        e.max_tokens = room;
+    if (e.prompt_logprobs && e.sampling.n_top_logprobs < 0)
+        e.sampling.n_top_logprobs = 0;
+    return engine_submit(a->service->engine, &e, &c->sequence, &a->failure.err);
+}
+
+static void start(struct answer *a)
+{
+    struct service *s = a->service;
+    a->next = s->answers;
+    if (a->next != NULL)
+        a->next->prev = a;
+    s->answers = a;
+    uint64_t random = random_u64();
+    if (http_gone(a->x))
+        a->gone = true; /* it may have been told before anybody listened */
+    if (s->cancelled_all) {
+        a->failed = true;
+        shutting_down(a);
+    }
+    for (size_t i = 0; i < a->n_choices && !a->failed && !a->gone; i++) {
+        if (submit(a, &a->choices[i], random) == 0) {
+            a->choices[i].running = true;
+            a->n_running++;
+        } else {
+            a->failed = true;
+            if (a->failure.err.code == ERR_BUSY)
+                a->failure.retry_after_s = 1;
+        }
+    }
+    if (a->failed)
+        cancel_sequences(a);
+    if (a->n_running == 0)
+        all_finished(a);
+}
+
+/* ---- the service thread: billing --------------------------------------------------------------- */
+
+/* How many ids of each choice have been written; counts [n_choices]. */
+static void count_written(struct answer *a, size_t *counts)
+{
+    bool whole = !a->gone && !a->failed;
+    uint64_t written = a->streaming ? http_stream_written(a->x) : 0;
+    for (size_t i = 0; i < a->n_choices; i++)
+        counts[i] = whole ? a->choices[i].ids.n : 0;
+    for (size_t i = 0; i < a->n_marks && !whole && a->marks[i].end <= written; i++)
+        counts[a->marks[i].choice] = a->marks[i].n_ids;
+}
+
+static struct sha256_digest response_hash(const struct answer *a, const size_t *counts)
+{
+    struct sha256 h;
+    sha256_init(&h);
+    for (size_t i = 0; i < a->n_choices; i++) {
+        for (size_t k = 0; k < counts[i]; k++) {
+            uint32_t id = (uint32_t)a->choices[i].ids.ids[k];
+            uint8_t le[4] = {(uint8_t)id, (uint8_t)(id >> 8), (uint8_t)(id >> 16),
+                             (uint8_t)(id >> 24)};
+            sha256_update(&h, le, sizeof le);
+        }
+    }
+    return sha256_final(&h);
+}
+
+static void send_result(struct answer *a);
+
+static void commit(struct answer *a)
+{
+    struct service *s = a->service;
+    a->state = ANSWER_COMMITTING;
+    size_t *counts = xcalloc(a->n_choices, sizeof *counts);
+    count_written(a, counts);
+    uint64_t total = 0;
+    for (size_t i = 0; i < a->n_choices; i++)
+        total += counts[i];
+    a->tokens_billed = (uint32_t)total;
+    if (a->gone && (total == 0 || !a->streaming)) {
+        free(counts);
+        atomic_fetch_add(&s->n_vanished, 1);
+        a->tokens_prompt = 0;
+        a->tokens_billed = 0;
+        finish_answer(a);
+        return;
+    }
+    struct usage u = {
+        .model = engine_model(s->engine)->id,
+        .response_hash = response_hash(a, counts),
+        .finished = clock_unix_ms(),
+        .tokens_prompt = a->tokens_prompt,
+        .tokens_completion = a->tokens_billed,
+        .key_tag = a->customer.key_tag,
+    };
+    free(counts);
+    memcpy(u.request_id, http_request_id(a->x), 32);
+    size_t n_body;
+    const void *body = http_body(a->x, &n_body);
+    u.request_hash = sha256(body, n_body);
+    if (!a->model.is_base) {
+        u.n_adapters = 1;
+        u.adapters[0] = (struct usage_adapter){a->model.id, a->model.content, BPS_WHOLE};
+    }
+    if (a->gone)
+        atomic_fetch_add(&s->n_vanished, 1);
+    a->commit_began = clock_monotonic_us();
+    struct err err = {0};
+    atomic_fetch_add(&a->refs, 1); /* the callback's */
+    if (ledger_commit(s->ledger, &u, on_committed, a, &err) != 0) {
+        atomic_fetch_sub(&a->refs, 1);
+        a->failed = true;
+        api_error_set(&a->failure, err.code, NULL, "the ledger refused the receipt: %s",
+                      err.message);
+        log_error("service", "request %s: %s", a->id, a->failure.err.message);
+        a->tokens_billed = 0;
+        send_result(a);
+    }
+}
+
+static void on_receipt(struct answer *a, char *receipt, const struct err *err)
+{
+    struct service *s = a->service;
+    metrics_observe(s->opt.metrics, METRICS_COMMIT_SECONDS,
+                    clock_elapsed_us(a->commit_began, clock_monotonic_us()));
+    if (receipt != NULL) {
+        a->receipt = receipt;
+        atomic_fetch_add(&s->n_receipts, 1);
+        metrics_tokens(s->opt.metrics, a->model.name, a->tokens_prompt, a->tokens_billed);
+    } else {
+        a->failed = true;
+        a->tokens_billed = 0;
+        api_error_set(&a->failure, err->code == ERR_BUSY ? ERR_BUSY : ERR_INTERNAL, NULL,
+                      "the receipt could not be written: %s", err->message);
+        log_error("service", "request %s: %s", a->id, a->failure.err.message);
+    }
+    send_result(a);
+}
+
+/* The last words to the client: what the commit has decided. */
+static void send_result(struct answer *a)
+{
+    struct buf json = BUF_INIT;
+    if (a->gone) {
+        /* nobody listens */
+    } else if (!a->streaming) {
+        if (a->failed) {
+            api_error_reply(a->x, &a->failure);
+        } else {
+            format_body(&json, a);
+            http_reply(a->x, 200, "application/json", &json);
+        }
+    } else {
+        if (a->failed) {
+            format_stream_error(&json, a);
+            send_event(a, &json, true);
+        } else {
+            for (size_t i = 0; i < a->n_choices; i++) {
+                struct choice *c = &a->choices[i];
+                bool last = i + 1 == a->n_choices;
+                buf_reset(&json);
+                format_chunk(&json, a, c, format_finish(c), last ? a->receipt : NULL);
+                send_event(a, &json, false);
+            }
+            if (a->request.include_usage) {
+                buf_reset(&json);
+                format_usage_chunk(&json, a);
+                send_event(a, &json, false);
+            }
+            static const struct buf done = {(uint8_t *)(uintptr_t) "[DONE]", 6, 7};
+            send_event(a, &done, true);
+        }
+        http_stream_end(a->x);
+    }
+    buf_release(&json);
+    finish_answer(a);
+}
+
+/* ---- the service thread: its loop -------------------------------------------------------------- */
+
+static void on_gone(struct answer *a)
+{
+    if (a->state == ANSWER_DONE || a->gone)
+        return;
+    a->gone = true;
+    if (a->state == ANSWER_RUNNING)
+        cancel_sequences(a);
+    else if (a->state == ANSWER_DRAINING)
+        commit(a);
+}
+
+static void on_message(struct message *m)
+{
+    struct answer *a = m->answer;
+    switch (m->kind) {
+    case MESSAGE_START:
+        start(a);
+        break;
+    case MESSAGE_GONE:
+        on_gone(a);
+        break;
+    case MESSAGE_DRAINED:
+        if (a->state == ANSWER_DRAINING)
+            commit(a);
+        break;
+    case MESSAGE_COMMITTED:
+        on_receipt(a, m->receipt, m->err);
+        free(m->err);
+        answer_drop(a); /* the callback's reference */
+        break;
+    }
+    answer_drop(a); /* the message's */
+}
+
+static void cancel_all(struct service *s)
+{
+    s->cancelled_all = true;
+    for (struct answer *a = s->answers, *next; a != NULL; a = next) {
+        next = a->next;
+        if (a->state == ANSWER_RUNNING) {
+            if (!a->failed && !a->gone) {
+                a->failed = true;
+                shutting_down(a);
+            }
+            cancel_sequences(a);
+        } else if (a->state == ANSWER_DRAINING) {
+            on_gone(a);
+        }
+    }
+}
+
+/* While stopping: answers may also end on other threads, which don't wake this one. */
+static void wait_a_little(struct service *s)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 5 * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    pthread_cond_timedwait(&s->arrived, &s->lock, &until);
+}
+
+static void *service_main(void *context)
+{
+    struct service *s = context;
+    struct inbox work = {0};
+    for (;;) {
+        pthread_mutex_lock(&s->lock);
+        while (s->inbox.n_messages == 0 && s->inbox.n_events == 0 && !s->stopping)
+            pthread_cond_wait(&s->arrived, &s->lock);
+        if (s->inbox.n_messages == 0 && s->inbox.n_events == 0 && s->cancelled_all)
+            wait_a_little(s);
+        struct inbox taken = s->inbox;
+        work.n_messages = work.n_events = 0;
+        s->inbox = work;
+        work = taken;
+        s->waiting_since_us = 0;
+        bool stopping = s->stopping;
+        pthread_mutex_unlock(&s->lock);
+        atomic_store(&s->working_since_us, clock_monotonic_us().us);
+        if (stopping && !s->cancelled_all)
+            cancel_all(s);
+        for (size_t i = 0; i < work.n_messages; i++)
+            on_message(&work.messages[i]);
+        for (size_t i = 0; i < work.n_events; i++)
+            on_event(&work.events[i]);
+        atomic_store(&s->working_since_us, 0);
+        if (stopping && atomic_load(&s->n_answers) == 0 && work.n_messages == 0 &&
+            work.n_events == 0)
+            break;
+    }
+    free(work.messages);
+    free(work.events);
+    return NULL;
+}
+
+/* ---- life -------------------------------------------------------------------------------------- */
+
+struct service *service_create(const struct service_options *options)
+{
+    struct service *s = xcalloc(1, sizeof *s);
+    s->opt = *options;
+    if (s->opt.n_loaders <= 0)
+        s->opt.n_loaders = 2;
+    if (s->opt.loader_queue == 0)
+        s->opt.loader_queue = 64;
+    s->base_name = xstrdup(options->base_name);
+    s->loading = queue_create(s->opt.loader_queue);
+    pthread_mutex_init(&s->names_lock, NULL);
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->arrived, NULL);
+    return s;
+}
+
+int service_start(struct service *s, struct engine *engine, struct ledger *ledger,
+                  struct err *err)
+{
+    s->engine = engine;
+    s->ledger = ledger;
+    if (pthread_create(&s->thread, NULL, service_main, s) != 0)
+        return err_set(err, ERR_NO_MEMORY, "cannot start the service thread");
+    int n = s->opt.resolver.resolve != NULL ? s->opt.n_loaders : 0;
+    s->loaders = xcalloc((size_t)n + 1, sizeof *s->loaders);
+    pthread_mutex_lock(&s->lock);
+    s->started = true;
+    pthread_mutex_unlock(&s->lock);
+    for (int i = 0; i < n; i++) {
+        if (pthread_create(&s->loaders[i], NULL, loader_main, s) != 0) {
+            service_stop(s);
+            return err_set(err, ERR_NO_MEMORY, "cannot start a loader thread");
+        }
+        s->n_loaders_started++;
+    }
+    return 0;
+}
+
+void service_stop(struct service *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool running = s->started && !s->stopping;
+    s->stopping = true;
+    pthread_cond_signal(&s->arrived);
+    pthread_mutex_unlock(&s->lock);
+    if (!running)
+        return;
+    queue_close(s->loading);
+    for (int i = 0; i < s->n_loaders_started; i++)
+        pthread_join(s->loaders[i], NULL);
+    /* A request that passed is_stopping before may still be on an http thread: n_answers counts it,
+     * and the thread doesn't end before that is zero. */
+    pthread_join(s->thread, NULL);
+}
+
+void service_free(struct service *s)
+{
+    if (s == NULL)
+        return;
+    BUG_IF(s->started && !s->stopping);
+    queue_close(s->loading);
+    queue_free(s->loading);
+    while (s->adapters != NULL) {
+        struct local_adapter *next = s->adapters->next;
+        free(s->adapters);
+        s->adapters = next;
+    }
+    free(s->loaders);
+    free(s->base_name);
+    free(s->inbox.messages);
+    free(s->inbox.events);
+    pthread_mutex_destroy(&s->names_lock);
+    pthread_mutex_destroy(&s->lock);
+    pthread_cond_destroy(&s->arrived);
+    free(s);
+}
+
+/* ---- names ------------------------------------------------------------------------------------- */
+
+int service_add_adapter(struct service *s, const char *name, const char *dir, struct err *err)
+{
+    if (name[0] == '\0' || strlen(name) >= SERVICE_NAME_BYTES)
+        return err_set(err, ERR_INVALID, "adapter name \"%s\" must have 1 to %d bytes", name,
+                       SERVICE_NAME_BYTES - 1);
+    struct local_adapter *l = xcalloc(1, sizeof *l);
+    snprintf(l->name, sizeof l->name, "%s", name);
+    if (engine_adapter_load(s->engine, dir, &l->facts, err) != 0) {
+        free(l);
+        return err_wrap(err, "adapter %s", name);
+    }
+    pthread_mutex_lock(&s->names_lock);
+    bool taken = strcmp(name, s->base_name) == 0;
+    struct local_adapter **tail = &s->adapters;
+    for (; *tail != NULL; tail = &(*tail)->next)
+        taken = taken || strcmp((*tail)->name, name) == 0;
+    if (!taken)
+        *tail = l;
+    pthread_mutex_unlock(&s->names_lock);
+    if (taken) {
+        engine_adapter_drop(s->engine, &l->facts.content, NULL);
+        free(l);
+        return err_set(err, ERR_CONFLICT, "two models are named \"%s\"", name);
+    }
+    char hex[65];
+    log_info("service", "adapter %s: rank %d, %d linears (%s), digest %s", name,
+             l->facts.rank_max, l->facts.n_sites, l->facts.targets,
+             hex_encode(hex, l->facts.content.bytes, 32));
+    return 0;
+}
+
+static json_t *model_object(const char *name, const char *owner)
+{
+    return json_pack("{s:s, s:s, s:i, s:s}", "id", name, "object", "model", "created", 0,
+                     "owned_by", owner);
+}
+
+json_t *service_models(struct service *s)
+{
+    json_t *data = json_array();
+    const struct engine_model *m = engine_model(s->engine);
+    json_t *base = model_object(s->base_name, "operator");
+    char hex[67];
+    json_object_set_new(base, "model_id", json_string(hex_encode_0x(hex, m->id.bytes, 32)));
+    json_object_set_new(base, "max_model_len", json_integer(m->max_context));
+    json_array_append_new(data, base);
+    pthread_mutex_lock(&s->names_lock);
+    for (const struct local_adapter *l = s->adapters; l != NULL; l = l->next) {
+        json_t *one = model_object(l->name, "operator");
+        json_object_set_new(one, "parent", json_string(s->base_name));
+        json_object_set_new(one, "content_digest",
+                            json_string(hex_encode(hex, l->facts.content.bytes, 32)));
+        json_object_set_new(one, "rank", json_integer(l->facts.rank_max));
+        json_array_append_new(data, one);
+    }
+    pthread_mutex_unlock(&s->names_lock);
+    if (s->opt.resolver.list != NULL)
+        s->opt.resolver.list(s->opt.resolver.context, data);
+    return json_pack("{s:s, s:o}", "object", "list", "data", data);
+}
+
+json_t *service_model(struct service *s, const char *name, struct err *err)
+{
+    json_t *list = service_models(s), *one, *found = NULL;
+    size_t i;
+    json_array_foreach(json_object_get(list, "data"), i, one) {
+        const char *id = json_string_value(json_object_get(one, "id"));
+        const char *digest = json_string_value(json_object_get(one, "content_digest"));
+        if ((id != NULL && strcmp(id, name) == 0) || (digest != NULL && strcmp(digest, name) == 0)) {
+            found = json_incref(one);
+            break;
+        }
+    }
+    json_decref(list);
+    if (found == NULL)
+        err_set(err, ERR_NOT_FOUND, "the model '%s' does not exist", name);
+    return found;
+}
+
+void service_stats(struct service *s, struct service_stats *out)
+{
+    *out = (struct service_stats){
+        .n_answers = atomic_load(&s->n_answers),
+        .n_loading = atomic_load(&s->n_loading),
+        .n_receipts = atomic_load(&s->n_receipts),
+        .n_failed = atomic_load(&s->n_failed),
+        .n_vanished = atomic_load(&s->n_vanished),
+    };
+    pthread_mutex_lock(&s->lock);
+    uint64_t waiting = s->waiting_since_us;
+    pthread_mutex_unlock(&s->lock);
+    uint64_t working = atomic_load(&s->working_since_us), now = clock_monotonic_us().us;
+    uint64_t since = waiting == 0 ? working : working == 0 || waiting < working ? waiting : working;
+    if (since != 0 && now > since)
+        out->stalled_ms = (now - since) / 1000;
+}

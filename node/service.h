@@ -1,0 +1,106 @@
+/* service: where tokens become receipts. Joins the engine and the ledger (DESIGN section 6).
+ *
+ *   http thread    parsed request, admitted -> service_answer: name resolved, template, tokenizer
+ *   loader thread  the same for a name that nobody has here yet: the resolver fetches it
+ *   service thread everything else: submits, detokenises, matches stop strings, forms chunks, bills,
+ *                  commits, and after the commit sends the last chunk with the receipt
+ *   engine thread  only copies its events into the service's inbox
+ *   ledger thread  only copies the receipt into it
+ *
+ * What is billed is what was written. A streamed token counts when the socket has taken the event
+ * that carries it; the commit waits until everything has left, or the client has. An answer that isn't
+ * streamed counts whole, and is committed before it is sent. A client that vanished before anything
+ * was written is billed nothing. If the ledger can't write, the request fails: there is no success
+ * without a receipt. */
+#ifndef TRIBUTARY_NODE_SERVICE_H
+#define TRIBUTARY_NODE_SERVICE_H
+
+#include "node/base/digest.h"
+#include "node/openai_request.h"
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct api_error;
+struct engine;
+struct engine_event;
+struct err;
+struct http_exchange;
+struct ledger;
+struct metrics;
+struct service;
+
+enum { SERVICE_NAME_BYTES = 160 };
+
+/* What a model's name stands for. */
+struct resolved {
+    char name[SERVICE_NAME_BYTES]; /* the name that answers carry */
+    bool is_base;
+    struct content_digest content; /* loaded in the engine until released */
+    struct adapter_id id;          /* all zero: nowhere registered */
+    void *handle;                  /* the resolver's own */
+};
+
+/* Finds adapters that were not given on the command line. resolve may take as long as a download;
+ * it is called on loader threads, several at once perhaps, and returns 0 with the adapter loaded and
+ * kept loaded until release(r), which must not block. ERR_NOT_FOUND: nobody has it (404). Other
+ * codes: see err.h. list appends {"id": name, ...} objects for /v1/models; may be NULL. */
+struct service_resolver {
+    int (*resolve)(void *context, const char *model, struct resolved *out, struct err *err);
+    void (*release)(void *context, const struct resolved *r);
+    void (*list)(void *context, json_t *models);
+    void *context;
+};
+
+struct service_options {
+    const char *base_name;      /* what clients call the base model */
+    int64_t max_tokens;         /* a request may not ask for more; 0: no limit but the context */
+    int64_t default_max_tokens; /* for chat requests that name none; 0: what the context holds */
+    int n_loaders;              /* 0: 2 */
+    size_t loader_queue;        /* requests waiting for a fetch; 0: 64, then 503 */
+    struct service_resolver resolver; /* resolve NULL: only local names */
+    struct metrics *metrics;    /* may be NULL; outlives the service */
+};
+
+/* Strings are copied. The service takes no requests before service_start. */
+struct service *service_create(const struct service_options *options);
+/* For engine_options.on_events, with the service as context. */
+void service_on_events(void *service, const struct engine_event *events, size_t n);
+/* engine and ledger must live until service_stop has returned. */
+int service_start(struct service *s, struct engine *engine, struct ledger *ledger,
+                  struct err *err);
+/* Refuses new requests, cancels what runs, bills what was written, joins the threads. */
+void service_stop(struct service *s);
+void service_free(struct service *s); /* after service_stop and engine_close; quiet on NULL */
+
+/* A local adapter under a name. Before service_start or later, any thread; the adapter stays
+ * loaded. ERR_CONFLICT: the name is taken. */
+int service_add_adapter(struct service *s, const char *name, const char *dir, struct err *err);
+
+/* Who asks, and what to tell when the answer has ended. */
+struct service_customer {
+    uint64_t key_tag;
+    void (*done)(void *context, uint64_t n_tokens); /* once, any thread; n_tokens: used in all */
+    void *context;
+};
+
+/* Answers x. request is moved from (its memory is the service's afterwards, whatever happens).
+ * Any thread; does not block. */
+void service_answer(struct service *s, struct http_exchange *x, struct openai_request *request,
+                    const struct service_customer *customer);
+
+/* {"object":"list","data":[...]} / one model, or NULL (ERR_NOT_FOUND). */
+json_t *service_models(struct service *s);
+json_t *service_model(struct service *s, const char *name, struct err *err);
+
+struct service_stats {
+    size_t n_answers;       /* being answered */
+    size_t n_loading;       /* of these, waiting for an adapter */
+    uint64_t n_receipts, n_failed, n_vanished;
+    uint64_t stalled_ms;    /* work waits and the service thread doesn't take it; 0: fine */
+};
+void service_stats(struct service *s, struct service_stats *out);
+
+#endif
