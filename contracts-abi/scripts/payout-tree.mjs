@@ -48,6 +48,11 @@ function path(m, leaves) {
     : [...path(m - k, leaves.slice(k)), top(leaves.slice(0, k))];
 }
 
+/** A proof as the contracts take it: siblings end to end, hash (32 bytes) and sum (16 bytes) each. */
+export function packed({ index, leafCount, siblings }) {
+  return { index, leafCount, siblings: concat(siblings.flatMap(({ hash, sum }) => [hash, toBeHex(sum, 16)])) };
+}
+
 /** Order of leaves: by kind, then id, then position; negative if a comes first. */
 export function compareLeaves(a, b) {
   if (a.kind !== b.kind) return a.kind - b.kind;

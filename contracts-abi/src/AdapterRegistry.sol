@@ -20,6 +20,9 @@ import {Manifest, Splits, Types} from "./lib/Types.sol";
 /// splits until that payee itself hands the position on; a change takes effect `payeeDelay` seconds after
 /// it was announced. Retiring an adapter stops new use of it, never a claim.
 ///
+/// Whoever asks for a position's payee first must show the splits, as the bytes whose hash was kept
+/// (abi.encode(splits)). `payee` writes the answer down; from then on empty bytes do.
+///
 /// A manifest's parent is the manifestHash of an earlier version: same creator, same base model, lower
 /// version, registered here (retired or not). So nobody can present an adapter as the next version of
 /// somebody else's. Descent from another creator's work is said in the manifest's text and paid for in
@@ -34,7 +37,7 @@ contract AdapterRegistry is EIP712 {
         bytes32 splitsHash;
     }
 
-    /// A payee that changes with notice. `current` zero: never changed (adapters) or unknown (Datanets).
+    /// A payee that changes with notice. `current` zero: not written down yet (positions), unknown (Datanets).
     struct Payee {
         address current;
         uint64 effectiveAt; // unix seconds at which `next` replaces `current`; 0: no change announced
@@ -56,7 +59,7 @@ contract AdapterRegistry is EIP712 {
 
     mapping(bytes32 adapterId => Adapter) private _adapters;
     mapping(bytes32 datanetId => Payee) private _datanets;
-    mapping(bytes32 adapterId => mapping(uint16 position => Payee)) private _handedOn;
+    mapping(bytes32 adapterId => mapping(uint16 position => Payee)) private _positions;
 
     event DatanetRegistered(
         bytes32 indexed datanetId, address indexed owner, address indexed payee, bytes32 metadataHash
@@ -101,6 +104,8 @@ contract AdapterRegistry is EIP712 {
     error SplitsSum(uint256 sum);
     error WrongSplits(bytes32 adapterId, bytes32 got, bytes32 want);
     error UnknownPosition(bytes32 adapterId, uint16 position);
+    /// The position's payee was never asked for with the splits shown.
+    error SplitsNeeded(bytes32 adapterId, uint16 position);
 
     /// @param payeeDelay_ seconds, 1 to MAX_PAYEE_DELAY
     constructor(uint64 payeeDelay_) EIP712("Tributary AdapterRegistry", "1") {
@@ -111,13 +116,14 @@ contract AdapterRegistry is EIP712 {
     // ---------------------------------------------------------------- Datanets
 
     /// @notice Registers a Datanet of the caller's; `metadataHash` is the sha256 of its canonical manifest.
-    function registerDatanet(bytes32 metadataHash, address payee) external returns (bytes32 datanetId) {
+    /// @param payee_ who is paid for it, until it hands that on
+    function registerDatanet(bytes32 metadataHash, address payee_) external returns (bytes32 datanetId) {
         if (metadataHash == 0) revert ZeroHash();
-        if (payee == address(0)) revert ZeroAddress();
+        if (payee_ == address(0)) revert ZeroAddress();
         datanetId = datanetIdOf(msg.sender, metadataHash);
         if (_datanets[datanetId].current != address(0)) revert DatanetExists(datanetId);
-        _datanets[datanetId].current = payee;
-        emit DatanetRegistered(datanetId, msg.sender, payee, metadataHash);
+        _datanets[datanetId].current = payee_;
+        emit DatanetRegistered(datanetId, msg.sender, payee_, metadataHash);
     }
 
     /// @notice The Datanet's payee of this moment announces its successor. A later announcement replaces an
@@ -175,32 +181,43 @@ contract AdapterRegistry is EIP712 {
         emit AdapterRetired(adapterId, msg.sender);
     }
 
+    /// @notice Who is paid for a position of an adapter at this moment. Anyone may call; the first call for a
+    /// position writes down what the splits say, so that later calls can do without them.
+    /// @param splits abi.encode(splits), whose hash is splitsHash; empty if the position is written down
+    function payee(bytes32 adapterId, uint16 position, bytes calldata splits) public returns (address now_) {
+        Payee storage p = _positions[adapterId][position];
+        now_ = _resolve(p);
+        if (now_ == address(0)) {
+            now_ = _shown(adapterId, position, splits);
+            p.current = now_;
+        }
+    }
+
     /// @notice The position's payee of this moment announces its successor, as with Datanets.
-    /// @param splits the preimage of the adapter's splitsHash
-    function proposePayee(bytes32 adapterId, uint16 position, address to, Splits calldata splits) external {
-        address from = payeeOf(adapterId, position, splits);
-        uint64 effectiveAt = _propose(_handedOn[adapterId][position], from, to);
+    /// @param splits as for payee
+    function proposePayee(bytes32 adapterId, uint16 position, address to, bytes calldata splits) external {
+        address from = payee(adapterId, position, splits);
+        uint64 effectiveAt = _propose(_positions[adapterId][position], from, to);
         emit PayeeProposed(adapterId, position, from, to, effectiveAt);
     }
 
     // ---------------------------------------------------------------- views
 
-    /// @notice Who is paid for a position of an adapter at this moment; reverts if the adapter, the position
-    /// or the splits are wrong.
-    function payeeOf(bytes32 adapterId, uint16 position, Splits calldata splits) public view returns (address) {
-        bytes32 want = _adapters[adapterId].splitsHash;
-        if (want == 0) revert UnknownAdapter(adapterId);
-        bytes32 got = keccak256(abi.encode(splits));
-        if (got != want) revert WrongSplits(adapterId, got, want);
-        if (position >= splits.payees.length) revert UnknownPosition(adapterId, position);
-        address changed = _resolve(_handedOn[adapterId][position]);
-        return changed != address(0) ? changed : splits.payees[position];
+    /// @notice As payee, without writing anything down; reverts if adapter, position or splits are wrong.
+    function payeeOf(bytes32 adapterId, uint16 position, bytes calldata splits) external view returns (address) {
+        address written = _resolve(_positions[adapterId][position]);
+        return written != address(0) ? written : _shown(adapterId, position, splits);
+    }
+
+    /// @notice The payee that is written down for a position; zero: none is, payee needs the splits.
+    function writtenPayee(bytes32 adapterId, uint16 position) external view returns (address) {
+        return _resolve(_positions[adapterId][position]);
     }
 
     /// @notice Who is paid for a Datanet at this moment.
-    function datanetPayee(bytes32 datanetId) public view returns (address payee) {
-        payee = _resolve(_datanets[datanetId]);
-        if (payee == address(0)) revert UnknownDatanet(datanetId);
+    function datanetPayee(bytes32 datanetId) public view returns (address now_) {
+        now_ = _resolve(_datanets[datanetId]);
+        if (now_ == address(0)) revert UnknownDatanet(datanetId);
     }
 
     /// @notice The announced successor of a position's payee; effectiveAt 0: none was ever announced.
@@ -209,7 +226,7 @@ contract AdapterRegistry is EIP712 {
         view
         returns (address next, uint64 effectiveAt)
     {
-        Payee storage p = _handedOn[adapterId][position];
+        Payee storage p = _positions[adapterId][position];
         return (p.next, p.effectiveAt);
     }
 
@@ -275,6 +292,18 @@ contract AdapterRegistry is EIP712 {
             sum += splits.datanetBps[i];
         }
         if (sum != BPS) revert SplitsSum(sum);
+    }
+
+    /// What the splits say about a position, after checking that they are the adapter's.
+    function _shown(bytes32 adapterId, uint16 position, bytes calldata splits) private view returns (address) {
+        bytes32 want = _adapters[adapterId].splitsHash;
+        if (want == 0) revert UnknownAdapter(adapterId);
+        if (splits.length == 0) revert SplitsNeeded(adapterId, position);
+        bytes32 got = keccak256(splits);
+        if (got != want) revert WrongSplits(adapterId, got, want);
+        address[] memory payees = abi.decode(splits, (Splits)).payees;
+        if (position >= payees.length) revert UnknownPosition(adapterId, position);
+        return payees[position];
     }
 
     /// Who a Payee entry means now; zero if it was never written.

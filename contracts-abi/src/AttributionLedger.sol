@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
@@ -21,44 +23,58 @@ import {Batch, Receipt, Splits, Types} from "./lib/Types.sol";
 ///
 ///     seq      0        1        2        3        4
 ///              final    final    open     open     (next)
-///              |---- finalCommitted       |
-///              |------------------------- committed of the head
+///              `-------'                            claims are paid against these
+///              `-------------------------'          committed of the head <= redeemed(operator)
+///                                `-------'          their value <= active stake, at submission
 ///
-/// For each operator and at every moment:
-///   released <= finalCommitted <= committed <= redeemed(operator)        (Escrow keeps released, redeemed)
-///   committed - finalCommitted <= active stake, when a batch is submitted
+/// This contract holds what Escrow has redeemed and nobody has claimed. For each operator, at every moment:
+///
+///     paid <= committed of the newest final batch <= committed of the head <= escrow.redeemed(operator)
+///     token.balanceOf(ledger) >= sum over operators of (redeemed - paid)
 ///
 /// A claim shows a leaf of a final batch's payout tree and is paid what the leaf's cumulative amount
 /// exceeds earlier claims by. Any final batch serves, not the newest alone: an older one proves at most
-/// what was then final, and if only the newest would do, an operator that submits a batch a block could make
-/// every claim come too late. The cap by finalCommitted, kept by Escrow, holds whatever the trees say.
+/// what was then final, and if only the newest would do, an operator that submits a batch a block could
+/// make every claim come too late. The first inequality holds whatever the trees say, so a
+/// dishonest operator can never touch another operator's money.
+///
+/// A batch is kept as a commitment to its digest, its payout root and its committed value. A claim opens it
+/// with the digest and what its proof computes, everyone else with the batch (from BatchSubmitted).
 ///
 /// Immutable: no owner, no pause, no upgrade.
 contract AttributionLedger is EIP712, ReentrancyGuardTransient {
+    using SafeERC20 for IERC20;
+
     struct BatchRecord {
-        bytes32 batchHash;
-        bytes32 receiptsRoot;
+        bytes32 commitment; // keccak256(abi.encode(batchHash, payoutRoot, committed))
         uint128 committed;
         uint64 submittedAt; // unix seconds
         uint32 leafCount;
     }
 
-    /// What is known of an operator's chain. Records at and above `count` are leftovers of voided
-    /// batches and mean nothing. `finalCount` and `finalCommitted` may lag behind the clock; they never
-    /// run ahead of it.
+    /// What is known of an operator's chain. Records at and above `count` are leftovers of voided batches
+    /// and mean nothing. `finalCount` may lag behind the clock; it never runs ahead of it.
     struct Chain {
-        uint64 count;
-        uint64 finalCount;
-        uint128 finalCommitted;
+        uint128 paid; // by claims, cumulative
+        uint64 count; // of batches
+        uint64 finalCount; // of batches known to be final, the first ones
+    }
+
+    /// Names a batch to claim against.
+    struct BatchRef {
+        address operator;
+        uint64 seq;
+        bytes32 batchHash;
     }
 
     /// One claim of a claimMany.
     struct Claim {
         Payout payout;
         PayoutProof proof;
-        Splits splits;
+        bytes splits;
     }
 
+    IERC20 public immutable token;
     StakeManager public immutable stakeManager;
     AdapterRegistry public immutable registry;
     Escrow public immutable escrow;
@@ -68,6 +84,7 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
     uint64 public immutable challengeWindow;
 
     mapping(address operator => Chain) private _chains;
+    mapping(address operator => bytes32 batchHash) private _heads; // digest of the newest batch
     mapping(address operator => mapping(uint64 seq => BatchRecord)) private _batches;
     mapping(bytes32 batchHash => bool) private _voided;
     mapping(bytes32 leafKey => uint128 cumulative) private _claimed;
@@ -119,13 +136,16 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
     error NotFinal(address operator, uint64 seq, uint64 finalAt);
     error AlreadyFinal(address operator, uint64 seq, uint64 finalAt);
     /// The batch shown is not the one that was submitted.
-    error WrongBatch(address operator, uint64 seq, bytes32 got, bytes32 want);
-    /// The proof leads to another root than the batch's.
-    error WrongPayoutRoot(bytes32 got, bytes32 want);
-    /// The tree's sum is not what the batch commits to.
+    error WrongBatch(address operator, uint64 seq, bytes32 batchHash);
+    /// The tree that the proof belongs to promises another sum than the batch commits to.
     error WrongPayoutSum(uint128 sum, uint128 committed);
+    /// The proof leads to another root than that of the batch with this digest (or the digest is wrong).
+    error WrongPayoutProof(address operator, uint64 seq, bytes32 batchHash, bytes32 payoutRoot);
+    /// No leaf of this operator can be named so.
     error WrongLeaf(uint8 kind, bytes32 id, uint16 position);
     error NothingToClaim(uint128 cumulative, uint128 claimed);
+    /// The operator's trees promise more, all in all, than its final batches commit to.
+    error OverCommitted(address operator, uint256 paid, uint128 committed);
 
     /// @param stakeManager_ operators; its unbonding must outlast the challenge window
     /// @param registry_ payees
@@ -142,6 +162,7 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         if (staked != escrowed) revert TokensDiffer(staked, escrowed);
         if (escrow_.ledger() != address(this)) revert NotEscrowsLedger(escrow_.ledger());
         registry_.payeeDelay(); // reverts if there is no registry at the address
+        token = escrow_.token();
         stakeManager = stakeManager_;
         registry = registry_;
         escrow = escrow_;
@@ -154,74 +175,86 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
     /// @notice Appends a batch to its operator's chain. Anyone may relay it; it must be signed by a signer of a
     /// live operator.
     function submit(Batch calldata batch, bytes calldata signature) external {
+        address operator = batch.operator;
         bytes32 hash = batchDigest(batch);
-        uint128 active = _checkSigner(batch.operator, hash, signature);
-        Chain memory chain = _chains[batch.operator];
-        _checkChain(batch, chain);
-        uint128 redeemed = escrow.redeemed(batch.operator);
-        if (batch.committed > redeemed) revert CommittedAboveRedeemed(batch.operator, batch.committed, redeemed);
+        uint128 active = _checkSigner(operator, hash, signature);
+        (uint64 count, uint64 finalCount) = (_chains[operator].count, _chains[operator].finalCount);
+        _checkNext(batch, count);
+        uint128 redeemed = escrow.redeemed(operator);
+        if (batch.committed > redeemed) revert CommittedAboveRedeemed(operator, batch.committed, redeemed);
 
-        // What is known to be final suffices mostly; look for more only if it doesn't.
-        if (batch.committed - chain.finalCommitted > active) {
-            (chain.finalCount, chain.finalCommitted) = _newestFinal(batch.operator, chain);
-            uint128 openValue = batch.committed - chain.finalCommitted;
-            if (openValue > active) revert ValueAboveStake(batch.operator, openValue, active);
+        // Two steps for each batch, so that what is noted as final catches up with the clock. That
+        // suffices mostly; look further only if the stake doesn't.
+        for (uint256 i = 0; i < 2 && finalCount < count; i++) {
+            if (block.timestamp < _finalAt(operator, finalCount)) break;
+            finalCount++;
+        }
+        if (batch.committed - _committedBy(operator, finalCount) > active) {
+            finalCount = _finalCount(operator, finalCount, count);
+            uint128 openValue = batch.committed - _committedBy(operator, finalCount);
+            if (openValue > active) revert ValueAboveStake(operator, openValue, active);
         }
 
-        BatchRecord storage record = _batches[batch.operator][batch.seq];
+        BatchRecord storage record = _batches[operator][batch.seq];
         // A leftover means that a batch was voided here. Its signature is still good and its place
         // is free again: without this check anyone could submit it once more.
-        if (record.batchHash != 0 && _voided[hash]) revert VoidedBatch(batch.operator, batch.seq, hash);
-        record.batchHash = hash;
-        record.receiptsRoot = batch.receiptsRoot;
+        if (record.commitment != 0 && _voided[hash]) revert VoidedBatch(operator, batch.seq, hash);
+        record.commitment = _commitment(hash, batch.payoutRoot, batch.committed);
         record.committed = batch.committed;
         record.submittedAt = uint64(block.timestamp);
         record.leafCount = batch.leafCount;
-        chain.count++;
-        _chains[batch.operator] = chain;
+        (_chains[operator].count, _chains[operator].finalCount) = (count + 1, finalCount);
+        _heads[operator] = hash;
         _emitSubmitted(batch, hash);
     }
 
-    /// @notice Takes an open batch, and all after it, out of the operator's chain. Only the Disputes contract
-    /// may call; it slashes by StakeManager.slash.
-    function void(address operator, uint64 seq) external {
+    /// @notice Takes an open batch, and all after it, out of its operator's chain: the next seq is the batch's
+    /// again, and the batch itself can't come back. Only the Disputes contract may call; it slashes by
+    /// StakeManager.slash.
+    /// @param batch as it was submitted
+    function void(Batch calldata batch) external {
         if (msg.sender != disputes) revert NotDisputes(msg.sender);
-        Chain storage chain = _chains[operator];
-        if (seq >= chain.count) revert UnknownBatch(operator, seq);
-        BatchRecord storage record = _batches[operator][seq];
-        uint64 finalAt = record.submittedAt + challengeWindow;
+        (address operator, uint64 seq) = (batch.operator, batch.seq);
+        bytes32 hash = _checkBatch(batch);
+        uint64 finalAt = _finalAt(operator, seq);
         if (block.timestamp >= finalAt) revert AlreadyFinal(operator, seq, finalAt);
-        chain.count = seq;
-        _voided[record.batchHash] = true;
-        emit BatchVoided(operator, seq, record.batchHash, seq == 0 ? 0 : _batches[operator][seq - 1].committed);
+        _chains[operator].count = seq;
+        _heads[operator] = batch.prevBatchHash;
+        _voided[hash] = true;
+        emit BatchVoided(operator, seq, hash, _committedBy(operator, seq));
     }
 
     // ---------------------------------------------------------------- claims
 
     /// @notice Pays the payee of a leaf what the leaf's amount exceeds earlier payments by. Anyone may call.
-    /// @param batch a final batch as it was submitted
+    /// @param ref a final batch
     /// @param payout the leaf
     /// @param proof the leaf's path in the batch's payout tree
-    /// @param splits of the adapter for kind 1; anything, best empty, for the others
-    /// @return paid the amount, never 0: with nothing to pay the call reverts
+    /// @param splits for an adapter's position: abi.encode(splits), or empty if the registry has written the
+    /// payee down (AdapterRegistry.writtenPayee); empty for the other kinds
+    /// @return amount what was paid, never 0: with nothing to pay the call reverts
     function claim(
-        Batch calldata batch,
+        BatchRef calldata ref,
         Payout calldata payout,
         PayoutProof calldata proof,
-        Splits calldata splits
-    ) external nonReentrant returns (uint128 paid) {
-        uint128 limit = _openPot(batch);
-        paid = _claim(batch, limit, payout, proof, splits);
-        if (paid == 0) revert NothingToClaim(payout.amount, _claimed[_leafKey(batch.operator, payout)]);
+        bytes calldata splits
+    ) external nonReentrant returns (uint128 amount) {
+        Chain storage chain = _openBatch(ref);
+        amount = _claim(ref, chain, payout, proof, splits);
+        if (amount == 0) revert NothingToClaim(payout.amount, _claimed[_leafKey(ref.operator, payout)]);
     }
 
     /// @notice As claim, for several leaves of one batch; leaves with nothing to pay are skipped, so that
     /// somebody else's claim of one of them does no harm. A wrong proof reverts everything.
-    /// @return paid the sum
-    function claimMany(Batch calldata batch, Claim[] calldata claims) external nonReentrant returns (uint128 paid) {
-        uint128 limit = _openPot(batch);
+    /// @return amount the sum of what was paid
+    function claimMany(BatchRef calldata ref, Claim[] calldata claims)
+        external
+        nonReentrant
+        returns (uint128 amount)
+    {
+        Chain storage chain = _openBatch(ref);
         for (uint256 i = 0; i < claims.length; i++) {
-            paid += _claim(batch, limit, claims[i].payout, claims[i].proof, claims[i].splits);
+            amount += _claim(ref, chain, claims[i].payout, claims[i].proof, claims[i].splits);
         }
     }
 
@@ -236,33 +269,42 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
     /// prevBatchHash) and the committed value; zeros if there is none.
     function headOf(address operator) external view returns (uint64 next, bytes32 batchHash, uint128 committed) {
         next = _chains[operator].count;
-        if (next != 0) {
-            BatchRecord storage record = _batches[operator][next - 1];
-            (batchHash, committed) = (record.batchHash, record.committed);
-        }
+        return (next, _heads[operator], _committedBy(operator, next));
     }
 
     /// @notice How many of the operator's batches are final at this moment (they are the first ones), and the
     /// committed value of the newest of them.
     function finalOf(address operator) external view returns (uint64 count, uint128 committed) {
-        return _newestFinal(operator, _chains[operator]);
+        Chain storage chain = _chains[operator];
+        count = _finalCount(operator, chain.finalCount, chain.count);
+        committed = _committedBy(operator, count);
     }
 
-    /// @notice A batch of the chain; reverts with UnknownBatch if there is none with this seq.
-    /// It is final from finalAt (unix seconds) on.
+    /// @notice What claims against an operator's batches have been paid, all together.
+    function paid(address operator) external view returns (uint128) {
+        return _chains[operator].paid;
+    }
+
+    /// @notice A batch of the operator's chain; reverts with UnknownBatch if there is none with this seq.
+    /// @return commitment keccak256(abi.encode(batchHash, payoutRoot, committed))
+    /// @return committed the batch's
+    /// @return leafCount the batch's
+    /// @return finalAt unix seconds from which on it is final
     function batchOf(address operator, uint64 seq)
         external
         view
-        returns (bytes32 batchHash, bytes32 receiptsRoot, uint128 committed, uint32 leafCount, uint64 finalAt)
+        returns (bytes32 commitment, uint128 committed, uint32 leafCount, uint64 finalAt)
     {
-        BatchRecord storage record = _record(operator, seq);
-        return (
-            record.batchHash,
-            record.receiptsRoot,
-            record.committed,
-            record.leafCount,
-            record.submittedAt + challengeWindow
-        );
+        if (seq >= _chains[operator].count) revert UnknownBatch(operator, seq);
+        BatchRecord storage record = _batches[operator][seq];
+        return (record.commitment, record.committed, record.leafCount, _finalAt(operator, seq));
+    }
+
+    /// @notice Whether exactly this batch is part of its operator's chain.
+    function isSubmitted(Batch calldata batch) public view returns (bool) {
+        return batch.seq < _chains[batch.operator].count
+            && _batches[batch.operator][batch.seq].commitment
+                == _commitment(batchDigest(batch), batch.payoutRoot, batch.committed);
     }
 
     /// @notice Whether a batch was voided by the Disputes contract itself (not only with one before it).
@@ -275,19 +317,20 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         return _claimed[keccak256(abi.encode(operator, kind, id, position))];
     }
 
-    /// @notice Whether a receipt lies at a position of a batch of the operator's chain.
+    /// @notice Whether a receipt lies at a position of a batch; reverts unless exactly this batch is part of
+    /// its operator's chain.
+    /// @param batch as it was submitted (BatchSubmitted has all of it)
     /// @param receiptHash the receipt's EIP-712 digest
-    /// @param proof siblings, the lowest first (OpenZeppelin's standard tree, leaves in order, not sorted)
-    function verifyReceipt(
-        address operator,
-        uint64 seq,
-        uint32 position,
-        bytes32 receiptHash,
-        bytes32[] calldata proof
-    ) external view returns (bool) {
-        BatchRecord storage record = _record(operator, seq);
+    /// @param proof siblings, the lowest first (OpenZeppelin's standard tree over (uint32 position,
+    /// bytes32 receiptHash), leaves in order, not sorted by hash)
+    function verifyReceipt(Batch calldata batch, uint32 position, bytes32 receiptHash, bytes32[] calldata proof)
+        external
+        view
+        returns (bool)
+    {
+        _checkBatch(batch);
         bytes32 leaf = keccak256(bytes.concat(keccak256(abi.encode(position, receiptHash))));
-        return position < record.leafCount && MerkleProof.verifyCalldata(proof, record.receiptsRoot, leaf);
+        return position < batch.leafCount && MerkleProof.verifyCalldata(proof, batch.receiptsRoot, leaf);
     }
 
     /// @notice Whether a payout leaf lies in a batch's payout tree; the batch need not be submitted.
@@ -322,6 +365,11 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
 
     // ---------------------------------------------------------------- inside
 
+    function _commitment(bytes32 batchHash, bytes32 payoutRoot, uint128 committed) private pure returns (bytes32) {
+        return keccak256(abi.encode(batchHash, payoutRoot, committed));
+    }
+
+    /// Checks who signed a batch, and returns the stake that answers for it.
     function _checkSigner(address operator, bytes32 hash, bytes calldata signature)
         private
         view
@@ -329,30 +377,34 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
     {
         address signer = ECDSA.recoverCalldata(hash, signature);
         address signersOperator;
-        (signersOperator, active) = stakeManager.stakeBehind(signer);
+        bool live;
+        (signersOperator, active, live) = stakeManager.stakeBehind(signer);
         if (signersOperator == address(0) || signersOperator != operator) {
             revert WrongSigner(operator, signer, signersOperator);
         }
-        uint128 minStake = stakeManager.minStake();
-        if (active < minStake) revert NotLive(operator, active, minStake);
+        if (!live) revert NotLive(operator, active, stakeManager.minStake());
     }
 
-    /// Whether the batch is the next one of its chain.
-    function _checkChain(Batch calldata batch, Chain memory chain) private view {
+    /// Checks that a batch is the next one of its chain.
+    function _checkNext(Batch calldata batch, uint64 count) private view {
         address operator = batch.operator;
-        if (batch.seq != chain.count) revert WrongSeq(operator, batch.seq, chain.count);
-        bytes32 prevHash = 0;
-        uint128 prevCommitted = 0;
-        if (batch.seq != 0) {
-            BatchRecord storage prev = _batches[operator][batch.seq - 1];
-            (prevHash, prevCommitted) = (prev.batchHash, prev.committed);
-        }
-        if (batch.prevBatchHash != prevHash) {
-            revert WrongPrevBatch(operator, batch.seq, batch.prevBatchHash, prevHash);
-        }
-        if (batch.committed < prevCommitted) revert CommittedDecreased(operator, batch.committed, prevCommitted);
+        if (batch.seq != count) revert WrongSeq(operator, batch.seq, count);
+        bytes32 head = _heads[operator];
+        if (batch.prevBatchHash != head) revert WrongPrevBatch(operator, batch.seq, batch.prevBatchHash, head);
+        uint128 before = _committedBy(operator, count);
+        if (batch.committed < before) revert CommittedDecreased(operator, batch.committed, before);
         if (batch.leafCount == 0) revert EmptyBatch(operator, batch.seq);
         if (batch.periodStart > batch.periodEnd) revert PeriodReversed(batch.periodStart, batch.periodEnd);
+    }
+
+    /// Checks that exactly this batch is part of its operator's chain, and returns its digest.
+    function _checkBatch(Batch calldata batch) private view returns (bytes32 hash) {
+        if (batch.seq >= _chains[batch.operator].count) revert UnknownBatch(batch.operator, batch.seq);
+        hash = batchDigest(batch);
+        if (
+            _batches[batch.operator][batch.seq].commitment
+                != _commitment(hash, batch.payoutRoot, batch.committed)
+        ) revert WrongBatch(batch.operator, batch.seq, hash);
     }
 
     function _emitSubmitted(Batch calldata batch, bytes32 hash) private {
@@ -371,47 +423,37 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         );
     }
 
-    /// A batch of the chain, leftovers excluded.
-    function _record(address operator, uint64 seq) private view returns (BatchRecord storage) {
-        if (seq >= _chains[operator].count) revert UnknownBatch(operator, seq);
-        return _batches[operator][seq];
+    /// What the operator's first `count` batches commit to.
+    function _committedBy(address operator, uint64 count) private view returns (uint128) {
+        return count == 0 ? 0 : _batches[operator][count - 1].committed;
     }
 
-    /// The number of final batches and the newest one's committed value, found by bisection between
-    /// what is known to be final and the head: submittedAt never decreases along a chain.
-    function _newestFinal(address operator, Chain memory chain)
-        private
-        view
-        returns (uint64 count, uint128 committed)
-    {
-        uint64 low = chain.finalCount; // all below are final
-        uint64 high = chain.count; // all at and above are open
+    /// When a batch is final, leftovers included.
+    function _finalAt(address operator, uint64 seq) private view returns (uint64) {
+        return _batches[operator][seq].submittedAt + challengeWindow;
+    }
+
+    /// How many batches of a chain are final, found by bisection between `low`, below which all are known
+    /// to be, and `high`, the head: submittedAt never decreases along a chain.
+    function _finalCount(address operator, uint64 low, uint64 high) private view returns (uint64) {
         while (low < high) {
             uint64 middle = low + (high - low) / 2;
-            if (block.timestamp >= _batches[operator][middle].submittedAt + challengeWindow) low = middle + 1;
+            if (block.timestamp >= _finalAt(operator, middle)) low = middle + 1;
             else high = middle;
         }
-        count = low;
-        committed = count == chain.finalCount ? chain.finalCommitted : _batches[operator][count - 1].committed;
+        return low;
     }
 
-    /// Checks that a batch is a final one of its operator's chain, and returns what all claims against
-    /// that chain may sum to so far.
-    function _openPot(Batch calldata batch) private returns (uint128 limit) {
-        address operator = batch.operator;
-        uint64 seq = batch.seq;
-        Chain storage chain = _chains[operator];
+    /// Checks that a batch is final, and notes it in its operator's chain, which it returns.
+    function _openBatch(BatchRef calldata ref) private returns (Chain storage chain) {
+        chain = _chains[ref.operator];
+        uint64 seq = ref.seq;
         (uint64 count, uint64 finalCount) = (chain.count, chain.finalCount);
-        if (seq >= count) revert UnknownBatch(operator, seq);
-        BatchRecord storage record = _batches[operator][seq];
-        bytes32 hash = batchDigest(batch);
-        if (hash != record.batchHash) revert WrongBatch(operator, seq, hash, record.batchHash);
-        limit = chain.finalCommitted;
+        if (seq >= count) revert UnknownBatch(ref.operator, seq);
         if (seq >= finalCount) {
-            uint64 finalAt = record.submittedAt + challengeWindow;
-            if (block.timestamp < finalAt) revert NotFinal(operator, seq, finalAt);
+            uint64 finalAt = _finalAt(ref.operator, seq);
+            if (block.timestamp < finalAt) revert NotFinal(ref.operator, seq, finalAt);
             chain.finalCount = seq + 1;
-            chain.finalCommitted = limit = batch.committed;
         }
     }
 
@@ -419,36 +461,54 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         return keccak256(abi.encode(operator, payout.kind, payout.id, payout.position));
     }
 
-    /// Pays one leaf of a batch that _openPot has accepted; 0 if there is nothing to pay.
+    /// Pays one leaf of a batch that _openBatch has accepted; 0 if there is nothing to pay.
     function _claim(
-        Batch calldata batch,
-        uint128 limit,
+        BatchRef calldata ref,
+        Chain storage chain,
         Payout calldata payout,
         PayoutProof calldata proof,
-        Splits calldata splits
-    ) private returns (uint128 paid) {
-        (bytes32 root, uint128 sum) = PayoutTree.climb(payout, proof);
-        if (root != batch.payoutRoot) revert WrongPayoutRoot(root, batch.payoutRoot);
-        if (sum != batch.committed) revert WrongPayoutSum(sum, batch.committed);
+        bytes calldata splits
+    ) private returns (uint128 amount) {
+        address operator = ref.operator;
+        uint128 limit = _checkProof(ref, payout, proof);
+        (uint256 total, uint64 finalCount) = (chain.paid, chain.finalCount);
+        // An older batch than the newest known to be final: that one limits what all claims may sum to.
+        if (ref.seq + 1 != finalCount) limit = _committedBy(operator, finalCount);
 
-        bytes32 key = _leafKey(batch.operator, payout);
+        bytes32 key = _leafKey(operator, payout);
+        uint128 cumulative = payout.amount;
         uint128 before = _claimed[key];
-        if (payout.amount <= before) return 0;
-        paid = payout.amount - before;
-        _claimed[key] = payout.amount;
-        address payee = _payee(batch.operator, payout, splits);
-        emit Claimed(batch.operator, payout.id, payee, payout.kind, payout.position, paid, payout.amount);
-        escrow.release(batch.operator, payee, paid, limit);
+        if (cumulative <= before) return 0;
+        amount = cumulative - before;
+        total += amount;
+        if (total > limit) revert OverCommitted(operator, total, limit);
+        _claimed[key] = cumulative;
+        chain.paid = uint128(total);
+        address payee = _payee(operator, payout, splits);
+        emit Claimed(operator, payout.id, payee, payout.kind, payout.position, amount, cumulative);
+        token.safeTransfer(payee, amount);
+    }
+
+    /// Checks that a leaf lies in the payout tree of a batch and that the tree's sum is what the batch
+    /// commits to (one comparison, because the commitment holds both), and returns that sum.
+    function _checkProof(BatchRef calldata ref, Payout calldata payout, PayoutProof calldata proof)
+        private
+        view
+        returns (uint128 sum)
+    {
+        bytes32 root;
+        (root, sum) = PayoutTree.climb(payout, proof);
+        BatchRecord storage record = _batches[ref.operator][ref.seq];
+        if (record.commitment != _commitment(ref.batchHash, root, sum)) {
+            if (record.committed != sum) revert WrongPayoutSum(sum, record.committed);
+            revert WrongPayoutProof(ref.operator, ref.seq, ref.batchHash, root);
+        }
     }
 
     /// Who a leaf's money goes to at this moment.
-    function _payee(address operator, Payout calldata payout, Splits calldata splits)
-        private
-        view
-        returns (address)
-    {
+    function _payee(address operator, Payout calldata payout, bytes calldata splits) private returns (address) {
         if (payout.kind == PayoutTree.KIND_ADAPTER) {
-            return registry.payeeOf(payout.id, payout.position, splits);
+            return registry.payee(payout.id, payout.position, splits);
         }
         if (payout.position == 0) {
             if (payout.kind == PayoutTree.KIND_DATANET) return registry.datanetPayee(payout.id);

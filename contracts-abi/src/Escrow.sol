@@ -11,16 +11,16 @@ import {StakeManager} from "./StakeManager.sol";
 import {ExactTransfer} from "./lib/ExactTransfer.sol";
 import {Request, Types, Voucher} from "./lib/Types.sol";
 
-/// @title The vault: payers' deposits in, vouchers redeemed, claims paid out.
+/// @title Payers' deposits, and the vouchers that turn them into an operator's income.
 ///
 /// @notice Each pair (payer, operator) has one account. A deposit can leave it in two ways only: back to
-/// the payer after a thaw, or, by a voucher of the payer's, to the operator's pot. The pot can be paid
-/// out by AttributionLedger only, claim by claim, never above what was redeemed.
+/// the payer after a thaw, or, by a voucher of the payer's, to AttributionLedger, which pays it out
+/// claim by claim. No call of anyone else moves a token.
 ///
-///     payer --deposit--> balance(payer, operator) --redeem--> redeemed(operator) --release--> payees
+///     payer --deposit--> balance(payer, operator) --redeem--> AttributionLedger --claim--> payees
 ///                              `--thaw, withdraw--> payer
 ///
-///     token.balanceOf(escrow) >= sum of balances + sum over operators of (redeemed - released)
+///     token.balanceOf(escrow) >= sum of balances
 ///
 /// Vouchers are cumulative in a channel = keccak256(abi.encode(payer, operator, epoch)): a voucher moves
 /// what its valueAggregate exceeds the last redeemed one by. An old voucher moves nothing and is refused.
@@ -46,11 +46,6 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
         uint64 withdrawableAt; // unix seconds; meaningless while thawing = 0
     }
 
-    struct Pot {
-        uint128 redeemed; // cumulative, all payers
-        uint128 released; // cumulative, all payees
-    }
-
     struct SignedVoucher {
         Voucher voucher;
         uint64 epoch;
@@ -72,15 +67,17 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
 
     IERC20 public immutable token;
     StakeManager public immutable stakeManager;
-    /// @notice The AttributionLedger, the only caller of release.
+    /// @notice The AttributionLedger: where redeemed tokens go.
     address public immutable ledger;
     /// @notice Seconds from requestThaw to withdraw, and from removeSigner to its effect.
     uint64 public immutable thawPeriod;
 
+    /// @notice What an operator's redeemed vouchers sum to, over all payers and for all time.
+    mapping(address operator => uint128) public redeemed;
+
     mapping(address payer => mapping(address operator => Account)) private _accounts;
     mapping(bytes32 channel => uint128) private _laterEpochValue; // channels of epochs above 0
     mapping(bytes32 channel => bytes32) private _lastReceiptHash;
-    mapping(address operator => Pot) private _pots;
     mapping(address payer => mapping(address signer => uint64 validUntil)) private _signers;
 
     event Deposited(address indexed payer, address indexed operator, address indexed from, uint128 amount);
@@ -89,7 +86,7 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
     event Withdrawn(address indexed payer, address indexed operator, uint128 amount);
     event SignerAdded(address indexed payer, address indexed signer);
     event SignerRemoved(address indexed payer, address indexed signer, uint64 validUntil);
-    /// @notice `amount` moved from the payer's balance to the operator's pot.
+    /// @notice `amount` moved from the payer's balance to AttributionLedger, to the operator's account there.
     event Redeemed(
         address indexed operator,
         address indexed payer,
@@ -110,7 +107,6 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
     error ZeroAddress();
     error ZeroAmount();
     error BadThawPeriod(uint64 period);
-    error NotLedger(address caller);
     /// The caller is neither the operator nor one of its signers.
     error NotOperator(address caller, address operator);
     error BalanceTooSmall(address payer, address operator, uint128 balance, uint128 wanted);
@@ -120,8 +116,6 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
     error NotSigner(address payer, address signer);
     /// redeem's voucher can't be redeemed.
     error Refused(bytes32 channel, uint128 valueAggregate, Refusal why);
-    /// A claim would pay out more than the operator's batches commit to, or than was redeemed.
-    error OverRelease(address operator, uint256 released, uint128 limit, uint128 redeemed);
 
     /// @param token_ what is paid in; must be the token that is staked (AttributionLedger checks)
     /// @param stakeManager_ knows the operators' signers
@@ -201,7 +195,7 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
 
     /// @notice Redeems one voucher; reverts with Refused if it can't be.
     /// @param epoch the epoch that voucher.channel was made with
-    /// @return amount what moved to the operator's pot
+    /// @return amount what moved to AttributionLedger
     function redeem(Voucher calldata voucher, uint64 epoch, bytes calldata signature)
         external
         nonReentrant
@@ -211,12 +205,12 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
         Refusal why;
         (why, amount) = _redeem(voucher.operator, voucher, epoch, signature);
         if (why != Refusal.None) revert Refused(voucher.channel, voucher.valueAggregate, why);
-        _pots[voucher.operator].redeemed += amount;
+        _passOn(voucher.operator, amount);
     }
 
     /// @notice Redeems vouchers of one operator, each by itself: one that can't be redeemed is left out with
     /// a VoucherRefused event and blocks no other.
-    /// @return amount what moved to the operator's pot, all together
+    /// @return amount what moved to AttributionLedger, all together
     function redeemMany(address operator, SignedVoucher[] calldata vouchers)
         external
         nonReentrant
@@ -234,36 +228,10 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
                 );
             }
         }
-        if (amount != 0) _pots[operator].redeemed += amount;
-    }
-
-    // ---------------------------------------------------------------- the ledger
-
-    /// @notice Pays a claim out of an operator's pot. Only AttributionLedger may call.
-    /// @param limit what the operator's final batches commit to: all releases together stay within it
-    function release(address operator, address to, uint128 amount, uint128 limit) external nonReentrant {
-        if (msg.sender != ledger) revert NotLedger(msg.sender);
-        Pot storage pot = _pots[operator];
-        uint256 released = uint256(pot.released) + amount;
-        if (released > limit || released > pot.redeemed) {
-            revert OverRelease(operator, released, limit, pot.redeemed);
-        }
-        pot.released = uint128(released);
-        token.safeTransfer(to, amount);
+        if (amount != 0) _passOn(operator, amount);
     }
 
     // ---------------------------------------------------------------- views
-
-    /// @notice What the operator's redeemed vouchers sum to.
-    function redeemed(address operator) external view returns (uint128) {
-        return _pots[operator].redeemed;
-    }
-
-    /// @notice The operator's pot: redeemed and, of that, paid out.
-    function potOf(address operator) external view returns (uint128 redeemed_, uint128 released) {
-        Pot storage pot = _pots[operator];
-        return (pot.redeemed, pot.released);
-    }
 
     /// @notice A payer's account with an operator. What is thawing is part of balance, at most all of it.
     function accountOf(address payer, address operator)
@@ -331,13 +299,19 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
         }
     }
 
+    /// Hands redeemed tokens to the ledger, whose batches may commit to them from now on.
+    function _passOn(address operator, uint128 amount) private {
+        redeemed[operator] += amount;
+        token.safeTransfer(ledger, amount);
+    }
+
     function _isSigned(address payer, bytes32 digest, bytes calldata signature) private view returns (bool) {
         (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(digest, signature);
         return failure == ECDSA.RecoverError.NoError && isSigner(payer, signer);
     }
 
     /// Checks a voucher and, if nothing speaks against it, moves its difference out of the payer's balance;
-    /// the caller adds it to the pot.
+    /// the caller passes it on.
     function _redeem(address operator, Voucher calldata voucher, uint64 epoch, bytes calldata signature)
         private
         returns (Refusal why, uint128 amount)

@@ -205,10 +205,13 @@ contract StakeManager is ReentrancyGuardTransient {
         return (k.operator, k.addedAt, k.revokedAt);
     }
 
-    /// @notice operatorOf(signer) and that operator's active stake, in one call.
-    function stakeBehind(address signer) external view returns (address operator, uint128 active) {
+    /// @notice operatorOf(signer), that operator's active stake and whether it makes it live, in one call.
+    function stakeBehind(address signer) external view returns (address operator, uint128 active, bool live) {
         operator = operatorOf(signer);
-        active = operator == address(0) ? 0 : activeStake(operator);
+        if (operator != address(0)) {
+            active = activeStake(operator);
+            live = active >= minStake;
+        }
     }
 
     /// @notice Stake that is not being unbonded.

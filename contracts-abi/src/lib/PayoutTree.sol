@@ -9,17 +9,12 @@ struct Payout {
     uint128 amount;
 }
 
-/// A subtree beside the path from a leaf to the root.
-struct PayoutNode {
-    bytes32 hash;
-    uint128 sum;
-}
-
-/// Where a leaf lies and the siblings on its way up, the lowest first.
+/// Where a leaf lies, and the subtrees beside its way up, the lowest first: 48 bytes each, hash (32) and
+/// sum (16, big-endian), end to end.
 struct PayoutProof {
     uint32 index;
     uint32 leafCount;
-    PayoutNode[] siblings;
+    bytes siblings;
 }
 
 // The payout tree: a Merkle *sum* tree.
@@ -47,57 +42,107 @@ library PayoutTree {
     uint8 internal constant KIND_DATANET = 2; // id = datanetId, position 0
 
     /// The siblings don't lead from this index to the top of a tree with this many leaves.
-    error PayoutProofShape(uint32 index, uint32 leafCount, uint256 siblings);
-
-    function leafHash(Payout calldata payout) internal pure returns (bytes32) {
-        return keccak256(
-            abi.encodePacked(uint8(0), payout.kind, payout.id, payout.position, payout.amount)
-        );
-    }
-
-    function nodeHash(bytes32 left, uint128 leftSum, bytes32 right, uint128 rightSum)
-        internal
-        pure
-        returns (bytes32)
-    {
-        return keccak256(abi.encodePacked(uint8(1), left, leftSum, right, rightSum));
-    }
-
-    function rootHash(bytes32 top, uint128 topSum, uint32 leafCount) internal pure returns (bytes32) {
-        return keccak256(abi.encodePacked(uint8(2), top, topSum, leafCount));
-    }
+    error PayoutProofShape(uint32 index, uint32 leafCount, uint256 siblingBytes);
+    /// The sums on the way to the top exceed 2^128 - 1.
+    error PayoutSumOverflow(uint256 sum);
 
     /// Climbs from a leaf to the root; the caller compares both results with what a batch says.
-    /// The walk is that of RFC 9162, section 2.1.3.2, which verifies inclusion in RFC 6962's trees.
-    /// Sums are checked: an overflow reverts.
+    ///
+    /// At each level the path has a sibling, to the left of an odd node and to the right of an even one, with
+    /// one exception: the last node of a level, if even, has none and rises as it is. A path that has
+    /// met the right edge stays on it, so there are two loops: up to the edge, then along it. (RFC 9162,
+    /// section 2.1.3.2 walks the same way with fn, here `node`, and sn, here `last`.)
+    ///
+    /// Ten siblings are climbed with each claim, so nodes are hashed in assembly: 5,000 gas less than slices
+    /// and abi.encodePacked cost. test/PayoutTree.t.sol holds this against the definition written plainly.
     function climb(Payout calldata payout, PayoutProof calldata proof)
         internal
         pure
         returns (bytes32 root, uint128 sum)
     {
-        if (proof.index >= proof.leafCount) revert PayoutProofShape(proof.index, proof.leafCount, proof.siblings.length);
-        uint256 node = proof.index; // RFC: fn, the node on the path, counted within its level
-        uint256 last = proof.leafCount - 1; // RFC: sn, the last node of that level
-        bytes32 hash = leafHash(payout);
-        sum = payout.amount;
-        for (uint256 i = 0; i < proof.siblings.length; i++) {
-            if (last == 0) revert PayoutProofShape(proof.index, proof.leafCount, proof.siblings.length);
-            PayoutNode calldata sibling = proof.siblings[i];
-            if (node & 1 == 1 || node == last) {
-                hash = nodeHash(sibling.hash, sibling.sum, hash, sum);
-                // The last node of a level with no right neighbour rises until it has a left one.
-                while (node & 1 == 0 && node != 0) {
-                    node >>= 1;
-                    last >>= 1;
-                }
-            } else {
-                hash = nodeHash(hash, sum, sibling.hash, sibling.sum);
-            }
-            sum += sibling.sum;
-            node >>= 1;
-            last >>= 1;
+        bytes calldata siblings = proof.siblings;
+        uint256 node = proof.index;
+        uint256 last = proof.leafCount;
+        if (node >= last) revert PayoutProofShape(proof.index, proof.leafCount, siblings.length);
+        bytes32 hash = _leaf(payout.kind, payout.id, payout.position, payout.amount);
+        // Sums never decrease on the way up, so one check of the last one covers all of them: a sum that
+        // doesn't fit 16 bytes is hashed wrongly below, and refused at the end.
+        uint256 total = payout.amount;
+        uint256 at; // calldata offset of the next sibling; reading past the last one does no harm, because
+        uint256 end; // the proof is refused unless it ends where the walk ends
+        assembly ("memory-safe") {
+            at := siblings.offset
+            end := add(at, siblings.length)
         }
-        if (last != 0) revert PayoutProofShape(proof.index, proof.leafCount, proof.siblings.length);
-        root = rootHash(hash, sum, proof.leafCount);
+        unchecked {
+            last -= 1;
+            while (node != last) {
+                (hash, total) = node & 1 == 1 ? _joinLeft(at, hash, total) : _joinRight(at, hash, total);
+                at += 48;
+                node >>= 1;
+                last >>= 1;
+            }
+            while (node != 0) {
+                if (node & 1 == 1) {
+                    (hash, total) = _joinLeft(at, hash, total);
+                    at += 48;
+                }
+                node >>= 1;
+            }
+        }
+        if (at != end) revert PayoutProofShape(proof.index, proof.leafCount, siblings.length);
+        if (total > type(uint128).max) revert PayoutSumOverflow(total);
+        sum = uint128(total);
+        root = _root(hash, sum, proof.leafCount);
+    }
+
+    /// keccak256(abi.encodePacked(uint8(0), kind, id, position, amount)). Like all below it is put
+    /// together beyond the free memory pointer and not kept.
+    function _leaf(uint8 kind, bytes32 id, uint16 position, uint128 amount) private pure returns (bytes32 hash) {
+        assembly ("memory-safe") {
+            let buffer := mload(0x40)
+            mstore(buffer, shl(240, kind)) // 00 kind
+            mstore(add(buffer, 2), id)
+            mstore(add(buffer, 34), or(shl(240, position), shl(112, amount)))
+            hash := keccak256(buffer, 52)
+        }
+    }
+
+    /// keccak256(abi.encodePacked(uint8(2), top, sum, leafCount))
+    function _root(bytes32 top, uint128 sum, uint32 leafCount) private pure returns (bytes32 hash) {
+        assembly ("memory-safe") {
+            let buffer := mload(0x40)
+            mstore8(buffer, 2)
+            mstore(add(buffer, 1), top)
+            mstore(add(buffer, 33), or(shl(128, sum), shl(96, leafCount)))
+            hash := keccak256(buffer, 53)
+        }
+    }
+
+    /// The parent of a node and the sibling at calldata offset `at`, to its left: its hash,
+    /// keccak256(abi.encodePacked(uint8(1), left, leftSum, right, rightSum)), and its sum.
+    function _joinLeft(uint256 at, bytes32 hash, uint256 sum) private pure returns (bytes32 parent, uint256 total) {
+        assembly ("memory-safe") {
+            let buffer := mload(0x40)
+            mstore8(buffer, 1)
+            calldatacopy(add(buffer, 1), at, 48)
+            mstore(add(buffer, 49), hash)
+            mstore(add(buffer, 81), shl(128, sum))
+            parent := keccak256(buffer, 97)
+            total := add(sum, shr(128, calldataload(add(at, 32))))
+        }
+    }
+
+    /// As _joinLeft, with the sibling to the right.
+    function _joinRight(uint256 at, bytes32 hash, uint256 sum) private pure returns (bytes32 parent, uint256 total) {
+        assembly ("memory-safe") {
+            let buffer := mload(0x40)
+            mstore8(buffer, 1)
+            mstore(add(buffer, 1), hash)
+            mstore(add(buffer, 33), shl(128, sum)) // 16 bytes; the other 16 are overwritten next
+            calldatacopy(add(buffer, 49), at, 48)
+            parent := keccak256(buffer, 97)
+            total := add(sum, shr(128, calldataload(add(at, 32))))
+        }
     }
 }
