@@ -26,7 +26,9 @@
  * (passphrases, mnemonics) travel as `struct secret`, in memory of the same kind.
  *
  * Threads: functions on one `struct wallet` may be called from several threads at once, except
- * wallet_close, which must be the last call; signing is serialised inside (about 0.1 ms each).
+ * wallet_close, which must be the last call. Nobody waits for another: a wallet does not change
+ * once open, and a key's page goes dark when the last of its simultaneous users is done. A
+ * signature takes about 0.1 ms.
  * Functions on directories may run at once in several threads and processes: files are created
  * without replacing another, so of two that create the same name one fails with ERR_CONFLICT.
  *
@@ -51,7 +53,7 @@ struct manifest_digest;
 struct tx_digest;
 
 enum {
-    WALLET_NAME_BYTES = 32,        /* a key's name with its NUL: [a-z0-9][a-z0-9_-]{0,30} */
+    WALLET_NAME_BYTES = 32,          /* a key's name with its NUL: [a-z0-9][a-z0-9_-]{0,30} */
     WALLET_SECRET_MAX_BYTES = 16384, /* longest passphrase, mnemonic or v3 file that is read */
 };
 
@@ -87,21 +89,28 @@ void secret_free(struct secret *s); /* wipes; NULL is quiet */
  * 64 MiB (RFC 9106, section 4, second recommendation). Less is refused unless cheap_kdf_for_tests
  * is set. Files carry their own cost; opening one needs no options. */
 struct wallet_key_options {
-    uint32_t kdf_passes;       /* 1 to 16 */
-    uint32_t kdf_memory_kib;   /* 8 to 1,048,576 */
+    uint32_t kdf_passes;     /* 1 to 16 */
+    uint32_t kdf_memory_kib; /* 8 to 1,048,576 */
     bool cheap_kdf_for_tests;
     /* wallet_key_create: 12, 15, 18, 21 or 24; 0 means 24. */
     unsigned mnemonic_words;
-    /* wallet_key_import, where the material is encrypted or derived: */
-    const struct secret *import_passphrase; /* of the v3 file, or of the mnemonic (BIP-39); or NULL */
+    /* wallet_key_import, where the material is encrypted or derived (wallet_key_create derives the
+     * key of a new mnemonic by them, too): */
+    const struct secret *import_passphrase; /* of the v3 file or the mnemonic (BIP-39), or NULL */
     const char *derivation_path;            /* NULL: "m/44'/60'/0'/0/0" (BIP-44, Ethereum) */
 };
 
 struct wallet_entry { /* what a key file says without its passphrase */
     char name[WALLET_NAME_BYTES];
-    uint8_t address[20];      /* bound to the key when the file is opened, until then a claim */
+    uint8_t address[20]; /* checked against the key when the file is opened, till then a claim */
     uint64_t created_unix_s;
+    char problem[192]; /* wallet_list: why the file can't be used, all above but the name being
+                          zero then; "" when it can */
 };
+
+/* Could a key of this name be made? ERR_CONFLICT when there is one, ERR_INVALID for a bad name.
+ * Said before anyone thinks up a passphrase; creation itself has the last word. */
+int wallet_name_available(const char *dir, const char *name, struct err *err);
 
 /* Makes a key and writes DIR/NAME.key (mode 0600; DIR is made with 0700).
  *
@@ -116,10 +125,19 @@ int wallet_key_create(const char *dir, const char *name, struct address *address
                       struct secret **mnemonic, const struct secret *passphrase,
                       const struct wallet_key_options *opt, struct err *err);
 
-/* As wallet_key_create, from existing material, recognised by its shape: 64 hexadecimal digits
- * (0x optional), a BIP-39 English mnemonic, or an Ethereum keystore v3 JSON object. ERR_INVALID
- * when it is none of these; ERR_UNAUTHORIZED when import_passphrase does not open the v3 file;
- * ERR_UNSUPPORTED for other keystores, by name. */
+/* What existing keys come as, recognised by its shape. */
+enum wallet_material {
+    WALLET_MATERIAL_UNKNOWN,
+    WALLET_MATERIAL_HEX,         /* 64 hexadecimal digits, 0x optional */
+    WALLET_MATERIAL_MNEMONIC,    /* letters and white space: BIP-39, English */
+    WALLET_MATERIAL_XPRV,        /* "xprv...": a BIP-32 node; only a master gets the default path */
+    WALLET_MATERIAL_KEYSTORE_V3, /* "{...": Ethereum's JSON keystore; needs import_passphrase */
+};
+enum wallet_material wallet_material(const struct secret *material);
+
+/* As wallet_key_create, from existing material. ERR_INVALID when it is not well-formed (an unknown
+ * word is named by its position, nothing of the material is repeated); ERR_UNAUTHORIZED when
+ * import_passphrase does not open the v3 file; ERR_UNSUPPORTED for other keystores, by name. */
 int wallet_key_import(const char *dir, const char *name, struct address *address,
                       const struct secret *material, const struct secret *passphrase,
                       const struct wallet_key_options *opt, struct err *err);
@@ -133,7 +151,8 @@ int wallet_key_export_v3(const char *dir, const char *name, struct buf *json,
 /* The header of one key file, checked for damage but not opened. ERR_NOT_FOUND names the file. */
 int wallet_key_peek(const char *dir, const char *name, struct wallet_entry *out, struct err *err);
 
-/* All key files of DIR by name, in *out [*n] (free() it). An absent DIR is an empty wallet. */
+/* All key files of DIR by name, in *out [*n] (free() it). An absent DIR is an empty wallet. A file
+ * that can't be used is listed with its problem. */
 int wallet_list(const char *dir, struct wallet_entry **out, size_t *n, struct err *err);
 
 /* ---- an opened wallet ------------------------------------------------------------------------ */
@@ -143,7 +162,7 @@ struct wallet; /* opaque */
 /* Opens the named keys (NULL-terminated), or with names NULL all in DIR, with one passphrase.
  *
  * NULL with ERR_NOT_FOUND (no such file, or no key at all), ERR_FORBIDDEN (a file that group or
- * others may read, or that someone else owns), ERR_CORRUPT (damaged: checksum, layout, bounds),
+ * others may touch), ERR_CORRUPT (damaged: checksum, layout, bounds, another key's name),
  * ERR_UNAUTHORIZED (wrong passphrase, or altered on purpose), ERR_NO_MEMORY. */
 struct wallet *wallet_open(const char *dir, const char *const *names,
                            const struct secret *passphrase, struct err *err);
@@ -154,8 +173,7 @@ struct wallet_memory_key {
     const char *name;
     uint8_t key[32];
 };
-struct wallet *wallet_open_memory(const struct wallet_memory_key *keys, size_t n,
-                                  struct err *err);
+struct wallet *wallet_open_memory(const struct wallet_memory_key *keys, size_t n, struct err *err);
 
 /* The same from a mnemonic: keys "0" to "n-1" at m/44'/60'/0'/0/i, which is how anvil, hardhat and
  * ganache make theirs ("test test test test test test test test test test test junk"). */
