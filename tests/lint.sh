@@ -41,10 +41,10 @@ one_room 'curl/' 'node/base/http_client\.c'
 one_room 'microhttpd\.h' 'node/http\.c'
 one_room 'secp256k1' 'wallet/ecdsa\.c'
 one_room 'sodium' 'wallet/.*|node/base/sha256\.c|node/base/random\.c'
-one_room 'openssl/' 'wallet/keystore_v3\.c|wallet/.*\.c'
+one_room 'openssl/' 'wallet/legacy\.c'
 one_room 'ini\.h' 'node/config\.c'
 one_room 'pcre2' 'engine/tokenizer/.*'
-one_room 'utf8proc' 'engine/tokenizer/.*'
+one_room 'utf8proc' 'engine/tokenizer/.*|wallet/mnemonic\.c'
 one_room 'cuda|cublas' 'kernels/cuda/.*'
 
 # ---- 3. format and static analysis -------------------------------------------------------------------
