@@ -1,0 +1,44 @@
+/* adapter_table: the adapters that are loaded, by digest, in host memory. Any thread. */
+#ifndef TRIBUTARY_ENGINE_ADAPTER_TABLE_H
+#define TRIBUTARY_ENGINE_ADAPTER_TABLE_H
+
+#include "engine/lora.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct err;
+struct adapter_table;
+
+/* An adapter that somebody loaded or a sequence uses. The first two members never change. */
+struct loaded_adapter {
+    struct lora_adapter *lora;
+    struct loaded_adapter *next; /* in its chain; the table's */
+    int n_loads, n_users;        /* the table's, under its lock */
+    /* The engine thread's own notes. */
+    int n_pins;          /* running sequences that pin it */
+    int sched_index;     /* in the state shown to the scheduler ... */
+    uint64_t sched_step; /* ... at this step */
+    uint64_t counted_step;
+};
+
+struct adapter_table *adapter_table_create(size_t max_bytes);
+void adapter_table_free(struct adapter_table *t); /* quiet on NULL; no users may be left */
+
+/* Takes lora over. One already there gets one more load and `lora` is closed. Fails with ERR_BUSY
+ * when max_bytes would be passed; lora is closed then, too. */
+int adapter_table_add(struct adapter_table *t, struct lora_adapter *lora, struct err *err);
+
+/* One load less. ERR_NOT_FOUND when there is none. */
+int adapter_table_drop(struct adapter_table *t, const struct content_digest *content,
+                       struct err *err);
+
+/* For a sequence: one more user, or NULL when nobody has it loaded. It stays, whatever is dropped,
+ * until as many unuse calls. */
+struct loaded_adapter *adapter_table_use(struct adapter_table *t,
+                                         const struct content_digest *content);
+void adapter_table_unuse(struct adapter_table *t, struct loaded_adapter *a);
+
+int adapter_table_n_loaded(struct adapter_table *t);
+
+#endif

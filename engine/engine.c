@@ -1,0 +1,478 @@
+/* engine: the door's other side; see engine.h. What callers' threads do is in this file, what the
+ * engine thread does in engine_run.c; they meet under one lock:
+ *
+ *   caller                            engine thread
+ *   engine_submit  ──intake──────────> waiting ──plan──> running ──> FINISHED
+ *   engine_cancel  ──flag, wake──────> looked at between steps
+ *   engine_adapter_load ─> adapter_table (a lock of its own) <── pins at admission
+ *   engine_stats   <──copy, once a step
+ *
+ * The lock is held for moments only, never during a step or a callback; so submit, cancel and stats
+ * return at once whatever the device does. All checks that can fail happen in engine_submit, in the
+ * caller's thread: an accepted request can no longer be wrong, only unlucky (cancelled, too late).
+ *
+ * The backend is opened, used and closed by the engine thread, because a device's context may belong
+ * to the thread that made it. engine_open waits for the outcome. */
+#include "engine/internal.h"
+
+#include "engine/chat_template/chat_template.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "node/base/buf.h"
+#include "node/base/err.h"
+#include "node/base/hex.h"
+#include "node/base/log.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { STOP_IDS_MAX = 1024, BIAS_MAX = 1 << 20, MAX_SEQS_LIMIT = 4096, MAX_ROWS_LIMIT = 1 << 16 };
+
+/* ---- open and close ---------------------------------------------------------------------------- */
+
+static int check_options(struct engine_options *o, struct err *err)
+{
+    if (o->backend == NULL)
+        o->backend = "cpu";
+    if (o->adapter_bytes == 0)
+        o->adapter_bytes = (size_t)512 << 20;
+    if (o->adapter_host_bytes == 0)
+        o->adapter_host_bytes = (size_t)2 << 30;
+    if (o->max_rows == 0)
+        o->max_rows = 256;
+    if (o->max_seqs == 0)
+        o->max_seqs = 64;
+    if (o->max_waiting == 0)
+        o->max_waiting = 1024;
+    if (o->max_seqs < 1 || o->max_seqs > MAX_SEQS_LIMIT || o->max_rows < 1 ||
+        o->max_rows > MAX_ROWS_LIMIT || o->max_waiting < 1 || o->max_waiting > 1 << 20 ||
+        o->max_context < 0 || o->n_threads < 0)
+        return err_set(err, ERR_INVALID, "engine options: max_seqs %d, max_rows %d, max_waiting %d, "
+                       "max_context %d or n_threads %d is out of range", o->max_seqs, o->max_rows,
+                       o->max_waiting, o->max_context, o->n_threads);
+    /* Every decoding sequence has its row in every step. */
+    if (o->max_seqs > o->max_rows)
+        o->max_seqs = o->max_rows;
+    return 0;
+}
+
+static void describe(struct engine *e)
+{
+    const struct model_config *c = &e->model->config;
+    struct engine_model *m = &e->public_model;
+    *m = (struct engine_model){.id = e->model->id,
+                               .vocab = c->vocab,
+                               .hidden = c->hidden,
+                               .n_layers = c->n_layers,
+                               .n_heads = c->n_heads,
+                               .n_kv_heads = c->n_kv_heads,
+                               .head_dim = c->head_dim,
+                               .ffn = c->ffn,
+                               .max_context = e->max_context,
+                               .n_params = e->model->n_params,
+                               .bos = c->bos,
+                               .n_eos = c->n_eos};
+    snprintf(m->name, sizeof m->name, "%s", e->model->name);
+    snprintf(m->backend, sizeof m->backend, "%s", e->backend_text);
+    memcpy(m->eos, c->eos, sizeof m->eos);
+}
+
+static void engine_free(struct engine *e)
+{
+    adapter_table_free(e->adapters);
+    if (e->tokenizer != NULL)
+        tokenizer_close(e->tokenizer);
+    if (e->chat_template != NULL)
+        chat_template_free(e->chat_template);
+    model_close(e->model);
+    pthread_cond_destroy(&e->wake);
+    pthread_cond_destroy(&e->opened);
+    pthread_mutex_destroy(&e->lock);
+    free(e->intake);
+    free(e);
+}
+
+static struct engine *engine_new(struct model *model, const struct engine_options *options)
+{
+    struct engine *e = xcalloc(1, sizeof *e);
+    e->options = *options;
+    e->model = model;
+    e->max_context = model->config.max_context;
+    if (options->max_context > 0 && options->max_context < e->max_context)
+        e->max_context = options->max_context;
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&e->wake, &attr);
+    pthread_cond_init(&e->opened, &attr);
+    pthread_condattr_destroy(&attr);
+    return e;
+}
+
+/* Starts the thread and waits until the device is ready or failed. Frees e when it failed. */
+static int engine_start(struct engine **out, struct engine *e, struct err *err)
+{
+    int rc = 0;
+    e->adapters = adapter_table_create(e->options.adapter_host_bytes);
+    e->intake = xcalloc((size_t)e->options.max_waiting, sizeof(struct sequence *));
+    e->next_id = 1;
+    int rc_thread = pthread_create(&e->thread, NULL, engine_thread, e);
+    if (rc_thread != 0) {
+        engine_free(e);
+        return err_set_errno(err, rc_thread, "cannot start the engine thread");
+    }
+    pthread_mutex_lock(&e->lock);
+    while (e->state == ENGINE_OPENING)
+        pthread_cond_wait(&e->opened, &e->lock);
+    if (e->state == ENGINE_FAILED)
+        rc = err_set(err, e->failure.code, "%s", e->failure.message);
+    pthread_mutex_unlock(&e->lock);
+    if (rc != 0) {
+        pthread_join(e->thread, NULL);
+        engine_free(e);
+        return -1;
+    }
+    describe(e);
+    log_info("engine", "%s on %s: %d blocks of KV cache, %zu MiB for adapters, context %d",
+             e->public_model.name, e->backend_text, e->stats.n_blocks,
+             e->adapter_pool_bytes >> 20, e->max_context);
+    *out = e;
+    return 0;
+}
+
+int engine_open_model(struct engine **out, struct model *model, const struct engine_options *options,
+                      struct err *err)
+{
+    struct engine_options o = *options;
+    if (check_options(&o, err) != 0) {
+        model_close(model);
+        return -1;
+    }
+    return engine_start(out, engine_new(model, &o), err);
+}
+
+int engine_open(struct engine **out, const struct engine_options *options, struct err *err)
+{
+    struct engine_options o = *options;
+    struct model *model = NULL;
+    BUG_IF(options->model_dir == NULL || options->on_events == NULL);
+    if (check_options(&o, err) != 0 || model_open(&model, options->model_dir, err) != 0)
+        return -1;
+    struct engine *e = engine_new(model, &o);
+    char *path = xasprintf("%s/tokenizer.json", options->model_dir);
+    int rc = 0;
+    if (access(path, F_OK) == 0)
+        rc = tokenizer_open(&e->tokenizer, path, err);
+    free(path);
+    if (rc == 0)
+        rc = chat_template_open(&e->chat_template, options->model_dir, err);
+    if (rc == 0 && e->tokenizer != NULL && tokenizer_vocab_size(e->tokenizer) > model->config.vocab)
+        rc = err_set(err, ERR_INVALID, "%s: tokenizer.json has ids up to %d, the model knows %d",
+                     options->model_dir, tokenizer_vocab_size(e->tokenizer) - 1,
+                     model->config.vocab);
+    if (rc != 0) {
+        engine_free(e);
+        return -1;
+    }
+    e->options.model_dir = NULL; /* the caller's memory */
+    return engine_start(out, e, err);
+}
+
+void engine_close(struct engine *e)
+{
+    if (e == NULL)
+        return;
+    pthread_mutex_lock(&e->lock);
+    if (e->state == ENGINE_OPEN)
+        e->state = ENGINE_CLOSING;
+    else
+        BUG_IF(e->state != ENGINE_FAILED);
+    pthread_cond_signal(&e->wake);
+    pthread_mutex_unlock(&e->lock);
+    pthread_join(e->thread, NULL);
+    BUG_IF(e->live != NULL || e->n_intake != 0);
+    engine_free(e);
+}
+
+const struct engine_model *engine_model(const struct engine *e)
+{
+    return &e->public_model;
+}
+
+const struct tokenizer *engine_tokenizer(const struct engine *e)
+{
+    return e->tokenizer;
+}
+
+const struct chat_template *engine_chat_template(const struct engine *e)
+{
+    return e->chat_template;
+}
+
+/* ---- adapters ---------------------------------------------------------------------------------- */
+
+int engine_adapter_add(struct engine *e, struct lora_adapter *adapter, struct err *err)
+{
+    if (adapter->n_bytes > e->adapter_pool_bytes) {
+        err_set(err, ERR_TOO_LARGE, "adapter needs %zu bytes, the device has %zu for adapters",
+                adapter->n_bytes, e->adapter_pool_bytes);
+        lora_close(adapter);
+        return -1;
+    }
+    return adapter_table_add(e->adapters, adapter, err);
+}
+
+int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter *out,
+                        struct err *err)
+{
+    struct lora_adapter *a;
+    if (lora_open(&a, &e->model->config, dir, e->options.adapter_host_bytes, err) != 0)
+        return -1;
+    struct engine_adapter info = {.content = a->content,
+                                  .rank_max = a->rank_max,
+                                  .n_sites = a->n_sites,
+                                  .n_bytes = a->n_bytes};
+    memcpy(info.targets, a->targets, sizeof info.targets);
+    if (engine_adapter_add(e, a, err) != 0)
+        return err_wrap(err, "adapter %s", dir);
+    if (out != NULL)
+        *out = info;
+    return 0;
+}
+
+int engine_adapter_drop(struct engine *e, const struct content_digest *content, struct err *err)
+{
+    return adapter_table_drop(e->adapters, content, err);
+}
+
+/* ---- requests ---------------------------------------------------------------------------------- */
+
+static int check_sampling(const struct engine *e, const struct engine_sampling *s, struct err *err)
+{
+    const struct {
+        const char *name;
+        float value, min, max;
+    } numbers[] = {
+        {"temperature", s->temperature, 0, 1e6f},
+        {"top_p", s->top_p, 0, 1},
+        {"min_p", s->min_p, 0, 1},
+        {"repetition_penalty", s->repetition_penalty, 0, 1e6f},
+        {"frequency_penalty", s->frequency_penalty, -1e6f, 1e6f},
+        {"presence_penalty", s->presence_penalty, -1e6f, 1e6f},
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        if (!(numbers[i].value >= numbers[i].min && numbers[i].value <= numbers[i].max))
+            return err_set(err, ERR_INVALID, "%s is %g, must be %g to %g", numbers[i].name,
+                           (double)numbers[i].value, (double)numbers[i].min,
+                           (double)numbers[i].max);
+    if (s->top_k < 0)
+        return err_set(err, ERR_INVALID, "top_k is %d, must not be negative", s->top_k);
+    if (s->n_top_logprobs < -1 || s->n_top_logprobs > ENGINE_TOP_LOGPROBS_MAX)
+        return err_set(err, ERR_INVALID, "%d top log-probabilities are asked for, at most %d are given",
+                       s->n_top_logprobs, ENGINE_TOP_LOGPROBS_MAX);
+    if (s->n_bias < 0 || s->n_bias > BIAS_MAX)
+        return err_set(err, ERR_INVALID, "logit bias of %d tokens", s->n_bias);
+    for (int i = 0; i < s->n_bias; i++) {
+        if (s->bias_ids[i] < 0 || s->bias_ids[i] >= e->model->config.vocab)
+            return err_set(err, ERR_INVALID, "logit bias: token %d is not in the vocabulary of %d",
+                           s->bias_ids[i], e->model->config.vocab);
+        if (isnan(s->bias_values[i]) || s->bias_values[i] > 1e30f)
+            return err_set(err, ERR_INVALID, "logit bias of token %d is no number to add",
+                           s->bias_ids[i]);
+    }
+    return 0;
+}
+
+static int check_request(const struct engine *e, const struct engine_request *r, struct err *err)
+{
+    int vocab = e->model->config.vocab;
+    if (r->n_prompt < 1)
+        return err_set(err, ERR_INVALID, "the prompt is empty");
+    if (r->max_tokens < 0)
+        return err_set(err, ERR_INVALID, "max_tokens is %d", r->max_tokens);
+    if (r->n_prompt > e->max_context || (r->n_prompt == e->max_context && r->max_tokens > 0))
+        return err_set(err, ERR_INVALID,
+                       "the prompt has %d tokens, the context of %d leaves no room for an answer",
+                       r->n_prompt, e->max_context);
+    for (int i = 0; i < r->n_prompt; i++)
+        if (r->prompt[i] < 0 || r->prompt[i] >= vocab)
+            return err_set(err, ERR_INVALID,
+                           "token %d at position %d is not in the vocabulary of %d", r->prompt[i], i,
+                           vocab);
+    if (r->n_stop_ids < 0 || r->n_stop_ids > STOP_IDS_MAX)
+        return err_set(err, ERR_INVALID, "%d stop ids, at most %d are taken", r->n_stop_ids,
+                       STOP_IDS_MAX);
+    if (r->n_adapters < 0 || r->n_adapters > ENGINE_ADAPTERS_MAX)
+        return err_set(err, ERR_INVALID, "%d adapters, at most %d are taken", r->n_adapters,
+                       ENGINE_ADAPTERS_MAX);
+    for (int i = 0; i < r->n_adapters; i++) {
+        if (!isfinite(r->adapters[i].weight) || fabsf(r->adapters[i].weight) > 1e6f)
+            return err_set(err, ERR_INVALID, "adapter %d has weight %g", i,
+                           (double)r->adapters[i].weight);
+        for (int j = 0; j < i; j++)
+            if (DIGEST_EQ(r->adapters[i].content, r->adapters[j].content))
+                return err_set(err, ERR_INVALID, "adapter %d is named twice", i);
+    }
+    return check_sampling(e, &r->sampling, err);
+}
+
+void sequence_free(struct engine *e, struct sequence *s)
+{
+    for (int i = 0; i < s->n_adapters; i++)
+        adapter_table_unuse(e->adapters, s->adapters[i]);
+    free(s->tokens);
+    free(s->stop_ids);
+    free(s->bias_ids);
+    free(s->bias_values);
+    free(s->blocks);
+    free(s);
+}
+
+/* Finds the adapters and sees that the device can hold them together. */
+static int use_adapters(struct engine *e, struct sequence *s, const struct engine_request *r,
+                        struct err *err)
+{
+    size_t n_bytes = 0;
+    int ranks = 0;
+    for (int i = 0; i < r->n_adapters; i++) {
+        char hex[65];
+        struct loaded_adapter *a = adapter_table_use(e->adapters, &r->adapters[i].content);
+        if (a == NULL)
+            return err_set(err, ERR_NOT_FOUND, "adapter %s is not loaded",
+                           hex_encode(hex, r->adapters[i].content.bytes, 32));
+        if (fpclassify(r->adapters[i].weight) == FP_ZERO) {
+            adapter_table_unuse(e->adapters, a); /* adds nothing */
+            continue;
+        }
+        s->weights[s->n_adapters] = r->adapters[i].weight;
+        s->adapters[s->n_adapters++] = a;
+        n_bytes += a->lora->n_bytes;
+        ranks += a->lora->rank_sum_max;
+    }
+    if (n_bytes > e->adapter_pool_bytes)
+        return err_set(err, ERR_TOO_LARGE,
+                       "its adapters need %zu bytes together, the device has %zu for adapters",
+                       n_bytes, e->adapter_pool_bytes);
+    if (ranks > LORA_RANK_SUM_MAX)
+        return err_set(err, ERR_INVALID, "the ranks of its adapters sum to %d, at most %d are taken",
+                       ranks, LORA_RANK_SUM_MAX);
+    return 0;
+}
+
+static void *copy_array(const void *from, int n, size_t size)
+{
+    if (n == 0)
+        return NULL;
+    void *to = xcalloc((size_t)n, size);
+    memcpy(to, from, (size_t)n * size);
+    return to;
+}
+
+static int sequence_create(struct sequence **out, struct engine *e, const struct engine_request *r,
+                           struct err *err)
+{
+    struct sequence *s = xcalloc(1, sizeof *s);
+    if (use_adapters(e, s, r, err) != 0) {
+        sequence_free(e, s);
+        return -1;
+    }
+    s->user = r->user;
+    s->n_prompt = s->n_tokens = r->n_prompt;
+    s->n_total_max =
+        r->max_tokens > e->max_context - r->n_prompt ? e->max_context : r->n_prompt + r->max_tokens;
+    s->tokens = xcalloc((size_t)s->n_total_max, sizeof *s->tokens);
+    memcpy(s->tokens, r->prompt, (size_t)r->n_prompt * sizeof *s->tokens);
+    s->blocks = xcalloc((size_t)(s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
+                        sizeof *s->blocks);
+    s->stop_ids = copy_array(r->stop_ids, r->n_stop_ids, sizeof *s->stop_ids);
+    s->n_stop_ids = r->n_stop_ids;
+    s->ignore_eos = r->ignore_eos;
+    s->prompt_logprobs = r->prompt_logprobs;
+    s->sampling = r->sampling;
+    s->bias_ids = copy_array(r->sampling.bias_ids, r->sampling.n_bias, sizeof *s->bias_ids);
+    s->bias_values = copy_array(r->sampling.bias_values, r->sampling.n_bias, sizeof *s->bias_values);
+    s->sampling.bias_ids = s->bias_ids;
+    s->sampling.bias_values = s->bias_values;
+    s->deadline = r->deadline;
+    *out = s;
+    return 0;
+}
+
+int engine_submit(struct engine *e, const struct engine_request *request, uint64_t *id,
+                  struct err *err)
+{
+    struct sequence *s;
+    if (check_request(e, request, err) != 0 || sequence_create(&s, e, request, err) != 0)
+        return -1;
+    int rc = 0;
+    pthread_mutex_lock(&e->lock);
+    if (e->state == ENGINE_FAILED) {
+        rc = err_set(err, ERR_INTERNAL, "the device failed: %s", e->failure.message);
+    } else if (e->state != ENGINE_OPEN) {
+        rc = err_set(err, ERR_CANCELLED, "the engine is closing");
+    } else if (e->n_queued >= e->options.max_waiting) {
+        rc = err_set(err, ERR_BUSY, "%d requests are waiting already", e->n_queued);
+    } else {
+        s->id = e->next_id++;
+        if (id != NULL)
+            *id = s->id;
+        s->next = e->live;
+        if (e->live != NULL)
+            e->live->previous = s;
+        e->live = s;
+        e->intake[e->n_intake++] = s;
+        e->n_queued++;
+        pthread_cond_signal(&e->wake);
+    }
+    pthread_mutex_unlock(&e->lock);
+    if (rc != 0)
+        sequence_free(e, s);
+    return rc;
+}
+
+void engine_cancel(struct engine *e, uint64_t id)
+{
+    pthread_mutex_lock(&e->lock);
+    for (struct sequence *s = e->live; s != NULL; s = s->next) {
+        if (s->id == id) {
+            atomic_store(&s->cancelled, true);
+            pthread_cond_signal(&e->wake);
+            break;
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
+void engine_stats(const struct engine *e, struct engine_stats *out)
+{
+    struct engine *mutable = (struct engine *)(uintptr_t)e; /* the lock is no part of its value */
+    pthread_mutex_lock(&mutable->lock);
+    *out = e->stats;
+    out->n_waiting = e->n_queued > out->n_waiting ? e->n_queued : out->n_waiting;
+    pthread_mutex_unlock(&mutable->lock);
+    out->n_adapters_loaded = adapter_table_n_loaded(e->adapters);
+}
+
+/* ---- tests ------------------------------------------------------------------------------------- */
+
+void engine_set_logits_hook(struct engine *e, logits_hook *hook, void *context)
+{
+    pthread_mutex_lock(&e->lock);
+    e->sampler.hook = hook;
+    e->sampler.hook_context = context;
+    pthread_mutex_unlock(&e->lock);
+}
+
+void engine_swap_adapters(struct engine *e, const struct content_digest *a,
+                          const struct content_digest *b)
+{
+    pthread_mutex_lock(&e->lock);
+    int32_t slot_a = lora_pool_slot(e->lora, a), slot_b = lora_pool_slot(e->lora, b);
+    BUG_IF(slot_a < 0 || slot_b < 0);
+    lora_pool_swap_entries(e->lora, slot_a, slot_b);
+    pthread_mutex_unlock(&e->lock);
+}

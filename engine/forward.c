@@ -1,0 +1,147 @@
+/* forward: see forward.h. The whole model on one page:
+ *
+ *   residual = embed(token)
+ *   each layer:
+ *     x         = rmsnorm(residual += x) * attention_norm          (no += in the first)
+ *     qkv       = W_qkv x + bias + delta                           delta: the row's adapters
+ *     qkv       = rope(qkv); cache[slot] = k, v
+ *     attention = softmax(q K^T * scale) V   over the row's own sequence
+ *     x         = W_o attention + bias + delta
+ *     x         = rmsnorm(residual += x) * ffn_norm
+ *     gate_up   = W_gate_up x + bias + delta
+ *     x         = W_down (silu(gate) * up) + bias + delta
+ *   x = rmsnorm(residual += x) * norm
+ *   logits = W_lm_head x     of the rows that draw or score
+ *
+ * Sources: Touvron et al., LLaMA, arXiv:2302.13971; Hu et al., LoRA, arXiv:2106.09685. */
+#include "engine/forward.h"
+
+#include "node/base/buf.h"
+#include "node/base/err.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+size_t forward_block_bytes(const struct model_config *c, enum dtype dtype)
+{
+    return (size_t)2 * BLOCK_TOKENS * (size_t)c->n_kv_heads * (size_t)c->head_dim *
+           dtype_bytes(dtype) * (size_t)c->n_layers;
+}
+
+int forward_create(struct forward *f, const struct model_config *config,
+                   const struct weights *weights, const struct ops *ops, struct backend *be,
+                   int max_rows, int max_logit_rows, int n_blocks, struct err *err)
+{
+    *f = (struct forward){.ops = ops,
+                          .be = be,
+                          .config = config,
+                          .weights = weights,
+                          .max_rows = max_rows,
+                          .max_logit_rows = max_logit_rows};
+    struct backend_caps caps;
+    ops->caps(be, &caps);
+    const struct model_config *c = config;
+    size_t rows = (size_t)max_rows, word = dtype_bytes(caps.activation);
+    size_t heads = (size_t)c->n_heads * (size_t)c->head_dim;
+    size_t kv_heads = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    size_t hidden = (size_t)c->hidden, ffn = (size_t)c->ffn;
+    const struct {
+        struct devptr *out;
+        size_t n_bytes;
+    } buffers[] = {
+        {&f->residual, rows * hidden * word},
+        {&f->x, rows * hidden * word},
+        {&f->qkv, rows * (heads + 2 * kv_heads) * word},
+        {&f->attention, rows * heads * word},
+        {&f->gate_up, rows * 2 * ffn * word},
+        {&f->ffn, rows * ffn * word},
+        {&f->picked, (size_t)max_logit_rows * hidden * word},
+        {&f->logits, (size_t)max_logit_rows * (size_t)c->vocab * sizeof(float)},
+    };
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < sizeof buffers / sizeof buffers[0]; i++)
+        rc = ops->mem_alloc(be, buffers[i].out, buffers[i].n_bytes, err);
+    if (rc != 0)
+        err_wrap(err, "activations of %d rows", max_rows);
+    f->kv = xcalloc((size_t)c->n_layers, sizeof *f->kv);
+    size_t n_layer = (size_t)n_blocks * BLOCK_TOKENS * kv_heads * word;
+    for (int l = 0; rc == 0 && l < c->n_layers; l++) {
+        f->kv[l].dtype = caps.activation;
+        if (ops->mem_alloc(be, &f->kv[l].k, n_layer, err) != 0 ||
+            ops->mem_alloc(be, &f->kv[l].v, n_layer, err) != 0)
+            rc = err_wrap(err, "KV cache of %d blocks", n_blocks);
+    }
+    if (rc != 0)
+        forward_release(f);
+    return rc;
+}
+
+void forward_release(struct forward *f)
+{
+    if (f->ops == NULL)
+        return;
+    struct devptr buffers[] = {f->residual, f->x,   f->qkv,    f->attention,
+                               f->gate_up,  f->ffn, f->picked, f->logits};
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
+        f->ops->mem_free(f->be, buffers[i]);
+    for (int l = 0; f->kv != NULL && l < f->config->n_layers; l++) {
+        f->ops->mem_free(f->be, f->kv[l].k);
+        f->ops->mem_free(f->be, f->kv[l].v);
+    }
+    free(f->kv);
+    *f = (struct forward){0};
+}
+
+/* One linear of a layer with the step's adapters; a step without adapters passes none on. */
+static void linear(struct forward *f, struct devptr y, struct devptr x, const struct weight *w,
+                   struct devptr bias, const struct step_batch *b, const struct lora_pool *pool,
+                   int layer, enum fused_kind kind)
+{
+    struct lora_args lora = {.step = &b->lora};
+    lora.parts = lora_pool_parts(pool, layer, kind, &lora.n_parts);
+    f->ops->linear(f->be, y, x, w, bias, b->batch.n_rows, false,
+                   b->lora.n_segs > 0 ? &lora : NULL);
+}
+
+void forward_run(struct forward *f, const struct step_batch *b, const struct lora_pool *pool)
+{
+    const struct ops *ops = f->ops;
+    const struct model_config *c = f->config;
+    struct backend *be = f->be;
+    int n = b->batch.n_rows;
+    struct attention_shape shape = {.n_heads = c->n_heads,
+                                    .n_kv_heads = c->n_kv_heads,
+                                    .head_dim = c->head_dim,
+                                    .scale = 1.0f / sqrtf((float)c->head_dim)};
+    struct rope_shape rope = {.rotary_dim = c->head_dim,
+                              .cos_sin = f->weights->cos_sin,
+                              .norm_eps = c->norm_eps};
+    struct devptr none = {0};
+
+    ops->embed(be, f->residual, b->batch.d_token, f->weights->embed, n, 1.0f);
+    for (int l = 0; l < c->n_layers; l++) {
+        const struct layer_weights *w = &f->weights->layers[l];
+        shape.window = c->window[l];
+        rope.q_norm = w->q_norm;
+        rope.k_norm = w->k_norm;
+        ops->add_rmsnorm(be, f->x, f->residual, l > 0 ? f->x : none, w->attention_norm, n,
+                         c->hidden, c->norm_eps, 0);
+        linear(f, f->qkv, f->x, w->qkv, w->qkv_bias, b, pool, l, FUSED_QKV);
+        ops->rope_kv_write(be, f->qkv, &f->kv[l], &b->batch, &shape, &rope);
+        ops->attention(be, f->attention, f->qkv, &f->kv[l], &b->batch, &shape);
+        linear(f, f->x, f->attention, w->o, w->o_bias, b, pool, l, FUSED_O);
+        ops->add_rmsnorm(be, f->x, f->residual, f->x, w->ffn_norm, n, c->hidden, c->norm_eps, 0);
+        linear(f, f->gate_up, f->x, w->gate_up, w->gate_up_bias, b, pool, l, FUSED_GATE_UP);
+        ops->swiglu(be, f->ffn, f->gate_up, n, c->ffn);
+        linear(f, f->x, f->ffn, w->down, w->down_bias, b, pool, l, FUSED_DOWN);
+    }
+    ops->add_rmsnorm(be, f->x, f->residual, f->x, f->weights->norm, n, c->hidden, c->norm_eps, 0);
+}
+
+void forward_logits(struct forward *f, struct devptr d_rows, int n)
+{
+    BUG_IF(n < 1 || n > f->max_logit_rows);
+    f->ops->gather_rows(f->be, f->picked, f->x, d_rows, n, f->config->hidden);
+    f->ops->linear(f->be, f->logits, f->picked, f->weights->lm_head, (struct devptr){0}, n, true,
+                   NULL);
+}

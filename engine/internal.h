@@ -1,0 +1,87 @@
+/* internal: the engine's inside, for the files of this room and for tests that look behind the door. */
+#ifndef TRIBUTARY_ENGINE_INTERNAL_H
+#define TRIBUTARY_ENGINE_INTERNAL_H
+
+#include "engine/adapter_table.h"
+#include "engine/batch.h"
+#include "engine/engine.h"
+#include "engine/forward.h"
+#include "engine/kv_pool.h"
+#include "engine/lora_pool.h"
+#include "engine/model.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/sequence.h"
+#include "engine/weights.h"
+#include "node/base/err.h"
+
+#include <pthread.h>
+
+struct engine {
+    struct engine_options options; /* defaults filled in */
+    struct model *model;
+    struct engine_model public_model;
+    struct tokenizer *tokenizer;
+    struct chat_template *chat_template;
+    struct adapter_table *adapters;
+    int max_context; /* the model's, the options' and the KV cache's least */
+    size_t adapter_pool_bytes;
+    char backend_text[128];
+
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;   /* for the engine thread: intake, cancel, closing */
+    pthread_cond_t opened; /* for engine_open */
+
+    /* Under the lock. */
+    enum { ENGINE_OPENING, ENGINE_OPEN, ENGINE_CLOSING, ENGINE_FAILED } state;
+    struct err failure;         /* ENGINE_FAILED: why */
+    struct sequence *live;      /* every sequence between submit and FINISHED */
+    struct sequence **intake;   /* [n_intake] submitted, not yet seen; memory for max_waiting */
+    int n_intake;
+    int n_queued; /* submitted and never admitted: what max_waiting bounds */
+    uint64_t next_id;
+    struct engine_stats stats;
+
+    /* The engine thread's alone. */
+    const struct ops *ops;
+    struct backend *be;
+    struct weights weights;
+    struct forward forward;
+    struct step_batch batch;
+    struct sampler sampler;
+    struct kv_pool *kv;
+    struct lora_pool *lora;
+    struct sequence **running; /* [n_running] ascending by id */
+    int n_running;
+    struct sequence **waiting; /* [n_waiting] ascending by id */
+    int n_waiting;
+    struct sequence **done; /* [n_done] finished, to be freed when their event is out */
+    int n_done;
+    struct engine_event *events; /* [n_events] of max_events */
+    int n_events, max_events;
+    struct sched_seq *sched_running, *sched_waiting;
+    struct sched_adapter *sched_adapters;
+    struct loaded_adapter **sched_loaded; /* whose they are */
+    struct sched_plan plan;
+    struct engine_stats counts; /* copied to stats once a step */
+    uint64_t n_plans;
+    int n_idle_plans; /* in a row, that computed nothing */
+};
+
+/* As engine_open, of a model that is already there and is taken over, success or not. No tokenizer. */
+int engine_open_model(struct engine **out, struct model *model, const struct engine_options *options,
+                      struct err *err);
+
+/* As engine_adapter_load, of an adapter that is already in memory and is taken over. */
+int engine_adapter_add(struct engine *e, struct lora_adapter *adapter, struct err *err);
+
+/* engine_run.c: the engine thread. */
+void *engine_thread(void *engine);
+
+/* Tests only; while nothing runs. */
+void engine_set_logits_hook(struct engine *e, logits_hook *hook, void *context);
+void engine_swap_adapters(struct engine *e, const struct content_digest *a,
+                          const struct content_digest *b);
+
+#endif

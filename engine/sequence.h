@@ -1,0 +1,55 @@
+/* sequence: one request while the engine has it. Private to engine/. */
+#ifndef TRIBUTARY_ENGINE_SEQUENCE_H
+#define TRIBUTARY_ENGINE_SEQUENCE_H
+
+#include "engine/adapter_table.h"
+#include "engine/engine.h"
+#include "engine/lora_pool.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Allocated whole by the thread that submits, so that no step allocates for it; freed by the engine
+ * thread after its FINISHED event was delivered. */
+struct sequence {
+    uint64_t id; /* also its place in the order of arrival */
+    void *user;
+    struct sequence *previous, *next; /* of all that live; under the engine's lock */
+    atomic_bool cancelled;            /* set by any thread */
+
+    int32_t *tokens; /* [n_total_max] prompt, then what was generated */
+    int n_prompt, n_tokens;
+    int n_total_max; /* n_prompt + max_tokens, bounded by the context */
+    int n_scored;    /* prompt positions whose log-probability was reported; from 1 */
+    int32_t *stop_ids;
+    int n_stop_ids;
+    bool ignore_eos, prompt_logprobs;
+    struct engine_sampling sampling; /* bias arrays are copies */
+    int32_t *bias_ids;
+    float *bias_values;
+    struct monotonic_us deadline; /* 0: none */
+
+    int n_adapters; /* those that do something: weight 0 is left out */
+    struct loaded_adapter *adapters[ENGINE_ADAPTERS_MAX];
+    float weights[ENGINE_ADAPTERS_MAX];
+
+    /* The engine thread's. */
+    bool running;
+    bool was_admitted;
+    int n_bypassed, n_preempted;
+    int n_decoded; /* since it was admitted last */
+    struct lora_pin pins[ENGINE_ADAPTERS_MAX];
+    int32_t *blocks; /* [n_blocks] of blocks_for(n_total_max) */
+    int n_blocks;
+    int n_cached;
+    bool finished;
+    enum engine_finish finish;
+};
+
+struct engine;
+
+/* Frees it and lets its adapters go. It must not be running. */
+void sequence_free(struct engine *e, struct sequence *s);
+
+#endif
