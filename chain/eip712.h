@@ -1,8 +1,8 @@
 /* eip712: digests of typed structured data (EIP-712).
  *
- * Two faces. The five messages of DESIGN section 7 as C structs (chain/types.h), with type strings built
- * from contracts-abi/types.json alone, embedded in the binary: field order, names and types are
- * checked against the structs before the first digest, and a difference is a bug that stops the
+ * Two faces. The five messages of DESIGN section 7 as C structs (chain/types.h), with type strings
+ * built from contracts-abi/types.json alone, embedded in the binary: field order, names and types
+ * are checked against the structs before the first digest, and a difference is a bug that stops the
  * program. And a general engine over types, domain and message as JSON, for tests and tools.
  *
  *   digest = keccak256(0x19 0x01 || hashStruct(domain) || hashStruct(message))
@@ -31,8 +31,8 @@ struct voucher_digest eip712_voucher(const struct voucher *v, const struct eip71
 struct request_digest eip712_request(const struct request_auth *q, const struct eip712_domain *d);
 struct manifest_digest eip712_manifest(const struct manifest *m, const struct eip712_domain *d);
 
-/* "Receipt(bytes32 requestId,...)AdapterShare(...)": the encodeType string of a type of types.json, or
- * NULL. Lives for ever. */
+/* "Receipt(bytes32 requestId,...)AdapterShare(...)": the encodeType string of a type of types.json,
+ * or NULL. Lives for ever. */
 const char *eip712_type_string(const char *type);
 
 /* The general engine.
@@ -40,9 +40,9 @@ const char *eip712_type_string(const char *type);
  * in   types        {"Name": [{"name","type"}], ...}; EIP712Domain may be absent
  *      primary      a key of types
  *      domain       any subset of name, version, chainId, verifyingContract, salt
- *      message      numbers as JSON integers or as decimal or 0x strings; bytes and addresses as 0x text
- * out  digest
- * ERR_INVALID names the member that does not fit its type. Depth is bounded by 64, text by 1 MiB. */
+ *      message      numbers as JSON integers or as decimal or 0x strings; bytes and addresses as 0x
+ * text out  digest ERR_INVALID names the member that does not fit its type. Depth is bounded by 64,
+ * text by 1 MiB. */
 int eip712_digest_json(struct keccak_digest *digest, const json_t *types, const char *primary,
                        const json_t *domain, const json_t *message, struct err *err);
 

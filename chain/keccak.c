@@ -1,8 +1,8 @@
 /* keccak: see keccak.h. A sponge of 1600 bits, rate 1088 (136 bytes), 24 rounds.
  *
- * The state is a 5 x 5 square of 64-bit lanes, lane (x, y) at [x + 5 y], bytes little-endian. A round
- * is theta (each bit takes the parity of two columns), rho (lanes rotate) and pi (lanes move), chi (the only
- * non-linear step, along rows), iota (a round constant into lane 0). */
+ * The state is a 5 x 5 square of 64-bit lanes, lane (x, y) at [x + 5 y], bytes little-endian. A
+ * round is theta (each bit takes the parity of two columns), rho (lanes rotate) and pi (lanes
+ * move), chi (the only non-linear step, along rows), iota (a round constant into lane 0). */
 #include "chain/keccak.h"
 
 #include <string.h>

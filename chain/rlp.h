@@ -1,8 +1,10 @@
-/* rlp: recursive length prefix, Ethereum's encoding of nested byte strings (Yellow Paper, appendix B).
+/* rlp: recursive length prefix, Ethereum's encoding of nested byte strings (Yellow Paper, appendix
+ * B).
  *
- * Encoding appends to a buf: strings at once, lists by length of an already encoded payload. Decoding is
- * strict: exactly one canonical encoding of each value is accepted (shortest length form, single bytes
- * below 0x80 as themselves, no trailing bytes), so that no two texts of a transaction have one meaning. */
+ * Encoding appends to a buf: strings at once, lists by length of an already encoded payload.
+ * Decoding is strict: exactly one canonical encoding of each value is accepted (shortest length
+ * form, single bytes below 0x80 as themselves, no trailing bytes), so that no two texts of a
+ * transaction have one meaning. */
 #ifndef TRIBUTARY_CHAIN_RLP_H
 #define TRIBUTARY_CHAIN_RLP_H
 
@@ -14,7 +16,7 @@
 struct err;
 
 void rlp_string(struct buf *out, const void *bytes, size_t n);
-void rlp_u64(struct buf *out, uint64_t v);       /* big-endian without leading zeros; 0 is "" */
+void rlp_u64(struct buf *out, uint64_t v); /* big-endian without leading zeros; 0 is "" */
 void rlp_u256(struct buf *out, struct u256 v);
 void rlp_list(struct buf *out, const struct buf *payload); /* payload: the items, encoded */
 
@@ -29,8 +31,8 @@ struct rlp_reader { /* what is left of a list, or of the input */
     size_t left;
 };
 
-/* The one item that bytes [n] are; ERR_INVALID says why they are not. The items of a list are checked
- * when they are read; rlp_check reads them all. */
+/* The one item that bytes [n] are; ERR_INVALID says why they are not. The items of a list are
+ * checked when they are read; rlp_check reads them all. */
 int rlp_decode(struct rlp_item *out, const void *bytes, size_t n, struct err *err);
 struct rlp_reader rlp_items(const struct rlp_item *list);
 /* 1 and the next item, 0 at the end, -1 with ERR_INVALID. */

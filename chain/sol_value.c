@@ -90,7 +90,8 @@ static int number_from_json(uint8_t out[32], const struct sol_type *type, const 
     if (magnitude[0] == '0' && magnitude[1] == 'x' ? u256_parse_hex(&a, magnitude) != 0
                                                    : u256_parse(&a, magnitude) != 0)
         return err_set(err, ERR_INVALID, "\"%.80s\" is no 256-bit number", digits);
-    /* -2^(size-1) has the same number of bits as 2^(size-1): one more than a positive int may have. */
+    /* -2^(size-1) has the same number of bits as 2^(size-1): one more than a positive int may have.
+     */
     unsigned bits = u256_bits(a);
     bool fits = bits <= type->size && !negative;
     if (type->kind == SOL_INT) {
@@ -150,8 +151,7 @@ int sol_word_from_json(uint8_t out[32], const struct sol_type *type, const json_
     }
     case SOL_BYTES_N: {
         const char *text = json_string_value(value);
-        if (text == NULL || strncmp(text, "0x", 2) != 0 ||
-            hex_decode(out, type->size, text) != 0)
+        if (text == NULL || strncmp(text, "0x", 2) != 0 || hex_decode(out, type->size, text) != 0)
             return err_set(err, ERR_INVALID, "expected 0x and %u digits", 2 * type->size);
         return 0;
     }

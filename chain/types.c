@@ -22,8 +22,8 @@ char *address_format_lower(char *out, struct address a)
     return hex_encode_0x(out, a.bytes, sizeof a.bytes);
 }
 
-/* EIP-55: a letter is upper case where the same nibble of keccak256 of the lower-case digits is 8 or
- * more. */
+/* EIP-55: a letter is upper case where the same nibble of keccak256 of the lower-case digits is 8
+ * or more. */
 char *address_format(char *out, struct address a)
 {
     address_format_lower(out, a);

@@ -1,8 +1,8 @@
-/* types: the words of the ledger half. Small values, each its own type, so that two hashes which must
- * never meet can't be mixed up, and the five messages that get signed as plain structs.
+/* types: the words of the ledger half. Small values, each its own type, so that two hashes which
+ * must never meet can't be mixed up, and the five messages that get signed as plain structs.
  *
- * The fields of the messages are those of contracts-abi/types.json, in its order; chain/eip712.c checks
- * that at start and refuses to run if they differ. */
+ * The fields of the messages are those of contracts-abi/types.json, in its order; chain/eip712.c
+ * checks that at start and refuses to run if they differ. */
 #ifndef TRIBUTARY_CHAIN_TYPES_H
 #define TRIBUTARY_CHAIN_TYPES_H
 
@@ -58,7 +58,8 @@ struct channel_id {
     uint8_t bytes[32];
 };
 
-/* ---- the messages ------------------------------------------------------------------------------- */
+/* ---- the messages -------------------------------------------------------------------------------
+ */
 
 struct adapter_share {
     struct adapter_id adapter_id;
@@ -107,7 +108,7 @@ struct batch {
     uint64_t seq;
     uint32_t leaf_count;
     uint8_t receipts_root[32], payout_root[32];
-    struct amount committed; /* cumulative */
+    struct amount committed;           /* cumulative */
     uint64_t period_start, period_end; /* ms since 1970, of the first and last receipt */
     struct sha256_digest data_hash;
     uint8_t prev_batch_hash[32];
@@ -122,7 +123,8 @@ struct manifest { /* "Manifest": what a creator signs */
     struct sha256_digest parent; /* zero: none */
 };
 
-/* ---- addresses and signatures as text and bytes --------------------------------------------------- */
+/* ---- addresses and signatures as text and bytes
+ * --------------------------------------------------- */
 
 enum { ADDRESS_TEXT_BYTES = 43 }; /* 0x, 40 digits, NUL */
 
@@ -133,8 +135,8 @@ bool address_eq(struct address a, struct address b);
 char *address_format(char *out, struct address a);
 /* Lower case, the form of JSON that gets hashed. */
 char *address_format_lower(char *out, struct address a);
-/* 0x and 40 digits. Mixed case must be EIP-55's (a typing error is caught); all lower or all upper is
- * taken as it is. -1 for anything else. */
+/* 0x and 40 digits. Mixed case must be EIP-55's (a typing error is caught); all lower or all upper
+ * is taken as it is. -1 for anything else. */
 int address_parse(struct address *out, const char *text);
 
 /* CREATE (the nonce of the sender's deploying transaction) and CREATE2 (EIP-1014). */

@@ -18,10 +18,10 @@ enum { U256_TEXT_BYTES = 79 }; /* 78 digits of 2^256 - 1, and a NUL */
 
 struct u256 u256_of(uint64_t v);
 struct u256 u256_of_amount(struct amount a);
-int u256_to_u64(uint64_t *out, struct u256 a);          /* -1: above 2^64 - 1 */
-int u256_to_amount(struct amount *out, struct u256 a);  /* -1: above 2^128 - 1 */
+int u256_to_u64(uint64_t *out, struct u256 a);         /* -1: above 2^64 - 1 */
+int u256_to_amount(struct amount *out, struct u256 a); /* -1: above 2^128 - 1 */
 
-struct u256 u256_from_bytes(const uint8_t bytes[32]);   /* big-endian */
+struct u256 u256_from_bytes(const uint8_t bytes[32]); /* big-endian */
 void u256_to_bytes(uint8_t out[32], struct u256 a);
 
 int u256_add(struct u256 *out, struct u256 a, struct u256 b);

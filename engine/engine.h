@@ -1,7 +1,7 @@
 /* engine.h: the door of the compute half.
  *
- * An engine is one base model on one device, its adapters, its KV cache and the sequences running on
- * it. It knows tensors, tokens and digests; it knows no HTTP, no names, no chain and no money.
+ * An engine is one base model on one device, its adapters, its KV cache and the sequences running
+ * on it. It knows tensors, tokens and digests; it knows no HTTP, no names, no chain and no money.
  *
  * Threads. engine_open starts one thread, which alone touches the backend, the pools and the
  * sequences. Every function here may be called from any thread; they talk to that thread through a
@@ -10,8 +10,9 @@
  * engine_adapter_* (engine_cancel is fine).
  *
  * A request is one sequence. Its life: submitted -> waiting -> running (prefill in chunks, then one
- * token a step) -> finished, exactly one ENGINE_EVENT_FINISHED, after which its `user` pointer is never
- * seen again. Preemption is invisible but for time: the bits don't change (see kernels/ops.h).
+ * token a step) -> finished, exactly one ENGINE_EVENT_FINISHED, after which its `user` pointer is
+ * never seen again. Preemption is invisible but for time: the bits don't change (see
+ * kernels/ops.h).
  *
  * Memory is sized at open; after that no step allocates device memory. */
 #ifndef TRIBUTARY_ENGINE_ENGINE_H
@@ -37,14 +38,14 @@ struct engine_options {
     const char *model_dir; /* Hugging Face layout */
     const char *backend;   /* "cpu" (default when NULL), "ref", "cuda" */
     int n_threads;         /* 0: all cores */
-    size_t kv_bytes;       /* KV cache; 0: 1 GiB on cpu, or less if max_seqs * max_context needs less */
-    size_t adapter_bytes;  /* device memory for adapters; 0: 512 MiB */
+    size_t kv_bytes; /* KV cache; 0: 1 GiB on cpu, or less if max_seqs * max_context needs less */
+    size_t adapter_bytes;      /* device memory for adapters; 0: 512 MiB */
     size_t adapter_host_bytes; /* host memory for adapters not on the device; 0: 2 GiB */
-    int max_seqs;          /* sequences running at once; 0: 64 */
-    int max_rows;          /* rows of a step, i.e. the chunk of prefill; 0: 256 */
-    int max_waiting;       /* sequences waiting; 0: 1024. Beyond: ERR_BUSY */
-    int max_context;       /* 0: the model's */
-    bool debug_preempt;    /* tests: preempt some running sequence every few steps */
+    int max_seqs;              /* sequences running at once; 0: 64 */
+    int max_rows;              /* rows of a step, i.e. the chunk of prefill; 0: 256 */
+    int max_waiting;           /* sequences waiting; 0: 1024. Beyond: ERR_BUSY */
+    int max_context;           /* 0: the model's */
+    bool debug_preempt;        /* tests: preempt some running sequence every few steps */
 
     void (*on_events)(void *context, const struct engine_event *events, size_t n);
     void *context;
@@ -58,7 +59,8 @@ struct engine_sampling { /* zeroed: greedy */
     float repetition_penalty; /* 0 or 1: off */
     float frequency_penalty, presence_penalty;
     uint64_t seed;
-    int32_t n_top_logprobs; /* -1: no log-probabilities; 0 to 20: the token's own, and so many others */
+    int32_t
+        n_top_logprobs; /* -1: no log-probabilities; 0 to 20: the token's own, and so many others */
     const int32_t *bias_ids; /* [n_bias]; copied at submit */
     const float *bias_values;
     int32_t n_bias;
@@ -69,7 +71,8 @@ struct engine_request {
     int32_t n_prompt;      /* >= 1 */
     int32_t max_tokens;    /* >= 0 (0 with prompt_logprobs: score only); bounded by the context */
     bool ignore_eos;
-    bool prompt_logprobs;  /* score the prompt: one ENGINE_EVENT_PROMPT for each position after the first */
+    bool prompt_logprobs; /* score the prompt: one ENGINE_EVENT_PROMPT for each position after the
+                             first */
     const int32_t *stop_ids; /* further ids that end the sequence, beside the model's eos; copied */
     int32_t n_stop_ids;
     int32_t n_adapters; /* 0: base model */
@@ -110,11 +113,12 @@ struct engine_event {
 /* Opens the model and starts the engine thread. Fails naming the file and the reason. */
 int engine_open(struct engine **out, const struct engine_options *options, struct err *err);
 
-/* Cancels what runs, joins the thread, frees all. Every submitted request has had its FINISHED event
- * when this returns. Quiet on NULL. */
+/* Cancels what runs, joins the thread, frees all. Every submitted request has had its FINISHED
+ * event when this returns. Quiet on NULL. */
 void engine_close(struct engine *e);
 
-/* ---- the model --------------------------------------------------------------------------------- */
+/* ---- the model ---------------------------------------------------------------------------------
+ */
 
 struct engine_model {
     char name[128]; /* the directory's last component */
@@ -129,32 +133,35 @@ struct engine_model {
 
 const struct engine_model *engine_model(const struct engine *e); /* lives as long as e */
 const struct tokenizer *engine_tokenizer(const struct engine *e);
-const struct chat_template *engine_chat_template(const struct engine *e); /* NULL: the model has none */
+const struct chat_template *
+engine_chat_template(const struct engine *e); /* NULL: the model has none */
 
-/* ---- adapters ---------------------------------------------------------------------------------- */
+/* ---- adapters ----------------------------------------------------------------------------------
+ */
 
 struct engine_adapter {
     struct content_digest content;
     int rank_max;
-    int n_sites;          /* linear modules touched */
-    size_t n_bytes;       /* of A and B */
-    char targets[256];    /* "q_proj v_proj ..." */
+    int n_sites;       /* linear modules touched */
+    size_t n_bytes;    /* of A and B */
+    char targets[256]; /* "q_proj v_proj ..." */
 };
 
 /* sha256 over the adapter's files, sorted by name: for each, "<sha256 hex>  <size>  <name>\n".
  * Only adapter_config.json and adapter_model.safetensors (or its shards and index) count. */
 int adapter_content_digest(const char *dir, struct content_digest *out, struct err *err);
 
-/* Reads and checks the adapter in dir (PEFT layout) against the base model and makes it usable by its
- * digest. Loading one that is loaded already counts one more reference. Reads files in the calling
- * thread: running sequences are not disturbed. The error names the file, tensor or key. */
+/* Reads and checks the adapter in dir (PEFT layout) against the base model and makes it usable by
+ * its digest. Loading one that is loaded already counts one more reference. Reads files in the
+ * calling thread: running sequences are not disturbed. The error names the file, tensor or key. */
 int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter *out,
                         struct err *err);
 
 /* One reference less; at zero it may be evicted and then forgotten once no sequence uses it. */
 int engine_adapter_drop(struct engine *e, const struct content_digest *content, struct err *err);
 
-/* ---- requests ---------------------------------------------------------------------------------- */
+/* ---- requests ----------------------------------------------------------------------------------
+ */
 
 /* Copies the request. Fails with ERR_INVALID (token out of range, too long for the context),
  * ERR_NOT_FOUND (adapter not loaded), ERR_BUSY (queue full). No event comes for a refused one.
@@ -166,7 +173,8 @@ int engine_submit(struct engine *e, const struct engine_request *request, uint64
  * faster). Unknown or finished ids are ignored. */
 void engine_cancel(struct engine *e, uint64_t id);
 
-/* ---- counters ---------------------------------------------------------------------------------- */
+/* ---- counters ----------------------------------------------------------------------------------
+ */
 
 enum { ENGINE_ENTROPY_BUCKETS = 9 };
 
@@ -179,11 +187,12 @@ struct engine_stats {
     int n_blocks, n_blocks_free;
     size_t adapter_bytes_used, adapter_bytes_total;
     int n_adapters_resident, n_adapters_loaded;
-    /* decode steps by the number of distinct adapters they held: 0, 1, 2, 3, 4, 5-8, 9-16, 17-64, more.
-     * The base model is not an adapter. */
+    /* decode steps by the number of distinct adapters they held: 0, 1, 2, 3, 4, 5-8, 9-16, 17-64,
+     * more. The base model is not an adapter. */
     uint64_t steps_by_distinct[ENGINE_ENTROPY_BUCKETS];
-    uint64_t last_step_us;      /* duration of the newest step */
-    struct monotonic_us progress; /* when the engine thread last turned its loop: a watchdog's input */
+    uint64_t last_step_us; /* duration of the newest step */
+    struct monotonic_us
+        progress; /* when the engine thread last turned its loop: a watchdog's input */
 };
 
 void engine_stats(const struct engine *e, struct engine_stats *out);

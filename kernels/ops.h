@@ -1,30 +1,33 @@
 /* ops.h: the one table of operators, and the door of kernels/.
  *
- * Three implementations answer to it: ref/ (the specification: loops in f32, no tricks), cpu/ (AVX2,
- * AVX-512, threads) and cuda/. Each implements every entry and answers to ref, never to another, over
- * odd shapes, mixed ranks, half-full blocks and empty segments. Operators know shapes, not models.
+ * Three implementations answer to it: ref/ (the specification: loops in f32, no tricks), cpu/
+ * (AVX2, AVX-512, threads) and cuda/. Each implements every entry and answers to ref, never to
+ * another, over odd shapes, mixed ranks, half-full blocks and empty segments. Operators know
+ * shapes, not models.
  *
  * Words. A *row* is one token of this step. A *sequence* owns consecutive rows of a step. A *block*
  * is BLOCK_TOKENS tokens of KV cache; a sequence's *block table* lists its blocks in order. An
  * *adapter slot* is an index into the per-site adapter tables. A *site* is one linear module of one
- * layer (layer 3's q_proj). Axes: n_rows, n_seqs, n_heads, n_kv_heads, head_dim, d_in, d_out, vocab.
- * All matrices are row-major; [a, b] means b is contiguous. A weight is [d_out, d_in] as in the file.
+ * layer (layer 3's q_proj). Axes: n_rows, n_seqs, n_heads, n_kv_heads, head_dim, d_in, d_out,
+ * vocab. All matrices are row-major; [a, b] means b is contiguous. A weight is [d_out, d_in] as in
+ * the file.
  *
- * Stream order. Compute entries enqueue and return; they take effect in the order called. Inputs and
- * outputs must live until the next sync. ref and cpu run at once; only cuda defers. Wrong shapes are a
- * bug (BUG_IF). Device faults show at sync. One thread, the engine's, calls everything but where said.
+ * Stream order. Compute entries enqueue and return; they take effect in the order called. Inputs
+ * and outputs must live until the next sync. ref and cpu run at once; only cuda defers. Wrong
+ * shapes are a bug (BUG_IF). Device faults show at sync. One thread, the engine's, calls everything
+ * but where said.
  *
  * Determinism (DESIGN: a row never depends on its neighbours). For a given backend, machine and
- * weight, the bits of an output row are a function of that row's own inputs, its sequence's KV cache
- * and its adapters. Not of n_rows, of its place in the batch, of the other rows, of how its prompt was
- * cut into chunks, or of the number of threads. So: K is split at fixed places for each d_in and
- * summed in index order; attention walks the keys in fixed absolute pieces, merged in order; the
- * adapter's delta is added once, after the base sum and the bias; no atomics in sums.
+ * weight, the bits of an output row are a function of that row's own inputs, its sequence's KV
+ * cache and its adapters. Not of n_rows, of its place in the batch, of the other rows, of how its
+ * prompt was cut into chunks, or of the number of threads. So: K is split at fixed places for each
+ * d_in and summed in index order; attention walks the keys in fixed absolute pieces, merged in
+ * order; the adapter's delta is added once, after the base sum and the bias; no atomics in sums.
  *
  * Bounds that every implementation is tested to keep against ref on f32-exact inputs (normalised
- * MSE = sum (y - r)^2 / sum r^2): linear, attention, swiglu, rmsnorm, rope 1e-10 for f32 activations,
- * 5e-5 for bf16 activations; embed, gather, block copy: bit-equal; sample: ids equal, log-probabilities
- * within 2e-5 for f32. */
+ * MSE = sum (y - r)^2 / sum r^2): linear, attention, swiglu, rmsnorm, rope 1e-10 for f32
+ * activations, 5e-5 for bf16 activations; embed, gather, block copy: bit-equal; sample: ids equal,
+ * log-probabilities within 2e-5 for f32. */
 #ifndef TRIBUTARY_KERNELS_OPS_H
 #define TRIBUTARY_KERNELS_OPS_H
 
@@ -58,7 +61,8 @@ struct backend; /* one device: its stream, its worker threads, its scratch memor
 struct weight;  /* a base weight in whatever layout the backend likes best */
 
 struct backend_options {
-    int n_threads;   /* cpu: workers, caller included; 0: one a physical core of this process's mask */
+    int n_threads;   /* cpu: workers, caller included; 0: one a physical core of this process's mask
+                      */
     int device;      /* cuda: ordinal */
     int max_rows;    /* largest n_rows of any call: scratch memory is sized from these at open */
     int max_d;       /* largest d_in or d_out, lm_head excepted */
@@ -68,33 +72,37 @@ struct backend_options {
 };
 
 struct backend_caps {
-    enum dtype activation; /* of x, y, q, k, v and the residual stream: f32 on ref and cpu, bf16 on cuda */
-    bool loads_in_place;   /* weight_create keeps `host` (an mmap) instead of copying it */
+    enum dtype
+        activation; /* of x, y, q, k, v and the residual stream: f32 on ref and cpu, bf16 on cuda */
+    bool loads_in_place; /* weight_create keeps `host` (an mmap) instead of copying it */
     size_t memory_free_bytes;
     size_t memory_total_bytes;
     char description[128]; /* "cpu: AVX2, 2 threads" */
 };
 
-/* ---- the batch of a step ----------------------------------------------------------------------- */
+/* ---- the batch of a step -----------------------------------------------------------------------
+ */
 
-/* Ragged batch. The host arrays are what the engine planned; the devptrs hold the same numbers where
- * the device can read them (on ref and cpu the same memory). Rows of a sequence are consecutive and
- * in token order. */
+/* Ragged batch. The host arrays are what the engine planned; the devptrs hold the same numbers
+ * where the device can read them (on ref and cpu the same memory). Rows of a sequence are
+ * consecutive and in token order. */
 struct batch {
     int n_rows, n_seqs;
-    int max_blocks;             /* stride of block_table */
-    const int32_t *seq_indptr;  /* host [n_seqs + 1]: first row of each sequence; last = n_rows */
-    const int32_t *kv_len;      /* host [n_seqs]: tokens in cache after this step's writes; the last row
-                                   of sequence s is at position kv_len[s] - 1 */
-    const int32_t *position;    /* host [n_rows] */
+    int max_blocks;            /* stride of block_table */
+    const int32_t *seq_indptr; /* host [n_seqs + 1]: first row of each sequence; last = n_rows */
+    const int32_t *kv_len; /* host [n_seqs]: tokens in cache after this step's writes; the last row
+                              of sequence s is at position kv_len[s] - 1 */
+    const int32_t *position; /* host [n_rows] */
     struct devptr d_seq_indptr, d_kv_len, d_position;
-    struct devptr d_token;       /* i32 [n_rows] */
-    struct devptr d_row_seq;     /* i32 [n_rows]: the sequence of a row */
-    struct devptr d_slot;        /* i32 [n_rows]: where the row's K and V go: block * BLOCK_TOKENS + offset */
+    struct devptr d_token;   /* i32 [n_rows] */
+    struct devptr d_row_seq; /* i32 [n_rows]: the sequence of a row */
+    struct devptr
+        d_slot; /* i32 [n_rows]: where the row's K and V go: block * BLOCK_TOKENS + offset */
     struct devptr d_block_table; /* i32 [n_seqs, max_blocks] */
 };
 
-/* ---- adapters ---------------------------------------------------------------------------------- */
+/* ---- adapters ----------------------------------------------------------------------------------
+ */
 
 /* A run of consecutive rows under one adapter. Rows under no adapter are in no segment and cost
  * nothing. A request with several weighted adapters is several segments over the same rows, in the
@@ -135,7 +143,8 @@ struct lora_args { /* pass NULL for `lora` when no row of the step has an adapte
     int n_parts;
 };
 
-/* ---- attention --------------------------------------------------------------------------------- */
+/* ---- attention ---------------------------------------------------------------------------------
+ */
 
 /* One layer of the paged KV cache: k and v are [n_blocks, BLOCK_TOKENS, n_kv_heads, head_dim]. */
 struct kv_layer {
@@ -151,35 +160,38 @@ struct attention_shape {
 };
 
 struct rope_shape {
-    int rotary_dim;        /* <= head_dim; pairs (i, i + rotary_dim / 2), the Hugging Face order */
-    struct devptr cos_sin; /* f32 [max_context, rotary_dim]: cos in the first half, sin in the second */
-    struct devptr q_norm;  /* [head_dim] RMSNorm weights applied before rope (Qwen3), or addr 0 */
+    int rotary_dim; /* <= head_dim; pairs (i, i + rotary_dim / 2), the Hugging Face order */
+    struct devptr
+        cos_sin; /* f32 [max_context, rotary_dim]: cos in the first half, sin in the second */
+    struct devptr q_norm; /* [head_dim] RMSNorm weights applied before rope (Qwen3), or addr 0 */
     struct devptr k_norm;
     float norm_eps;
 };
 
-/* ---- sampling ---------------------------------------------------------------------------------- */
+/* ---- sampling ----------------------------------------------------------------------------------
+ */
 
 enum { SAMPLE_TOP_MAX = 20 };
 
 /* Order of operations, each skipped at its neutral value: repetition penalty (over prompt and
  * output; CTRL, Keskar et al. 2019), frequency and presence penalties (over output; OpenAI),
- * bias, temperature, top-k, top-p (smallest set whose sum reaches p), min-p (p >= min_p * p_max), draw.
- * The candidates are ordered by (logit descending, id ascending): ties go to the lowest id.
+ * bias, temperature, top-k, top-p (smallest set whose sum reaches p), min-p (p >= min_p * p_max),
+ * draw. The candidates are ordered by (logit descending, id ascending): ties go to the lowest id.
  * temperature 0 is greedy. The draw is u = philox4x32-10(key = seed, counter = position) -> [0, 1)
  * with 24 bits, and the first candidate, in that order, whose cumulative probability exceeds u. */
 struct sample_params {
     float temperature;
-    int32_t top_k; /* 0: off */
-    float top_p;   /* 1: off */
-    float min_p;   /* 0: off */
+    int32_t top_k;                                                 /* 0: off */
+    float top_p;                                                   /* 1: off */
+    float min_p;                                                   /* 0: off */
     float repetition_penalty, frequency_penalty, presence_penalty; /* 1, 0, 0: off */
     int32_t n_top; /* wanted top log-probabilities, 0 to SAMPLE_TOP_MAX */
     uint64_t seed;
     uint64_t position; /* of the token being drawn, in its sequence */
 };
 
-/* History and bias of one row; host memory, read during the call on ref and cpu and copied by cuda. */
+/* History and bias of one row; host memory, read during the call on ref and cpu and copied by cuda.
+ */
 struct sample_history {
     const int32_t *tokens;    /* prompt then output; NULL when no penalty needs it */
     int n_prompt, n_tokens;   /* n_tokens counts both */
@@ -197,7 +209,8 @@ struct sample_result {
     float top_logprobs[SAMPLE_TOP_MAX];
 };
 
-/* ---- the table --------------------------------------------------------------------------------- */
+/* ---- the table ---------------------------------------------------------------------------------
+ */
 
 struct ops {
     const char *name; /* "ref", "cpu", "cuda" */
@@ -229,9 +242,9 @@ struct ops {
     void (*embed)(struct backend *be, struct devptr y, struct devptr token, const struct weight *w,
                   int n_rows, float scale);
 
-    /* residual[i] += x[i] when x is given; then y[i] = residual[i] / rms(residual[i]) * (w + w_offset)
-     * rms = sqrt(mean of squares + eps), sums in f32. y, x, residual [n_rows, d] activation;
-     * w f32 [d]; x.addr may be 0; y may be x. w_offset is 1 for Gemma, else 0. */
+    /* residual[i] += x[i] when x is given; then y[i] = residual[i] / rms(residual[i]) * (w +
+     * w_offset) rms = sqrt(mean of squares + eps), sums in f32. y, x, residual [n_rows, d]
+     * activation; w f32 [d]; x.addr may be 0; y may be x. w_offset is 1 for Gemma, else 0. */
     void (*add_rmsnorm)(struct backend *be, struct devptr y, struct devptr residual,
                         struct devptr x, struct devptr w, int n_rows, int d, float eps,
                         float w_offset);
@@ -252,9 +265,9 @@ struct ops {
     void (*sgmv_expand)(struct backend *be, struct devptr y, struct devptr t, int n_rows,
                         int d_out_total, const struct lora_args *lora);
 
-    /* Rotates q and k of qkv in place (rope; q/k norms before it if given) and writes k and v of each
-     * row into the cache at batch.slot. qkv [n_rows, (n_heads + 2 n_kv_heads) * head_dim] activation:
-     * q heads, then k heads, then v heads. rope NULL: no rotation (NoPE layers).
+    /* Rotates q and k of qkv in place (rope; q/k norms before it if given) and writes k and v of
+     * each row into the cache at batch.slot. qkv [n_rows, (n_heads + 2 n_kv_heads) * head_dim]
+     * activation: q heads, then k heads, then v heads. rope NULL: no rotation (NoPE layers).
      * Source: Su et al., RoFormer, arXiv:2104.09864. */
     void (*rope_kv_write)(struct backend *be, struct devptr qkv, const struct kv_layer *kv,
                           const struct batch *batch, const struct attention_shape *shape,
@@ -292,8 +305,8 @@ struct ops {
                            const int32_t *dst, int n);
 };
 
-/* The table of that name ("ref", "cpu", "cuda"), or NULL with ERR_UNSUPPORTED when the build has none,
- * or ERR_INVALID when the name is unknown. */
+/* The table of that name ("ref", "cpu", "cuda"), or NULL with ERR_UNSUPPORTED when the build has
+ * none, or ERR_INVALID when the name is unknown. */
 const struct ops *ops_find(const char *name, struct err *err);
 
 /* Names of the backends in this build, NULL-terminated. */

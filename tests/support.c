@@ -47,8 +47,8 @@ size_t fixture_jsonl(const char *path, void (*row)(json_t *line, void *context),
         size_t len = end == NULL ? b.len - at : (size_t)(end - (b.data + at));
         if (len > 0) {
             json_error_t e;
-            json_t *j = json_loadb((const char *)b.data + at, len,
-                                   JSON_DECODE_ANY | JSON_ALLOW_NUL, &e);
+            json_t *j = json_loadb((const char *)b.data + at, len, JSON_DECODE_ANY | JSON_ALLOW_NUL,
+                                   &e);
             if (j == NULL)
                 fail_msg("fixture %s line %zu: %s", path, n + 1, e.text);
             row(j, context);

@@ -27,11 +27,11 @@ char *temp_dir_create(void);
 void temp_dir_remove(char *path);
 
 /* fail_msg in the form every test wants: what was expected and what came. */
-#define assert_ok(rc, err)                                                                         \
-    do {                                                                                           \
-        if ((rc) != 0)                                                                             \
-            fail_msg("%s: expected success, got %s: %s", #rc, err_code_name((err).code),           \
-                     (err).message);                                                               \
+#define assert_ok(rc, err)                                                               \
+    do {                                                                                 \
+        if ((rc) != 0)                                                                   \
+            fail_msg("%s: expected success, got %s: %s", #rc, err_code_name((err).code), \
+                     (err).message);                                                     \
     } while (0)
 
 #endif

@@ -13,7 +13,10 @@ struct arena {
     struct arena_chunk *head;
     size_t used_bytes; /* all that was handed out */
 };
-#define ARENA_INIT {NULL, 0}
+#define ARENA_INIT \
+    {              \
+        NULL, 0    \
+    }
 
 void *arena_alloc(struct arena *a, size_t n_bytes);
 void *arena_array(struct arena *a, size_t n, size_t size_bytes); /* checks n * size */

@@ -211,8 +211,7 @@ static int fsync_parent(const char *path)
     return rc;
 }
 
-int file_write_atomic(const char *path, const void *bytes, size_t n, unsigned mode,
-                      struct err *err)
+int file_write_atomic(const char *path, const void *bytes, size_t n, unsigned mode, struct err *err)
 {
     char *tmp = xasprintf("%s.XXXXXX", path);
     int fd = mkostemp(tmp, O_CLOEXEC);

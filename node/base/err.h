@@ -74,10 +74,10 @@ _Noreturn void bug_at(const char *file, int line, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
 #define BUG(...) bug_at(__FILE__, __LINE__, __VA_ARGS__)
-#define BUG_IF(cond)                                                                               \
-    do {                                                                                           \
-        if (__builtin_expect(!!(cond), 0))                                                         \
-            bug_at(__FILE__, __LINE__, "%s", #cond);                                               \
+#define BUG_IF(cond)                                 \
+    do {                                             \
+        if (__builtin_expect(!!(cond), 0))           \
+            bug_at(__FILE__, __LINE__, "%s", #cond); \
     } while (0)
 
 #endif

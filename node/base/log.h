@@ -21,10 +21,10 @@ void log_at(enum log_level level, const char *room, const char *fmt, ...)
 #define log_error(room, ...) log_at(LOG_ERROR, room, __VA_ARGS__)
 #define log_warn(room, ...)  log_at(LOG_WARN, room, __VA_ARGS__)
 #define log_info(room, ...)  log_at(LOG_INFO, room, __VA_ARGS__)
-#define log_debug(room, ...)                                                                       \
-    do {                                                                                           \
-        if (log_enabled(LOG_DEBUG))                                                                \
-            log_at(LOG_DEBUG, room, __VA_ARGS__);                                                  \
+#define log_debug(room, ...)                      \
+    do {                                          \
+        if (log_enabled(LOG_DEBUG))               \
+            log_at(LOG_DEBUG, room, __VA_ARGS__); \
     } while (0)
 
 #endif

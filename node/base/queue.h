@@ -18,9 +18,9 @@ void queue_free(struct queue *q);            /* must be empty: the items are not
 bool queue_try_push(struct queue *q, void *item); /* false: full or closed; item stays yours */
 bool queue_push(struct queue *q, void *item);     /* waits while full; false: closed */
 
-void *queue_try_pop(struct queue *q);                        /* NULL: empty */
-void *queue_pop(struct queue *q);                            /* waits; NULL: closed and empty */
-void *queue_pop_timeout(struct queue *q, uint64_t wait_us);  /* NULL: nothing in time, or closed */
+void *queue_try_pop(struct queue *q);                       /* NULL: empty */
+void *queue_pop(struct queue *q);                           /* waits; NULL: closed and empty */
+void *queue_pop_timeout(struct queue *q, uint64_t wait_us); /* NULL: nothing in time, or closed */
 
 void queue_close(struct queue *q);
 bool queue_is_closed(struct queue *q);

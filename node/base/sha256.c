@@ -40,8 +40,7 @@ struct sha256_digest sha256(const void *bytes, size_t n)
     return d;
 }
 
-int sha256_file(const char *path, struct sha256_digest *out, uint64_t *size_bytes,
-                struct err *err)
+int sha256_file(const char *path, struct sha256_digest *out, uint64_t *size_bytes, struct err *err)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)

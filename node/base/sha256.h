@@ -19,7 +19,6 @@ struct sha256_digest sha256(const void *bytes, size_t n);
 /* Hashes a file while reading it in pieces. Fails naming the path; *size_bytes (may be NULL) is
  * the number of bytes hashed. */
 struct err;
-int sha256_file(const char *path, struct sha256_digest *out, uint64_t *size_bytes,
-                struct err *err);
+int sha256_file(const char *path, struct sha256_digest *out, uint64_t *size_bytes, struct err *err);
 
 #endif

@@ -31,7 +31,8 @@ struct usage {
     uint32_t tokens_completion; /* all choices together */
     uint32_t n_adapters;        /* 0: base model */
     struct usage_adapter adapters[USAGE_ADAPTERS_MAX];
-    uint64_t key_tag; /* the operator's customer (first 8 bytes of sha256 of the API key); 0: none */
+    uint64_t
+        key_tag; /* the operator's customer (first 8 bytes of sha256 of the API key); 0: none */
 };
 
 #endif
