@@ -156,8 +156,7 @@ void http_drop(struct http_exchange *x)
 {
     if (x == NULL || atomic_fetch_sub(&x->refs, 1) != 1)
         return;
-    if (x->response != NULL)
-        MHD_destroy_response(x->response);
+    BUG_IF(x->response != NULL);
     buf_release(&x->body);
     buf_release(&x->out);
     arena_release(&x->arena);
@@ -340,15 +339,21 @@ static void answer(struct http_exchange *x, unsigned status, const char *content
     x->answered = true;
     x->streaming = is_stream;
     x->status = status;
-    x->response = response;
-    if (x->mhd != NULL) {
+    /* A stream's response holds a reference to x: it is kept only until MHD has it, or the
+     * connection ends, so that the two don't keep each other. */
+    bool late = x->mhd == NULL;
+    if (!late) {
+        x->response = response;
         if (is_stream)
             atomic_store(&x->connection->deadline_us, 0);
         else
             set_deadline(x, s->opt.idle_timeout_s, n_bytes);
     }
     pthread_mutex_unlock(&x->lock);
-    wake(x);
+    if (late)
+        MHD_destroy_response(response);
+    else
+        wake(x);
 }
 
 void http_reply(struct http_exchange *x, unsigned status, const char *content_type,
@@ -634,10 +639,14 @@ static void on_completed(void *context, struct MHD_Connection *mhd, void **con_c
     if (!broken)
         x->n_written = x->n_queued;
     unsigned status = x->queued ? x->status : 0;
+    struct MHD_Response *unused = x->response;
+    x->response = NULL;
     /* MHD closes the connection after an error, else the next request may come. */
     atomic_store(&x->connection->deadline_us,
                  now_us() + (s->opt.idle_timeout_s + s->opt.request_timeout_s) * UINT64_C(1000000));
     pthread_mutex_unlock(&x->lock);
+    if (unused != NULL)
+        MHD_destroy_response(unused);
     if (broken)
         tell(x, HTTP_GONE);
     if (s->opt.on_done != NULL)
@@ -656,6 +665,8 @@ static enum MHD_Result queue_or_sleep(struct http_exchange *x, bool may_sleep)
     } else if (x->answered && !x->queued) {
         x->queued = true;
         result = MHD_queue_response(x->mhd, x->status, x->response);
+        MHD_destroy_response(x->response); /* MHD counts its own reference */
+        x->response = NULL;
     } else if (!x->answered && may_sleep) {
         x->asleep = true;
         atomic_store(&x->connection->deadline_us, 0);
@@ -937,6 +948,9 @@ static int listen_on(const struct http_options *opt, int *fd_out, bool *loopback
     bool v6 = text[0] == '[';
     if (v6 && (host_len < 3 || text[host_len - 1] != ']'))
         return err_set(err, ERR_INVALID, "listen address \"%s\" is not [HOST]:PORT", text);
+    if (strspn(colon + 1, "0123456789") != strlen(colon + 1) || strtol(colon + 1, NULL, 10) > 65535)
+        return err_set(err, ERR_INVALID, "listen address \"%s\": no port is called %s", text,
+                       colon + 1);
     char *host = v6 ? xstrndup(text + 1, host_len - 2) : xstrndup(text, host_len);
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
     struct addrinfo *found = NULL;
@@ -946,6 +960,10 @@ static int listen_on(const struct http_options *opt, int *fd_out, bool *loopback
         return err_set(err, ERR_INVALID, "listen address \"%s\": %s", text, gai_strerror(rc));
     int fd = -1;
     *loopback = is_loopback(found->ai_addr);
+    if (!*loopback && opt->loopback_only != NULL) {
+        err_set(err, ERR_FORBIDDEN, "listening on %s is refused: %s", text, opt->loopback_only);
+        goto fail;
+    }
     if (!*loopback && !opt->insecure_bind && opt->tls_cert == NULL) {
         err_set(err, ERR_FORBIDDEN,
                 "listening on %s would show keys and prompts to the network in the clear: give "

@@ -34,6 +34,7 @@ struct http_exchange;
 struct http_options {
     const char *listen;   /* "127.0.0.1:8080", "[::1]:0"; port 0: any free one */
     bool insecure_bind;   /* allow an address that is not loopback without TLS */
+    const char *loopback_only; /* not NULL: why an address that is not loopback is refused */
     const char *tls_cert; /* PEM file with the chain; NULL: no TLS */
     const char *tls_key;  /* PEM file */
     int n_threads;        /* 0: 2 */

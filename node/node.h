@@ -29,7 +29,7 @@ struct node {
     struct engine *engine;
     struct ledger *ledger;
     struct service *service;
-    struct http_server *http; /* NULL until it is open */
+    struct http_server *_Atomic http; /* NULL until it is open */
     struct metrics *metrics;
     struct admission *admission;
     struct api_keys *keys; /* NULL: open */

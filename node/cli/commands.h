@@ -9,7 +9,15 @@
 
 /* clang-format off */
 #define CLI_COMMANDS(X) \
+    X(serve)            \
     X(config)           \
+    X(wallet)           \
+    X(status)           \
+    X(usage)            \
+    X(rewards)          \
+    X(receipt)          \
+    X(batches)          \
+    X(seal)             \
     X(completion)       \
     X(version)          \
     X(help)

@@ -1,0 +1,41 @@
+/* tributary: the program. Begin reading here.
+ *
+ * Tributary serves one base model and many LoRA adapters of it, meters every answer, and settles on a
+ * chain what the people behind the adapters have earned. The program has two halves and a roof:
+ *
+ *     node/           the roof: this file, the command line (cli/), HTTP, OpenAI's API, the service
+ *     engine/         tokens in, tokens out; stands on kernels/
+ *     attribution/    usage in, signed receipts, batches and payouts out; stands on wallet/, chain/
+ *     node/base/      the floor: errors, logs, buffers, clocks, and struct usage, through which the
+ *                     halves meet
+ *
+ * A request's way through it, file by file:
+ *
+ *     http.c             a socket becomes an exchange
+ *     routes.c           the path picks a handler, the API key is checked
+ *     api_openai.c       admission.c lets it in, openai_request.c reads its body
+ *     service.c          finds the model, renders and tokenises the prompt, submits it to
+ *                        engine/engine.h, turns tokens into chunks (openai_format.c, stop_match.c),
+ *                        hands the usage to attribution/attribution.h, and sends the last chunk with
+ *                        the receipt once that is on disk
+ *     api_rpc.c          answers questions about receipts, batches and rewards afterwards
+ *
+ * `tributary serve` (cli/cmd_serve.c) builds all of it and takes it down again. This file only sends
+ * the words of the command line to the command they name; commands.h lists them. */
+#include "node/base/fault.h"
+#include "node/cli/commands.h"
+
+#include <signal.h>
+
+#define X(name) &cmd_##name,
+const struct cli_command *const cli_commands[] = {CLI_COMMANDS(X)};
+#undef X
+const size_t cli_n_commands = sizeof cli_commands / sizeof *cli_commands;
+
+int main(int argc, char **argv)
+{
+    /* A client that hangs up is an error code of write(2), not the end of the node. */
+    signal(SIGPIPE, SIG_IGN);
+    fault_init();
+    return cli_main(cli_commands, cli_n_commands, argc, argv);
+}

@@ -1,0 +1,589 @@
+/* The HTTP server against raw sockets: limits, keep-alive, pipelining, streams, vanished clients. */
+#include "tests/support.h"
+
+#include "node/base/clock.h"
+#include "node/base/err.h"
+#include "node/http.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* ---- a server whose paths are the cases --------------------------------------------------------- */
+
+struct world {
+    struct http_server *server;
+    _Atomic int n_requests, n_done, n_gone, n_drained;
+    _Atomic uint64_t last_written;
+    _Atomic bool stop_producer;
+    struct http_exchange *kept; /* of /later and /stream */
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+};
+
+static void on_event(void *user, enum http_event event)
+{
+    struct world *w = user;
+    pthread_mutex_lock(&w->lock);
+    if (event == HTTP_GONE)
+        w->n_gone++;
+    else
+        w->n_drained++;
+    pthread_cond_broadcast(&w->changed);
+    pthread_mutex_unlock(&w->lock);
+}
+
+static void on_request(void *context, struct http_exchange *x)
+{
+    struct world *w = context;
+    const char *path = http_path(x);
+    size_t n;
+    const char *body = http_body(x, &n);
+    w->n_requests++;
+    if (strcmp(path, "/echo") == 0) {
+        struct buf b = BUF_INIT;
+        const char *q = http_query(x, "q");
+        buf_appendf(&b, "%s %s|", http_method(x), q != NULL ? q : "");
+        buf_append(&b, body, n);
+        http_reply(x, 200, "text/plain", &b);
+    } else if (strcmp(path, "/big") == 0) {
+        struct buf b = BUF_INIT;
+        for (int i = 0; i < 1 << 20; i++)
+            buf_append_byte(&b, (uint8_t)('a' + i % 26));
+        http_reply(x, 200, "text/plain", &b);
+    } else if (strcmp(path, "/later") == 0 || strcmp(path, "/stream") == 0) {
+        http_retain(x);
+        http_listen(x, on_event, w);
+        if (path[1] == 's')
+            http_stream_begin(x, 200, "text/event-stream");
+        pthread_mutex_lock(&w->lock);
+        w->kept = x;
+        pthread_cond_broadcast(&w->changed);
+        pthread_mutex_unlock(&w->lock);
+    } else {
+        http_reply_text(x, 404, "text/plain", "no");
+    }
+}
+
+static void on_head(void *context, struct http_exchange *x)
+{
+    (void)context;
+    if (strcmp(http_path(x), "/forbidden") == 0)
+        http_reply_text(x, 403, "text/plain", "never");
+}
+
+static void on_done(void *context, struct http_exchange *x, unsigned status, uint64_t us)
+{
+    (void)x;
+    (void)status;
+    (void)us;
+    struct world *w = context;
+    w->n_done++;
+}
+
+static struct world *world_open(struct http_options *o)
+{
+    struct world *w = xcalloc(1, sizeof *w);
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->changed, NULL);
+    o->listen = "127.0.0.1:0";
+    o->on_head = on_head;
+    o->on_request = on_request;
+    o->on_done = on_done;
+    o->context = w;
+    struct err err = {0};
+    assert_ok(http_open(&w->server, o, &err), err);
+    return w;
+}
+
+static void world_close(struct world *w)
+{
+    http_close(w->server);
+    if (w->kept != NULL) {
+        http_unlisten(w->kept);
+        http_drop(w->kept);
+    }
+    free(w);
+}
+
+static struct http_exchange *wait_kept(struct world *w)
+{
+    pthread_mutex_lock(&w->lock);
+    while (w->kept == NULL)
+        pthread_cond_wait(&w->changed, &w->lock);
+    struct http_exchange *x = w->kept;
+    pthread_mutex_unlock(&w->lock);
+    return x;
+}
+
+/* Waits at most two seconds. */
+static bool wait_for(_Atomic int *counter, int value)
+{
+    for (int i = 0; i < 400 && atomic_load(counter) < value; i++)
+        usleep(5000);
+    return atomic_load(counter) >= value;
+}
+
+/* ---- a client made of bytes --------------------------------------------------------------------- */
+
+static int dial(struct world *w)
+{
+    int port = atoi(strrchr(http_url(w->server), ':') + 1);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_port = htons((uint16_t)port),
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+    return fd;
+}
+
+static void say(int fd, const char *text)
+{
+    size_t n = strlen(text);
+    if (send(fd, text, n, MSG_NOSIGNAL) != (ssize_t)n)
+        fail_msg("cannot send");
+}
+
+/* Reads until what came contains `until`, or the end, or two seconds of silence. */
+static void hear(int fd, struct buf *out, const char *until)
+{
+    for (;;) {
+        if (until != NULL && strstr(buf_cstr(out), until) != NULL)
+            return;
+        struct pollfd p = {fd, POLLIN, 0};
+        if (poll(&p, 1, 2000) <= 0)
+            return;
+        char piece[4096];
+        ssize_t n = recv(fd, piece, sizeof piece, 0);
+        if (n <= 0)
+            return;
+        buf_append(out, piece, (size_t)n);
+    }
+}
+
+static bool ends(int fd) /* the server closes within four seconds */
+{
+    char piece[4096];
+    for (;;) {
+        struct pollfd p = {fd, POLLIN, 0};
+        if (poll(&p, 1, 4000) <= 0)
+            return false;
+        if (recv(fd, piece, sizeof piece, 0) <= 0)
+            return true;
+    }
+}
+
+static void expect(const char *what, struct buf *got, const char *part)
+{
+    if (strstr(buf_cstr(got), part) == NULL)
+        fail_msg("%s: expected \"%s\" in:\n%s", what, part, buf_cstr(got));
+}
+
+/* ---- tests ------------------------------------------------------------------------------------- */
+
+static void requests_are_answered_or_refused_by_rule(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *request, *answer, *why;
+    } rows[] = {
+        {"GET /echo?q=a%20b HTTP/1.1\r\nHost: x\r\n\r\n", "GET a b|", "query is decoded"},
+        {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", "POST |hello", "body"},
+        {"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n"
+         "0\r\n\r\n",
+         "POST |abcde", "chunked body"},
+        {"GET /none HTTP/1.1\r\nHost: x\r\n\r\n", "404", "unknown path"},
+        {"POST /forbidden HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", "never",
+         "refused by its head, answered after its body"},
+        {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n", "413",
+         "declared too large"},
+        {"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n", "x-request-id: 0x", "request id"},
+    };
+    struct http_options o = {.max_body_bytes = 4096};
+    struct world *w = world_open(&o);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct buf got = BUF_INIT;
+        int fd = dial(w);
+        say(fd, rows[i].request);
+        hear(fd, &got, rows[i].answer);
+        expect(rows[i].why, &got, rows[i].answer);
+        buf_release(&got);
+        close(fd);
+    }
+    world_close(w);
+}
+
+static void a_chunked_body_over_the_limit_is_refused(void **state)
+{
+    (void)state;
+    struct http_options o = {.max_body_bytes = 1024};
+    struct world *w = world_open(&o);
+    int fd = dial(w);
+    say(fd, "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    char chunk[600];
+    memset(chunk, 'x', sizeof chunk);
+    for (int i = 0; i < 4; i++) {
+        say(fd, "200\r\n");
+        assert_int_equal(send(fd, chunk, 512, MSG_NOSIGNAL), 512);
+        say(fd, "\r\n");
+    }
+    say(fd, "0\r\n\r\n");
+    struct buf got = BUF_INIT;
+    hear(fd, &got, "\r\n\r\n");
+    expect("2,048 bytes in chunks", &got, "413");
+    buf_release(&got);
+    close(fd);
+    world_close(w);
+}
+
+static void headers_over_the_limit_are_refused(void **state)
+{
+    (void)state;
+    struct http_options o = {.max_header_bytes = 4096};
+    struct world *w = world_open(&o);
+    int fd = dial(w);
+    say(fd, "GET /echo HTTP/1.1\r\nHost: x\r\n");
+    char line[1024];
+    memset(line, 'h', sizeof line);
+    memcpy(line, "X-A: ", 5);
+    memcpy(line + 1020, "\r\n", 3);
+    for (int i = 0; i < 64; i++) {
+        if (send(fd, line, 1022, MSG_NOSIGNAL) < 0)
+            break;
+    }
+    struct buf got = BUF_INIT;
+    hear(fd, &got, "\r\n\r\n");
+    if (got.len > 0) /* the connection may have been reset before the answer was read */
+        expect("64 KiB of headers", &got, "431");
+    assert_int_equal(w->n_requests, 0);
+    buf_release(&got);
+    close(fd);
+    world_close(w);
+}
+
+static void pipelined_requests_are_answered_in_order(void **state)
+{
+    (void)state;
+    struct http_options o = {0};
+    struct world *w = world_open(&o);
+    int fd = dial(w);
+    say(fd, "GET /echo?q=1 HTTP/1.1\r\nHost: x\r\n\r\nPOST /echo?q=2 HTTP/1.1\r\nHost: x\r\n"
+            "Content-Length: 1\r\n\r\nzGET /echo?q=3 HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct buf got = BUF_INIT;
+    hear(fd, &got, "GET 3|");
+    const char *first = strstr(buf_cstr(&got), "GET 1|"),
+               *second = strstr(buf_cstr(&got), "POST 2|z"),
+               *third = strstr(buf_cstr(&got), "GET 3|");
+    if (first == NULL || second == NULL || third == NULL || first > second || second > third)
+        fail_msg("three answers in order expected, got:\n%s", buf_cstr(&got));
+    buf_release(&got);
+    close(fd);
+    world_close(w);
+}
+
+static void a_request_that_trickles_is_cut_off(void **state)
+{
+    (void)state;
+    static const char *const beginnings[] = {
+        "GET /echo HTTP/1.1\r\nX: ",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
+    };
+    struct http_options o = {.request_timeout_s = 1, .idle_timeout_s = 30};
+    struct world *w = world_open(&o);
+    for (size_t i = 0; i < 2; i++) {
+        int fd = dial(w);
+        say(fd, beginnings[i]);
+        struct monotonic_us began = clock_monotonic_us();
+        bool closed = false;
+        for (int k = 0; k < 40 && !closed; k++) { /* one byte each 100 ms, never silent */
+            usleep(100000);
+            struct pollfd p = {fd, POLLRDHUP | POLLIN, 0};
+            closed = send(fd, "a", 1, MSG_NOSIGNAL) < 0 ||
+                     (poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP)) != 0);
+        }
+        uint64_t ms = clock_elapsed_us(began, clock_monotonic_us()) / 1000;
+        if (!closed)
+            fail_msg("case %zu: still open after %llu ms, limit 1,000", i, (unsigned long long)ms);
+        close(fd);
+    }
+    assert_int_equal(w->n_requests, 0);
+    world_close(w);
+}
+
+static void an_answer_may_come_from_another_thread_later(void **state)
+{
+    (void)state;
+    struct http_options o = {0};
+    struct world *w = world_open(&o);
+    int fd = dial(w);
+    say(fd, "GET /later HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct http_exchange *x = wait_kept(w);
+    usleep(50000);
+    http_reply_text(x, 200, "text/plain", "at last");
+    struct buf got = BUF_INIT;
+    hear(fd, &got, "at last");
+    expect("late answer", &got, "at last");
+    assert_int_equal(w->n_gone, 0);
+    buf_release(&got);
+    close(fd);
+    world_close(w);
+}
+
+static void a_client_that_leaves_while_it_waits_is_noticed(void **state)
+{
+    (void)state;
+    struct http_options o = {0};
+    struct world *w = world_open(&o);
+    int fd = dial(w);
+    say(fd, "GET /later HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct http_exchange *x = wait_kept(w);
+    close(fd);
+    if (!wait_for(&w->n_gone, 1))
+        fail_msg("nobody noticed within two seconds");
+    assert_true(http_gone(x));
+    http_reply_text(x, 200, "text/plain", "to nobody"); /* quiet */
+    assert_true(wait_for(&w->n_done, 1));
+    world_close(w);
+}
+
+static void a_stream_says_what_the_socket_has_taken(void **state)
+{
+    (void)state;
+    struct http_options o = {.tick_ms = 5};
+    struct world *w = world_open(&o);
+    int fd = dial(w);
+    say(fd, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct http_exchange *x = wait_kept(w);
+    for (int i = 0; i < 100; i++) {
+        char event[32];
+        int n = snprintf(event, sizeof event, "data: %d\n\n", i);
+        assert_true(http_stream_write(x, event, (size_t)n, i == 0));
+        if (i % 10 == 0)
+            usleep(2000);
+    }
+    if (!http_stream_drained(x) && !wait_for(&w->n_drained, 1))
+        fail_msg("the stream was never drained");
+    uint64_t total = http_stream_written(x);
+    assert_int_equal(total, 10 * strlen("data: 0\n\n") + 90 * strlen("data: 10\n\n"));
+    http_stream_end(x);
+    struct buf got = BUF_INIT;
+    hear(fd, &got, "0\r\n\r\n");
+    expect("stream", &got, "data: 99\n\n");
+    expect("stream", &got, "Transfer-Encoding: chunked");
+    assert_true(wait_for(&w->n_done, 1));
+    assert_int_equal(w->n_gone, 0);
+    buf_release(&got);
+    /* The connection serves the next request. */
+    say(fd, "GET /echo?q=again HTTP/1.1\r\nHost: x\r\n\r\n");
+    hear(fd, &got, "again|");
+    expect("keep-alive after a stream", &got, "again|");
+    buf_release(&got);
+    close(fd);
+    world_close(w);
+}
+
+static void a_vanished_reader_has_taken_no_more_than_was_counted(void **state)
+{
+    (void)state;
+    struct http_options o = {.tick_ms = 1};
+    struct world *w = world_open(&o);
+    int fd = dial(w);
+    say(fd, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct http_exchange *x = wait_kept(w);
+    struct buf got = BUF_INIT;
+    for (int i = 0; i < 5; i++) {
+        http_stream_write(x, "data: x\n\n", 9, true);
+        hear(fd, &got, i == 4 ? "x\n\n\r\n" : "data");
+        usleep(10000);
+    }
+    size_t events = 0;
+    for (const char *p = buf_cstr(&got); (p = strstr(p, "data: x\n\n")) != NULL; p++)
+        events++;
+    close(fd);
+    int written_before_gone = 0;
+    while (http_stream_write(x, "data: x\n\n", 9, true) && written_before_gone < 2000) {
+        written_before_gone++;
+        usleep(1000);
+    }
+    assert_true(wait_for(&w->n_gone, 1));
+    uint64_t counted = http_stream_written(x);
+    if (counted < events * 9)
+        fail_msg("the client read %zu events, only %llu bytes were counted", events,
+                 (unsigned long long)counted);
+    if (counted > (5 + (uint64_t)written_before_gone) * 9)
+        fail_msg("%llu bytes counted, %d were queued", (unsigned long long)counted,
+                 (5 + written_before_gone) * 9);
+    buf_release(&got);
+    world_close(w);
+}
+
+static void a_reader_that_lags_too_far_is_cut_off(void **state)
+{
+    (void)state;
+    struct http_options o = {.stream_buffer_bytes = 64 * 1024, .tick_ms = 1};
+    struct world *w = world_open(&o);
+    int fd = dial(w);
+    int small = 4096;
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    say(fd, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct http_exchange *x = wait_kept(w);
+    char piece[1000];
+    memset(piece, 'x', sizeof piece);
+    int n = 0;
+    while (http_stream_write(x, piece, sizeof piece, false) && n < 100000) {
+        n++;
+        if (n % 50 == 0)
+            usleep(1000);
+    }
+    if (n == 100000)
+        fail_msg("100 MB were queued for a reader that reads nothing");
+    assert_int_equal(w->n_gone, 1);
+    assert_false(http_stream_write(x, piece, 1, false));
+    close(fd);
+    world_close(w);
+}
+
+static void draining_finishes_what_runs_and_takes_nothing_new(void **state)
+{
+    (void)state;
+    struct http_options o = {0};
+    struct world *w = world_open(&o);
+    int running = dial(w), idle = dial(w);
+    say(running, "GET /later HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct buf got = BUF_INIT;
+    say(idle, "GET /echo?q=before HTTP/1.1\r\nHost: x\r\n\r\n");
+    hear(idle, &got, "before|");
+    struct http_exchange *x = wait_kept(w);
+    http_drain(w->server);
+    buf_reset(&got);
+    say(idle, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nz");
+    hear(idle, &got, "shutting down");
+    expect("a new request", &got, "503");
+    assert_true(ends(idle));
+    http_reply_text(x, 200, "text/plain", "finished");
+    buf_reset(&got);
+    hear(running, &got, "finished");
+    expect("the running one", &got, "finished");
+    buf_release(&got);
+    close(running);
+    close(idle);
+    world_close(w);
+}
+
+static void closing_cuts_what_sleeps(void **state)
+{
+    (void)state;
+    struct http_options o = {0};
+    struct world *w = world_open(&o);
+    int fd = dial(w);
+    say(fd, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct http_exchange *x = wait_kept(w);
+    http_close(w->server);
+    w->server = NULL;
+    assert_int_equal(w->n_gone, 1);
+    assert_true(http_gone(x));
+    assert_false(http_stream_write(x, "x", 1, true));
+    close(fd);
+    world_close(w);
+}
+
+static void only_loopback_is_served_without_tls(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *listen;
+        bool insecure;
+        enum err_code code;
+    } rows[] = {
+        {"0.0.0.0:0", false, ERR_FORBIDDEN}, {"0.0.0.0:0", true, ERR_OK},
+        {"127.0.0.1:0", false, ERR_OK},      {"127.8.7.6:0", false, ERR_OK},
+        {"[::]:0", false, ERR_FORBIDDEN},    {"nonsense", false, ERR_INVALID},
+        {"127.0.0.1:", false, ERR_INVALID},  {"127.0.0.1:99999", false, ERR_INVALID},
+        {"[::1:80", false, ERR_INVALID},     {"256.0.0.1:0", false, ERR_INVALID},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct http_server *s = NULL;
+        struct err err = {0};
+        struct http_options o = {.listen = rows[i].listen,
+                                 .insecure_bind = rows[i].insecure,
+                                 .on_request = on_request};
+        int rc = http_open(&s, &o, &err);
+        if ((rc == 0) != (rows[i].code == ERR_OK) || (rc != 0 && err.code != rows[i].code))
+            fail_msg("%s: expected %s, got %s (%s)", rows[i].listen, err_code_name(rows[i].code),
+                     err_code_name(err.code), err.message);
+        if (rc == 0)
+            http_close(s);
+    }
+}
+
+static void many_streams_at_once_lose_nothing(void **state)
+{
+    (void)state;
+    /* The whole pattern of sleeping and waking, from two producers, many times. */
+    struct http_options o = {.tick_ms = 1};
+    struct world *w = world_open(&o);
+    enum { N = 16, EVENTS = 200 };
+    int fds[N];
+    struct http_exchange *xs[N];
+    for (int i = 0; i < N; i++) {
+        fds[i] = dial(w);
+        say(fds[i], "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n");
+        xs[i] = wait_kept(w);
+        pthread_mutex_lock(&w->lock);
+        w->kept = NULL;
+        pthread_mutex_unlock(&w->lock);
+    }
+    for (int e = 0; e < EVENTS; e++) {
+        for (int i = 0; i < N; i++) {
+            char event[32];
+            int n = snprintf(event, sizeof event, "data: %d\n\n", e);
+            assert_true(http_stream_write(xs[i], event, (size_t)n, (e + i) % 7 == 0));
+        }
+        if (e % 20 == 0)
+            usleep(1000);
+    }
+    for (int i = 0; i < N; i++) {
+        http_stream_end(xs[i]);
+        struct buf got = BUF_INIT;
+        hear(fds[i], &got, "0\r\n\r\n");
+        int events = 0;
+        for (const char *p = buf_cstr(&got); (p = strstr(p, "data: ")) != NULL; p++)
+            events++;
+        if (events != EVENTS)
+            fail_msg("stream %d: %d events arrived, %d were written", i, events, EVENTS);
+        buf_release(&got);
+        close(fds[i]);
+        http_unlisten(xs[i]);
+        http_drop(xs[i]);
+    }
+    world_close(w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(requests_are_answered_or_refused_by_rule),
+        cmocka_unit_test(a_chunked_body_over_the_limit_is_refused),
+        cmocka_unit_test(headers_over_the_limit_are_refused),
+        cmocka_unit_test(pipelined_requests_are_answered_in_order),
+        cmocka_unit_test(a_request_that_trickles_is_cut_off),
+        cmocka_unit_test(an_answer_may_come_from_another_thread_later),
+        cmocka_unit_test(a_client_that_leaves_while_it_waits_is_noticed),
+        cmocka_unit_test(a_stream_says_what_the_socket_has_taken),
+        cmocka_unit_test(a_vanished_reader_has_taken_no_more_than_was_counted),
+        cmocka_unit_test(a_reader_that_lags_too_far_is_cut_off),
+        cmocka_unit_test(draining_finishes_what_runs_and_takes_nothing_new),
+        cmocka_unit_test(closing_cuts_what_sleeps),
+        cmocka_unit_test(only_loopback_is_served_without_tls),
+        cmocka_unit_test(many_streams_at_once_lose_nothing),
+    };
+    return cmocka_run_group_tests_name("http", tests, NULL, NULL);
+}
