@@ -15,13 +15,13 @@
 static const char *const names[] = {"cpu", "cuda", "ref", NULL};
 #else
 #define TABLE_CUDA NULL
-static const char *const names[] = {"ref", NULL};
+static const char *const names[] = {"cpu", "ref", NULL};
 #endif
 
 static const struct {
     const char *name;
     const struct ops *table; /* NULL: not in this build */
-} backends[] = {{"ref", &ops_ref}, {"cpu", NULL}, {"cuda", TABLE_CUDA}};
+} backends[] = {{"ref", &ops_ref}, {"cpu", &ops_cpu}, {"cuda", TABLE_CUDA}};
 
 const struct ops *ops_find(const char *name, struct err *err)
 {

@@ -1,0 +1,291 @@
+/* cpu_backend: choosing the instruction set, memory, and packing weights.
+ *
+ * A weight is packed once, into the panels that isa.h draws, by all threads; the file's pages are
+ * not needed afterwards. Large weights lie on 2 MiB pages when the kernel has them: a decode step
+ * walks every weight once, and with 4 KiB pages each core would miss its TLB every 4 KiB of that
+ * walk. */
+#include "kernels/cpu/cpu.h"
+
+#include "kernels/backends.h"
+#include "node/base/buf.h"
+#include "node/base/err.h"
+
+#include <cpuid.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { HUGE_PAGE = 2 * 1024 * 1024, INLINE_WORK = 16384 };
+
+void *scratch_reserve(struct scratch *s, size_t n_bytes)
+{
+    if (n_bytes > s->n_bytes) {
+        free(s->memory);
+        s->n_bytes = (n_bytes + n_bytes / 4 + 63) / 64 * 64;
+        s->memory = aligned_alloc(64, s->n_bytes);
+        if (s->memory == NULL) /* the engine sized the machine at open; here there is no way back */
+            BUG("out of memory for %zu bytes of kernel scratch", s->n_bytes);
+    }
+    return s->memory;
+}
+
+void threads_reserve(struct backend *be, size_t n_bytes)
+{
+    for (int i = 0; i < pool_threads(be->pool); i++)
+        scratch_reserve(&be->of_thread[i], n_bytes);
+}
+
+void tiles_run(struct backend *be, int n_tiles, double work, pool_fn *fn, void *context)
+{
+    if (work < INLINE_WORK) {
+        for (int tile = 0; tile < n_tiles; tile++)
+            fn(context, tile, 0);
+        return;
+    }
+    pool_run(be->pool, n_tiles, fn, context);
+}
+
+/* TRIBUTARY_ISA=avx2 holds a newer machine to the older path, for comparisons. */
+static const struct isa *isa_choose(void)
+{
+    __builtin_cpu_init();
+    const char *wish = getenv("TRIBUTARY_ISA");
+    unsigned a, b, c = 0, d; /* clang 14 knows no name for F16C: leaf 1, ECX bit 29 */
+    bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && (wish == NULL || strcmp(wish, "avx2") != 0))
+        return &isa_avx512;
+    return avx2 ? &isa_avx2 : NULL;
+}
+
+static void cpu_close(struct backend *be)
+{
+    if (be == NULL)
+        return;
+    if (be->of_thread != NULL)
+        for (int i = 0; i < pool_threads(be->pool); i++)
+            free(be->of_thread[i].memory);
+    free(be->of_thread);
+    free(be->tasks.memory);
+    free(be->lora_t.memory);
+    free(be->lora_offset.memory);
+    pool_free(be->pool);
+    free(be);
+}
+
+static int cpu_open(struct backend **out, const struct backend_options *options, struct err *err)
+{
+    const struct isa *isa = isa_choose();
+    if (isa == NULL)
+        return err_set(
+            err, ERR_UNSUPPORTED,
+            "backend cpu needs a processor with AVX2, FMA and F16C (Intel Haswell or AMD "
+            "Zen and newer); this one lacks them, use the slow backend ref instead");
+    if (options->n_threads < 0 || options->n_threads > 1024)
+        return err_set(err, ERR_INVALID, "backend cpu: %d threads is not between 0 and 1024",
+                       options->n_threads);
+    struct backend *be = xcalloc(1, sizeof *be);
+    be->options = *options;
+    be->isa = isa;
+    be->pool = pool_create(options->n_threads > 0 ? options->n_threads : pool_physical_cores(),
+                           err);
+    if (be->pool == NULL) {
+        free(be);
+        return err_wrap(err, "backend cpu");
+    }
+    be->of_thread = xcalloc((size_t)pool_threads(be->pool), sizeof *be->of_thread);
+    if (options->max_rank > 0) {
+        threads_reserve(be, (size_t)options->max_rank * LORA_TILE_COLS * sizeof(float));
+        scratch_reserve(&be->lora_t, (size_t)options->max_rank *
+                                         (size_t)(options->max_rows > 0 ? options->max_rows : 1) *
+                                         sizeof(float));
+    }
+    *out = be;
+    return 0;
+}
+
+static void cpu_caps(struct backend *be, struct backend_caps *out)
+{
+    long page = sysconf(_SC_PAGESIZE), free_pages = sysconf(_SC_AVPHYS_PAGES),
+         pages = sysconf(_SC_PHYS_PAGES);
+    *out = (struct backend_caps){
+        .activation = DTYPE_F32,
+        .loads_in_place = false,
+        .memory_free_bytes = page > 0 && free_pages > 0 ? (size_t)page * (size_t)free_pages : 0,
+        .memory_total_bytes = page > 0 && pages > 0 ? (size_t)page * (size_t)pages : 0,
+    };
+    snprintf(out->description, sizeof out->description, "cpu: %s, %d thread%s", be->isa->name,
+             pool_threads(be->pool), pool_threads(be->pool) == 1 ? "" : "s");
+}
+
+static void *pages_alloc(size_t n_bytes)
+{
+    size_t align = n_bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
+    if (n_bytes > SIZE_MAX - align)
+        return NULL;
+    size_t rounded = (n_bytes + align - 1) / align * align;
+    void *p = aligned_alloc(align, rounded ? rounded : align);
+    if (p != NULL && align == HUGE_PAGE)
+        (void)madvise(p, rounded, MADV_HUGEPAGE); /* a wish: 4 KiB pages work too */
+    return p;
+}
+
+static int cpu_mem_alloc(struct backend *be, struct devptr *out, size_t n_bytes, struct err *err)
+{
+    (void)be;
+    void *p = pages_alloc(n_bytes);
+    if (p == NULL)
+        return err_set(err, ERR_NO_MEMORY, "no memory for %zu bytes", n_bytes);
+    out->addr = (uintptr_t)p;
+    return 0;
+}
+
+static void cpu_mem_free(struct backend *be, struct devptr p)
+{
+    (void)be;
+    free((void *)p.addr);
+}
+
+static int cpu_host_alloc(struct backend *be, void **out, size_t n_bytes, struct err *err)
+{
+    (void)be;
+    *out = pages_alloc(n_bytes);
+    return *out != NULL ? 0 : err_set(err, ERR_NO_MEMORY, "no memory for %zu bytes", n_bytes);
+}
+
+static void cpu_host_free(struct backend *be, void *p)
+{
+    (void)be;
+    free(p);
+}
+
+static void cpu_upload(struct backend *be, struct devptr dst, const void *src, size_t n_bytes)
+{
+    (void)be;
+    if (n_bytes > 0)
+        memcpy((void *)dst.addr, src, n_bytes);
+}
+
+static void cpu_download(struct backend *be, void *dst, struct devptr src, size_t n_bytes)
+{
+    (void)be;
+    if (n_bytes > 0)
+        memcpy(dst, (const void *)src.addr, n_bytes);
+}
+
+static int cpu_sync(struct backend *be, struct err *err)
+{
+    (void)be;
+    (void)err;
+    return 0;
+}
+
+struct pack {
+    struct weight *w;
+    const void *const *parts;
+    const int *d_out;
+    int n_parts;
+};
+
+/* Where output column `column` of the stacked parts begins in the file; NULL beyond the last. */
+static const char *column_source(const struct pack *p, int column)
+{
+    for (int i = 0; i < p->n_parts; column -= p->d_out[i++])
+        if (column < p->d_out[i])
+            return (const char *)p->parts[i] +
+                   (size_t)column * (size_t)p->w->d_in * dtype_bytes(p->w->dtype);
+    return NULL;
+}
+
+static void pack_panel(void *context, int panel, int thread)
+{
+    (void)thread;
+    const struct pack *p = context;
+    const struct weight *w = p->w;
+    char *to = (char *)w->panels + (size_t)panel * w->panel_bytes;
+    memset(to, 0, w->panel_bytes);
+    for (int c = 0; c < PANEL; c++) {
+        const char *from = column_source(p, panel * PANEL + c);
+        if (from == NULL)
+            break;
+        for (int k = 0; k < w->d_in; k++) {
+            size_t pair = ((size_t)(k / 2) * PANEL + (size_t)c) * 2 + (size_t)(k % 2);
+            size_t single = (size_t)k * PANEL + (size_t)c;
+            /* memcpy: the file's rows need not be aligned */
+            if (w->dtype == DTYPE_F32)
+                memcpy((float *)(void *)to + single, from + (size_t)k * 4, 4);
+            else
+                memcpy((uint16_t *)(void *)to + (w->dtype == DTYPE_BF16 ? pair : single),
+                       from + (size_t)k * 2, 2);
+        }
+    }
+}
+
+static int cpu_weight_create(struct backend *be, struct weight **out, const void *const *parts,
+                             const int *d_out, int n_parts, int d_in, enum dtype dtype,
+                             struct err *err)
+{
+    BUG_IF(n_parts < 1 || d_in < 1);
+    struct weight *w = xcalloc(1, sizeof *w);
+    *w = (struct weight){.dtype = dtype, .d_in = d_in};
+    for (int i = 0; i < n_parts; i++) {
+        BUG_IF(d_out[i] < 1 || d_out[i] > INT_MAX - PANEL - w->d_out);
+        w->d_out += d_out[i];
+    }
+    w->n_panels = (w->d_out + PANEL - 1) / PANEL;
+    w->panel_bytes = ((size_t)d_in + (dtype == DTYPE_BF16 && d_in % 2 != 0)) * PANEL *
+                     dtype_bytes(dtype);
+    size_t n_bytes;
+    if (__builtin_mul_overflow((size_t)w->n_panels, w->panel_bytes, &n_bytes) ||
+        (w->panels = pages_alloc(n_bytes)) == NULL) {
+        err_set(err, ERR_NO_MEMORY, "no memory to pack a weight of %d x %d", w->d_out, d_in);
+        free(w);
+        return -1;
+    }
+    struct pack pack = {w, parts, d_out, n_parts};
+    tiles_run(be, w->n_panels, (double)w->d_out * d_in, pack_panel, &pack);
+    *out = w;
+    return 0;
+}
+
+static void cpu_weight_free(struct backend *be, struct weight *w)
+{
+    (void)be;
+    if (w == NULL)
+        return;
+    free(w->panels);
+    free(w);
+}
+
+const struct ops ops_cpu = {
+    .name = "cpu",
+    .open = cpu_open,
+    .close = cpu_close,
+    .caps = cpu_caps,
+    .mem_alloc = cpu_mem_alloc,
+    .mem_free = cpu_mem_free,
+    .host_alloc = cpu_host_alloc,
+    .host_free = cpu_host_free,
+    .upload = cpu_upload,
+    .download = cpu_download,
+    .sync = cpu_sync,
+    .weight_create = cpu_weight_create,
+    .weight_free = cpu_weight_free,
+    .embed = cpu_embed,
+    .add_rmsnorm = cpu_add_rmsnorm,
+    .linear = cpu_linear,
+    .sgmv_shrink = cpu_sgmv_shrink,
+    .sgmv_expand = cpu_sgmv_expand,
+    .rope_kv_write = cpu_rope_kv_write,
+    .attention = cpu_attention,
+    .swiglu = cpu_swiglu,
+    .gather_rows = cpu_gather_rows,
+    .sample = cpu_sample,
+    .score = cpu_score,
+    .kv_copy_blocks = cpu_kv_copy_blocks,
+};

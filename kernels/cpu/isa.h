@@ -1,0 +1,86 @@
+/* isa: the inner loops, once for each instruction set. Private to kernels/cpu/.
+ *
+ * isa_avx2.c and isa_avx512.c compile the same bodies (body_*.h) with their own flags and vector
+ * width (simd.h); nothing outside those two files may use their instructions. cpu_backend.c picks a
+ * table at run time. Each entry works on one tile; the drivers (cpu_*.c) cut the tiles.
+ *
+ * Packed weights. Output columns are grouped into panels of PANEL = 16. A panel holds its columns
+ * side by side, k after k, so that a kernel reads it front to back:
+ *
+ *     f32, f16   [d_out / 16][d_in][16]
+ *     bf16       [d_out / 16][d_in / 2][16][2]    pairs of k; d_in rounded up, the odd one is 0
+ *
+ * A 32-bit lane of the bf16 layout holds w[k] in its low and w[k + 1] in its high half: one shift
+ * widens the first, one AND the second, with no shuffle at any vector width. Columns are padded to
+ * 16 with zeros. */
+#ifndef TRIBUTARY_KERNELS_CPU_ISA_H
+#define TRIBUTARY_KERNELS_CPU_ISA_H
+
+#include "kernels/ops.h"
+
+enum { PANEL = 16, PIECE_KEYS = 64, LORA_TILE_COLS = 64 };
+
+struct weight {
+    enum dtype dtype;
+    int d_in, d_out;
+    int n_panels;
+    size_t panel_bytes;
+    void *panels; /* 64-byte aligned [n_panels] of panel_bytes */
+};
+
+/* y[i, columns of the panels] = W x[i] + bias, for rows [0, n_rows) of y and x. */
+struct gemm {
+    float *y;       /* [n_rows, w->d_out] */
+    const float *x; /* [n_rows, w->d_in] */
+    const struct weight *w;
+    const float *bias; /* [w->d_out] or NULL */
+};
+
+/* One layer's attention for the rows of one sequence. */
+struct attend {
+    float *y;                /* [n_rows, n_heads * head_dim], all rows of the step */
+    const float *qkv;        /* [n_rows, stride] */
+    const void *k, *v;       /* the pools */
+    enum dtype dtype;        /* of the pools */
+    const int32_t *blocks;   /* the sequence's block table */
+    const int32_t *position; /* [n_rows] */
+    const struct attention_shape *shape;
+};
+
+struct isa {
+    const char *name;
+
+    void (*gemm)(const struct gemm *g, int row_begin, int row_end, int panel_begin, int panel_end);
+
+    /* t[i, j] = A[j] . x[i] for i < n_rows, rank_begin <= j < rank_end; t has stride ldt. */
+    void (*shrink)(float *t, int ldt, const float *x, int d_in, const void *a, enum dtype dtype,
+                   int n_rows, int rank_begin, int rank_end);
+    /* y[i, c] += factor * B[c] . t[i] for i < n_rows, c < n_cols <= LORA_TILE_COLS; b points at the
+     * first of these columns. scratch f32 [rank, LORA_TILE_COLS], 64-byte aligned. */
+    void (*expand)(float *y, int ldy, int n_cols, const float *t, const void *b, enum dtype dtype,
+                   int rank, int n_rows, float factor, float *scratch);
+
+    /* Rows [row_begin, row_end) of the step, KV head kv_head and the query heads that read it.
+     * scratch f32, for each of these (row, query head) pairs: two times head_dim rounded up to 16,
+     * and 2 more. */
+    void (*attend)(const struct attend *a, int row_begin, int row_end, int kv_head, float *scratch);
+    /* One row of qkv: norms, rotation, and its K and V into the cache slot. */
+    void (*rope_row)(float *qkv, const struct kv_layer *kv, size_t slot, int32_t position,
+                     const struct attention_shape *shape, const struct rope_shape *rope);
+
+    void (*embed_row)(float *y, const struct weight *w, int token, float scale);
+    void (*add_rmsnorm_row)(float *y, float *residual, const float *x, const float *w, int d,
+                            float eps, float w_offset);
+    void (*swiglu)(float *y, const float *gate, const float *up, int n);
+
+    float (*max)(const float *x, int n); /* n >= 1; NaN counts as -inf */
+    /* sum of exp((x[i] - max) * inverse_temperature), in f64; NaN when there is a NaN in x */
+    double (*sum_exp)(const float *x, int n, float max, float inverse_temperature);
+    /* Appends the indices i of x[i] >= threshold, ascending, until max_out; returns how many there
+     * are in all, also beyond max_out. */
+    int (*indices_at_least)(int32_t *out, int max_out, const float *x, int n, float threshold);
+};
+
+extern const struct isa isa_avx2, isa_avx512;
+
+#endif
