@@ -2,8 +2,8 @@
  *
  * The service hands over one `struct usage` when an answer ends and gets a signed receipt back once
  * it is on disk. From then on the ledger sees to it that the receipt is paid for: a voucher of the
- * house account redeems it, a batch settles it, a payout tree says who earned what, and the chain is
- * told, through crashes, reorgs and lost endpoints.
+ * house account redeems it, a batch settles it, a payout tree says who earned what, and the chain
+ * is told, through crashes, reorgs and lost endpoints.
  *
  *   usage --ledger_commit--> receipt (hash chain of its channel, EIP-712, signed, fsynced)
  *         --sealing--------> voucher + batch + payout tree + outbox rows, in one transaction
@@ -35,8 +35,8 @@
  *      redeemed lastReceiptHash or a batch that the database doesn't know was made by a later self.
  *      This finds a restored disk image, too. A database that is new on a chain asks before its
  *      first receipt; when the chain can't be asked it starts with a fresh epoch.
- * A fresh epoch is numbered max(epochs known + 1, unix seconds now), so that two restorations of one
- * backup don't meet either; a new installation starts with epoch 0.
+ * A fresh epoch is numbered max(epochs known + 1, unix seconds now), so that two restorations of
+ * one backup don't meet either; a new installation starts with epoch 0.
  *
  * Amounts in JSON are decimal strings; hashes, ids, addresses and signatures 0x and lower-case
  * hexadecimal; all other integers are JSON numbers below 2^53. */
@@ -61,9 +61,10 @@ struct wallet;
 
 struct ledger; /* opaque */
 
-/* ---- open and close -------------------------------------------------------------------------- */
+/* ---- open and close ------------------------------------------------------------------------- */
 
-/* Where receipts are settled. All zero: local. Otherwise chain_id and all four addresses are set. */
+/* Where receipts are settled. All zero: local. Otherwise chain_id and all four addresses are set.
+ */
 struct ledger_chain {
     uint64_t chain_id;
     struct address stake_manager, adapter_registry, escrow, attribution_ledger;
@@ -85,8 +86,8 @@ struct ledger_publish_policy {
      * or, if use_safe_tag, at or below the chain's "safe" block. Default: 12 blocks. */
     uint32_t confirmations;
     bool use_safe_tag;
-    uint64_t poll_ms;            /* how often the chain is asked; default 2,000 */
-    uint64_t replace_after_ms;   /* not mined in this time: replace with more fee; default 60,000 */
+    uint64_t poll_ms;          /* how often the chain is asked; default 2,000 */
+    uint64_t replace_after_ms; /* not mined in this time: replace with more fee; default 60,000 */
     struct amount max_fee_per_gas;   /* wei a unit of gas, never exceeded; default 500 gwei */
     struct amount max_spend_per_day; /* wei, worst case of all transactions signed in the last 24
                                         hours; default 1 native token (10^18) */
@@ -96,8 +97,8 @@ struct ledger_options {
     const char *data_dir; /* created with mode 0700 */
     /* Not owned; must outlive the ledger. NULL only with read_only. */
     struct wallet *wallet;
-    const char *signer_key; /* NULL: "signer": receipts, batches, transactions */
-    const char *house_key;  /* NULL: "house": payer of API-key customers */
+    const char *signer_key;          /* NULL: "signer": receipts, batches, transactions */
+    const char *house_key;           /* NULL: "house": payer of API-key customers */
     struct address operator_address; /* the stake key's; all zero: the signer key's own address */
     struct ledger_chain chain;
     struct ledger_rates rates;
@@ -116,7 +117,8 @@ struct ledger_options {
  * no database), ERR_INVALID (an option), ERR_IO. */
 struct ledger *ledger_open(const struct ledger_options *opt, struct err *err);
 
-/* Runs what is queued, stops the threads and closes. No other call may be running. NULL is quiet. */
+/* Runs what is queued, stops the threads and closes. No other call may be running. NULL is quiet.
+ */
 void ledger_close(struct ledger *l);
 
 struct address ledger_operator(const struct ledger *l);
@@ -124,7 +126,7 @@ struct address ledger_signer(const struct ledger *l);
 struct address ledger_house(const struct ledger *l);
 struct ledger_chain ledger_chain_of(const struct ledger *l);
 
-/* ---- metering and committing ----------------------------------------------------------------- */
+/* ---- metering and committing ---------------------------------------------------------------- */
 
 struct ledger_price {
     struct amount compute_fee, royalty, total; /* total = compute_fee + royalty */
@@ -133,17 +135,18 @@ struct ledger_price {
 
 /* What an answer costs; with the most tokens it may take, the worst case before admission.
  *
- *   compute_fee = floor((prompt_per_1k * tokens_prompt + completion_per_1k * tokens_completion) / 1000)
- *   royalty_i   = floor((p_i * tokens_prompt + c_i * tokens_completion) * weight_bps_i / 10,000,000)
+ *   compute_fee = floor((prompt_per_1k * tokens_prompt + completion_per_1k * tokens_completion) /
+ * 1000) royalty_i   = floor((p_i * tokens_prompt + c_i * tokens_completion) * weight_bps_i /
+ * 10,000,000)
  *
  * rounded down once, at the end of each line; p_i, c_i are the rates of adapter i's manifest, and
- * royalty is the sum. An all-zero adapter id earns nothing. ERR_NOT_FOUND: an adapter that was never
- * put. ERR_INVALID: overflow of 128 bits, or weights that don't sum to 10,000. Any thread. */
+ * royalty is the sum. An all-zero adapter id earns nothing. ERR_NOT_FOUND: an adapter that was
+ * never put. ERR_INVALID: overflow of 128 bits, or weights that don't sum to 10,000. Any thread. */
 int ledger_quote(struct ledger *l, struct ledger_price *out, const struct usage_adapter *adapters,
                  uint32_t n_adapters, uint32_t tokens_prompt, uint32_t tokens_completion,
                  struct err *err);
 
-struct ledger_receipt { /* valid during the callback */
+struct ledger_receipt {            /* valid during the callback */
     const struct receipt *receipt; /* chain/types.h: the signed fields */
     struct receipt_digest hash;
     struct signature signature;
@@ -151,8 +154,8 @@ struct ledger_receipt { /* valid during the callback */
     size_t json_bytes;
 };
 
-/* Called on the ledger thread: receipt after the fsync, or NULL and *err when it was not written and
- * never will be. Must be quick and must not call ledger_* functions that wait. */
+/* Called on the ledger thread: receipt after the fsync, or NULL and *err when it was not written
+ * and never will be. Must be quick and must not call ledger_* functions that wait. */
 typedef void ledger_done(void *context, const struct ledger_receipt *receipt,
                          const struct err *err);
 
@@ -178,7 +181,7 @@ int ledger_commit(struct ledger *l, const struct usage *usage, ledger_done *done
  * (uint16, big-endian, 1). bps is the manifest's; the adapter's weight is in the receipt beside it.
  * No adapter, or none with Datanets: sha256 of nothing. */
 
-/* ---- adapters and Datanets -------------------------------------------------------------------- */
+/* ---- adapters and Datanets ------------------------------------------------------------------ */
 
 /* Stores a verified manifest under its id, before any usage names it; waits for the commit. Putting
  * the same again is a success. ERR_CONFLICT: the id is known with another manifest (a broken hash).
@@ -218,13 +221,13 @@ int ledger_adapter_by_name(struct ledger *l, struct ledger_adapter *out, const c
 
 enum { LEDGER_PAGE_MAX = 500 };
 
-struct ledger_filter { /* all zero: everything, from the start, 100 a page */
+struct ledger_filter {                /* all zero: everything, from the start, 100 a page */
     const struct adapter_id *adapter; /* NULL: any */
     const struct address *creator, *payer;
-    uint64_t key_tag;          /* 0: any customer */
-    uint64_t from_ms, to_ms;   /* half-open [from, to); to 0: no end */
-    const char *cursor;        /* NULL: from the start */
-    uint32_t limit;            /* 1 to LEDGER_PAGE_MAX; 0: 100 */
+    uint64_t key_tag;        /* 0: any customer */
+    uint64_t from_ms, to_ms; /* half-open [from, to); to 0: no end */
+    const char *cursor;      /* NULL: from the start */
+    uint32_t limit;          /* 1 to LEDGER_PAGE_MAX; 0: 100 */
 };
 
 /* Totals by adapter over the filter: items {"adapterId","name","version","creator","requests",
@@ -249,8 +252,8 @@ json_t *ledger_query_receipts(struct ledger *l, const uint8_t channel[32], uint6
 /* Channels: {"channel","payer","epoch","receipts","head","total","sealed","redeemed","open"}. */
 json_t *ledger_query_channels(struct ledger *l, const struct ledger_filter *f, struct err *err);
 
-/* {"receipt":<receipt JSON>,"batch":<batch>,"position":n,"proof":[hex],"leaf":hex}; ERR_NOT_FOUND
- * when the receipt isn't known, ERR_BUSY when it isn't sealed yet. */
+/* {"receipt":<receipt JSON>,"batch":<batch>,"position":n,"proof":[hex],"leaf":hex}; all but receipt
+ * null while it isn't sealed. ERR_NOT_FOUND when the receipt isn't known. */
 json_t *ledger_query_receipt_proof(struct ledger *l, const uint8_t id[32], struct err *err);
 
 enum payout_kind { PAYOUT_OPERATOR = 0, PAYOUT_ADAPTER = 1, PAYOUT_DATANET = 2 };
@@ -264,7 +267,7 @@ json_t *ledger_query_payout_proof(struct ledger *l, enum payout_kind kind, const
 
 /* Batches, oldest first: {"seq","batchHash","operator","leafCount","receiptsRoot","payoutRoot",
  * "committed","periodStart","periodEnd","dataHash","prevBatchHash","signature" (null until it was
- * handed to the chain),"value","state":"sealed"|"submitted"|"confirmed"|"final","transaction",
+ * handed to the chain),"value","state":"sealed"|"submitted"|"confirmed"|"final","txHash",
  * "sealedMs"}. */
 json_t *ledger_query_batches(struct ledger *l, const struct ledger_filter *f, struct err *err);
 json_t *ledger_query_batch(struct ledger *l, uint64_t seq, struct err *err);
@@ -281,7 +284,7 @@ json_t *ledger_query_outbox(struct ledger *l, const struct ledger_filter *f, str
 json_t *ledger_query_adapters(struct ledger *l, const struct ledger_filter *f, struct err *err);
 json_t *ledger_query_datanets(struct ledger *l, const struct ledger_filter *f, struct err *err);
 
-/* ---- health ------------------------------------------------------------------------------------ */
+/* ---- health --------------------------------------------------------------------------------- */
 
 struct ledger_health {
     bool ready;       /* false when stalled for 30 s, or the database can't be written */
@@ -294,14 +297,14 @@ struct ledger_health {
     uint64_t receipts, commit_groups, commit_errors; /* since open */
     uint64_t unsealed_receipts;                      /* on the configured chain */
     uint64_t batches_sealed, batches_submitted, batches_final;
-    uint64_t outbox_waiting;        /* rows that are not confirmed */
-    uint64_t outbox_oldest_ms;      /* age of the oldest of them */
+    uint64_t outbox_waiting;                  /* rows that are not confirmed */
+    uint64_t outbox_oldest_ms;                /* age of the oldest of them */
     struct amount house_balance, house_short; /* Escrow: deposit left; what vouchers lack */
     bool house_known;                         /* the chain has told since open */
 };
 void ledger_health(struct ledger *l, struct ledger_health *out); /* any thread, no I/O */
 
-/* ---- sealing, epochs, books --------------------------------------------------------------------- */
+/* ---- sealing, epochs, books ----------------------------------------------------------------- */
 
 /* Seals what can be sealed, up to one batch, and wakes the publisher. *sealed tells the number of
  * receipts, 0 when there was nothing. ERR_UNSUPPORTED: local. Waits; not from the ledger thread. */

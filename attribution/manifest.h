@@ -1,11 +1,11 @@
 /* manifest: what a creator says about an adapter, and a data owner about a Datanet.
  *
- * A manifest is a JSON object in RFC 8785 canonical form: keys sorted, no white space, integers below
- * 2^53, strings. Amounts are decimal strings, digests are 64 lower-case hexadecimal digits, addresses
- * are 0x and 40 lower-case digits, ids on chain 0x and 64. manifestHash = sha256 of those bytes; the
- * creator's signature (EIP-712 Manifest) lies beside them, never inside. Parsing is strict: unknown
- * or missing or repeated keys, floats, other forms of a number or digest are refused by name. So a
- * manifest has exactly one text, and the text says all there is to know.
+ * A manifest is a JSON object in RFC 8785 canonical form: keys sorted, no white space, integers
+ * below 2^53, strings. Amounts are decimal strings, digests are 64 lower-case hexadecimal digits,
+ * addresses are 0x and 40 lower-case digits, ids on chain 0x and 64. manifestHash = sha256 of those
+ * bytes; the creator's signature (EIP-712 Manifest) lies beside them, never inside. Parsing is
+ * strict: unknown or missing or repeated keys, floats, other forms of a number or digest are
+ * refused by name. So a manifest has exactly one text, and the text says all there is to know.
  *
  *   adapter                                         Datanet
  *   {"baseModel":{"modelId":hex,"name":str},        {"created":unix seconds,
@@ -84,7 +84,8 @@ struct manifest_adapter {
     const char *name; /* [a-z0-9][a-z0-9._-]{0,95} */
     uint64_t version; /* 1 to 2^53 - 1 */
     bool has_parent;
-    struct sha256_digest parent; /* manifestHash of the version before; zero when has_parent is not */
+    struct sha256_digest
+        parent; /* manifestHash of the version before; zero when has_parent is not */
     const char *base_model_name;
     struct model_id base_model;
     struct content_digest content;
@@ -120,8 +121,8 @@ struct manifest_datanet {
 };
 
 /* Parses and validates text [n] (hostile). It must be canonical byte for byte, so that hash (sha256
- * of the text, may be NULL) is the manifestHash. ERR_INVALID names the key, ERR_TOO_LARGE the limit,
- * ERR_UNSUPPORTED another schema. */
+ * of the text, may be NULL) is the manifestHash. ERR_INVALID names the key, ERR_TOO_LARGE the
+ * limit, ERR_UNSUPPORTED another schema. */
 int manifest_adapter_parse(struct manifest_adapter *out, struct sha256_digest *hash,
                            struct arena *arena, const void *text, size_t n, struct err *err);
 int manifest_datanet_parse(struct manifest_datanet *out, struct sha256_digest *hash,
@@ -146,8 +147,8 @@ struct adapter_id manifest_adapter_id(uint64_t chain_id, struct address registry
 struct datanet_id manifest_datanet_id(uint64_t chain_id, struct address registry,
                                       struct address owner, struct sha256_digest manifest_hash);
 
-/* RFC 8785 for the JSON that Tributary hashes: objects, arrays, strings, integers from -(2^53 - 1) to
- * 2^53 - 1, booleans, null. A real number is refused by name ("royalty.promptPer1k is a floating
+/* RFC 8785 for the JSON that Tributary hashes: objects, arrays, strings, integers from -(2^53 - 1)
+ * to 2^53 - 1, booleans, null. A real number is refused by name ("royalty.promptPer1k is a floating
  * point number; amounts are decimal strings"), as are depths above 32. Appends to out. */
 int canonical_json_write(const json_t *value, struct buf *out, struct err *err);
 

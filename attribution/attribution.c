@@ -1,0 +1,1116 @@
+/* attribution: opening the ledger, the ledger thread, and commits.
+ *
+ *     any thread                 ledger thread                          disk
+ *     ledger_commit --queue-->   take what is there, up to group_max
+ *                                BEGIN IMMEDIATE
+ *                                for each: price is known, extend the
+ *                                  hash chain, sign, insert
+ *                                COMMIT ------------------------------> one fsync (WAL)
+ *                                advance ledger.generation -----------> one fdatasync
+ *                                done(receipt) for each
+ *
+ * Group commit: while one group is being written, the next one gathers in the queue, so the number
+ * of fsyncs follows the disk's speed and not the number of requests.
+ *
+ * A commit is checked and priced on the caller's thread, where it can still be refused. What can
+ * go wrong in the group is then either its own request_id (that job alone fails, having written
+ * nothing) or the database (the whole group is rolled back, every job gets the error, and the
+ * in-memory channel is put back to where it was). Between the two fsyncs receipts are on disk that
+ * nobody has seen; a crash there leaves them as the channel's newest links, which is right.
+ *
+ * Tasks (adapters, sealing, what the publisher writes) run between groups, each in a transaction of
+ * its own, and their callers wait. A crash at any point leaves whole groups and whole tasks.
+ *
+ * Fault points: commit.before, commit.after, generation.after (and batch.c, publisher.c). */
+#include "attribution/attribution.h"
+
+#include "attribution/batch.h"
+#include "attribution/generation.h"
+#include "attribution/ledger.h"
+#include "attribution/meter.h"
+#include "attribution/migrations.h"
+#include "attribution/publisher.h"
+#include "attribution/receipt.h"
+#include "node/base/arena.h"
+#include "node/base/buf.h"
+#include "node/base/fault.h"
+#include "node/base/hex.h"
+#include "node/base/log.h"
+#include "node/base/queue.h"
+#include "node/base/sha256.h"
+#include "wallet/wallet.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <semaphore.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+enum {
+    QUEUE_DEFAULT = 4096,
+    GROUP_DEFAULT = 512,
+    SEAL_RECEIPTS_DEFAULT = 1000,
+    SEAL_RECEIPTS_MAX = 20000,
+    SEAL_AGE_DEFAULT_MS = 600 * 1000,
+    IDLE_WAIT_US = 50 * 1000, /* how long the thread waits for work before it looks around */
+    STALL_MS = 30 * 1000,     /* DESIGN 10: not ready within 30 s of a stall */
+    CONFIRMATIONS_DEFAULT = 12,
+    POLL_DEFAULT_MS = 2000,
+    REPLACE_DEFAULT_MS = 60 * 1000,
+};
+
+struct job {
+    enum { JOB_COMMIT, JOB_TASK } kind;
+    /* JOB_COMMIT */
+    struct usage usage;
+    struct ledger_price price;
+    ledger_done *done;
+    void *context;
+    struct signed_receipt result;
+    /* JOB_TASK: lies on the waiting caller's stack */
+    ledger_task *task;
+    bool writes_nothing;
+    sem_t finished;
+    /* both */
+    bool failed;
+    struct err err;
+};
+
+void ledger_get_signature(struct db_stmt *s, struct signature *out)
+{
+    uint8_t bytes[SIGNATURE_BYTES];
+    db_get_blob(s, bytes, sizeof(bytes));
+    if (signature_from_bytes(out, bytes) != 0)
+        memset(out, 0, sizeof(*out));
+}
+
+/* ---- channels ------------------------------------------------------------------------------- */
+
+int ledger_load_channel(struct ledger *l, struct channel_state *out, struct address payer,
+                        struct err *err)
+{
+    struct db_stmt *s = db_stmt(
+        l->db, "SELECT id, hash, payer, epoch, next_index, head, total FROM channel "
+               "WHERE domain = ? AND payer = ? ORDER BY epoch DESC LIMIT 1");
+    db_put_u64(s, l->domain);
+    db_put_blob(s, payer.bytes, 20);
+    int row = db_step(s, err);
+    if (row == 1) {
+        out->row = db_get_u64(s);
+        db_get_blob(s, out->hash.bytes, 32);
+        db_get_blob(s, out->payer.bytes, 20);
+        out->epoch = db_get_u64(s);
+        out->next_index = db_get_u64(s);
+        db_get_blob(s, out->head, 32);
+        out->total = db_get_amount(s);
+    }
+    int rc = db_end_checked(s, err);
+    if (row == 0)
+        return err_set(err, ERR_NOT_FOUND, "the payer has no channel");
+    return row < 0 ? -1 : rc;
+}
+
+int ledger_open_channel(struct ledger *l, uint64_t domain, struct address operator_address,
+                        struct address payer, uint64_t epoch, const char *why, struct err *err)
+{
+    static const uint8_t zero[32];
+    struct channel_id hash = channel_id_of(payer, operator_address, epoch);
+    struct db_stmt *s = db_stmt(
+        l->db, "INSERT INTO channel(domain, hash, payer, epoch, next_index, head, total, "
+               "redeemed, opened_ms, why) VALUES(?, ?, ?, ?, 0, ?, ?, ?, ?, ?)");
+    db_put_u64(s, domain);
+    db_put_blob(s, hash.bytes, 32);
+    db_put_blob(s, payer.bytes, 20);
+    db_put_u64(s, epoch);
+    db_put_blob(s, zero, 32);
+    db_put_amount(s, AMOUNT_ZERO);
+    db_put_amount(s, AMOUNT_ZERO);
+    db_put_u64(s, clock_unix_ms().ms);
+    db_put_text(s, why);
+    return db_run(s, err);
+}
+
+int ledger_fresh_epochs(struct ledger *l, const char *why, struct err *err)
+{
+    /* Collect first: the loop inserts into the table it reads. */
+    struct open_channel {
+        uint64_t domain, epoch;
+        struct address operator_address, payer;
+    } *open = NULL;
+    size_t n = 0;
+    struct db_stmt *s = db_stmt(l->db,
+                                "SELECT c.domain, d.operator, c.payer, max(c.epoch) FROM channel c "
+                                "JOIN domain d ON d.id = c.domain GROUP BY c.domain, c.payer");
+    int row;
+    while ((row = db_step(s, err)) == 1) {
+        if (n % 64 == 0)
+            open = xrealloc_array(open, n + 64, sizeof(*open));
+        open[n].domain = db_get_u64(s);
+        db_get_blob(s, open[n].operator_address.bytes, 20);
+        db_get_blob(s, open[n].payer.bytes, 20);
+        open[n].epoch = db_get_u64(s);
+        n++;
+    }
+    int rc = db_end_checked(s, err);
+    if (row < 0)
+        rc = -1;
+    uint64_t now_s = clock_unix_ms().ms / 1000;
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        uint64_t next = open[i].epoch + 1;
+        rc = ledger_open_channel(l, open[i].domain, open[i].operator_address, open[i].payer,
+                                 next > now_s ? next : now_s, why, err);
+    }
+    free(open);
+    if (rc == 0)
+        log_warn("ledger", "a new epoch for %zu channels: %s", n, why);
+    return rc;
+}
+
+/* The unsealed receipts of the domain; local ones stay unsealed for ever and aren't counted. */
+static int count_unsealed(struct ledger *l, struct err *err)
+{
+    struct db_stmt *s = db_stmt(
+        l->db, "SELECT count(*), coalesce(min(stored_ms), 0), amount_sum(compute_fee), "
+               "amount_sum(royalty) FROM receipt WHERE batch IS NULL AND channel IN "
+               "(SELECT id FROM channel WHERE domain = ?)");
+    db_put_u64(s, l->domain);
+    if (db_step(s, err) != 1) {
+        db_end(s);
+        return -1;
+    }
+    l->unsealed_receipts = db_get_u64(s);
+    l->unsealed_oldest_ms = db_get_u64(s);
+    struct amount fees = db_get_amount(s), royalties = db_get_amount(s);
+    if (amount_add(&l->unsealed_value, fees, royalties) != 0)
+        l->unsealed_value = AMOUNT_MAX;
+    return db_end_checked(s, err);
+}
+
+int ledger_count(struct ledger *l, struct err *err)
+{
+    if (l->has_chain && count_unsealed(l, err) != 0)
+        return -1;
+    struct db_stmt *s;
+    uint64_t submitted = 0, final = 0;
+    s = db_stmt(l->db, "SELECT count(*), coalesce(sum(state >= 1), 0), coalesce(sum(state >= 3), 0)"
+                       " FROM batch WHERE domain = ?");
+    db_put_u64(s, l->domain);
+    if (db_step(s, err) != 1) {
+        db_end(s);
+        return -1;
+    }
+    l->batches = db_get_u64(s);
+    submitted = db_get_u64(s);
+    final = db_get_u64(s);
+    if (db_end_checked(s, err) != 0)
+        return -1;
+    uint64_t waiting, oldest;
+    s = db_stmt(l->db, "SELECT count(*), coalesce(min(created_ms), 0) FROM outbox "
+                       "WHERE domain = ? AND state < 3");
+    db_put_u64(s, l->domain);
+    if (db_step(s, err) != 1) {
+        db_end(s);
+        return -1;
+    }
+    waiting = db_get_u64(s);
+    oldest = db_get_u64(s);
+    if (db_end_checked(s, err) != 0)
+        return -1;
+    pthread_mutex_lock(&l->health_lock);
+    l->health.unsealed_receipts = l->unsealed_receipts;
+    l->health.batches_sealed = l->batches;
+    l->health.batches_submitted = submitted;
+    l->health.batches_final = final;
+    l->health.outbox_waiting = waiting;
+    l->health.outbox_oldest_ms = oldest; /* the moment; ledger_health makes it an age */
+    pthread_mutex_unlock(&l->health_lock);
+    return 0;
+}
+
+/* ---- the ledger thread ---------------------------------------------------------------------- */
+
+static void set_writable(struct ledger *l, bool writable, const struct err *why)
+{
+    pthread_mutex_lock(&l->health_lock);
+    if (l->writable && !writable)
+        log_error("ledger", "the database can't be written: %s", why->message);
+    else if (!l->writable && writable)
+        log_info("ledger", "the database can be written again");
+    l->writable = writable;
+    if (!writable) {
+        snprintf(l->write_error, sizeof(l->write_error), "%s", why->message);
+        l->health.commit_errors++;
+    }
+    pthread_mutex_unlock(&l->health_lock);
+}
+
+/* The transaction's last statement, the fsync, and the file that remembers it. */
+static int commit_counted(struct ledger *l, struct err *err)
+{
+    struct db_stmt *s = db_stmt(l->db, "INSERT INTO meta(key, value) VALUES('counter', ?) "
+                                       "ON CONFLICT(key) DO UPDATE SET value = excluded.value");
+    db_put_amount(s, amount_of(l->commit_counter + 1));
+    if (db_run(s, err) != 0) {
+        db_rollback(l->db);
+        return -1;
+    }
+    FAULT_POINT("commit.before");
+    if (db_commit(l->db, err) != 0)
+        return -1;
+    FAULT_POINT("commit.after");
+    l->commit_counter++;
+    return 0;
+}
+
+static void finish_job(struct ledger *l, struct job *job)
+{
+    if (job->failed) {
+        job->done(job->context, NULL, &job->err);
+    } else {
+        struct buf json = BUF_INIT;
+        receipt_write(&job->result, &l->opt.chain, &json);
+        struct ledger_receipt handed = {
+            .receipt = &job->result.receipt,
+            .hash = job->result.hash,
+            .signature = job->result.signature,
+            .json = buf_cstr(&json),
+            .json_bytes = json.len,
+        };
+        job->done(job->context, &handed, NULL);
+        buf_release(&json);
+    }
+    free(job);
+}
+
+static void run_group(struct ledger *l, struct job **jobs, size_t n)
+{
+    struct err err = {0};
+    struct channel_state before = l->house_channel;
+    size_t stored = 0;
+    struct amount value = AMOUNT_ZERO;
+    bool failed = db_begin(l->db, &err) != 0;
+    for (size_t i = 0; i < n && !failed; i++) {
+        struct job *job = jobs[i];
+        bool again = false;
+        if (receipt_append(l, &l->house_channel, &job->usage, &job->price, &job->result, &again,
+                           &job->err) == 0) {
+            stored += !again;
+            if (!again && amount_add(&value, value, job->price.total) != 0)
+                value = AMOUNT_MAX; /* only decides when to seal */
+        } else if (job->err.code == ERR_CONFLICT || job->err.code == ERR_INVALID) {
+            job->failed = true; /* this one's own fault; it has written nothing */
+        } else {
+            err = job->err;
+            failed = true;
+        }
+    }
+    if (failed)
+        db_rollback(l->db);
+    else if (stored == 0)
+        db_rollback(l->db); /* answers only: nothing to write */
+    else
+        failed = commit_counted(l, &err) != 0;
+    if (failed) {
+        l->house_channel = before;
+    } else if (stored > 0 && generation_advance(l->generation, l->commit_counter, &err) != 0) {
+        /* Stored but not to be shown: a restored backup couldn't be told any more. */
+        err_wrap(&err, "the receipt is stored but must not leave");
+        failed = true;
+        stored = 0;
+    }
+    FAULT_POINT("generation.after");
+    if (stored > 0 || failed)
+        set_writable(l, !failed, &err);
+    if (stored > 0 && l->has_chain) {
+        if (l->unsealed_receipts == 0)
+            l->unsealed_oldest_ms = clock_unix_ms().ms;
+        l->unsealed_receipts += stored;
+        if (amount_add(&l->unsealed_value, l->unsealed_value, value) != 0)
+            l->unsealed_value = AMOUNT_MAX;
+    }
+    pthread_mutex_lock(&l->health_lock);
+    l->health.receipts += stored;
+    l->health.unsealed_receipts = l->unsealed_receipts;
+    l->health.commit_groups += stored > 0;
+    pthread_mutex_unlock(&l->health_lock);
+    for (size_t i = 0; i < n; i++) {
+        if (failed && !jobs[i]->failed) {
+            jobs[i]->failed = true;
+            jobs[i]->err = err;
+        }
+        finish_job(l, jobs[i]);
+    }
+}
+
+static int run_task(struct ledger *l, ledger_task *task, void *context, struct err *err)
+{
+    if (db_begin(l->db, err) != 0)
+        return -1;
+    if (task(l, context, err) != 0) {
+        db_rollback(l->db);
+        return -1;
+    }
+    if (commit_counted(l, err) != 0 ||
+        generation_advance(l->generation, l->commit_counter, err) != 0)
+        return -1;
+    struct err ignored;
+    if (ledger_load_channel(l, &l->house_channel, l->house, err) != 0 ||
+        ledger_count(l, &ignored) != 0)
+        return -1;
+    return 0;
+}
+
+static int probe_task(struct ledger *l, void *context, struct err *err)
+{
+    (void)l, (void)context, (void)err;
+    return 0;
+}
+
+static int seal_task(struct ledger *l, void *context, struct err *err)
+{
+    return batch_seal(l, context, err);
+}
+
+/* What the thread does when there is nothing to do. */
+static void look_around(struct ledger *l)
+{
+    struct err err = {0};
+    uint64_t now_ms = clock_unix_ms().ms;
+    if (!l->writable) {
+        if (run_task(l, probe_task, NULL, &err) == 0)
+            set_writable(l, true, &err);
+    }
+    if (now_ms < l->seal_retry_ms || !batch_is_due(l, now_ms))
+        return;
+    uint32_t sealed = 0;
+    if (run_task(l, seal_task, &sealed, &err) != 0) {
+        log_error("ledger", "sealing: %s", err.message);
+        l->seal_retry_ms = now_ms + 5000;
+    } else if (sealed == 0) {
+        l->seal_retry_ms = now_ms + 1000; /* due, but not covered: new facts may change that */
+    } else if (l->publisher) {
+        publisher_wake(l->publisher);
+    }
+}
+
+static void *ledger_main(void *context)
+{
+    struct ledger *l = context;
+    struct job **group = xcalloc(l->opt.group_max, sizeof(struct job *));
+    struct job *held = NULL; /* a task that ended a group */
+    for (;;) {
+        struct job *job = held ? held : queue_pop_timeout(l->queue, IDLE_WAIT_US);
+        held = NULL;
+        if (!job && queue_is_closed(l->queue) && queue_len(l->queue) == 0)
+            break;
+        atomic_store(&l->busy_since_us, clock_monotonic_us().us);
+        size_t n = 0;
+        while (job && job->kind == JOB_COMMIT) {
+            group[n++] = job;
+            job = n < l->opt.group_max ? queue_try_pop(l->queue) : NULL;
+        }
+        if (n > 0)
+            run_group(l, group, n);
+        if (job) {
+            if (n > 0) {
+                held = job;
+                continue;
+            }
+            job->failed = (job->writes_nothing
+                               ? job->task(l, job->context, &job->err)
+                               : run_task(l, job->task, job->context, &job->err)) != 0;
+            sem_post(&job->finished);
+        }
+        look_around(l);
+        atomic_store(&l->busy_since_us, 0);
+    }
+    free(group);
+    return NULL;
+}
+
+static int wait_for_task(struct ledger *l, ledger_task *task, void *context, bool writes_nothing,
+                         struct err *err)
+{
+    struct job job = {
+        .kind = JOB_TASK, .task = task, .context = context, .writes_nothing = writes_nothing};
+    if (l->opt.read_only)
+        return err_set(err, ERR_UNSUPPORTED, "the ledger was opened for reading only");
+    BUG_IF(l->thread_runs && pthread_equal(pthread_self(), l->thread));
+    sem_init(&job.finished, 0, 0);
+    if (!queue_push(l->queue, &job)) {
+        sem_destroy(&job.finished);
+        return err_set(err, ERR_CANCELLED, "the ledger is closing");
+    }
+    while (sem_wait(&job.finished) != 0)
+        BUG_IF(errno != EINTR);
+    sem_destroy(&job.finished);
+    if (!job.failed)
+        return 0;
+    if (err)
+        *err = job.err;
+    return -1;
+}
+
+int ledger_run(struct ledger *l, ledger_task *task, void *context, struct err *err)
+{
+    return wait_for_task(l, task, context, false, err);
+}
+
+int ledger_tell(struct ledger *l, ledger_task *task, void *context, struct err *err)
+{
+    return wait_for_task(l, task, context, true, err);
+}
+
+/* ---- commits -------------------------------------------------------------------------------- */
+
+int ledger_quote(struct ledger *l, struct ledger_price *out, const struct usage_adapter *adapters,
+                 uint32_t n_adapters, uint32_t tokens_prompt, uint32_t tokens_completion,
+                 struct err *err)
+{
+    struct meter_adapter parts[USAGE_ADAPTERS_MAX] = {{.weight_bps = 0}};
+    if (n_adapters > USAGE_ADAPTERS_MAX)
+        return err_set(err, ERR_INVALID, "a request has %u adapters, at most %d are metered",
+                       n_adapters, (int)USAGE_ADAPTERS_MAX);
+    for (uint32_t i = 0; i < n_adapters; i++) {
+        parts[i].weight_bps = adapters[i].weight_bps;
+        if (bytes32_is_zero(adapters[i].id.bytes))
+            continue; /* nowhere registered: earns nothing */
+        struct adapter_entry *e = adapter_table_by_id(l->adapters, adapters[i].id);
+        char name[67];
+        if (!e)
+            return err_set(err, ERR_NOT_FOUND, "the ledger doesn't know adapter %s",
+                           hex_encode_0x(name, adapters[i].id.bytes, 32));
+        parts[i].prompt_per_1k = e->facts.royalty_prompt_per_1k;
+        parts[i].completion_per_1k = e->facts.royalty_completion_per_1k;
+    }
+    return meter_price(out, &l->opt.rates, parts, n_adapters, tokens_prompt, tokens_completion,
+                       err);
+}
+
+int ledger_commit(struct ledger *l, const struct usage *usage, ledger_done *done, void *context,
+                  struct err *err)
+{
+    struct job *job = xcalloc(1, sizeof(*job));
+    job->kind = JOB_COMMIT;
+    job->usage = *usage;
+    job->done = done;
+    job->context = context;
+    int rc = 0;
+    if (l->opt.read_only)
+        rc = err_set(err, ERR_UNSUPPORTED, "the ledger was opened for reading only");
+    else if (bytes32_is_zero(usage->request_id))
+        rc = err_set(err, ERR_INVALID, "a usage without a request id");
+    else
+        rc = ledger_quote(l, &job->price, usage->adapters, usage->n_adapters, usage->tokens_prompt,
+                          usage->tokens_completion, err);
+    if (rc == 0 && !queue_try_push(l->queue, job))
+        rc = err_set(err, ERR_BUSY, "the ledger has %u commits waiting already",
+                     l->opt.queue_capacity);
+    if (rc != 0)
+        free(job);
+    return rc;
+}
+
+int ledger_seal_now(struct ledger *l, uint32_t *sealed, struct err *err)
+{
+    *sealed = 0;
+    if (!l->has_chain)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "no chain is configured: receipts stay local and are not sealed");
+    if (ledger_run(l, seal_task, sealed, err) != 0)
+        return -1;
+    ledger_publisher_wake(l);
+    return 0;
+}
+
+void ledger_publisher_wake(struct ledger *l)
+{
+    if (l->publisher)
+        publisher_wake(l->publisher);
+}
+
+static int epoch_task(struct ledger *l, void *context, struct err *err)
+{
+    return ledger_fresh_epochs(l, context, err);
+}
+
+int ledger_epoch_advance(struct ledger *l, const char *why, struct err *err)
+{
+    return ledger_run(l, epoch_task, (void *)(uintptr_t)why, err);
+}
+
+/* ---- adapters and Datanets ------------------------------------------------------------------ */
+
+struct put_context {
+    const uint8_t *id;
+    const void *manifest;
+    size_t n;
+};
+
+static int adapter_put_task(struct ledger *l, void *context, struct err *err)
+{
+    const struct put_context *put = context;
+    struct arena arena = ARENA_INIT;
+    struct manifest_adapter m;
+    struct sha256_digest hash;
+    int rc = manifest_adapter_parse(&m, &hash, &arena, put->manifest, put->n, err);
+    if (rc == 0) {
+        struct db_stmt *s = db_stmt(l->db, "INSERT INTO adapter(id, manifest_hash, creator, "
+                                           "manifest, put_ms) VALUES(?, ?, ?, ?, ?)");
+        db_put_blob(s, put->id, 32);
+        db_put_blob(s, hash.bytes, 32);
+        db_put_blob(s, m.creator.bytes, 20);
+        db_put_blob(s, put->manifest, put->n);
+        db_put_u64(s, clock_unix_ms().ms);
+        rc = db_run(s, err);
+    }
+    arena_release(&arena);
+    return rc;
+}
+
+int ledger_adapter_put(struct ledger *l, struct adapter_id id, const void *manifest_text, size_t n,
+                       struct err *err)
+{
+    struct put_context put = {id.bytes, manifest_text, n};
+    if (bytes32_is_zero(id.bytes))
+        return err_set(err, ERR_INVALID, "an adapter id of zeros");
+    if (adapter_table_by_id(l->adapters, id)) /* the same again, or a conflict */
+        return adapter_table_put(l->adapters, id, manifest_text, n, false, err);
+    struct err local;
+    if (ledger_run(l, adapter_put_task, &put, &local) != 0 && local.code != ERR_CONFLICT) {
+        if (err)
+            *err = local;
+        return -1; /* ERR_CONFLICT: another thread was faster; the table tells with what */
+    }
+    return adapter_table_put(l->adapters, id, manifest_text, n, false, err);
+}
+
+static int datanet_put_task(struct ledger *l, void *context, struct err *err)
+{
+    const struct put_context *put = context;
+    struct arena arena = ARENA_INIT;
+    struct manifest_datanet m;
+    struct sha256_digest hash, known;
+    int rc = manifest_datanet_parse(&m, &hash, &arena, put->manifest, put->n, err);
+    struct db_stmt *s = db_stmt(l->db, "SELECT manifest_hash FROM datanet WHERE id = ?");
+    db_put_blob(s, put->id, 32);
+    int row = rc == 0 ? db_step(s, err) : -1;
+    if (row == 1)
+        db_get_blob(s, known.bytes, 32);
+    db_end(s);
+    if (row < 0)
+        rc = -1;
+    if (row == 1 && !DIGEST_EQ(known, hash))
+        rc = err_set(err, ERR_CONFLICT, "the Datanet is known with another manifest");
+    if (row == 0) {
+        s = db_stmt(l->db, "INSERT INTO datanet(id, manifest_hash, owner, payee, name, manifest, "
+                           "put_ms) VALUES(?, ?, ?, ?, ?, ?, ?)");
+        db_put_blob(s, put->id, 32);
+        db_put_blob(s, hash.bytes, 32);
+        db_put_blob(s, m.owner.bytes, 20);
+        db_put_blob(s, m.payee.bytes, 20);
+        db_put_text(s, m.name);
+        db_put_blob(s, put->manifest, put->n);
+        db_put_u64(s, clock_unix_ms().ms);
+        rc = db_run(s, err);
+    }
+    arena_release(&arena);
+    return rc;
+}
+
+int ledger_datanet_put(struct ledger *l, struct datanet_id id, const void *manifest_text, size_t n,
+                       struct err *err)
+{
+    struct put_context put = {id.bytes, manifest_text, n};
+    return ledger_run(l, datanet_put_task, &put, err);
+}
+
+static int retire_task(struct ledger *l, void *context, struct err *err)
+{
+    struct db_stmt *s = db_stmt(l->db, "UPDATE adapter SET retired = 1 WHERE id = ?");
+    db_put_blob(s, context, 32);
+    return db_run(s, err);
+}
+
+int ledger_adapter_retire(struct ledger *l, struct adapter_id id, struct err *err)
+{
+    struct adapter_entry *e = adapter_table_by_id(l->adapters, id);
+    if (!e)
+        return err_set(err, ERR_NOT_FOUND, "the ledger doesn't know this adapter");
+    if (ledger_run(l, retire_task, id.bytes, err) != 0)
+        return -1;
+    atomic_store(&e->retired, true);
+    return 0;
+}
+
+static int adapter_out(struct ledger_adapter *out, struct adapter_entry *e, const char *what,
+                       struct err *err)
+{
+    if (!e)
+        return err_set(err, ERR_NOT_FOUND, "no adapter %.100s is known", what);
+    *out = (struct ledger_adapter){
+        .id = e->id,
+        .content = e->facts.content,
+        .base_model = e->facts.base_model,
+        .creator = e->facts.creator,
+        .version = e->facts.version,
+        .retired = atomic_load(&e->retired),
+        .royalty_prompt_per_1k = e->facts.royalty_prompt_per_1k,
+        .royalty_completion_per_1k = e->facts.royalty_completion_per_1k,
+    };
+    snprintf(out->name, sizeof(out->name), "%s", e->facts.name);
+    return 0;
+}
+
+int ledger_adapter_by_id(struct ledger *l, struct ledger_adapter *out, struct adapter_id id,
+                         struct err *err)
+{
+    char text[67];
+    return adapter_out(out, adapter_table_by_id(l->adapters, id), hex_encode_0x(text, id.bytes, 32),
+                       err);
+}
+
+int ledger_adapter_by_content(struct ledger *l, struct ledger_adapter *out,
+                              struct content_digest content, struct err *err)
+{
+    char text[65];
+    return adapter_out(out, adapter_table_by_content(l->adapters, content),
+                       hex_encode(text, content.bytes, 32), err);
+}
+
+int ledger_adapter_by_name(struct ledger *l, struct ledger_adapter *out, const char *name,
+                           uint64_t version, struct err *err)
+{
+    return adapter_out(out, adapter_table_by_name(l->adapters, name, version), name, err);
+}
+
+/* ---- readers and health --------------------------------------------------------------------- */
+
+static char *path_in(const struct ledger *l, const char *name)
+{
+    return xasprintf("%s/%s", l->data_dir, name);
+}
+
+struct db *ledger_reader(struct ledger *l, struct err *err)
+{
+    struct db *db = NULL;
+    pthread_mutex_lock(&l->readers_lock);
+    if (l->n_readers > 0)
+        db = l->readers[--l->n_readers];
+    pthread_mutex_unlock(&l->readers_lock);
+    if (!db) {
+        char *path = path_in(l, "ledger.db");
+        db = db_open(path, DB_READER, err);
+        free(path);
+    }
+    if (db && db_begin(db, err) != 0) { /* one snapshot for all of a query's reads */
+        db_close(db);
+        db = NULL;
+    }
+    return db;
+}
+
+void ledger_reader_done(struct ledger *l, struct db *db)
+{
+    if (!db)
+        return;
+    db_rollback(db);
+    pthread_mutex_lock(&l->readers_lock);
+    if (l->n_readers == l->readers_cap) {
+        l->readers_cap = l->readers_cap ? 2 * l->readers_cap : 4;
+        l->readers = xrealloc_array(l->readers, l->readers_cap, sizeof(struct db *));
+    }
+    l->readers[l->n_readers++] = db;
+    pthread_mutex_unlock(&l->readers_lock);
+}
+
+void ledger_health(struct ledger *l, struct ledger_health *out)
+{
+    uint64_t now_ms = clock_unix_ms().ms, since_us = atomic_load(&l->busy_since_us);
+    bool writable;
+    char write_error[200];
+    pthread_mutex_lock(&l->health_lock);
+    *out = l->health;
+    writable = l->writable;
+    snprintf(write_error, sizeof(write_error), "%.190s", l->write_error);
+    pthread_mutex_unlock(&l->health_lock);
+    out->chain_configured = l->has_chain;
+    out->queue_len = l->queue ? queue_len(l->queue) : 0;
+    out->outbox_oldest_ms = out->outbox_waiting && now_ms > out->outbox_oldest_ms
+                                ? now_ms - out->outbox_oldest_ms
+                                : 0;
+    if (since_us) {
+        struct monotonic_us since = {since_us};
+        out->ledger_stalled_ms = clock_elapsed_us(since, clock_monotonic_us()) / 1000;
+    }
+    if (l->publisher)
+        out->publisher_stalled_ms = publisher_silent_ms(l->publisher);
+    out->ready = true;
+    if (!writable) {
+        out->ready = false;
+        snprintf(out->reason, sizeof(out->reason), "the ledger can't write: %s", write_error);
+    } else if (out->ledger_stalled_ms >= STALL_MS) {
+        out->ready = false;
+        snprintf(out->reason, sizeof(out->reason), "the ledger thread is stuck for %llu s",
+                 (unsigned long long)out->ledger_stalled_ms / 1000);
+    } else if (l->publisher && publisher_is_stuck(l->publisher, STALL_MS)) {
+        out->ready = false;
+        snprintf(out->reason, sizeof(out->reason), "the publisher thread is stuck");
+    }
+}
+
+/* ---- open and close ------------------------------------------------------------------------- */
+
+struct address ledger_operator(const struct ledger *l)
+{
+    return l->operator_address;
+}
+
+struct address ledger_signer(const struct ledger *l)
+{
+    return l->signer;
+}
+
+struct address ledger_house(const struct ledger *l)
+{
+    return l->house;
+}
+
+struct ledger_chain ledger_chain_of(const struct ledger *l)
+{
+    return l->opt.chain;
+}
+
+static int check_chain(const struct ledger_chain *c, bool *has_chain, struct err *err)
+{
+    int zeros = address_is_zero(c->stake_manager) + address_is_zero(c->adapter_registry) +
+                address_is_zero(c->escrow) + address_is_zero(c->attribution_ledger);
+    *has_chain = c->chain_id != 0;
+    if (c->chain_id == 0 ? zeros != 4 : zeros != 0)
+        return err_set(err, ERR_INVALID,
+                       "a chain needs its id and all four contract addresses, or none of them");
+    if (c->chain_id > (uint64_t)1 << 53)
+        return err_set(err, ERR_INVALID, "chain id %llu is above 2^53",
+                       (unsigned long long)c->chain_id);
+    return 0;
+}
+
+static void default_u64(uint64_t *value, uint64_t fallback)
+{
+    if (*value == 0)
+        *value = fallback;
+}
+
+static int take_options(struct ledger *l, const struct ledger_options *opt, struct err *err)
+{
+    l->opt = *opt;
+    l->data_dir = xstrdup(opt->data_dir);
+    l->signer_key = xstrdup(opt->signer_key ? opt->signer_key : "signer");
+    l->house_key = xstrdup(opt->house_key ? opt->house_key : "house");
+    l->operator_address = opt->operator_address;
+    struct ledger_options *o = &l->opt;
+    if (o->queue_capacity == 0)
+        o->queue_capacity = QUEUE_DEFAULT;
+    if (o->group_max == 0)
+        o->group_max = GROUP_DEFAULT;
+    if (o->seal.max_receipts == 0)
+        o->seal.max_receipts = SEAL_RECEIPTS_DEFAULT;
+    if (o->seal.max_receipts > SEAL_RECEIPTS_MAX)
+        return err_set(err, ERR_INVALID, "a batch has at most %d receipts, %u were asked for",
+                       (int)SEAL_RECEIPTS_MAX, o->seal.max_receipts);
+    default_u64(&o->seal.max_age_ms, SEAL_AGE_DEFAULT_MS);
+    if (amount_is_zero(o->seal.max_value))
+        o->seal.max_value = AMOUNT_MAX;
+    if (o->publish.confirmations == 0)
+        o->publish.confirmations = CONFIRMATIONS_DEFAULT;
+    default_u64(&o->publish.poll_ms, POLL_DEFAULT_MS);
+    default_u64(&o->publish.replace_after_ms, REPLACE_DEFAULT_MS);
+    if (amount_is_zero(o->publish.max_fee_per_gas))
+        o->publish.max_fee_per_gas = amount_of(500000000000u); /* 500 gwei */
+    if (amount_is_zero(o->publish.max_spend_per_day))
+        o->publish.max_spend_per_day = amount_of(1000000000000000000u);
+    if (check_chain(&o->chain, &l->has_chain, err) != 0)
+        return -1;
+    if (opt->read_only)
+        return 0;
+    if (!opt->wallet)
+        return err_set(err, ERR_INVALID, "a ledger that writes needs a wallet");
+    if (wallet_key_address(opt->wallet, l->signer_key, &l->signer, err) != 0 ||
+        wallet_key_address(opt->wallet, l->house_key, &l->house, err) != 0)
+        return -1;
+    if (address_is_zero(l->operator_address))
+        l->operator_address = l->signer;
+    return 0;
+}
+
+static int take_lock(struct ledger *l, struct err *err)
+{
+    char *path = path_in(l, "ledger.lock");
+    int rc = 0;
+    l->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (l->lock_fd < 0)
+        rc = err_set_errno(err, errno, "%s", path);
+    else if (flock(l->lock_fd, LOCK_EX | LOCK_NB) != 0)
+        rc = err_set(err, ERR_CONFLICT, "%s: another process has this ledger open", l->data_dir);
+    free(path);
+    return rc;
+}
+
+/* The row of the domain, made when it is new. */
+static int find_domain(struct ledger *l, bool *is_new, struct err *err)
+{
+    const struct ledger_chain *c = &l->opt.chain;
+    struct db_stmt *s = db_stmt(l->db, "SELECT id FROM domain WHERE chain_id = ? AND "
+                                       "attribution_ledger = ? AND escrow = ? AND operator = ?");
+    db_put_u64(s, c->chain_id);
+    db_put_blob(s, c->attribution_ledger.bytes, 20);
+    db_put_blob(s, c->escrow.bytes, 20);
+    db_put_blob(s, l->operator_address.bytes, 20);
+    int row = db_step(s, err);
+    if (row == 1)
+        l->domain = db_get_u64(s);
+    db_end(s);
+    *is_new = row == 0;
+    if (row != 0)
+        return row < 0 ? -1 : 0;
+    s = db_stmt(l->db, "INSERT INTO domain(chain_id, stake_manager, adapter_registry, escrow, "
+                       "attribution_ledger, operator) VALUES(?, ?, ?, ?, ?, ?)");
+    db_put_u64(s, c->chain_id);
+    db_put_blob(s, c->stake_manager.bytes, 20);
+    db_put_blob(s, c->adapter_registry.bytes, 20);
+    db_put_blob(s, c->escrow.bytes, 20);
+    db_put_blob(s, c->attribution_ledger.bytes, 20);
+    db_put_blob(s, l->operator_address.bytes, 20);
+    if (db_run(s, err) != 0)
+        return -1;
+    l->domain = db_last_rowid(l->db);
+    return 0;
+}
+
+static int load_adapters(struct ledger *l, struct db *db, struct err *err)
+{
+    struct db_stmt *s = db_stmt(db, "SELECT id, manifest, retired FROM adapter ORDER BY seq");
+    struct buf manifest = BUF_INIT;
+    int row, rc = 0;
+    while (rc == 0 && (row = db_step(s, err)) != 0) {
+        struct adapter_id id;
+        if (row < 0) {
+            rc = -1;
+            break;
+        }
+        buf_reset(&manifest);
+        db_get_blob(s, id.bytes, 32);
+        db_get_bytes(s, &manifest);
+        bool retired = db_get_u64(s) != 0;
+        rc = adapter_table_put(l->adapters, id, manifest.data, manifest.len, retired, err);
+    }
+    db_end(s);
+    buf_release(&manifest);
+    return rc;
+}
+
+/* Who this ledger is: a random name, and how many groups it has committed. */
+static int load_identity(struct ledger *l, uint8_t id[16], struct err *err)
+{
+    struct db_stmt *s = db_stmt(l->db, "SELECT value FROM meta WHERE key = ?");
+    db_put_text(s, "ledger_id");
+    int row = db_step(s, err);
+    if (row == 1)
+        db_get_blob(s, id, 16);
+    if (db_end_checked(s, err) != 0 || row < 0)
+        return -1;
+    if (row == 0) {
+        if (getrandom(id, 16, 0) != 16)
+            return err_set(err, ERR_IO, "no random numbers: %s", strerror(errno));
+        s = db_stmt(l->db, "INSERT INTO meta(key, value) VALUES('ledger_id', ?)");
+        db_put_blob(s, id, 16);
+        if (db_run(s, err) != 0)
+            return -1;
+    }
+    s = db_stmt(l->db, "SELECT value FROM meta WHERE key = 'counter'");
+    row = db_step(s, err);
+    if (row == 1)
+        l->commit_counter = (uint64_t)db_get_amount(s).units;
+    return db_end_checked(s, err) != 0 || row < 0 ? -1 : 0;
+}
+
+/* The epoch of a payer's first channel in a new domain: 0, unless there may have been a life before
+ * that this database doesn't remember (guard 3 of attribution.h). */
+static uint64_t first_epoch(struct ledger *l, const char **why)
+{
+    struct err err = {0};
+    bool used = false;
+    *why = "first";
+    if (!l->has_chain)
+        return 0;
+    if (!l->opt.rpc || publisher_chain_remembers(l, &used, &err) != 0)
+        *why = "the chain could not be asked whether this operator was here before";
+    else if (used)
+        *why = "the chain has vouchers or batches of this operator that this database doesn't know";
+    else
+        return 0;
+    log_warn("ledger", "starting with a fresh epoch: %s%s%s", *why, err.message[0] ? ": " : "",
+             err.message);
+    return clock_unix_ms().ms / 1000;
+}
+
+static int prepare_database(struct ledger *l, struct err *err)
+{
+    uint8_t id[16];
+    enum generation_verdict verdict;
+    const char *why;
+    bool is_new;
+    if (migrations_run(l->db, err) != 0 || db_begin(l->db, err) != 0)
+        return -1;
+    char *path = path_in(l, "ledger.generation");
+    int rc = load_identity(l, id, err);
+    if (rc == 0) {
+        l->generation = generation_open(path, id, l->commit_counter, &verdict, &why, err);
+        rc = l->generation ? 0 : -1;
+    }
+    free(path);
+    if (rc == 0)
+        rc = find_domain(l, &is_new, err);
+    if (rc == 0 && verdict == GENERATION_RESTORED) {
+        if (generation_counter(l->generation) > l->commit_counter)
+            l->commit_counter = generation_counter(l->generation);
+        rc = ledger_fresh_epochs(l, why, err);
+    }
+    struct err none;
+    if (rc == 0 && ledger_load_channel(l, &l->house_channel, l->house, &none) != 0) {
+        uint64_t epoch = 0;
+        why = "first";
+        if (none.code != ERR_NOT_FOUND) {
+            if (err)
+                *err = none;
+            rc = -1;
+        } else if (verdict == GENERATION_RESTORED) {
+            epoch = clock_unix_ms().ms / 1000;
+            why = "the database was restored";
+        } else if (is_new) {
+            epoch = first_epoch(l, &why);
+        }
+        if (rc == 0)
+            rc = ledger_open_channel(l, l->domain, l->operator_address, l->house, epoch, why, err);
+    }
+    if (rc != 0) {
+        db_rollback(l->db);
+        return -1;
+    }
+    if (commit_counted(l, err) != 0 ||
+        generation_advance(l->generation, l->commit_counter, err) != 0)
+        return -1;
+    if (load_adapters(l, l->db, err) != 0 ||
+        ledger_load_channel(l, &l->house_channel, l->house, err) != 0)
+        return -1;
+    return ledger_count(l, err);
+}
+
+/* A reader takes the domain of its options, or the newest there is. */
+static int prepare_reader(struct ledger *l, struct err *err)
+{
+    struct db *db = ledger_reader(l, err);
+    if (!db)
+        return -1;
+    int rc = migrations_check(db, err);
+    if (rc == 0) {
+        struct db_stmt *s = db_stmt(
+            db, "SELECT id, chain_id, stake_manager, adapter_registry, escrow, "
+                "attribution_ledger, operator FROM domain WHERE ? = 0 OR (chain_id = ? AND "
+                "attribution_ledger = ?) ORDER BY id DESC LIMIT 1");
+        db_put_u64(s, l->opt.chain.chain_id);
+        db_put_u64(s, l->opt.chain.chain_id);
+        db_put_blob(s, l->opt.chain.attribution_ledger.bytes, 20);
+        int row = db_step(s, err);
+        if (row == 1) {
+            l->domain = db_get_u64(s);
+            l->opt.chain.chain_id = db_get_u64(s);
+            db_get_blob(s, l->opt.chain.stake_manager.bytes, 20);
+            db_get_blob(s, l->opt.chain.adapter_registry.bytes, 20);
+            db_get_blob(s, l->opt.chain.escrow.bytes, 20);
+            db_get_blob(s, l->opt.chain.attribution_ledger.bytes, 20);
+            db_get_blob(s, l->operator_address.bytes, 20);
+            l->has_chain = l->opt.chain.chain_id != 0;
+        }
+        rc = db_end_checked(s, err);
+        if (row < 0)
+            rc = -1;
+        if (row == 0)
+            rc = err_set(err, ERR_NOT_FOUND, "%s: the ledger has nothing on chain %llu",
+                         l->data_dir, (unsigned long long)l->opt.chain.chain_id);
+    }
+    if (rc == 0)
+        rc = load_adapters(l, db, err);
+    ledger_reader_done(l, db);
+    return rc;
+}
+
+struct ledger *ledger_open(const struct ledger_options *opt, struct err *err)
+{
+    struct ledger *l = xcalloc(1, sizeof(*l));
+    l->lock_fd = -1;
+    l->writable = true;
+    l->adapters = adapter_table_create();
+    BUG_IF(pthread_mutex_init(&l->readers_lock, NULL) != 0);
+    BUG_IF(pthread_mutex_init(&l->health_lock, NULL) != 0);
+    int rc = take_options(l, opt, err);
+    if (rc == 0 && opt->read_only) {
+        rc = prepare_reader(l, err);
+    } else if (rc == 0) {
+        char *path = path_in(l, "ledger.db");
+        rc = dir_ensure(l->data_dir, err);
+        if (rc == 0)
+            rc = take_lock(l, err);
+        if (rc == 0 && !(l->db = db_open(path, DB_WRITER, err)))
+            rc = -1;
+        if (rc == 0)
+            rc = prepare_database(l, err);
+        if (rc == 0) {
+            l->queue = queue_create(l->opt.queue_capacity);
+            int failed = pthread_create(&l->thread, NULL, ledger_main, l);
+            if (failed)
+                rc = err_set_errno(err, failed, "starting the ledger thread");
+            l->thread_runs = !failed;
+        }
+        if (rc == 0 && l->has_chain && l->opt.rpc) {
+            l->publisher = publisher_open(l, err);
+            rc = l->publisher ? 0 : -1;
+        }
+        free(path);
+    }
+    if (rc == 0)
+        return l;
+    err_wrap(err, "ledger %s", opt->data_dir);
+    ledger_close(l);
+    return NULL;
+}
+
+void ledger_close(struct ledger *l)
+{
+    if (!l)
+        return;
+    publisher_close(l->publisher); /* first: it writes through the ledger thread */
+    if (l->queue)
+        queue_close(l->queue);
+    if (l->thread_runs)
+        pthread_join(l->thread, NULL);
+    if (l->queue)
+        queue_free(l->queue);
+    for (size_t i = 0; i < l->n_readers; i++)
+        db_close(l->readers[i]);
+    free(l->readers);
+    generation_close(l->generation);
+    db_close(l->db);
+    if (l->lock_fd >= 0)
+        close(l->lock_fd);
+    adapter_table_free(l->adapters);
+    pthread_mutex_destroy(&l->readers_lock);
+    pthread_mutex_destroy(&l->health_lock);
+    free(l->data_dir);
+    free(l->signer_key);
+    free(l->house_key);
+    free(l);
+}

@@ -1,0 +1,34 @@
+/* generation: the file beside the database that tells a restored database from a crashed one.
+ *
+ * See "Backups" in attribution.h for what it is for. One writer; not thread-safe. */
+#ifndef TRIBUTARY_ATTRIBUTION_GENERATION_H
+#define TRIBUTARY_ATTRIBUTION_GENERATION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct err;
+struct generation; /* opaque */
+
+enum generation_verdict {
+    GENERATION_NEW,      /* there was no file */
+    GENERATION_SAME,     /* the database is the one that was here last, or ahead by a crash */
+    GENERATION_RESTORED, /* the database is older than the file, another's, or was copied */
+};
+
+/* Opens or creates path and judges a database that has this id and this counter (0: nothing was
+ * ever committed). *why (static text) says what gave a restored one away. After GENERATION_NEW and
+ * GENERATION_RESTORED the file is as it was until generation_advance. */
+struct generation *generation_open(const char *path, const uint8_t ledger_id[16], uint64_t counter,
+                                   enum generation_verdict *verdict, const char **why,
+                                   struct err *err);
+
+/* Writes and fsyncs: the database is at least at this counter. */
+int generation_advance(struct generation *g, uint64_t counter, struct err *err);
+
+/* The highest counter in the file. A restored ledger goes on above it. */
+uint64_t generation_counter(const struct generation *g);
+
+void generation_close(struct generation *g); /* NULL is quiet */
+
+#endif
