@@ -325,13 +325,19 @@ static bool inside_word(const struct added_search *s, size_t begin, size_t end)
     return end < s->n_bytes && is_word_char(s, end, end + utf8_char_bytes((uint8_t)s->text[end]));
 }
 
+/* White space beside the token becomes part of it. What an earlier token swallowed stays with that:
+ * then the match may end before it begins. */
 static void strip(const struct added_search *s, struct added_match *m)
 {
-    while (m->token->lstrip && m->begin > s->plain_begin) {
-        size_t before = utf8_before(s->text, m->begin), at = before;
-        if (!unicode_is_space(utf8_next(s->text, &at)))
-            break;
-        m->begin = before;
+    if (m->token->lstrip) {
+        while (m->begin > s->plain_begin) {
+            size_t before = utf8_before(s->text, m->begin), at = before;
+            if (!unicode_is_space(utf8_next(s->text, &at)))
+                break;
+            m->begin = before;
+        }
+        if (m->begin < s->plain_begin)
+            m->begin = s->plain_begin;
     }
     while (m->token->rstrip && m->end < s->n_bytes) {
         size_t next = m->end;
@@ -364,6 +370,8 @@ bool added_search_next(struct added_search *s, struct added_match *out)
         strip(s, &m);
         size_t plain = s->plain_begin;
         s->plain_begin = m.end;
+        if (m.begin >= m.end)
+            continue;
         if (plain < m.begin) {
             s->pending = m;
             s->has_pending = true;
