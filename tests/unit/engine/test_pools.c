@@ -1,0 +1,343 @@
+/* The three pools: KV blocks, the heap of the adapters' region, adapters on the device. */
+#include "engine/heap.h"
+#include "engine/kv_pool.h"
+#include "engine/lora_pool.h"
+#include "node/base/err.h"
+#include "tests/support.h"
+
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Does f abort (a bug found), in a process of its own? */
+static void assert_aborts(const char *what, void (*f)(void *), void *context)
+{
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        if (freopen("/dev/null", "w", stderr) == NULL)
+            _exit(3);
+        signal(SIGABRT, SIG_DFL); /* cmocka's handler would turn it into a failed test */
+        f(context);
+        _exit(0);
+    }
+    int status;
+    assert_true(waitpid(child, &status, 0) == child);
+    if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT)
+        fail_msg("%s: should abort, ended with status %d", what, status);
+}
+
+/* ---- KV blocks ------------------------------------------------------------------------------------ */
+
+static void blocks_are_given_once_until_their_last_reference_is_dropped(void **state)
+{
+    (void)state;
+    struct kv_pool *p = kv_pool_create(3);
+    int32_t a = kv_pool_take(p), b = kv_pool_take(p), c = kv_pool_take(p);
+    assert_true(a != b && b != c && a != c);
+    assert_int_equal(kv_pool_take(p), -1);
+    kv_pool_retain(p, b);
+    kv_pool_drop(p, b);
+    assert_int_equal(kv_pool_n_free(p), 0);
+    assert_int_equal(kv_pool_references(p, b), 1);
+    kv_pool_drop(p, b);
+    assert_int_equal(kv_pool_take(p), b);
+    kv_pool_drop(p, a);
+    kv_pool_drop(p, b);
+    kv_pool_drop(p, c);
+    assert_int_equal(kv_pool_n_free(p), 3);
+    kv_pool_free(p);
+}
+
+static void drop_free_block(void *pool)
+{
+    kv_pool_drop(pool, 0);
+}
+
+static void dropping_a_free_block_is_a_bug(void **state)
+{
+    (void)state;
+    struct kv_pool *p = kv_pool_create(1);
+    assert_aborts("drop of a free block", drop_free_block, p);
+    kv_pool_free(p);
+}
+
+/* ---- heap ------------------------------------------------------------------------------------------ */
+
+static void the_heap_takes_the_smallest_span_that_fits_and_joins_neighbours(void **state)
+{
+    (void)state;
+    struct heap *h = heap_create(100 * 16, 16, 32);
+    size_t a = heap_take(h, 10 * 16), b = heap_take(h, 1), c = heap_take(h, 30 * 16);
+    size_t d = heap_take(h, 5 * 16), e = heap_take(h, 54 * 16);
+    assert_int_equal(a, 0);
+    assert_int_equal(b, 160); /* rounded up to 16 */
+    assert_int_equal(e, 46 * 16);
+    assert_int_equal(heap_take(h, 1), SIZE_MAX);
+    heap_give(h, a, 10 * 16);
+    heap_give(h, c, 30 * 16);
+    heap_give(h, d, 5 * 16); /* behind c: one span of 35 */
+    assert_int_equal(heap_largest(h), 35 * 16);
+    assert_int_equal(heap_take(h, 10 * 16), a);
+    assert_int_equal(heap_take(h, 35 * 16), c);
+    heap_give(h, c, 35 * 16);
+    heap_give(h, a, 10 * 16);
+    heap_give(h, b, 1);
+    heap_give(h, e, 54 * 16);
+    assert_int_equal(heap_largest(h), 100 * 16);
+    assert_int_equal(heap_used(h), 0);
+    heap_free(h);
+}
+
+static void random_taking_and_giving_never_overlaps_and_ends_whole(void **state)
+{
+    enum { N = 64, UNITS = 500 };
+    (void)state;
+    struct heap *h = heap_create(UNITS * 8, 8, N);
+    struct {
+        size_t at, n;
+    } pieces[N] = {{0}};
+    uint8_t owner[UNITS] = {0};
+    uint32_t random = 1;
+    for (int step = 0; step < 20000; step++) {
+        random = random * 1664525u + 1013904223u;
+        int i = (int)(random >> 8) % N;
+        if (pieces[i].n == 0) {
+            size_t n = 1 + (random >> 16) % 40, at = heap_take(h, n * 8);
+            if (at == SIZE_MAX)
+                continue;
+            for (size_t u = at / 8; u < at / 8 + n; u++) {
+                assert_int_equal(owner[u], 0);
+                owner[u] = (uint8_t)(i + 1);
+            }
+            pieces[i].at = at;
+            pieces[i].n = n;
+        } else {
+            memset(owner + pieces[i].at / 8, 0, pieces[i].n);
+            heap_give(h, pieces[i].at, pieces[i].n * 8);
+            pieces[i].n = 0;
+        }
+    }
+    for (int i = 0; i < N; i++)
+        if (pieces[i].n > 0)
+            heap_give(h, pieces[i].at, pieces[i].n * 8);
+    assert_int_equal(heap_largest(h), UNITS * 8);
+    heap_free(h);
+}
+
+/* ---- adapters on the device ------------------------------------------------------------------------- */
+
+enum { RANKS = 6 };
+
+struct pool_fixture {
+    struct model_config model;
+    const struct ops *ops;
+    struct backend *be;
+    struct lora_pool *pool;
+    struct lora_adapter *adapters[RANKS]; /* of rank 1 to RANKS: six sizes */
+};
+
+static void fixture_open(struct pool_fixture *f, size_t pool_bytes, int n_slots)
+{
+    struct err err = {0};
+    struct backend_options options = {.n_threads = 1, .max_rows = 1, .max_d = 64,
+                                      .max_rank = 64, .max_seqs = 1, .max_context = 16};
+    f->model = (struct model_config){.vocab = 16, .hidden = 32, .n_layers = 2, .n_heads = 2,
+                                     .n_kv_heads = 1, .head_dim = 16, .ffn = 48};
+    f->ops = ops_find("ref", &err);
+    assert_non_null(f->ops);
+    assert_ok(f->ops->open(&f->be, &options, &err), err);
+    assert_ok(lora_pool_create(&f->pool, &f->model, f->ops, f->be, pool_bytes, n_slots, &err), err);
+    for (int i = 0; i < RANKS; i++)
+        f->adapters[i] = lora_random(&f->model, i + 1, DTYPE_BF16, (uint64_t)i + 1);
+}
+
+static void fixture_close(struct pool_fixture *f)
+{
+    lora_pool_free(f->pool);
+    f->ops->close(f->be);
+    for (int i = 0; i < RANKS; i++)
+        lora_close(f->adapters[i]);
+}
+
+/* Do the slot's entries, at every site, lead to exactly the adapter's numbers? */
+static void assert_holds(const struct pool_fixture *f, int32_t slot, const struct lora_adapter *a)
+{
+    for (int i = 0; i < a->n_sites; i++) {
+        const struct lora_site *s = &a->sites[i];
+        static const enum fused_kind fused[SITE_KINDS] = {
+            [SITE_Q] = FUSED_QKV, [SITE_K] = FUSED_QKV, [SITE_V] = FUSED_QKV, [SITE_O] = FUSED_O,
+            [SITE_GATE] = FUSED_GATE_UP, [SITE_UP] = FUSED_GATE_UP, [SITE_DOWN] = FUSED_DOWN};
+        static const int part[SITE_KINDS] = {0, 1, 2, 0, 0, 1, 0};
+        int kind = s->site % SITE_KINDS, n_parts;
+        const struct lora_part *parts =
+            lora_pool_parts(f->pool, s->site / SITE_KINDS, fused[kind], &n_parts);
+        const struct lora_entry *e = &parts[part[kind]].entries[slot];
+        assert_int_equal(e->rank, s->rank);
+        size_t n_a = (size_t)s->rank * (size_t)model_site_d_in(&f->model, (enum site_kind)kind) * 2;
+        size_t n_b = (size_t)s->rank * (size_t)model_site_d_out(&f->model, (enum site_kind)kind) * 2;
+        uint8_t bytes[4096];
+        f->ops->download(f->be, bytes, e->a, n_a);
+        assert_memory_equal(bytes, a->data + s->a_offset, n_a);
+        f->ops->download(f->be, bytes, e->b, n_b);
+        assert_memory_equal(bytes, a->data + s->b_offset, n_b);
+        struct lora_entry on_device;
+        f->ops->download(f->be, &on_device,
+                         devptr_at(parts[part[kind]].d_entries, (size_t)slot * sizeof on_device),
+                         sizeof on_device);
+        assert_memory_equal(&on_device, e, sizeof on_device);
+    }
+}
+
+static void the_least_recently_pinned_leaves_first_and_pinned_ones_stay(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    struct lora_pin pins[RANKS];
+    fixture_open(&f, 1 << 20, 3);
+    for (int i = 0; i < 3; i++)
+        assert_true(lora_pool_pin(f.pool, f.adapters[i], &pins[i]));
+    assert_false(lora_pool_pin(f.pool, f.adapters[3], &pins[3])); /* three slots, all pinned */
+    lora_pool_unpin(f.pool, pins[2]);
+    lora_pool_unpin(f.pool, pins[0]);
+    lora_pool_unpin(f.pool, pins[1]);
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], &pins[0])); /* used again: now the youngest */
+    lora_pool_unpin(f.pool, pins[0]);
+    assert_true(lora_pool_pin(f.pool, f.adapters[3], &pins[3]));
+    assert_true(lora_pool_is_resident(f.pool, &f.adapters[0]->content));
+    assert_false(lora_pool_is_resident(f.pool, &f.adapters[1]->content)); /* pinned longest ago */
+    assert_true(lora_pool_is_resident(f.pool, &f.adapters[2]->content));
+    assert_holds(&f, pins[3].slot, f.adapters[3]);
+    lora_pool_unpin(f.pool, pins[3]);
+    fixture_close(&f);
+}
+
+static void every_filling_of_a_slot_has_its_own_generation(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    struct lora_pin first, second, third;
+    fixture_open(&f, 1 << 20, 1);
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], &first));
+    lora_pool_unpin(f.pool, first);
+    assert_true(lora_pool_pin(f.pool, f.adapters[1], &second));
+    lora_pool_unpin(f.pool, second);
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], &third));
+    assert_int_equal(first.slot, second.slot);
+    assert_true(first.generation != second.generation && first.generation != third.generation);
+    assert_holds(&f, third.slot, f.adapters[0]);
+    lora_pool_unpin(f.pool, third);
+    fixture_close(&f);
+}
+
+struct stale {
+    struct pool_fixture *f;
+    struct lora_pin pin;
+    int content;
+};
+
+static void check_stale(void *context)
+{
+    struct stale *s = context;
+    lora_pool_check(s->f->pool, s->pin, &s->f->adapters[s->content]->content);
+}
+
+static void a_reused_slot_cannot_be_read_with_the_old_pin(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    struct lora_pin old, now;
+    fixture_open(&f, 1 << 20, 1);
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], &old));
+    lora_pool_unpin(f.pool, old);
+    assert_true(lora_pool_pin(f.pool, f.adapters[1], &now));
+    lora_pool_check(f.pool, now, &f.adapters[1]->content);
+    assert_aborts("old pin, old content", check_stale, &(struct stale){&f, old, 0});
+    assert_aborts("old pin, new content", check_stale, &(struct stale){&f, old, 1});
+    assert_aborts("new pin, old content", check_stale, &(struct stale){&f, now, 0});
+    lora_pool_unpin(f.pool, now);
+    assert_aborts("no pin at all", check_stale, &(struct stale){&f, now, 1});
+    fixture_close(&f);
+}
+
+static void adapters_of_all_sizes_come_and_go_and_always_hold_their_numbers(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    fixture_open(&f, 1, 1); /* to learn the sizes */
+    size_t n_bytes = f.adapters[5]->n_bytes + f.adapters[4]->n_bytes + f.adapters[0]->n_bytes;
+    fixture_close(&f);
+    fixture_open(&f, n_bytes, 8);
+    struct lora_pin pins[RANKS];
+    bool pinned[RANKS] = {false};
+    uint32_t random = 7;
+    int n_refused = 0, n_pinned = 0;
+    for (int step = 0; step < 3000; step++) {
+        random = random * 1664525u + 1013904223u;
+        int i = (int)(random >> 10) % RANKS;
+        if (pinned[i]) {
+            assert_holds(&f, pins[i].slot, f.adapters[i]);
+            lora_pool_check(f.pool, pins[i], &f.adapters[i]->content);
+            lora_pool_unpin(f.pool, pins[i]);
+            pinned[i] = false;
+        } else if (lora_pool_pin(f.pool, f.adapters[i], &pins[i])) {
+            pinned[i] = true;
+            n_pinned++;
+            for (int j = 0; j < RANKS; j++)
+                if (pinned[j])
+                    assert_holds(&f, pins[j].slot, f.adapters[j]);
+        } else {
+            n_refused++;
+        }
+    }
+    struct lora_pool_stats stats;
+    lora_pool_stats(f.pool, &stats);
+    assert_true(n_refused > 10 && n_pinned > 500 && stats.n_evictions > 100);
+    assert_true(stats.bytes_used <= stats.bytes_total);
+    for (int i = 0; i < RANKS; i++)
+        if (pinned[i])
+            lora_pool_unpin(f.pool, pins[i]);
+    /* With nothing pinned, whatever fits at all fits. */
+    assert_true(lora_pool_pin(f.pool, f.adapters[5], &pins[5]));
+    assert_true(lora_pool_pin(f.pool, f.adapters[4], &pins[4]));
+    lora_pool_unpin(f.pool, pins[5]);
+    lora_pool_unpin(f.pool, pins[4]);
+    fixture_close(&f);
+}
+
+static void ranks_are_true_in_the_pool_and_cost_what_they_are(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    struct lora_pin pin;
+    fixture_open(&f, 1 << 20, 4);
+    struct lora_pool_stats stats;
+    for (int i = 0; i < 2; i++) {
+        lora_pool_stats(f.pool, &stats);
+        size_t before = stats.bytes_used;
+        assert_true(lora_pool_pin(f.pool, f.adapters[i * 5], &pin));
+        lora_pool_stats(f.pool, &stats);
+        assert_int_equal(stats.bytes_used - before, f.adapters[i * 5]->n_bytes);
+        lora_pool_unpin(f.pool, pin);
+    }
+    assert_true(f.adapters[0]->n_bytes < f.adapters[5]->n_bytes);
+    fixture_close(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(blocks_are_given_once_until_their_last_reference_is_dropped),
+        cmocka_unit_test(dropping_a_free_block_is_a_bug),
+        cmocka_unit_test(the_heap_takes_the_smallest_span_that_fits_and_joins_neighbours),
+        cmocka_unit_test(random_taking_and_giving_never_overlaps_and_ends_whole),
+        cmocka_unit_test(the_least_recently_pinned_leaves_first_and_pinned_ones_stay),
+        cmocka_unit_test(every_filling_of_a_slot_has_its_own_generation),
+        cmocka_unit_test(a_reused_slot_cannot_be_read_with_the_old_pin),
+        cmocka_unit_test(adapters_of_all_sizes_come_and_go_and_always_hold_their_numbers),
+        cmocka_unit_test(ranks_are_true_in_the_pool_and_cost_what_they_are),
+    };
+    return cmocka_run_group_tests_name("pools", tests, NULL, NULL);
+}

@@ -1,0 +1,293 @@
+/* The scheduler's plans, as tables: no clock, no device. A sequence is written
+ * {order, n_tokens, n_cached, n_blocks, n_bypassed, n_adapters, {adapters}}. */
+#include "engine/scheduler.h"
+#include "kernels/ops.h"
+#include "tests/support.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { SEQS = 8, ADAPTERS = 4 };
+
+struct plan_case {
+    const char *name;
+    struct sched_seq running[SEQS], waiting[SEQS]; /* up to the first with order 0 */
+    struct sched_adapter adapters[ADAPTERS];
+    size_t adapter_bytes_free;
+    int n_blocks_free, max_seqs, max_rows;
+    int force; /* index + 1 of the running one to preempt, or 0 */
+    /* "run 1:1 2:8+1" is order:rows, +blocks when any; empty parts are left out */
+    const char *expected;
+};
+
+static const struct plan_case CASES[] = {
+    {"nothing to do", .max_seqs = 4, .max_rows = 8, .expected = ""},
+    {"a decode gets one row",
+     .running = {{1, 17, 16, 2}}, .max_seqs = 4, .max_rows = 8, .expected = "run 1:1"},
+    {"a decode at the end of its last block takes one more",
+     .running = {{1, 17, 16, 1}}, .n_blocks_free = 1, .max_seqs = 4, .max_rows = 8,
+     .expected = "run 1:1+1"},
+    {"a prompt gets what decodes leave",
+     .running = {{1, 100, 20, 7}, {2, 5, 4, 1}, {3, 9, 8, 1}}, .max_seqs = 4, .max_rows = 8,
+     .expected = "run 1:6 2:1 3:1"},
+    {"of two prompts the older goes first, and the younger may get nothing",
+     .running = {{1, 100, 20, 7}, {2, 50, 10, 4}}, .max_seqs = 4, .max_rows = 8,
+     .expected = "run 1:8"},
+    {"the end of one prompt and the beginning of another share a step",
+     .running = {{1, 23, 20, 2}, {2, 50, 10, 4}}, .max_seqs = 4, .max_rows = 8,
+     .expected = "run 1:3 2:5"},
+    {"a waiting one is admitted with the blocks of its whole prompt",
+     .waiting = {{1, 40}}, .n_blocks_free = 3, .max_seqs = 4, .max_rows = 16,
+     .expected = "admit 1:16+3"},
+    {"admission keeps a free block for each that runs",
+     .running = {{1, 17, 16, 2}}, .waiting = {{2, 40}}, .n_blocks_free = 3, .max_seqs = 4,
+     .max_rows = 16, .expected = "run 1:1"},
+    {"and admits when there is one",
+     .running = {{1, 17, 16, 2}}, .waiting = {{2, 40}}, .n_blocks_free = 4, .max_seqs = 4,
+     .max_rows = 16, .expected = "run 1:1 admit 2:15+3"},
+    {"blocks are first come first served",
+     .waiting = {{1, 100}, {2, 4}}, .n_blocks_free = 6, .max_seqs = 4, .max_rows = 16,
+     .expected = ""},
+    {"no more than max_seqs",
+     .running = {{1, 5, 4, 1}}, .waiting = {{2, 3}, {3, 3}}, .n_blocks_free = 9, .max_seqs = 2,
+     .max_rows = 16, .expected = "run 1:1 admit 2:3+1"},
+    {"no admission without a row left",
+     .running = {{1, 5, 4, 1}, {2, 60, 10, 4}}, .waiting = {{3, 3}}, .n_blocks_free = 9,
+     .max_seqs = 4, .max_rows = 8, .expected = "run 1:1 2:7"},
+    {"want of a block preempts the youngest, and nobody is admitted then",
+     .running = {{1, 17, 16, 1}, {2, 5, 4, 1}, {3, 5, 4, 1}}, .waiting = {{4, 3}},
+     .max_seqs = 8, .max_rows = 8, .expected = "preempt 3 run 1:1+1 2:1"},
+    {"the youngest that wants a block goes itself",
+     .running = {{1, 5, 4, 1}, {2, 17, 16, 1}}, .max_seqs = 8, .max_rows = 8,
+     .expected = "preempt 2 run 1:1"},
+    {"several go when one is not enough",
+     .running = {{1, 17, 16, 1}, {2, 17, 16, 1}, {3, 17, 16, 1}, {4, 17, 16, 1}}, .max_seqs = 8,
+     .max_rows = 8, .expected = "preempt 4 3 run 1:1+1 2:1+1"},
+    {"a preempted one comes back at its old place, before younger ones",
+     .running = {{1, 5, 4, 1}}, .waiting = {{2, 20}, {9, 4}}, .n_blocks_free = 4, .max_seqs = 8,
+     .max_rows = 32, .expected = "run 1:1 admit 2:20+2"},
+    {"a forced preemption takes whom it is told",
+     .running = {{1, 5, 4, 1}, {2, 5, 4, 1}}, .force = 1, .max_seqs = 8, .max_rows = 8,
+     .expected = "preempt 1 run 2:1"},
+    {"an adapter that does not fit is passed by those behind",
+     .running = {{1, 5, 4, 1, 0, 1, {0}}}, .waiting = {{2, 3, 0, 0, 0, 1, {1}}, {3, 3}},
+     .adapters = {{100, 1}, {100, 0}}, .adapter_bytes_free = 50, .n_blocks_free = 9, .max_seqs = 8,
+     .max_rows = 32, .expected = "run 1:1 admit 3:3+1 bypassed 2"},
+    {"a pinned adapter costs nothing more",
+     .running = {{1, 5, 4, 1, 0, 1, {0}}}, .waiting = {{2, 3, 0, 0, 0, 1, {0}}},
+     .adapters = {{100, 1}}, .adapter_bytes_free = 0, .n_blocks_free = 9, .max_seqs = 8,
+     .max_rows = 32, .expected = "run 1:1 admit 2:3+1"},
+    {"two of one plan share an adapter that is pinned once",
+     .waiting = {{1, 3, 0, 0, 0, 1, {0}}, {2, 3, 0, 0, 0, 1, {0}}}, .adapters = {{100, 0}},
+     .adapter_bytes_free = 100, .n_blocks_free = 9, .max_seqs = 8, .max_rows = 32,
+     .expected = "admit 1:3+1 2:3+1"},
+    {"two of one plan don't both get room that is there once",
+     .waiting = {{1, 3, 0, 0, 0, 1, {0}}, {2, 3, 0, 0, 0, 1, {1}}},
+     .adapters = {{100, 0}, {100, 0}}, .adapter_bytes_free = 150, .n_blocks_free = 9,
+     .max_seqs = 8, .max_rows = 32, .expected = "admit 1:3+1"},
+    {"an ensemble needs room for all of its adapters",
+     .waiting = {{1, 3, 0, 0, 0, 2, {0, 1}}}, .adapters = {{100, 0}, {100, 0}},
+     .adapter_bytes_free = 199, .n_blocks_free = 9, .max_seqs = 8, .max_rows = 32, .expected = ""},
+    {"one passed by too often lets nobody with an adapter by, pinned or not",
+     .running = {{1, 5, 4, 1, 0, 1, {0}}},
+     .waiting = {{2, 3, 0, 0, SCHED_BYPASS_MAX, 1, {1}}, {3, 3, 0, 0, 0, 1, {0}},
+                 {4, 3, 0, 0, 0, 1, {2}}, {5, 3}},
+     .adapters = {{100, 1}, {100, 0}, {10, 0}}, .adapter_bytes_free = 50, .n_blocks_free = 9,
+     .max_seqs = 8, .max_rows = 32, .expected = "run 1:1 admit 5:3+1 bypassed 2 3 4"},
+    {"being skipped with nobody admitted behind is no bypass",
+     .running = {{1, 5, 4, 1, 0, 1, {0}}}, .waiting = {{2, 3, 0, 0, 0, 1, {1}}},
+     .adapters = {{100, 1}, {100, 0}}, .adapter_bytes_free = 50, .n_blocks_free = 9, .max_seqs = 8,
+     .max_rows = 32, .expected = "run 1:1"},
+};
+
+static int count(const struct sched_seq *list)
+{
+    int n = 0;
+    while (n < SEQS && list[n].order != 0)
+        n++;
+    return n;
+}
+
+static void word(struct buf *out, const char *name, bool *named)
+{
+    if (!*named)
+        buf_appendf(out, "%s%s", out->len > 0 ? " " : "", name);
+    *named = true;
+}
+
+static void grants(struct buf *out, const char *name, const struct sched_grant *list, int n,
+                   const struct sched_seq *seqs)
+{
+    bool named = false;
+    for (int i = 0; i < n; i++) {
+        word(out, name, &named);
+        buf_appendf(out, " %d:%d", (int)seqs[list[i].index].order, list[i].n_rows);
+        if (list[i].n_blocks > 0)
+            buf_appendf(out, "+%d", list[i].n_blocks);
+    }
+}
+
+static void text_of(struct buf *out, const struct sched_plan *plan, const struct sched_state *state)
+{
+    bool named = false;
+    for (int i = 0; i < plan->n_preempt; i++) {
+        word(out, "preempt", &named);
+        buf_appendf(out, " %d", (int)state->running[plan->preempt[i]].order);
+    }
+    grants(out, "run", plan->run, plan->n_run, state->running);
+    grants(out, "admit", plan->admit, plan->n_admit, state->waiting);
+    named = false;
+    for (int i = 0; i < plan->n_bypassed; i++) {
+        word(out, "bypassed", &named);
+        buf_appendf(out, " %d", (int)state->waiting[plan->bypassed[i]].order);
+    }
+}
+
+static void plans_are_as_the_table_says(void **state)
+{
+    (void)state;
+    struct sched_plan plan;
+    sched_plan_init(&plan, SEQS, SEQS, ADAPTERS);
+    for (size_t c = 0; c < sizeof CASES / sizeof CASES[0]; c++) {
+        const struct plan_case *k = &CASES[c];
+        struct sched_state s = {.running = k->running,
+                                .n_running = count(k->running),
+                                .waiting = k->waiting,
+                                .n_waiting = count(k->waiting),
+                                .adapters = k->adapters,
+                                .n_adapters = ADAPTERS,
+                                .adapter_bytes_free = k->adapter_bytes_free,
+                                .n_blocks_free = k->n_blocks_free,
+                                .max_seqs = k->max_seqs,
+                                .max_rows = k->max_rows,
+                                .force_preempt = k->force - 1};
+        sched_plan_make(&plan, &s);
+        struct buf text = BUF_INIT;
+        text_of(&text, &plan, &s);
+        if (strcmp(buf_cstr(&text), k->expected) != 0)
+            fail_msg("%s: expected \"%s\", got \"%s\"", k->name, k->expected, buf_cstr(&text));
+        buf_release(&text);
+    }
+    print_message("note: %zu plans\n", sizeof CASES / sizeof CASES[0]);
+    sched_plan_release(&plan);
+}
+
+/* ---- a whole life, simulated ------------------------------------------------------------------------ */
+
+enum { LIVES = 40, BLOCKS = 24, POOL_BYTES = 250 };
+
+struct life {
+    struct sched_seq seq;
+    int n_total, steps_waited;
+    enum { TO_COME, WAITING, RUNNING, DONE } state;
+};
+
+static uint32_t next_random(uint32_t *state)
+{
+    *state = *state * 1664525u + 1013904223u;
+    return *state >> 8;
+}
+
+/* Carries plans out on paper until all are done; checks the plan's promises at every step. */
+static void simulate(uint32_t seed)
+{
+    struct life lives[LIVES];
+    struct sched_adapter adapters[ADAPTERS] = {{100, 0}, {120, 0}, {60, 0}, {200, 0}};
+    struct sched_plan plan;
+    int n_free = BLOCKS, n_done = 0;
+    uint32_t random = seed;
+    sched_plan_init(&plan, 6, LIVES, ADAPTERS);
+    for (int i = 0; i < LIVES; i++) {
+        lives[i] = (struct life){.seq = {.order = (uint64_t)i + 1}};
+        lives[i].seq.n_tokens = 1 + (int)(next_random(&random) % 90);
+        lives[i].n_total = lives[i].seq.n_tokens + 1 + (int)(next_random(&random) % 90);
+        if (next_random(&random) % 3 != 0) {
+            lives[i].seq.n_adapters = 1;
+            lives[i].seq.adapters[0] = (int)(next_random(&random) % ADAPTERS);
+        }
+    }
+    for (int step = 0; n_done < LIVES; step++) {
+        if (step > 20000)
+            fail_msg("seed %u: not done after %d steps", seed, step);
+        struct sched_seq running[LIVES], waiting[LIVES];
+        int at_running[LIVES], at_waiting[LIVES], n_running = 0, n_waiting = 0;
+        size_t pinned = 0;
+        for (int i = 0; i < LIVES; i++) {
+            if (lives[i].state == TO_COME && step >= i * 3)
+                lives[i].state = WAITING;
+            if (lives[i].state == RUNNING) {
+                at_running[n_running] = i;
+                running[n_running++] = lives[i].seq;
+            } else if (lives[i].state == WAITING) {
+                at_waiting[n_waiting] = i;
+                waiting[n_waiting++] = lives[i].seq;
+            }
+        }
+        for (int a = 0; a < ADAPTERS; a++)
+            pinned += adapters[a].n_pins > 0 ? adapters[a].n_bytes : 0;
+        assert_true(pinned <= POOL_BYTES);
+        struct sched_state s = {running, n_running, waiting, n_waiting, adapters, ADAPTERS,
+                                POOL_BYTES - pinned, n_free, 6, 16, -1};
+        sched_plan_make(&plan, &s);
+        for (int i = 0; i < plan.n_preempt; i++) {
+            struct life *l = &lives[at_running[plan.preempt[i]]];
+            if (plan.preempt[i] == 0)
+                fail_msg("seed %u step %d: the oldest was preempted", seed, step);
+            n_free += l->seq.n_blocks;
+            l->seq.n_blocks = l->seq.n_cached = 0;
+            l->state = WAITING;
+            if (l->seq.n_adapters > 0)
+                adapters[l->seq.adapters[0]].n_pins--;
+        }
+        int n_rows = 0;
+        for (int i = 0; i < plan.n_run + plan.n_admit; i++) {
+            bool admitted = i >= plan.n_run;
+            const struct sched_grant *g = admitted ? &plan.admit[i - plan.n_run] : &plan.run[i];
+            struct life *l = &lives[admitted ? at_waiting[g->index] : at_running[g->index]];
+            if (admitted) {
+                l->state = RUNNING;
+                l->seq.n_bypassed = 0;
+                if (l->seq.n_adapters > 0)
+                    adapters[l->seq.adapters[0]].n_pins++;
+            }
+            n_free -= g->n_blocks;
+            l->seq.n_blocks += g->n_blocks;
+            l->seq.n_cached += g->n_rows;
+            n_rows += g->n_rows;
+            if (n_free < 0 || l->seq.n_blocks * BLOCK_TOKENS < l->seq.n_cached || g->n_rows < 1)
+                fail_msg("seed %u step %d: blocks or rows that don't exist", seed, step);
+            if (l->seq.n_cached == l->seq.n_tokens && ++l->seq.n_tokens == l->n_total) {
+                n_free += l->seq.n_blocks;
+                l->state = DONE;
+                n_done++;
+                if (l->seq.n_adapters > 0)
+                    adapters[l->seq.adapters[0]].n_pins--;
+            }
+        }
+        for (int i = 0; i < plan.n_bypassed; i++)
+            lives[at_waiting[plan.bypassed[i]]].seq.n_bypassed++;
+        if (n_rows > 16 || (n_rows == 0 && plan.n_preempt == 0 && n_running + n_waiting > 0))
+            fail_msg("seed %u step %d: %d rows", seed, step, n_rows);
+        for (int i = 0; i < LIVES; i++)
+            if (lives[i].seq.n_bypassed > SCHED_BYPASS_MAX * 4)
+                fail_msg("seed %u: sequence %d starves", seed, i);
+    }
+    assert_int_equal(n_free, BLOCKS);
+    sched_plan_release(&plan);
+}
+
+static void whatever_comes_everyone_finishes_and_no_promise_is_broken(void **state)
+{
+    (void)state;
+    for (uint32_t seed = 1; seed <= 200; seed++)
+        simulate(seed);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(plans_are_as_the_table_says),
+        cmocka_unit_test(whatever_comes_everyone_finishes_and_no_promise_is_broken),
+    };
+    return cmocka_run_group_tests_name("scheduler", tests, NULL, NULL);
+}
