@@ -420,6 +420,8 @@ static int prepare(struct flight *f, CURL *easy, struct curl_slist *headers, con
     SET(CURLOPT_SSL_VERIFYPEER, 1L);
     SET(CURLOPT_SSL_VERIFYHOST, 2L);
     SET(CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
+    if (call->ca_file != NULL)
+        SET(CURLOPT_CAINFO, call->ca_file);
     SET(CURLOPT_NOPROXY, no_proxy);
     SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
     SET(CURLOPT_USERAGENT, "tributary");
@@ -467,9 +469,12 @@ static int explain(struct flight *f, CURLcode code, const char *detail)
     case CURLE_OPERATION_TIMEDOUT:
         return refuse(f, ERR_TIMEOUT, "%s", text);
     case CURLE_OUT_OF_MEMORY:
+        /* Which is also what older versions say of a header line beyond their own limit. */
+        if (!f->head_done)
+            return refuse(f, ERR_TOO_LARGE,
+                          "a line of its header is too long, or no memory is left");
         return refuse(f, ERR_NO_MEMORY, "%s", text);
     case CURLE_URL_MALFORMAT:
-    case CURLE_UNSUPPORTED_PROTOCOL:
         return refuse(f, ERR_INVALID, "%s", text);
     case CURLE_PARTIAL_FILE:
         return refuse(f, ERR_UPSTREAM, "the answer ends early (%s)", text);
@@ -643,12 +648,13 @@ int http_client_call(struct http_client *c, const struct http_call *call, struct
             rc = prepare(f, slot.easy, headers, no_proxy);
         if (rc == 0)
             rc = drive(f, &slot, begun);
-        if (rc == 0 && f->follows)
+        bool again = rc == 0 && f->follows;
+        if (again)
             rc = follow(f, slot.easy);
-        else if (rc == 0)
-            break;
         curl_easy_setopt(slot.easy, CURLOPT_HTTPHEADER, NULL);
         curl_slist_free_all(headers);
+        if (!again)
+            break;
     }
     if (slot.easy != NULL)
         slot_give_back(c, &slot);

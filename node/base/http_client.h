@@ -66,6 +66,7 @@ struct http_call { /* zero means the default */
     size_t max_header_bytes;     /* a hop; default 64 KiB */
     unsigned max_redirects;      /* default 5; GET and HEAD only, never from https to http */
     bool no_redirects;           /* an answer 3xx is returned as it is */
+    const char *ca_file;         /* PEM: the authorities to trust; default: the system's */
     uint64_t connect_timeout_ms; /* default 10,000 */
     uint64_t timeout_ms;         /* all in all, with redirects; default 60,000 */
     /* Fewer than stall_bytes in stall_ms, in both directions together: ERR_TIMEOUT. Default 1 byte
