@@ -4,7 +4,7 @@
  *   caller                            engine thread
  *   engine_submit  ──intake──────────> waiting ──plan──> running ──> FINISHED
  *   engine_cancel  ──flag, wake──────> looked at between steps
- *   engine_adapter_load ─> adapter_table (a lock of its own) <── pins at admission
+ *   engine_adapter_load ─> loaded_adapters (a lock of its own) <── pins at admission
  *   engine_stats   <──copy, once a step
  *
  * The lock is held for moments only, never during a step or a callback; so submit, cancel and stats
@@ -82,7 +82,7 @@ static void describe(struct engine *e)
 
 static void engine_free(struct engine *e)
 {
-    adapter_table_free(e->adapters);
+    loaded_adapters_free(e->adapters);
     if (e->tokenizer != NULL)
         tokenizer_close(e->tokenizer);
     if (e->chat_template != NULL)
@@ -117,7 +117,7 @@ static struct engine *engine_new(struct model *model, const struct engine_option
 static int engine_start(struct engine **out, struct engine *e, struct err *err)
 {
     int rc = 0;
-    e->adapters = adapter_table_create(e->options.adapter_host_bytes);
+    e->adapters = loaded_adapters_create(e->options.adapter_host_bytes);
     e->intake = xcalloc((size_t)e->options.max_waiting, sizeof(struct sequence *));
     e->next_id = 1;
     int rc_thread = pthread_create(&e->thread, NULL, engine_thread, e);
@@ -223,7 +223,7 @@ int engine_adapter_add(struct engine *e, struct lora_adapter *adapter, struct er
         lora_close(adapter);
         return -1;
     }
-    return adapter_table_add(e->adapters, adapter, err);
+    return loaded_adapters_add(e->adapters, adapter, err);
 }
 
 int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter *out,
@@ -246,7 +246,7 @@ int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter
 
 int engine_adapter_drop(struct engine *e, const struct content_digest *content, struct err *err)
 {
-    return adapter_table_drop(e->adapters, content, err);
+    return loaded_adapters_drop(e->adapters, content, err);
 }
 
 /* ---- requests ---------------------------------------------------------------------------------- */
@@ -323,7 +323,7 @@ static int check_request(const struct engine *e, const struct engine_request *r,
 void sequence_free(struct engine *e, struct sequence *s)
 {
     for (int i = 0; i < s->n_adapters; i++)
-        adapter_table_unuse(e->adapters, s->adapters[i]);
+        loaded_adapters_unuse(e->adapters, s->adapters[i]);
     free(s->tokens);
     free(s->stop_ids);
     free(s->bias_ids);
@@ -340,12 +340,12 @@ static int use_adapters(struct engine *e, struct sequence *s, const struct engin
     int ranks = 0;
     for (int i = 0; i < r->n_adapters; i++) {
         char hex[65];
-        struct loaded_adapter *a = adapter_table_use(e->adapters, &r->adapters[i].content);
+        struct loaded_adapter *a = loaded_adapters_use(e->adapters, &r->adapters[i].content);
         if (a == NULL)
             return err_set(err, ERR_NOT_FOUND, "adapter %s is not loaded",
                            hex_encode(hex, r->adapters[i].content.bytes, 32));
         if (fpclassify(r->adapters[i].weight) == FP_ZERO) {
-            adapter_table_unuse(e->adapters, a); /* adds nothing */
+            loaded_adapters_unuse(e->adapters, a); /* adds nothing */
             continue;
         }
         s->weights[s->n_adapters] = r->adapters[i].weight;
@@ -454,7 +454,7 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
     *out = e->stats;
     out->n_waiting = e->n_queued > out->n_waiting ? e->n_queued : out->n_waiting;
     pthread_mutex_unlock(&mutable->lock);
-    out->n_adapters_loaded = adapter_table_n_loaded(e->adapters);
+    out->n_adapters_loaded = loaded_adapters_n_loaded(e->adapters);
 }
 
 /* ---- tests ------------------------------------------------------------------------------------- */

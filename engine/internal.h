@@ -2,7 +2,7 @@
 #ifndef TRIBUTARY_ENGINE_INTERNAL_H
 #define TRIBUTARY_ENGINE_INTERNAL_H
 
-#include "engine/adapter_table.h"
+#include "engine/loaded_adapters.h"
 #include "engine/batch.h"
 #include "engine/engine.h"
 #include "engine/forward.h"
@@ -23,7 +23,7 @@ struct engine {
     struct engine_model public_model;
     struct tokenizer *tokenizer;
     struct chat_template *chat_template;
-    struct adapter_table *adapters;
+    struct loaded_adapters *adapters;
     int max_context; /* the model's, the options' and the KV cache's least */
     size_t adapter_pool_bytes;
     char backend_text[128];

@@ -2,7 +2,7 @@
 #ifndef TRIBUTARY_ENGINE_SEQUENCE_H
 #define TRIBUTARY_ENGINE_SEQUENCE_H
 
-#include "engine/adapter_table.h"
+#include "engine/loaded_adapters.h"
 #include "engine/engine.h"
 #include "engine/lora_pool.h"
 

@@ -1,6 +1,6 @@
-/* adapter_table: the adapters that are loaded, by digest, in host memory. Any thread. */
-#ifndef TRIBUTARY_ENGINE_ADAPTER_TABLE_H
-#define TRIBUTARY_ENGINE_ADAPTER_TABLE_H
+/* loaded_adapters: the adapters that are loaded, by digest, in host memory. Any thread. */
+#ifndef TRIBUTARY_ENGINE_LOADED_ADAPTERS_H
+#define TRIBUTARY_ENGINE_LOADED_ADAPTERS_H
 
 #include "engine/lora.h"
 
@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 struct err;
-struct adapter_table;
+struct loaded_adapters;
 
 /* An adapter that somebody loaded or a sequence uses. The first two members never change. */
 struct loaded_adapter {
@@ -22,23 +22,23 @@ struct loaded_adapter {
     uint64_t counted_step;
 };
 
-struct adapter_table *adapter_table_create(size_t max_bytes);
-void adapter_table_free(struct adapter_table *t); /* quiet on NULL; no users may be left */
+struct loaded_adapters *loaded_adapters_create(size_t max_bytes);
+void loaded_adapters_free(struct loaded_adapters *t); /* quiet on NULL; no users may be left */
 
 /* Takes lora over. One already there gets one more load and `lora` is closed. Fails with ERR_BUSY
  * when max_bytes would be passed; lora is closed then, too. */
-int adapter_table_add(struct adapter_table *t, struct lora_adapter *lora, struct err *err);
+int loaded_adapters_add(struct loaded_adapters *t, struct lora_adapter *lora, struct err *err);
 
 /* One load less. ERR_NOT_FOUND when there is none. */
-int adapter_table_drop(struct adapter_table *t, const struct content_digest *content,
+int loaded_adapters_drop(struct loaded_adapters *t, const struct content_digest *content,
                        struct err *err);
 
 /* For a sequence: one more user, or NULL when nobody has it loaded. It stays, whatever is dropped,
  * until as many unuse calls. */
-struct loaded_adapter *adapter_table_use(struct adapter_table *t,
+struct loaded_adapter *loaded_adapters_use(struct loaded_adapters *t,
                                          const struct content_digest *content);
-void adapter_table_unuse(struct adapter_table *t, struct loaded_adapter *a);
+void loaded_adapters_unuse(struct loaded_adapters *t, struct loaded_adapter *a);
 
-int adapter_table_n_loaded(struct adapter_table *t);
+int loaded_adapters_n_loaded(struct loaded_adapters *t);
 
 #endif

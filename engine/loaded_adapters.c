@@ -1,10 +1,10 @@
-/* adapter_table: see adapter_table.h.
+/* loaded_adapters: see loaded_adapters.h.
  *
  * An entry lives while it has loads (engine_adapter_load, less engine_adapter_drop) or users
  * (sequences submitted and not finished). With no loads left it is found by nobody new; with no users
  * either its host memory is freed at once. What the device pool still holds of it then is a cache by
  * digest, which a later load of the same files finds again. */
-#include "engine/adapter_table.h"
+#include "engine/loaded_adapters.h"
 
 #include "node/base/buf.h"
 #include "node/base/err.h"
@@ -16,22 +16,22 @@
 
 enum { N_CHAINS = 4096 };
 
-struct adapter_table {
+struct loaded_adapters {
     pthread_mutex_t lock;
     struct loaded_adapter *chains[N_CHAINS];
     size_t max_bytes, used_bytes;
     int n_loaded; /* with loads */
 };
 
-struct adapter_table *adapter_table_create(size_t max_bytes)
+struct loaded_adapters *loaded_adapters_create(size_t max_bytes)
 {
-    struct adapter_table *t = xcalloc(1, sizeof *t);
+    struct loaded_adapters *t = xcalloc(1, sizeof *t);
     pthread_mutex_init(&t->lock, NULL);
     t->max_bytes = max_bytes;
     return t;
 }
 
-static struct loaded_adapter **find(struct adapter_table *t, const struct content_digest *content)
+static struct loaded_adapter **find(struct loaded_adapters *t, const struct content_digest *content)
 {
     struct loaded_adapter **link =
         &t->chains[(content->bytes[0] | content->bytes[1] << 8) % N_CHAINS];
@@ -41,7 +41,7 @@ static struct loaded_adapter **find(struct adapter_table *t, const struct conten
 }
 
 /* Under the lock: frees the entry at *link when nobody wants it. */
-static void forget_idle(struct adapter_table *t, struct loaded_adapter **link)
+static void forget_idle(struct loaded_adapters *t, struct loaded_adapter **link)
 {
     struct loaded_adapter *a = *link;
     if (a->n_loads > 0 || a->n_users > 0)
@@ -52,7 +52,7 @@ static void forget_idle(struct adapter_table *t, struct loaded_adapter **link)
     free(a);
 }
 
-void adapter_table_free(struct adapter_table *t)
+void loaded_adapters_free(struct loaded_adapters *t)
 {
     if (t == NULL)
         return;
@@ -67,7 +67,7 @@ void adapter_table_free(struct adapter_table *t)
     free(t);
 }
 
-int adapter_table_add(struct adapter_table *t, struct lora_adapter *lora, struct err *err)
+int loaded_adapters_add(struct loaded_adapters *t, struct lora_adapter *lora, struct err *err)
 {
     int rc = 0;
     pthread_mutex_lock(&t->lock);
@@ -94,7 +94,7 @@ int adapter_table_add(struct adapter_table *t, struct lora_adapter *lora, struct
     return rc;
 }
 
-int adapter_table_drop(struct adapter_table *t, const struct content_digest *content,
+int loaded_adapters_drop(struct loaded_adapters *t, const struct content_digest *content,
                        struct err *err)
 {
     int rc = 0;
@@ -112,7 +112,7 @@ int adapter_table_drop(struct adapter_table *t, const struct content_digest *con
     return rc;
 }
 
-struct loaded_adapter *adapter_table_use(struct adapter_table *t,
+struct loaded_adapter *loaded_adapters_use(struct loaded_adapters *t,
                                          const struct content_digest *content)
 {
     pthread_mutex_lock(&t->lock);
@@ -125,7 +125,7 @@ struct loaded_adapter *adapter_table_use(struct adapter_table *t,
     return a;
 }
 
-void adapter_table_unuse(struct adapter_table *t, struct loaded_adapter *a)
+void loaded_adapters_unuse(struct loaded_adapters *t, struct loaded_adapter *a)
 {
     pthread_mutex_lock(&t->lock);
     BUG_IF(a->n_users < 1);
@@ -134,7 +134,7 @@ void adapter_table_unuse(struct adapter_table *t, struct loaded_adapter *a)
     pthread_mutex_unlock(&t->lock);
 }
 
-int adapter_table_n_loaded(struct adapter_table *t)
+int loaded_adapters_n_loaded(struct loaded_adapters *t)
 {
     pthread_mutex_lock(&t->lock);
     int n = t->n_loaded;
