@@ -24,6 +24,8 @@
  *   - when the account's confirmed nonce has passed a row's and the contract still says no, its
  *     transactions are lost (reverted, or the nonce was used by hand): the row waits again
  *
+ * Deeper than that is the same again: rows whose effect is gone from the head are opened once more.
+ *
  * A submit waits, and says so in outbox.note, until its redeem has arrived (committed <= redeemed),
  * the stake covers it and the operator is live. A redeem waits for the payer's balance and steps
  * aside for a newer voucher of its channel; it holds up nobody else.
@@ -810,6 +812,112 @@ static int start_next(struct round *r, struct err *err)
     return 0;
 }
 
+/* ---- reorgs below the confirmed block -------------------------------------------------------- */
+
+struct lost { /* rows that were confirmed and that the contracts no longer have */
+    uint64_t next_seq;
+    uint64_t vouchers[64];
+    size_t n_vouchers;
+};
+
+static int reopen_task(struct ledger *l, void *context, struct err *err)
+{
+    static const char *const submits[] = {
+        "UPDATE tx SET state = 1, block = NULL, block_hash = NULL WHERE outbox IN (SELECT o.id "
+        "FROM outbox o JOIN batch b ON b.id = o.batch WHERE o.domain = ?1 AND o.state = 3 AND "
+        "b.seq >= ?2 AND b.state = 2)",
+        "UPDATE outbox SET state = 1 WHERE domain = ?1 AND state = 3 AND batch IN "
+        "(SELECT id FROM batch WHERE domain = ?1 AND seq >= ?2 AND state = 2)",
+        "UPDATE batch SET state = 0 WHERE domain = ?1 AND seq >= ?2 AND state = 2",
+    };
+    static const char *const redeems[] = {
+        "UPDATE tx SET state = 1, block = NULL, block_hash = NULL WHERE outbox IN "
+        "(SELECT id FROM outbox WHERE domain = ?1 AND voucher = ?2 AND state >= 3)",
+        "UPDATE outbox SET state = 1 WHERE domain = ?1 AND voucher = ?2 AND state >= 3",
+    };
+    const struct lost *lost = context;
+    for (size_t i = 0; i < sizeof(submits) / sizeof(*submits); i++) {
+        struct db_stmt *s = db_stmt(l->db, submits[i]);
+        db_put_u64(s, l->domain);
+        db_put_u64(s, lost->next_seq);
+        if (db_run(s, err) != 0)
+            return -1;
+    }
+    for (size_t v = 0; v < lost->n_vouchers; v++) {
+        for (size_t i = 0; i < sizeof(redeems) / sizeof(*redeems); i++) {
+            struct db_stmt *s = db_stmt(l->db, redeems[i]);
+            db_put_u64(s, l->domain);
+            db_put_u64(s, lost->vouchers[v]);
+            if (db_run(s, err) != 0)
+                return -1;
+        }
+    }
+    return set_payout_column(l, false, err);
+}
+
+/* Vouchers that were redeemed, are the newest of their channel, and that Escrow no longer knows. */
+static int find_lost_vouchers(struct round *r, struct lost *out, struct err *err)
+{
+    struct db_stmt *s = db_stmt(
+        r->db, "SELECT v.id, c.payer, c.epoch, v.value FROM voucher v JOIN channel c ON "
+               "c.id = v.channel JOIN outbox o ON o.voucher = v.id WHERE c.domain = ? AND "
+               "o.state >= 3 AND v.id = (SELECT max(id) FROM voucher w WHERE w.channel = c.id) "
+               "ORDER BY v.id DESC LIMIT 64");
+    int row, rc = 0;
+    db_put_u64(s, r->p->ledger->domain);
+    while (rc == 0 && (row = db_step(s, err)) != 0) {
+        struct address payer;
+        struct amount value, ours;
+        uint8_t last[32];
+        if (row < 0) {
+            rc = -1;
+            break;
+        }
+        uint64_t id = db_get_u64(s);
+        db_get_blob(s, payer.bytes, 20);
+        uint64_t epoch = db_get_u64(s);
+        ours = db_get_amount(s);
+        rc = settlement_channel(&r->p->at, &value, last, payer, epoch, RPC_AT_BLOCK(r->head.number),
+                                err);
+        if (rc == 0 && amount_cmp(value, ours) < 0)
+            out->vouchers[out->n_vouchers++] = id;
+    }
+    return db_end_checked(s, err) != 0 ? -1 : rc;
+}
+
+/* A chain may take back more than the policy calls confirmed. Then the head is below what is
+ * confirmed here, or a submit finds nothing redeemed although no redeem waits; both show without
+ * asking about every old row in every round. What is final stays: its window has passed. *reopened:
+ * the rows that this round has loaded are out of date. */
+static int reopen_lost(struct round *r, bool *reopened, struct err *err)
+{
+    struct lost lost = {.next_seq = r->head_latest.next};
+    struct db_stmt *s = db_stmt(
+        r->db, "SELECT count(*) FROM batch WHERE domain = ? AND seq >= ? AND state = 2");
+    db_put_u64(s, r->p->ledger->domain);
+    db_put_u64(s, lost.next_seq);
+    int row = db_step(s, err);
+    uint64_t n_batches = row == 1 ? db_get_u64(s) : 0;
+    if (db_end_checked(s, err) != 0 || row != 1)
+        return -1;
+    bool redeem_open = false, unredeemed = n_batches > 0;
+    for (size_t i = 0; i < r->n_rows; i++) {
+        const struct row *o = &r->rows[i];
+        redeem_open |= o->kind == OUTBOX_REDEEM;
+        unredeemed |= o->kind == OUTBOX_SUBMIT && !o->done_latest &&
+                      amount_cmp(o->batch.batch.committed, r->redeemed) > 0;
+    }
+    *reopened = false;
+    if (unredeemed && !redeem_open && find_lost_vouchers(r, &lost, err) != 0)
+        return -1;
+    if (n_batches == 0 && lost.n_vouchers == 0)
+        return 0;
+    log_warn("publisher", "a deep reorg took back %llu confirmed batches and %zu redeems",
+             (unsigned long long)n_batches, lost.n_vouchers);
+    *reopened = true;
+    return ledger_run(r->p->ledger, reopen_task, &lost, err);
+}
+
 /* ---- finality, claims, facts ---------------------------------------------------------------- */
 
 static int final_task(struct ledger *l, void *context, struct err *err)
@@ -1043,8 +1151,13 @@ static int run_round(struct publisher *p, struct err *err)
         rc = load_rows(&r, err);
     if (rc == 0)
         rc = judge_rows(&r, err);
+    bool reopened = false;
     if (rc == 0)
         rc = post_facts(&r, err);
+    if (rc == 0 && !r.foreign_head)
+        rc = reopen_lost(&r, &reopened, err);
+    if (reopened)
+        r.n_rows = 0; /* the next round goes on */
     for (size_t i = 0; i < r.n_rows && rc == 0; i++)
         rc = settle_row(&r, &r.rows[i], err);
     for (size_t i = 0; i < r.n_rows && rc == 0; i++) {

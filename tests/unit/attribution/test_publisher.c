@@ -1,0 +1,451 @@
+/* The publisher against a scripted chain (market.h): everything that a chain can do to an outbox.
+ */
+#include "tests/unit/attribution/market.h"
+
+struct world {
+    char *dir;
+    struct wallet *wallet;
+    struct ledger_options options;
+    struct ledger *l;
+    struct adapter_id adapter;
+};
+
+static int set_up(void **state)
+{
+    struct world *w = xcalloc(1, sizeof(*w));
+    log_set_level(LOG_ERROR);
+    fake_chain_reset();
+    w->dir = temp_dir_create();
+    w->wallet = market_wallet();
+    w->options = market_options(w->dir, w->wallet, true);
+    w->options.rpc = NULL;
+    w->l = market_open(&w->options);
+    w->adapter = market_put_adapter(w->l, 1);
+    fake_now()->stake = amount_of(1000000000);
+    fake_now()->balance = amount_of(1000000000);
+    *state = w;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct world *w = *state;
+    ledger_close(w->l);
+    wallet_close(w->wallet);
+    temp_dir_remove(w->dir);
+    free(w);
+    return 0;
+}
+
+static void reopen(struct world *w)
+{
+    ledger_close(w->l);
+    w->l = market_open(&w->options);
+}
+
+static void look(struct world *w)
+{
+    struct err err = {0};
+    assert_ok(publisher_round(w->l, &err), err);
+}
+
+/* Rounds and blocks until nothing waits. */
+static void settle(struct world *w)
+{
+    for (int i = 0; i < 40; i++) {
+        struct ledger_health h;
+        look(w);
+        fake_mine();
+        ledger_health(w->l, &h);
+        if (h.outbox_waiting == 0 && h.batches_final == h.batches_sealed)
+            return;
+    }
+    struct err err;
+    json_t *outbox = ledger_query_outbox(w->l, NULL, &err);
+    fail_msg("the outbox never emptied: %s", json_dumps(outbox, JSON_INDENT(1)));
+}
+
+static const char *state_of(struct world *w, size_t row, char *out, size_t n)
+{
+    struct err err = {0};
+    json_t *outbox = ledger_query_outbox(w->l, NULL, &err);
+    assert_non_null(outbox);
+    const json_t *item = json_array_get(json_object_get(outbox, "items"), row);
+    const char *note = json_string_value(json_object_get(item, "waiting"));
+    snprintf(out, n, "%s %s%s%s", json_string_value(json_object_get(item, "kind")),
+             json_string_value(json_object_get(item, "state")), note ? ": " : "", note ? note : "");
+    json_decref(outbox);
+    return out;
+}
+
+#define assert_row(w, row, expected)                                           \
+    do {                                                                       \
+        char text_[300];                                                       \
+        assert_string_equal(state_of(w, row, text_, sizeof(text_)), expected); \
+    } while (0)
+
+static void a_batch_goes_from_sealed_to_final(void **state)
+{
+    struct world *w = *state;
+    market_commit_many(w->l, 0, 10, &w->adapter);
+    assert_int_equal(market_seal(w->l), 10);
+    assert_row(w, 0, "redeem waiting");
+    assert_row(w, 1, "submit waiting");
+    look(w); /* signs and sends the redeem */
+    assert_row(w, 0, "redeem signed");
+    assert_int_equal(fake_pending(), 1);
+    look(w); /* nothing new: one in flight */
+    assert_int_equal(fake_pending(), 1);
+    fake_mine();
+    look(w); /* redeem mined, the submit goes out */
+    assert_row(w, 0, "redeem mined");
+    assert_row(w, 1, "submit signed");
+    fake_mine();
+    look(w);
+    assert_row(w, 0, "redeem confirmed");
+    assert_row(w, 1, "submit mined");
+    settle(w);
+    assert_row(w, 1, "submit confirmed");
+    struct err err = {0};
+    json_t *b = ledger_query_batch(w->l, 0, &err);
+    assert_string_equal(json_string_value(json_object_get(b, "state")), "final");
+    assert_non_null(json_string_value(json_object_get(b, "txHash")));
+    json_decref(b);
+    market_check(w->l, true);
+    assert_int_equal(fake->n_reverts, 0);
+}
+
+static void batches_follow_each_other_and_money_adds_up(void **state)
+{
+    struct world *w = *state;
+    for (uint64_t i = 0; i < 5; i++) {
+        market_commit_many(w->l, i * 10, 7, &w->adapter);
+        assert_int_equal(market_seal(w->l), 7);
+        look(w);
+        if (i % 2)
+            fake_mine();
+    }
+    settle(w);
+    assert_int_equal(fake_now()->n_batches, 5);
+    assert_int_equal(amount_cmp(fake_now()->redeemed, fake_now()->committed[4]), 0);
+    market_check(w->l, true);
+    assert_int_equal(fake->n_reverts, 0);
+}
+
+static void a_reorg_puts_rows_back_and_the_same_bytes_go_out_again(void **state)
+{
+    struct world *w = *state;
+    for (int forget = 0; forget < 2; forget++) {
+        uint64_t batches = fake_now()->n_batches;
+        market_commit_many(w->l, 100u + (uint64_t)forget * 10, 5, &w->adapter);
+        market_seal(w->l);
+        look(w);
+        fake_mine();
+        look(w);
+        fake_mine();
+        look(w);
+        assert_row(w, (size_t)forget * 2 + 1, "submit mined");
+        fake_reorg(2, forget); /* redeem and submit are gone */
+        assert_int_equal(fake_now()->n_batches, batches);
+        look(w); /* the redeem was confirmed: a deep reorg opens it again */
+        look(w);
+        assert_row(w, (size_t)forget * 2 + 1, "submit signed");
+        struct err err = {0};
+        json_t *b = ledger_query_batch(w->l, batches, &err);
+        assert_string_equal(json_string_value(json_object_get(b, "state")), "sealed");
+        json_decref(b);
+        if (forget) { /* what a node forgot is sent again, at once by a node that starts */
+            w->options.publish.replace_after_ms = 1;
+            reopen(w);
+            usleep(3000);
+        }
+        settle(w);
+        assert_int_equal(fake_now()->n_batches, batches + 1);
+        market_check(w->l, true);
+    }
+}
+
+static void a_lost_endpoint_makes_batches_wait_and_nothing_else(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    fake->down = true;
+    market_commit_many(w->l, 0, 5, &w->adapter);
+    assert_int_equal(market_seal(w->l), 5);
+    assert_int_equal(publisher_round(w->l, &err), -1);
+    assert_int_equal(err.code, ERR_UPSTREAM);
+    assert_row(w, 1, "submit waiting");
+    market_commit_many(w->l, 10, 5, &w->adapter);
+    assert_int_equal(market_seal(w->l), 5);
+    struct ledger_health h;
+    ledger_health(w->l, &h);
+    assert_true(h.ready);
+    fake->down = false;
+    settle(w);
+    assert_int_equal(fake_now()->n_batches, 2);
+    /* One redeem of the newer voucher served both batches. */
+    assert_row(w, 0, "redeem moot");
+    market_check(w->l, true);
+}
+
+static void a_submit_that_outruns_its_redeem_waits(void **state)
+{
+    struct world *w = *state;
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    fake_now()->balance = AMOUNT_ZERO;
+    look(w);
+    assert_row(w, 1, "submit waiting: waits for its redeem");
+    char text[300];
+    state_of(w, 0, text, sizeof(text));
+    assert_non_null(strstr(text, "escrow balance is 0, the voucher needs"));
+    struct ledger_health h;
+    ledger_health(w->l, &h);
+    assert_true(h.ready && h.reason[0] && h.house_known);
+    assert_false(amount_is_zero(h.house_short));
+    /* While the house is known to be short nothing more is sealed. */
+    market_commit_many(w->l, 10, 3, &w->adapter);
+    look(w);
+    assert_int_equal(market_seal(w->l), 0);
+    fake_now()->balance = amount_of(1000000000);
+    settle(w);
+    assert_int_equal(market_seal(w->l), 3);
+    settle(w);
+    market_check(w->l, true);
+    assert_int_equal(fake->n_reverts, 0);
+}
+
+static void sealing_stops_where_the_escrow_balance_ends(void **state)
+{
+    struct world *w = *state;
+    struct ledger_price one;
+    struct err err = {0};
+    assert_ok(ledger_quote(w->l, &one, NULL, 0, 10, 20, &err), err);
+    fake_now()->balance = amount_of((uint64_t)one.total.units * 4);
+    look(w);
+    market_commit_many(w->l, 0, 10, NULL);
+    uint32_t sealed = market_seal(w->l);
+    if (sealed == 0 || sealed > 4)
+        fail_msg("%u receipts were sealed, the balance covers up to 4", sealed);
+    settle(w);
+    market_check(w->l, true);
+    fake_now()->balance = amount_of(1000000000);
+    look(w);
+    assert_int_equal(market_seal(w->l), 10 - sealed);
+    settle(w);
+    market_check(w->l, true);
+}
+
+static void value_above_the_stake_waits_for_finality(void **state)
+{
+    struct world *w = *state;
+    struct ledger_price one;
+    struct err err = {0};
+    assert_ok(ledger_quote(w->l, &one, NULL, 0, 16, 32, &err), err);
+    fake_now()->stake = amount_of((uint64_t)one.total.units * 3);
+    look(w);
+    market_commit_many(w->l, 0, 9, NULL);
+    uint32_t first = market_seal(w->l);
+    assert_true(first >= 3 && first < 9);
+    while (market_seal(w->l) > 0)
+        look(w);
+    settle(w);
+    assert_true(fake_now()->n_batches >= 2);
+    assert_int_equal(fake->n_reverts, 0);
+    market_check(w->l, true);
+}
+
+static void a_stuck_transaction_is_replaced_at_its_nonce(void **state)
+{
+    struct world *w = *state;
+    w->options.publish.replace_after_ms = 1;
+    reopen(w);
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    look(w);
+    struct amount first = fake->txs[0].max_fee, at_least;
+    uint64_t nonce = fake->txs[0].nonce;
+    fake->base_fee = amount_of(5000000000);
+    fake_mine(); /* too dear: it stays */
+    assert_int_equal(fake_pending(), 1);
+    usleep(5000);
+    look(w);
+    assert_int_equal(fake_pending(), 1);
+    assert_int_equal(fake->txs[0].nonce, nonce);
+    assert_int_equal(amount_mul(&at_least, first, 9), 0);
+    assert_true(amount_cmp(fake->txs[0].max_fee, amount_div(at_least, 8)) >= 0);
+    settle(w);
+    assert_int_equal(fake_now()->n_batches, 1);
+    market_check(w->l, true);
+}
+
+static void the_fee_cap_is_never_exceeded(void **state)
+{
+    struct world *w = *state;
+    w->options.publish.max_fee_per_gas = amount_of(3000000000);
+    w->options.publish.replace_after_ms = 1;
+    reopen(w);
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    fake->base_fee = amount_of(4000000000);
+    look(w);
+    assert_int_equal(fake_pending(), 0);
+    assert_row(w, 0, "redeem waiting: gas costs more than the fee cap");
+    fake->base_fee = amount_of(1000000000);
+    for (int i = 0; i < 6; i++) {
+        usleep(3000);
+        look(w); /* replaces again and again, up to the cap */
+        assert_true(amount_cmp(fake->txs[0].max_fee, amount_of(3000000000)) <= 0);
+    }
+    settle(w);
+    market_check(w->l, true);
+}
+
+static void the_spending_cap_stops_signing(void **state)
+{
+    struct world *w = *state;
+    /* One transaction costs at worst 125,000 gas at 2 gwei. */
+    w->options.publish.max_spend_per_day = amount_of(125000ull * 2000000000 * 3 / 2);
+    reopen(w);
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    look(w);
+    fake_mine();
+    look(w);
+    assert_row(w, 1, "submit waiting: the spending cap of 24 hours is reached");
+    assert_int_equal(fake_pending(), 0);
+}
+
+static void a_nonce_used_by_hand_makes_the_row_start_over(void **state)
+{
+    struct world *w = *state;
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    look(w);
+    assert_int_equal(fake_pending(), 1);
+    fake->txs[0].used = false; /* somebody replaced it with something else ... */
+    fake_now()->nonce++;       /* ... which was mined */
+    fake_mine();
+    fake_mine();
+    look(w);
+    look(w);
+    settle(w);
+    assert_int_equal(fake_now()->n_batches, 1);
+    market_check(w->l, true);
+}
+
+static void a_node_that_forgets_transactions_gets_them_again(void **state)
+{
+    struct world *w = *state;
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    fake->drops_broadcasts = true;
+    look(w);
+    assert_int_equal(fake_pending(), 0);
+    assert_row(w, 0, "redeem signed");
+    fake->drops_broadcasts = false;
+    w->options.publish.replace_after_ms = 1;
+    reopen(w);
+    usleep(3000);
+    settle(w);
+    assert_int_equal(fake_now()->n_batches, 1);
+    market_check(w->l, true);
+}
+
+static void a_database_older_than_the_chain_opens_a_new_epoch_and_submits_nothing(void **state)
+{
+    struct world *w = *state;
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    settle(w);
+    /* The chain knows more than we do: the operator has had a later life. */
+    struct fake_state *s = fake_now();
+    memset(s->batch_hash[s->n_batches], 0x77, 32);
+    s->committed[s->n_batches] = s->committed[s->n_batches - 1];
+    s->final_block[s->n_batches] = fake->head;
+    s->n_batches++;
+    struct err err = {0};
+    look(w);
+    json_t *channels = ledger_query_channels(w->l, NULL, &err);
+    assert_true(json_array_size(json_object_get(channels, "items")) >= 2);
+    json_decref(channels);
+    market_commit_many(w->l, 10, 4, &w->adapter);
+    market_seal(w->l);
+    for (int i = 0; i < 6; i++) {
+        look(w);
+        fake_mine();
+    }
+    struct ledger_health h;
+    ledger_health(w->l, &h);
+    assert_non_null(strstr(h.reason, "doesn't know"));
+    assert_int_equal(fake->n_reverts, 0);
+}
+
+static void a_new_database_on_a_known_chain_starts_with_a_fresh_epoch(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    settle(w);
+    /* The directory is lost; the keys are not. */
+    ledger_close(w->l);
+    temp_dir_remove(w->dir);
+    w->dir = temp_dir_create();
+    w->options.data_dir = w->dir;
+    w->options.rpc = (struct rpc *)fake;
+    w->options.publish.poll_ms = 5;
+    w->l = market_open(&w->options);
+    json_t *channels = ledger_query_channels(w->l, NULL, &err);
+    const json_t *first = json_array_get(json_object_get(channels, "items"), 0);
+    assert_true(json_integer_value(json_object_get(first, "epoch")) > 1600000000);
+    json_decref(channels);
+}
+
+static void the_publisher_thread_settles_by_itself(void **state)
+{
+    struct world *w = *state;
+    w->options.rpc = (struct rpc *)fake;
+    w->options.publish.poll_ms = 2;
+    w->options.seal.max_age_ms = 1;
+    reopen(w);
+    struct adapter_id adapter = market_put_adapter(w->l, 1);
+    market_commit_many(w->l, 0, 12, &adapter);
+    struct ledger_health h;
+    for (int i = 0; i < 300; i++) {
+        usleep(10000);
+        /* The fake chain has no lock: mine only while no round runs. */
+        ledger_health(w->l, &h);
+        if (h.batches_sealed && h.unsealed_receipts == 0 && h.batches_final == h.batches_sealed)
+            break;
+        ledger_close(w->l);
+        fake_mine();
+        w->l = market_open(&w->options);
+    }
+    assert_true(h.batches_final > 0 && h.batches_final == h.batches_sealed);
+    market_check(w->l, true);
+}
+
+int main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        T(a_batch_goes_from_sealed_to_final),
+        T(batches_follow_each_other_and_money_adds_up),
+        T(a_reorg_puts_rows_back_and_the_same_bytes_go_out_again),
+        T(a_lost_endpoint_makes_batches_wait_and_nothing_else),
+        T(a_submit_that_outruns_its_redeem_waits),
+        T(sealing_stops_where_the_escrow_balance_ends),
+        T(value_above_the_stake_waits_for_finality),
+        T(a_stuck_transaction_is_replaced_at_its_nonce),
+        T(the_fee_cap_is_never_exceeded),
+        T(the_spending_cap_stops_signing),
+        T(a_nonce_used_by_hand_makes_the_row_start_over),
+        T(a_node_that_forgets_transactions_gets_them_again),
+        T(a_database_older_than_the_chain_opens_a_new_epoch_and_submits_nothing),
+        T(a_new_database_on_a_known_chain_starts_with_a_fresh_epoch),
+        T(the_publisher_thread_settles_by_itself),
+    };
+    market_uses();
+    return cmocka_run_group_tests_name("publisher", tests, NULL, NULL);
+}
