@@ -179,8 +179,8 @@ static void any_batch_any_chunks_any_preemption_give_the_bits_of_each_request_al
         {"chunks of at most 5 rows", 5, 64, 1, 0, false, 16 << 20, 0, 0},
         {"chunks of 19, forced preemption", 19, 64, 1, 0, true, 16 << 20, 10, 0},
         {"a KV cache of 26 blocks", 64, 64, 1, 26, false, 16 << 20, 1, 0},
-        {"room for two adapters or three", 64, 64, 1, 0, false, 3900 << 10, 0, 2},
-        {"all of it", 11, 64, 2, 28, true, 3900 << 10, 10, 2},
+        {"room for two adapters, or three small ones", 64, 64, 1, 0, false, 2900 << 10, 0, 2},
+        {"all of it", 11, 64, 2, 28, true, 2900 << 10, 10, 2},
     };
     (void)state;
     struct goldens all = goldens_read();
