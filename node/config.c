@@ -369,7 +369,8 @@ int config_read_file(struct config *c, const char *path, struct err *err)
     struct ini_state s = {.config = c, .path = path, .file = f, .err = err};
     int rc = ini_parse_stream(read_line, &s, ini_pair, &s);
     fclose(f);
-    if (s.failed)
+    /* A line that is no INI doesn't stop inih: what comes first is what is told. */
+    if (s.failed && (rc <= 0 || rc >= s.line))
         return -1;
     if (rc > 0)
         return err_set(err, ERR_INVALID, "%s:%d: neither \"[section]\" nor \"key = value\"", path,

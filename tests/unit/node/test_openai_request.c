@@ -1,0 +1,377 @@
+/* Request bodies: what is understood, what is refused and under which name; hostile JSON. */
+#include "tests/support.h"
+
+#include "node/api_error.h"
+#include "node/json_util.h"
+#include "node/openai_request.h"
+#include "node/sse.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define C OPENAI_COMPLETION
+#define M OPENAI_CHAT
+#define MSG "\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]"
+#define PRO "\"model\":\"m\",\"prompt\":\"hi\""
+
+static void a_wrong_field_is_refused_by_its_name(void **state)
+{
+    (void)state;
+    static const struct {
+        enum openai_kind kind;
+        const char *body;
+        enum err_code code;
+        const char *param;
+    } rows[] = {
+        {C, "{\"prompt\":\"x\"}", ERR_INVALID, "model"},
+        {C, "{\"model\":7,\"prompt\":\"x\"}", ERR_INVALID, "model"},
+        {C, "{\"model\":\"\",\"prompt\":\"x\"}", ERR_INVALID, "model"},
+        {C, "{\"model\":\"m\"}", ERR_INVALID, "prompt"},
+        {C, "{\"model\":\"m\",\"prompt\":null}", ERR_INVALID, "prompt"},
+        {C, "{\"model\":\"m\",\"prompt\":[]}", ERR_INVALID, "prompt"},
+        {C, "{\"model\":\"m\",\"prompt\":7}", ERR_INVALID, "prompt"},
+        {C, "{\"model\":\"m\",\"prompt\":[1,\"a\"]}", ERR_INVALID, "prompt"},
+        {C, "{\"model\":\"m\",\"prompt\":[\"a\",1]}", ERR_INVALID, "prompt"},
+        {C, "{\"model\":\"m\",\"prompt\":[[1],\"a\"]}", ERR_INVALID, "prompt"},
+        {C, "{\"model\":\"m\",\"prompt\":[[]]}", ERR_INVALID, "prompt[0]"},
+        {C, "{\"model\":\"m\",\"prompt\":[[1],[2,-1]]}", ERR_INVALID, "prompt[1]"},
+        {C, "{\"model\":\"m\",\"prompt\":[1.5]}", ERR_INVALID, "prompt"},
+        {C, "{\"model\":\"m\",\"prompt\":[4294967296]}", ERR_INVALID, "prompt"},
+        {C, "{" PRO ",\"max_tokens\":0}", ERR_INVALID, "max_tokens"},
+        {C, "{" PRO ",\"max_tokens\":-1}", ERR_INVALID, "max_tokens"},
+        {C, "{" PRO ",\"max_tokens\":\"9\"}", ERR_INVALID, "max_tokens"},
+        {C, "{" PRO ",\"max_tokens\":1e3}", ERR_INVALID, "max_tokens"},
+        {C, "{" PRO ",\"logprobs\":21}", ERR_INVALID, "logprobs"},
+        {C, "{" PRO ",\"logprobs\":true}", ERR_INVALID, "logprobs"},
+        {C, "{" PRO ",\"best_of\":2}", ERR_UNSUPPORTED, "best_of"},
+        {C, "{" PRO ",\"suffix\":\"x\"}", ERR_UNSUPPORTED, "suffix"},
+        {C, "{" PRO ",\"echo\":1}", ERR_INVALID, "echo"},
+        {M, "{\"model\":\"m\"}", ERR_INVALID, "messages"},
+        {M, "{\"model\":\"m\",\"messages\":{}}", ERR_INVALID, "messages"},
+        {M, "{\"model\":\"m\",\"messages\":[]}", ERR_INVALID, "messages"},
+        {M, "{\"model\":\"m\",\"messages\":[\"hi\"]}", ERR_INVALID, "messages[0]"},
+        {M, "{\"model\":\"m\",\"messages\":[{\"content\":\"x\"}]}", ERR_INVALID, "messages[0].role"},
+        {M, "{\"model\":\"m\",\"messages\":[{\"role\":\"tool\",\"content\":\"x\"}]}", ERR_INVALID,
+         "messages[0].role"},
+        {M, "{\"model\":\"m\",\"messages\":[{\"role\":1,\"content\":\"x\"}]}", ERR_INVALID,
+         "messages[0].role"},
+        {M, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\"}]}", ERR_INVALID,
+         "messages[0].content"},
+        {M, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":7}]}", ERR_INVALID,
+         "messages[0].content"},
+        {M,
+         "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}",
+         ERR_UNSUPPORTED, "messages[0].content[0].type"},
+        {M, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]}",
+         ERR_INVALID, "messages[0].content[0].text"},
+        {M,
+         "{\"model\":\"m\",\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":"
+         "[{}]}]}",
+         ERR_UNSUPPORTED, "messages[0].tool_calls"},
+        {M, "{" MSG ",\"temperature\":2.5}", ERR_INVALID, "temperature"},
+        {M, "{" MSG ",\"temperature\":\"hot\"}", ERR_INVALID, "temperature"},
+        {M, "{" MSG ",\"temperature\":-0.1}", ERR_INVALID, "temperature"},
+        {M, "{" MSG ",\"top_p\":1.1}", ERR_INVALID, "top_p"},
+        {M, "{" MSG ",\"min_p\":-1}", ERR_INVALID, "min_p"},
+        {M, "{" MSG ",\"top_k\":0.5}", ERR_INVALID, "top_k"},
+        {M, "{" MSG ",\"presence_penalty\":3}", ERR_INVALID, "presence_penalty"},
+        {M, "{" MSG ",\"frequency_penalty\":-3}", ERR_INVALID, "frequency_penalty"},
+        {M, "{" MSG ",\"repetition_penalty\":0}", ERR_INVALID, "repetition_penalty"},
+        {M, "{" MSG ",\"n\":0}", ERR_INVALID, "n"},
+        {M, "{" MSG ",\"n\":9}", ERR_INVALID, "n"},
+        {M, "{" MSG ",\"seed\":1.5}", ERR_INVALID, "seed"},
+        {M, "{" MSG ",\"stream\":\"yes\"}", ERR_INVALID, "stream"},
+        {M, "{" MSG ",\"stream_options\":{}}", ERR_INVALID, "stream_options"},
+        {M, "{" MSG ",\"stream\":true,\"stream_options\":{\"include_usage\":1}}", ERR_INVALID,
+         "stream_options.include_usage"},
+        {M, "{" MSG ",\"stop\":[\"1\",\"2\",\"3\",\"4\",\"5\"]}", ERR_INVALID, "stop"},
+        {M, "{" MSG ",\"stop\":\"\"}", ERR_INVALID, "stop"},
+        {M, "{" MSG ",\"stop\":[1]}", ERR_INVALID, "stop"},
+        {M, "{" MSG ",\"logit_bias\":{\"a\":1}}", ERR_INVALID, "logit_bias"},
+        {M, "{" MSG ",\"logit_bias\":{\"1\":101}}", ERR_INVALID, "logit_bias"},
+        {M, "{" MSG ",\"logit_bias\":{\"-1\":1}}", ERR_INVALID, "logit_bias"},
+        {M, "{" MSG ",\"logit_bias\":[]}", ERR_INVALID, "logit_bias"},
+        {M, "{" MSG ",\"top_logprobs\":2}", ERR_INVALID, "top_logprobs"},
+        {M, "{" MSG ",\"logprobs\":5}", ERR_INVALID, "logprobs"},
+        {M, "{" MSG ",\"logprobs\":true,\"top_logprobs\":21}", ERR_INVALID, "top_logprobs"},
+        {M, "{" MSG ",\"max_completion_tokens\":0}", ERR_INVALID, "max_completion_tokens"},
+        {M, "{" MSG ",\"user\":1}", ERR_INVALID, "user"},
+        {M, "{" MSG ",\"tools\":[{\"type\":\"function\"}]}", ERR_UNSUPPORTED, "tools"},
+        {M, "{" MSG ",\"tool_choice\":\"required\"}", ERR_UNSUPPORTED, "tool_choice"},
+        {M, "{" MSG ",\"functions\":[{}]}", ERR_UNSUPPORTED, "functions"},
+        {M, "{" MSG ",\"response_format\":{\"type\":\"json_object\"}}", ERR_UNSUPPORTED,
+         "response_format"},
+        {M, "{" MSG ",\"audio\":{\"voice\":\"x\"}}", ERR_UNSUPPORTED, "audio"},
+        {M, "{" MSG ",\"modalities\":[\"text\",\"audio\"]}", ERR_UNSUPPORTED, "modalities"},
+        {M, "{" MSG ",\"reasoning_effort\":\"high\"}", ERR_UNSUPPORTED, "reasoning_effort"},
+        {M, "{" MSG ",\"guided_json\":{\"a\":1}}", ERR_UNSUPPORTED, "guided_json"},
+        {M, "{" MSG ",\"chat_template_kwargs\":1}", ERR_INVALID, "chat_template_kwargs"},
+        {M, "[]", ERR_INVALID, ""},
+        {M, "\"x\"", ERR_INVALID, ""},
+        {M, "7", ERR_INVALID, ""},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct openai_request r = {0};
+        struct api_error e = {0};
+        int rc = openai_request_parse(&r, rows[i].kind, rows[i].body, strlen(rows[i].body), &e);
+        if (rc == 0 || e.err.code != rows[i].code || strcmp(e.param, rows[i].param) != 0)
+            fail_msg("%s: expected %s of \"%s\", got %s of \"%s\" (%s)", rows[i].body,
+                     err_code_name(rows[i].code), rows[i].param,
+                     rc == 0 ? "success" : err_code_name(e.err.code), e.param, e.err.message);
+        openai_request_release(&r);
+    }
+    printf("note: %zu wrong requests, each refused by the name of its field\n",
+           sizeof rows / sizeof *rows);
+}
+
+static void harmless_and_unknown_fields_are_accepted(void **state)
+{
+    (void)state;
+    static const char *const bodies[] = {
+        "{" MSG ",\"never_heard_of\":{\"a\":[1]}}",
+        "{" MSG ",\"tools\":[],\"tool_choice\":\"none\",\"functions\":null}",
+        "{" MSG ",\"response_format\":{\"type\":\"text\"},\"modalities\":[\"text\"]}",
+        "{" MSG ",\"store\":false,\"metadata\":{},\"service_tier\":\"auto\",\"user\":\"u\"}",
+        "{" MSG ",\"temperature\":null,\"stop\":null,\"n\":null,\"logit_bias\":null}",
+        "{" MSG ",\"best_of\":1}",
+        "{" MSG ",\"stop\":[]}",
+        "{" MSG ",\"top_k\":-1,\"seed\":-5}",
+    };
+    for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
+        struct openai_request r = {0};
+        struct api_error e = {0};
+        if (openai_request_parse(&r, OPENAI_CHAT, bodies[i], strlen(bodies[i]), &e) != 0)
+            fail_msg("%s: %s", bodies[i], e.err.message);
+        openai_request_release(&r);
+    }
+}
+
+static struct openai_request parsed(enum openai_kind kind, const char *body)
+{
+    struct openai_request r = {0};
+    struct api_error e = {0};
+    if (openai_request_parse(&r, kind, body, strlen(body), &e) != 0)
+        fail_msg("%s: %s", body, e.err.message);
+    return r;
+}
+
+static void defaults_are_openais(void **state)
+{
+    (void)state;
+    struct openai_request r = parsed(OPENAI_COMPLETION, "{" PRO "}");
+    assert_int_equal(r.max_tokens, 16);
+    assert_int_equal(r.n, 1);
+    assert_true(r.temperature == 1.0F && r.top_p == 1.0F && !r.seed_given && !r.stream);
+    assert_int_equal(r.n_logprobs, -1);
+    openai_request_release(&r);
+    r = parsed(OPENAI_CHAT, "{" MSG "}");
+    assert_int_equal(r.max_tokens, -1);
+    openai_request_release(&r);
+}
+
+static void every_form_of_prompt_is_read(void **state)
+{
+    (void)state;
+    struct openai_request r = parsed(OPENAI_COMPLETION, "{\"model\":\"m\",\"prompt\":[\"a\",\"\xC3\xA9\"]}");
+    assert_int_equal(r.n_prompts, 2);
+    assert_int_equal(r.prompts[1].n_bytes, 2);
+    openai_request_release(&r);
+    r = parsed(OPENAI_COMPLETION, "{\"model\":\"m\",\"prompt\":[5,6,7]}");
+    assert_int_equal(r.n_prompts, 1);
+    assert_null(r.prompts[0].text);
+    assert_int_equal(r.prompts[0].n_ids, 3);
+    assert_int_equal(r.prompts[0].ids[2], 7);
+    openai_request_release(&r);
+    r = parsed(OPENAI_COMPLETION,
+               "{\"model\":\"m\",\"prompt\":[[5],[6,7]],\"max_tokens\":0,\"echo\":true,\"logprobs\":0}");
+    assert_int_equal(r.n_prompts, 2);
+    assert_int_equal(r.prompts[1].n_ids, 2);
+    assert_int_equal(r.max_tokens, 0);
+    assert_int_equal(r.n_logprobs, 0);
+    openai_request_release(&r);
+}
+
+static void content_parts_become_one_text(void **state)
+{
+    (void)state;
+    struct openai_request r = parsed(
+        OPENAI_CHAT,
+        "{\"model\":\"m\",\"messages\":[{\"role\":\"developer\",\"content\":\"be kind\"},{\"role\":"
+        "\"user\",\"name\":\"ann\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\","
+        "\"text\":\"b\"}]}]}");
+    const json_t *first = json_array_get(r.messages, 0), *second = json_array_get(r.messages, 1);
+    assert_string_equal(json_string_value(json_object_get(first, "role")), "system");
+    assert_string_equal(json_string_value(json_object_get(second, "content")), "a\nb");
+    assert_string_equal(json_string_value(json_object_get(second, "name")), "ann");
+    openai_request_release(&r);
+}
+
+static void the_newer_name_of_max_tokens_wins(void **state)
+{
+    (void)state;
+    struct openai_request r =
+        parsed(OPENAI_CHAT, "{" MSG ",\"max_tokens\":5,\"max_completion_tokens\":9,\"seed\":-1}");
+    assert_int_equal(r.max_tokens, 9);
+    assert_true(r.seed_given && r.seed == UINT64_MAX);
+    openai_request_release(&r);
+}
+
+static void hostile_json_is_refused_with_a_sentence(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        size_t n; /* 0: strlen */
+        const char *why;
+    } rows[] = {
+        {"", 0, "nothing"},
+        {"{", 0, "cut off"},
+        {"{\"a\":1}x", 0, "something behind it"},
+        {"{\"a\":1,\"a\":2}", 0, "a key twice"},
+        {"{\"a\":\"\\u0000\"}", 0, "NUL in a string"},
+        {"{\"a\\u0000b\":1}", 0, "NUL in a key"},
+        {"{\"a\":\"x\0y\"}", 11, "raw NUL"},
+        {"{\"a\":\"\xFF\"}", 0, "no UTF-8"},
+        {"{\"a\":\"\xC0\xAF\"}", 0, "overlong UTF-8"},
+        {"{\"a\":\"\xED\xA0\x80\"}", 0, "surrogate in UTF-8"},
+        {"{\"a\":\"\\ud800\"}", 0, "lone high surrogate"},
+        {"{\"a\":\"\\udc00\"}", 0, "lone low surrogate"},
+        {"{\"a\":\"\\ud800\\u0041\"}", 0, "high surrogate before a letter"},
+        {"{\"a\":01}", 0, "leading zero"},
+        {"{\"a\":1e999}", 0, "number out of range"},
+        {"{\"a\":99999999999999999999}", 0, "integer out of range"},
+        {"{\"a\":NaN}", 0, "no JSON number"},
+        {"{'a':1}", 0, "single quotes"},
+        {"{\"a\":1,}", 0, "trailing comma"},
+        {"{\"a\":\"\n\"}", 0, "raw line end in a string"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct err err = {0};
+        size_t n = rows[i].n > 0 ? rows[i].n : strlen(rows[i].text);
+        /* On the heap and without a NUL behind it: reading on is an error the sanitizer sees. */
+        char *copy = xmalloc(n > 0 ? n : 1);
+        memcpy(copy, rows[i].text, n);
+        json_t *v = json_parse(copy, n, &err);
+        free(copy);
+        if (v != NULL)
+            fail_msg("%s: accepted", rows[i].why);
+        if (err.code != ERR_INVALID || err.message[0] == '\0')
+            fail_msg("%s: %s %s", rows[i].why, err_code_name(err.code), err.message);
+        for (const char *p = err.message; *p != '\0'; p++) {
+            if ((unsigned char)*p < 0x20 || (unsigned char)*p >= 0x7F)
+                fail_msg("%s: the sentence repeats hostile bytes", rows[i].why);
+        }
+    }
+}
+
+static void depth_and_number_of_values_are_bounded(void **state)
+{
+    (void)state;
+    struct buf b = BUF_INIT;
+    for (int depth = 30; depth <= 100000; depth = depth < 40 ? depth + 1 : depth * 10) {
+        buf_reset(&b);
+        for (int i = 0; i < depth; i++)
+            buf_append_byte(&b, '[');
+        for (int i = 0; i < depth; i++)
+            buf_append_byte(&b, ']');
+        struct err err = {0};
+        json_t *v = json_parse(b.data, b.len, &err);
+        if ((v != NULL) != (depth <= JSON_DEPTH_MAX))
+            fail_msg("%d levels: %s", depth, v != NULL ? "accepted" : err.message);
+        if (v == NULL)
+            assert_int_equal(err.code, ERR_TOO_LARGE);
+        json_decref(v);
+    }
+    buf_reset(&b);
+    buf_append_byte(&b, '[');
+    for (int i = 0; i < JSON_VALUES_MAX + 10; i++)
+        buf_append_str(&b, "0,");
+    buf_append_str(&b, "0]");
+    struct err err = {0};
+    assert_null(json_parse(b.data, b.len, &err));
+    assert_int_equal(err.code, ERR_TOO_LARGE);
+    buf_release(&b);
+    /* Brackets and commas in strings are text. */
+    const char *text = "\"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[\\\"[[[[[[[[[,,,,\"";
+    json_t *v = json_parse(text, strlen(text), &err);
+    assert_non_null(v);
+    json_decref(v);
+}
+
+static void written_strings_read_back(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        size_t n;
+        const char *json;
+    } rows[] = {
+        {"plain", 5, "\"plain\""},
+        {"a\"b\\c\n\t\r", 8, "\"a\\\"b\\\\c\\n\\t\\r\""},
+        {"\x01\x7F", 2, "\"\\u0001\\u007f\""},
+        {"\xE2\x82\xAC", 3, "\"\xE2\x82\xAC\""},
+        {"a\xFF" "b", 3, "\"a\xEF\xBF\xBD" "b\""},
+        {"\xE2\x82", 2, "\"\xEF\xBF\xBD\xEF\xBF\xBD\""},
+        {"", 0, "\"\""},
+        {"x\0y", 3, "\"x\\u0000y\""},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct buf b = BUF_INIT;
+        json_append_string(&b, rows[i].text, rows[i].n);
+        assert_string_equal(buf_cstr(&b), rows[i].json);
+        buf_release(&b);
+    }
+    static const float floats[] = {0.0F, -0.1F, 1.0F / 3, -12.345678F, 1e-30F, 3.4e38F, -1e-45F};
+    for (size_t i = 0; i < sizeof floats / sizeof *floats; i++) {
+        struct buf b = BUF_INIT;
+        json_append_float(&b, floats[i]);
+        if (strtof(buf_cstr(&b), NULL) != floats[i])
+            fail_msg("%.9g was written as %s", (double)floats[i], buf_cstr(&b));
+        buf_release(&b);
+    }
+    struct buf b = BUF_INIT;
+    json_append_float(&b, -INFINITY);
+    assert_string_equal(buf_cstr(&b), "null");
+    buf_release(&b);
+}
+
+static void an_event_cannot_be_forged_by_a_line_end(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *data, *event;
+    } rows[] = {
+        {"{\"a\":1}", "data: {\"a\":1}\n\n"},
+        {"", "data: \n\n"},
+        {"one\ntwo", "data: one\ndata: two\n\n"},
+        {"one\r\ntwo", "data: one\ndata: two\n\n"},
+        {"one\rdata: [DONE]", "data: one\ndata: data: [DONE]\n\n"},
+        {"one\n\ntwo", "data: one\ndata: \ndata: two\n\n"},
+        {"end\n", "data: end\ndata: \n\n"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct buf b = BUF_INIT;
+        sse_append_event(&b, rows[i].data, strlen(rows[i].data));
+        assert_string_equal(buf_cstr(&b), rows[i].event);
+        buf_release(&b);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_wrong_field_is_refused_by_its_name),
+        cmocka_unit_test(harmless_and_unknown_fields_are_accepted),
+        cmocka_unit_test(defaults_are_openais),
+        cmocka_unit_test(every_form_of_prompt_is_read),
+        cmocka_unit_test(content_parts_become_one_text),
+        cmocka_unit_test(the_newer_name_of_max_tokens_wins),
+        cmocka_unit_test(hostile_json_is_refused_with_a_sentence),
+        cmocka_unit_test(depth_and_number_of_values_are_bounded),
+        cmocka_unit_test(written_strings_read_back),
+        cmocka_unit_test(an_event_cannot_be_forged_by_a_line_end),
+    };
+    return cmocka_run_group_tests_name("openai_request", tests, NULL, NULL);
+}
