@@ -324,19 +324,13 @@ static int run_export(const struct cli_args *a)
     return rc == 0 ? 0 : cli_fail(a, &err);
 }
 
-/* ---- the command
- * --------------------------------------------------------------------------------- */
-
-#define JSON_OPTION                             \
-    {                                           \
-        "json", CLI_SWITCH, NULL, "Print JSON." \
-    }
+/* ---- the command --------------------------------------------------------------------------- */
 
 static const struct cli_option new_options[] = {
     {"no-mnemonic", CLI_SWITCH, NULL,
      "Make the key without a mnemonic: the key file is then its only copy."},
     {"words", CLI_VALUE, "N", "Words of the mnemonic: 12, 15, 18, 21 or 24 (the default)."},
-    JSON_OPTION,
+    {"json", CLI_SWITCH, NULL, "Print JSON."},
     {0},
 };
 
@@ -347,7 +341,7 @@ static const struct cli_option import_options[] = {
      "(BIP-39). A keystore's is asked for when it is not given."},
     {"path", CLI_VALUE, "PATH",
      "Which key of a mnemonic or xprv (BIP-32). Default: m/44'/60'/0'/0/0, Ethereum's first."},
-    JSON_OPTION,
+    {"json", CLI_SWITCH, NULL, "Print JSON."},
     {0},
 };
 
@@ -357,7 +351,7 @@ static const struct cli_option export_options[] = {
     {0},
 };
 
-static const struct cli_option json_options[] = {JSON_OPTION, {0}};
+static const struct cli_option json_options[] = {{"json", CLI_SWITCH, NULL, "Print JSON."}, {0}};
 
 static const struct cli_command subcommands[] = {
     {
