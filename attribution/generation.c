@@ -30,6 +30,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* A new database's first commit makes its tables' first rows; no receipt is in it. */
+enum { FIRST_COUNTER = 1 };
+
 enum { SLOT_BYTES = 512, SIGNED_BYTES = 40, N_SLOTS = 2 };
 static const char magic[8] = {'T', 'R', 'I', 'B', 'g', 'e', 'n', '1'};
 
@@ -116,7 +119,7 @@ struct generation *generation_open(const char *path, const uint8_t ledger_id[16]
     g->inode = (uint64_t)st.st_ino;
     if (st.st_size < (off_t)sizeof(slots)) {
         /* Full size from the start, so that advancing never changes metadata. */
-        *verdict = counter == 0 ? GENERATION_NEW : GENERATION_RESTORED;
+        *verdict = counter <= FIRST_COUNTER ? GENERATION_NEW : GENERATION_RESTORED;
         *why = "ledger.generation is missing beside it";
         if (ftruncate(g->fd, 0) != 0 ||
             pwrite(g->fd, slots, sizeof(slots), 0) != (ssize_t)sizeof(slots) || fsync(g->fd) != 0) {
@@ -142,8 +145,8 @@ struct generation *generation_open(const char *path, const uint8_t ledger_id[16]
     }
     g->counter = newest ? get_u64(newest + 24) : 0;
     *verdict = GENERATION_RESTORED;
-    if (!newest && counter == 0)
-        *verdict = GENERATION_NEW; /* created, and the power went before the first commit */
+    if (!newest && counter <= FIRST_COUNTER)
+        *verdict = GENERATION_NEW; /* the power went during the very first start */
     else if (!newest)
         *why = "ledger.generation is damaged";
     else if (memcmp(newest + 8, ledger_id, 16) != 0)
