@@ -1,0 +1,729 @@
+/* The service with everything real under it: engine (stories260K), ledger, wallet, HTTP.
+ *
+ * Requests go through sockets; receipts are checked against what came out of them. */
+#include "tests/support.h"
+
+#include "attribution/attribution.h"
+#include "engine/engine.h"
+#include "node/admission.h"
+#include "node/base/clock.h"
+#include "node/base/hex.h"
+#include "node/base/log.h"
+#include "node/base/sha256.h"
+#include "node/http.h"
+#include "node/metrics.h"
+#include "node/node.h"
+#include "node/service.h"
+#include "wallet/wallet.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define MODEL   "tests/fixtures/models/stories260K"
+#define ADAPTER "tests/fixtures/adapters/stories260K-law"
+
+struct world {
+    char *dir;
+    struct wallet *wallet;
+    struct node node;
+    struct content_digest law;
+    _Atomic int n_resolved, n_released;
+};
+
+/* ---- a resolver that takes its time ------------------------------------------------------------- */
+
+static int resolve(void *context, const char *model, struct resolved *out, struct err *err)
+{
+    struct world *w = context;
+    if (strcmp(model, "slow") != 0)
+        return err_set(err, ERR_NOT_FOUND, "the model '%s' does not exist", model);
+    usleep(400000);
+    *out = (struct resolved){.content = w->law, .handle = w};
+    snprintf(out->name, sizeof out->name, "%s", model);
+    w->n_resolved++;
+    return 0;
+}
+
+static void release(void *context, const struct resolved *r)
+{
+    (void)r;
+    struct world *w = context;
+    w->n_released++;
+}
+
+/* ---- the world ---------------------------------------------------------------------------------- */
+
+static struct world *world_open(void)
+{
+    struct world *w = xcalloc(1, sizeof *w);
+    struct err err = {0};
+    log_set_level(LOG_ERROR);
+    w->dir = temp_dir_create();
+    static const struct wallet_memory_key keys[] = {{.name = "signer", .key = {[31] = 1}},
+                                                    {.name = "house", .key = {[31] = 2}}};
+    w->wallet = wallet_open_memory(keys, 2, &err);
+    if (w->wallet == NULL)
+        fail_msg("wallet: %s", err.message);
+    w->node.metrics = metrics_create();
+    w->node.started = clock_monotonic_us();
+    w->node.admission = admission_create(&(struct admission_options){0});
+    w->node.ledger = ledger_open(
+        &(struct ledger_options){.data_dir = w->dir,
+                                 .wallet = w->wallet,
+                                 .rates = {amount_of(1000), amount_of(2000)}},
+        &err);
+    if (w->node.ledger == NULL)
+        fail_msg("ledger: %s", err.message);
+    struct service_options so = {.base_name = "base",
+                                 .metrics = w->node.metrics,
+                                 .resolver = {resolve, release, NULL, w}};
+    w->node.service = service_create(&so);
+    struct engine_options eo = {.model_dir = MODEL,
+                                .backend = "ref",
+                                .max_seqs = 16,
+                                .max_rows = 32,
+                                .on_events = service_on_events,
+                                .context = w->node.service};
+    assert_ok(engine_open(&w->node.engine, &eo, &err), err);
+    assert_ok(service_start(w->node.service, w->node.engine, w->node.ledger, &err), err);
+    assert_ok(service_add_adapter(w->node.service, "law", ADAPTER, &err), err);
+    assert_ok(adapter_content_digest(ADAPTER, &w->law, &err), err);
+    struct http_options ho = {.listen = "127.0.0.1:0",
+                              .tick_ms = 1,
+                              .on_head = routes_on_head,
+                              .on_request = routes_on_request,
+                              .on_done = routes_on_done,
+                              .context = &w->node};
+    struct http_server *server;
+    assert_ok(http_open(&server, &ho, &err), err);
+    atomic_store(&w->node.http, server);
+    return w;
+}
+
+static void world_close(struct world *w)
+{
+    service_stop(w->node.service);
+    http_close(w->node.http);
+    engine_close(w->node.engine);
+    service_free(w->node.service);
+    struct err err = {0};
+    json_t *report = NULL;
+    int rc = ledger_check(w->node.ledger, NULL, &report, &err);
+    json_decref(report);
+    ledger_close(w->node.ledger);
+    wallet_close(w->wallet);
+    admission_free(w->node.admission);
+    metrics_free(w->node.metrics);
+    temp_dir_remove(w->dir);
+    free(w);
+    assert_ok(rc, err); /* whatever a test did, the books are right */
+}
+
+/* ---- a client ----------------------------------------------------------------------------------- */
+
+static int dial(struct world *w)
+{
+    int port = atoi(strrchr(http_url(w->node.http), ':') + 1);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_port = htons((uint16_t)port),
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+    return fd;
+}
+
+static void send_post(int fd, const char *path, const char *body)
+{
+    struct buf b = BUF_INIT;
+    buf_appendf(&b, "POST %s HTTP/1.0\r\nHost: x\r\nContent-Length: %zu\r\n\r\n%s", path,
+                strlen(body), body);
+    if (send(fd, b.data, b.len, MSG_NOSIGNAL) != (ssize_t)b.len)
+        fail_msg("cannot send");
+    buf_release(&b);
+}
+
+/* Reads until `until` is there (NULL: to the end), at most 60 s. */
+static void receive(int fd, struct buf *out, const char *until)
+{
+    for (;;) {
+        if (until != NULL && strstr(buf_cstr(out), until) != NULL)
+            return;
+        struct pollfd p = {fd, POLLIN, 0};
+        if (poll(&p, 1, 60000) <= 0)
+            fail_msg("no answer for 60 s; so far:\n%s", buf_cstr(out));
+        char piece[8192];
+        ssize_t n = recv(fd, piece, sizeof piece, 0);
+        if (n <= 0)
+            return;
+        buf_append(out, piece, (size_t)n);
+    }
+}
+
+struct answer_seen { /* what a client has of an answer */
+    int status;
+    json_t *body;    /* not streamed, or an error */
+    json_t *last;    /* streamed: the chunk with the receipt */
+    json_t *error;   /* streamed: an error event */
+    char *text;      /* of choice 0 */
+    struct buf ids;  /* token_ids of all choices as little-endian uint32, choice by choice */
+    size_t n_ids;
+    int n_chunks;
+    bool done; /* [DONE] came */
+};
+
+static void add_ids(struct buf *per_choice, json_t *list)
+{
+    size_t i;
+    json_t *id;
+    json_array_foreach(list, i, id) {
+        uint32_t v = (uint32_t)json_integer_value(id);
+        uint8_t le[4] = {(uint8_t)v, (uint8_t)(v >> 8), (uint8_t)(v >> 16), (uint8_t)(v >> 24)};
+        buf_append(per_choice, le, 4);
+    }
+}
+
+static void take_choices(json_t *chunk, struct buf *text, struct buf *ids)
+{
+    size_t i;
+    json_t *c;
+    json_array_foreach(json_object_get(chunk, "choices"), i, c) {
+        json_int_t index = json_integer_value(json_object_get(c, "index"));
+        add_ids(&ids[index], json_object_get(c, "token_ids"));
+        const char *t = json_string_value(json_object_get(c, "text"));
+        if (index == 0 && t != NULL)
+            buf_append_str(text, t);
+    }
+}
+
+static struct answer_seen parse_answer(struct buf *raw)
+{
+    struct answer_seen a = {0};
+    struct buf text = BUF_INIT, ids[8] = {0};
+    const char *p = strstr(buf_cstr(raw), "\r\n\r\n");
+    if (p == NULL)
+        fail_msg("no HTTP answer:\n%s", buf_cstr(raw));
+    a.status = atoi(buf_cstr(raw) + 9);
+    p += 4;
+    if (strncmp(p, "data: ", 6) != 0) {
+        a.body = json_loads(p, 0, NULL);
+        if (a.body == NULL)
+            fail_msg("no JSON:\n%s", buf_cstr(raw));
+        take_choices(a.body, &text, ids);
+    }
+    for (const char *end; strncmp(p, "data: ", 6) == 0; p = end + 2) {
+        end = strstr(p, "\n\n");
+        if (end == NULL)
+            break; /* cut off within an event: not seen */
+        if (strncmp(p, "data: [DONE]", 12) == 0) {
+            a.done = true;
+            continue;
+        }
+        json_t *chunk = json_loadb(p + 6, (size_t)(end - p - 6), 0, NULL);
+        if (chunk == NULL)
+            fail_msg("an event that is no JSON: %.*s", (int)(end - p), p);
+        a.n_chunks++;
+        take_choices(chunk, &text, ids);
+        if (json_object_get(chunk, "tributary") != NULL)
+            a.last = json_incref(chunk);
+        if (json_object_get(chunk, "error") != NULL)
+            a.error = json_incref(chunk);
+        json_decref(chunk);
+    }
+    for (int i = 0; i < 8; i++) {
+        if (ids[i].len > 0)
+            buf_append(&a.ids, ids[i].data, ids[i].len);
+        buf_release(&ids[i]);
+    }
+    a.n_ids = a.ids.len / 4;
+    a.text = xstrdup(buf_cstr(&text));
+    buf_release(&text);
+    return a;
+}
+
+static void answer_release(struct answer_seen *a)
+{
+    json_decref(a->body);
+    json_decref(a->last);
+    json_decref(a->error);
+    free(a->text);
+    buf_release(&a->ids);
+}
+
+static struct answer_seen ask(struct world *w, const char *body)
+{
+    int fd = dial(w);
+    struct buf raw = BUF_INIT;
+    send_post(fd, "/v1/completions", body);
+    receive(fd, &raw, NULL);
+    struct answer_seen a = parse_answer(&raw);
+    buf_release(&raw);
+    close(fd);
+    return a;
+}
+
+static const char *hex_field(const json_t *o, const char *key)
+{
+    const char *s = json_string_value(json_object_get(o, key));
+    if (s == NULL)
+        fail_msg("the receipt has no %s", key);
+    return s;
+}
+
+static void expect_hash(const char *what, const json_t *receipt, const char *key, const void *bytes,
+                        size_t n)
+{
+    char hex[67];
+    struct sha256_digest h = sha256(bytes, n);
+    if (strcmp(hex_field(receipt, key), hex_encode_0x(hex, h.bytes, 32)) != 0)
+        fail_msg("%s: %s is %s, expected %s", what, key, hex_field(receipt, key), hex);
+}
+
+/* The receipt of an answer says what its client has seen. */
+static void check_receipt(const char *what, const struct answer_seen *a, const char *body)
+{
+    const json_t *top = a->body != NULL ? a->body : a->last;
+    const json_t *receipt = json_object_get(json_object_get(top, "tributary"), "receipt");
+    if (a->status != 200 || receipt == NULL)
+        fail_msg("%s: status %d, no receipt: %s", what, a->status,
+                 a->body != NULL ? json_dumps(a->body, 0) : "(a stream)");
+    json_int_t billed = json_integer_value(json_object_get(receipt, "completionTokens"));
+    if ((size_t)billed != a->n_ids)
+        fail_msg("%s: %lld tokens billed, %zu received", what, (long long)billed, a->n_ids);
+    expect_hash(what, receipt, "responseHash", a->ids.data != NULL ? (void *)a->ids.data : "",
+                a->ids.len);
+    expect_hash(what, receipt, "requestHash", body, strlen(body));
+}
+
+/* ---- tests -------------------------------------------------------------------------------------- */
+
+#define ONCE "\"prompt\":\"Once upon a time\",\"return_token_ids\":true"
+
+static void every_answer_carries_a_receipt_of_exactly_its_tokens(void **state)
+{
+    struct world *w = *state;
+    static const char *const bodies[] = {
+        "{\"model\":\"base\"," ONCE ",\"max_tokens\":12,\"temperature\":0}",
+        "{\"model\":\"law\"," ONCE ",\"max_tokens\":12,\"seed\":3}",
+        "{\"model\":\"base\"," ONCE ",\"max_tokens\":12,\"stream\":true,\"temperature\":0}",
+        "{\"model\":\"law\"," ONCE ",\"max_tokens\":12,\"stream\":true,\"seed\":3}",
+        "{\"model\":\"base\"," ONCE ",\"max_tokens\":7,\"n\":3,\"seed\":1}",
+        "{\"model\":\"base\"," ONCE ",\"max_tokens\":7,\"n\":3,\"seed\":1,\"stream\":true}",
+        "{\"model\":\"base\"," ONCE ",\"max_tokens\":0,\"echo\":true,\"logprobs\":0}",
+        "{\"model\":\"base\"," ONCE ",\"max_tokens\":200,\"temperature\":0,\"stop\":[\"park\"]}",
+        "{\"model\":\"base\"," ONCE ",\"max_tokens\":200,\"temperature\":0,\"stop\":\"park\","
+        "\"stream\":true}",
+        "{\"model\":\"base\",\"prompt\":[\"Once\",\"Lily\"],\"return_token_ids\":true,"
+        "\"max_tokens\":5,\"seed\":9}",
+    };
+    for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
+        struct answer_seen a = ask(w, bodies[i]);
+        check_receipt(bodies[i], &a, bodies[i]);
+        if (strstr(bodies[i], "stream") != NULL && !a.done)
+            fail_msg("%s: no [DONE]", bodies[i]);
+        answer_release(&a);
+    }
+}
+
+static void a_stream_and_a_body_say_the_same(void **state)
+{
+    struct world *w = *state;
+    static const char *const requests[] = {
+        ONCE ",\"max_tokens\":40,\"temperature\":0",
+        ONCE ",\"max_tokens\":40,\"seed\":11,\"temperature\":1.3",
+        ONCE ",\"max_tokens\":200,\"temperature\":0,\"stop\":[\"day\",\"park\"]",
+        ONCE ",\"max_tokens\":20,\"temperature\":0,\"echo\":true,\"logprobs\":2",
+        "\"prompt\":[1,403,407],\"return_token_ids\":true,\"max_tokens\":9,\"seed\":5,\"top_k\":5",
+    };
+    for (size_t i = 0; i < sizeof requests / sizeof *requests; i++) {
+        char *plain = xasprintf("{\"model\":\"law\",%s}", requests[i]);
+        char *streamed = xasprintf("{\"model\":\"law\",\"stream\":true,%s}", requests[i]);
+        struct answer_seen a = ask(w, plain), b = ask(w, streamed);
+        check_receipt(plain, &a, plain);
+        check_receipt(streamed, &b, streamed);
+        if (strcmp(a.text, b.text) != 0 || a.ids.len != b.ids.len ||
+            memcmp(a.ids.data, b.ids.data, a.ids.len) != 0)
+            fail_msg("%s:\nplain    %s\nstreamed %s", requests[i], a.text, b.text);
+        answer_release(&a);
+        answer_release(&b);
+        free(plain);
+        free(streamed);
+    }
+}
+
+static void a_stop_string_ends_text_and_bill(void **state)
+{
+    struct world *w = *state;
+    const char *whole_body = "{\"model\":\"base\"," ONCE ",\"max_tokens\":120,\"temperature\":0}";
+    struct answer_seen whole = ask(w, whole_body);
+    check_receipt("whole", &whole, whole_body);
+    static const char *const stops[] = {"park", "was", " a little", "One day, "};
+    int n_found = 0;
+    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++) {
+        const char *at = strstr(whole.text, stops[i]);
+        char *body = xasprintf("{\"model\":\"base\"," ONCE
+                               ",\"max_tokens\":120,\"temperature\":0,\"stream\":true,\"stop\":\"%s\"}",
+                               stops[i]);
+        struct answer_seen a = ask(w, body);
+        check_receipt(body, &a, body);
+        size_t expected = at != NULL ? (size_t)(at - whole.text) : strlen(whole.text);
+        if (strlen(a.text) != expected || strncmp(a.text, whole.text, expected) != 0)
+            fail_msg("stop \"%s\": text \"%s\", expected \"%.*s\"", stops[i], a.text,
+                     (int)expected, whole.text);
+        if (at != NULL) {
+            n_found++;
+            const json_t *c = json_array_get(json_object_get(a.last, "choices"), 0);
+            assert_string_equal(json_string_value(json_object_get(c, "finish_reason")), "stop");
+            assert_true(a.n_ids < whole.n_ids);
+            assert_memory_equal(a.ids.data, whole.ids.data, a.ids.len);
+        }
+        answer_release(&a);
+        free(body);
+    }
+    if (n_found < 2)
+        fail_msg("only %d of the stops occur in: %s", n_found, whole.text);
+    answer_release(&whole);
+}
+
+static void scores_of_a_prompt_equal_those_of_its_generation(void **state)
+{
+    struct world *w = *state;
+    struct answer_seen a = ask(w, "{\"model\":\"law\"," ONCE
+                                  ",\"max_tokens\":16,\"temperature\":0,\"logprobs\":0}");
+    const json_t *c = json_array_get(json_object_get(a.body, "choices"), 0);
+    const json_t *generated = json_object_get(json_object_get(c, "logprobs"), "token_logprobs");
+    json_t *prompt = json_array();
+    json_array_extend(prompt, json_object_get(c, "prompt_token_ids"));
+    size_t n_prompt = json_array_size(prompt);
+    json_array_extend(prompt, json_object_get(c, "token_ids"));
+    char *ids = json_dumps(prompt, JSON_COMPACT);
+    char *body = xasprintf("{\"model\":\"law\",\"prompt\":%s,\"max_tokens\":0,\"echo\":true,"
+                           "\"logprobs\":0}",
+                           ids);
+    struct answer_seen b = ask(w, body);
+    const json_t *scores = json_object_get(
+        json_object_get(json_array_get(json_object_get(b.body, "choices"), 0), "logprobs"),
+        "token_logprobs");
+    assert_int_equal(json_array_size(scores), n_prompt + json_array_size(generated));
+    assert_true(json_is_null(json_array_get(scores, 0)));
+    for (size_t i = 0; i < json_array_size(generated); i++) {
+        double x = json_real_value(json_array_get(generated, i)),
+               y = json_real_value(json_array_get(scores, n_prompt + i));
+        if (x != y)
+            fail_msg("token %zu: %.9g when generated, %.9g when scored", i, x, y);
+    }
+    free(ids);
+    free(body);
+    json_decref(prompt);
+    answer_release(&a);
+    answer_release(&b);
+}
+
+/* The newest receipt of the ledger, by request id. */
+static json_t *receipt_of(struct world *w, const char *answer_id)
+{
+    uint8_t id[32];
+    const char *dash = strchr(answer_id, '-');
+    assert_int_equal(hex_decode(id, 32, dash + 1), 0);
+    for (int i = 0; i < 400; i++) {
+        json_t *r = ledger_query_receipt(w->node.ledger, id, NULL);
+        if (r != NULL)
+            return r;
+        usleep(10000);
+    }
+    fail_msg("no receipt for %s after four seconds", answer_id);
+    return NULL;
+}
+
+static void a_vanished_client_is_billed_what_its_socket_took(void **state)
+{
+    struct world *w = *state;
+    const char *request = ONCE ",\"max_tokens\":400,\"temperature\":0,\"ignore_eos\":true";
+    char *whole_body = xasprintf("{\"model\":\"law\",%s}", request);
+    char *body = xasprintf("{\"model\":\"law\",\"stream\":true,%s}", request);
+    struct answer_seen whole = ask(w, whole_body);
+    for (int round = 0; round < 4; round++) {
+        int fd = dial(w);
+        struct buf raw = BUF_INIT;
+        send_post(fd, "/v1/completions", body);
+        size_t wanted = 1 + (size_t)round * 5, seen = 0;
+        while (seen < wanted) {
+            size_t before = raw.len;
+            char piece[512];
+            ssize_t n = recv(fd, piece, sizeof piece, 0);
+            if (n <= 0)
+                fail_msg("the stream ended early");
+            buf_append(&raw, piece, (size_t)n);
+            (void)before;
+            seen = 0;
+            for (const char *p = buf_cstr(&raw); (p = strstr(p, "\n\n")) != NULL; p += 2)
+                seen++;
+        }
+        close(fd);
+        struct answer_seen a = parse_answer(&raw);
+        char id[80] = "";
+        sscanf(strstr(buf_cstr(&raw), "\"id\":\"") + 6, "%79[^\"]", id);
+        json_t *top = receipt_of(w, id);
+        const json_t *receipt = json_object_get(top, "receipt");
+        size_t billed = (size_t)json_integer_value(json_object_get(receipt, "completionTokens"));
+        if (billed < a.n_ids || billed >= whole.n_ids)
+            fail_msg("round %d: %zu tokens billed; the client has read %zu, the whole has %zu",
+                     round, billed, a.n_ids, whole.n_ids);
+        /* Whatever was billed is a prefix of what the model says, and the receipt names it. */
+        expect_hash("vanished", receipt, "responseHash", whole.ids.data, billed * 4);
+        json_decref(top);
+        answer_release(&a);
+        buf_release(&raw);
+    }
+    struct service_stats s;
+    for (int i = 0; i < 400; i++) {
+        service_stats(w->node.service, &s);
+        if (s.n_answers == 0)
+            break;
+        usleep(10000);
+    }
+    assert_int_equal(s.n_answers, 0);
+    assert_int_equal(s.n_vanished, 4);
+    struct engine_stats e;
+    engine_stats(w->node.engine, &e);
+    assert_int_equal(e.n_running + e.n_waiting, 0);
+    answer_release(&whole);
+    free(whole_body);
+    free(body);
+}
+
+static void a_client_that_leaves_before_the_first_byte_is_billed_nothing(void **state)
+{
+    struct world *w = *state;
+    struct ledger_health before, after;
+    ledger_health(w->node.ledger, &before);
+    struct service_stats s0, s;
+    service_stats(w->node.service, &s0);
+    int fd = dial(w);
+    send_post(fd, "/v1/completions",
+              "{\"model\":\"base\"," ONCE ",\"max_tokens\":490,\"ignore_eos\":true}");
+    usleep(20000);
+    close(fd);
+    for (int i = 0; i < 400; i++) {
+        service_stats(w->node.service, &s);
+        if (s.n_vanished > s0.n_vanished)
+            break;
+        usleep(10000);
+    }
+    assert_int_equal(s.n_vanished, s0.n_vanished + 1);
+    ledger_health(w->node.ledger, &after);
+    assert_int_equal(after.receipts, before.receipts);
+}
+
+struct parallel {
+    struct world *w;
+    const char *body;
+    char *text;
+};
+
+static void *ask_in_parallel(void *context)
+{
+    struct parallel *p = context;
+    struct answer_seen a = ask(p->w, p->body);
+    check_receipt(p->body, &a, p->body);
+    p->text = xstrdup(a.text);
+    answer_release(&a);
+    return NULL;
+}
+
+static void many_at_once_get_the_words_they_get_alone(void **state)
+{
+    struct world *w = *state;
+    enum { N = 8 };
+    struct parallel alone[N], together[N];
+    char *bodies[N];
+    pthread_t threads[N];
+    for (int i = 0; i < N; i++) {
+        bodies[i] = xasprintf("{\"model\":\"%s\"," ONCE ",\"max_tokens\":30,\"seed\":%d,\"stream\":%s}",
+                              i % 2 == 0 ? "law" : "base", i, i % 3 == 0 ? "true" : "false");
+        alone[i] = together[i] = (struct parallel){w, bodies[i], NULL};
+        ask_in_parallel(&alone[i]);
+    }
+    for (int i = 0; i < N; i++)
+        pthread_create(&threads[i], NULL, ask_in_parallel, &together[i]);
+    for (int i = 0; i < N; i++) {
+        pthread_join(threads[i], NULL);
+        if (strcmp(alone[i].text, together[i].text) != 0)
+            fail_msg("request %d: alone \"%s\", together \"%s\"", i, alone[i].text,
+                     together[i].text);
+        free(alone[i].text);
+        free(together[i].text);
+        free(bodies[i]);
+    }
+}
+
+static void a_fetch_does_not_block_other_requests(void **state)
+{
+    struct world *w = *state;
+    int fd = dial(w);
+    const char *body = "{\"model\":\"slow\"," ONCE ",\"max_tokens\":4,\"temperature\":0}";
+    int resolved = w->n_resolved;
+    send_post(fd, "/v1/completions", body);
+    usleep(50000);
+    struct answer_seen fast = ask(w, "{\"model\":\"base\"," ONCE ",\"max_tokens\":4,\"temperature\":0}");
+    assert_int_equal(fast.status, 200);
+    if (w->n_resolved != resolved)
+        fail_msg("the other request waited for the fetch");
+    struct buf raw = BUF_INIT;
+    receive(fd, &raw, NULL);
+    struct answer_seen slow = parse_answer(&raw);
+    check_receipt("slow", &slow, body);
+    assert_string_equal(json_string_value(json_object_get(slow.body, "model")), "slow");
+    for (int i = 0; i < 200 && w->n_released < w->n_resolved; i++)
+        usleep(5000);
+    assert_int_equal(w->n_released, w->n_resolved);
+    answer_release(&fast);
+    answer_release(&slow);
+    buf_release(&raw);
+    close(fd);
+}
+
+static void what_cannot_be_answered_is_refused_by_name(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        const char *body;
+        int status;
+        const char *param, *code;
+    } rows[] = {
+        {"{\"model\":\"nobody\"," ONCE "}", 404, "model", "model_not_found"},
+        {"{\"model\":\"base\",\"prompt\":[512]}", 400, "prompt", "invalid"},
+        {"{\"model\":\"base\",\"prompt\":\"x\",\"logit_bias\":{\"512\":1}}", 400, "logit_bias",
+         "invalid"},
+        {"{\"model\":\"base\",\"prompt\":\"x\",\"stop_token_ids\":[99999]}", 400, "stop_token_ids",
+         "invalid"},
+        {"{\"model\":\"base\",\"prompt\":\"\",\"add_special_tokens\":false}", 400, "prompt",
+         "invalid"},
+        {"{", 400, NULL, "invalid"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct answer_seen a = ask(w, rows[i].body);
+        const json_t *e = json_object_get(a.body, "error");
+        const char *param = json_string_value(json_object_get(e, "param"));
+        const char *code = json_string_value(json_object_get(e, "code"));
+        if (a.status != rows[i].status || (param == NULL) != (rows[i].param == NULL) ||
+            (param != NULL && strcmp(param, rows[i].param) != 0) || strcmp(code, rows[i].code) != 0)
+            fail_msg("%s: status %d, param %s, code %s", rows[i].body, a.status,
+                     param != NULL ? param : "null", code);
+        answer_release(&a);
+    }
+    struct buf body = BUF_INIT;
+    buf_append_str(&body, "{\"model\":\"base\",\"prompt\":[1");
+    for (int i = 0; i < 512; i++)
+        buf_append_str(&body, ",5");
+    buf_append_str(&body, "]}");
+    struct answer_seen a = ask(w, buf_cstr(&body));
+    assert_int_equal(a.status, 400);
+    assert_string_equal(json_string_value(json_object_get(json_object_get(a.body, "error"), "code")),
+                        "context_length_exceeded");
+    answer_release(&a);
+    buf_release(&body);
+}
+
+static void without_a_receipt_there_is_no_success(void **state)
+{
+    struct world *w = *state;
+    struct rlimit saved, none;
+    getrlimit(RLIMIT_FSIZE, &saved);
+    none = saved;
+    none.rlim_cur = 0; /* no file may grow: the ledger's writes fail as on a full disk */
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &none);
+    struct answer_seen plain =
+        ask(w, "{\"model\":\"base\"," ONCE ",\"max_tokens\":4,\"temperature\":0}");
+    struct answer_seen streamed =
+        ask(w, "{\"model\":\"base\"," ONCE ",\"max_tokens\":4,\"temperature\":0,\"stream\":true}");
+    setrlimit(RLIMIT_FSIZE, &saved);
+    if (plain.status < 500 || json_object_get(plain.body, "choices") != NULL)
+        fail_msg("the ledger could not write, and the answer has status %d", plain.status);
+    if (streamed.error == NULL || streamed.done || streamed.last != NULL)
+        fail_msg("the ledger could not write, and the stream ended as if it could");
+    answer_release(&plain);
+    answer_release(&streamed);
+}
+
+static void the_node_recovers_when_the_disk_does(void **state)
+{
+    struct world *w = *state;
+    const char *body = "{\"model\":\"base\"," ONCE ",\"max_tokens\":4,\"temperature\":0}";
+    for (int i = 0; i < 50; i++) {
+        struct answer_seen a = ask(w, body);
+        bool ok = a.status == 200;
+        if (ok)
+            check_receipt("after the disk came back", &a, body);
+        answer_release(&a);
+        if (ok)
+            return;
+        usleep(100000);
+    }
+    fail_msg("five seconds after the disk came back requests still fail");
+}
+
+static void stopping_bills_and_tells_what_was_written(void **state)
+{
+    struct world *w = *state;
+    int fd = dial(w);
+    const char *body = "{\"model\":\"law\"," ONCE
+                       ",\"max_tokens\":480,\"ignore_eos\":true,\"stream\":true,\"seed\":1}";
+    send_post(fd, "/v1/completions", body);
+    struct buf raw = BUF_INIT;
+    receive(fd, &raw, "\n\n");
+    service_stop(w->node.service);
+    receive(fd, &raw, NULL);
+    struct answer_seen a = parse_answer(&raw);
+    if (a.error == NULL || a.done)
+        fail_msg("the stream does not end with an error: %s", buf_cstr(&raw) + raw.len - 400);
+    check_receipt("stopped", &a, body);
+    assert_true(a.n_ids > 0 && a.n_ids < 480);
+    struct answer_seen late = ask(w, "{\"model\":\"base\"," ONCE "}");
+    assert_int_equal(late.status, 503);
+    answer_release(&late);
+    answer_release(&a);
+    buf_release(&raw);
+    close(fd);
+}
+
+static int setup(void **state)
+{
+    *state = world_open();
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    world_close(*state);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_answer_carries_a_receipt_of_exactly_its_tokens),
+        cmocka_unit_test(a_stream_and_a_body_say_the_same),
+        cmocka_unit_test(a_stop_string_ends_text_and_bill),
+        cmocka_unit_test(scores_of_a_prompt_equal_those_of_its_generation),
+        cmocka_unit_test(a_vanished_client_is_billed_what_its_socket_took),
+        cmocka_unit_test(a_client_that_leaves_before_the_first_byte_is_billed_nothing),
+        cmocka_unit_test(many_at_once_get_the_words_they_get_alone),
+        cmocka_unit_test(a_fetch_does_not_block_other_requests),
+        cmocka_unit_test(what_cannot_be_answered_is_refused_by_name),
+        cmocka_unit_test(without_a_receipt_there_is_no_success),
+        cmocka_unit_test(the_node_recovers_when_the_disk_does),
+        cmocka_unit_test(stopping_bills_and_tells_what_was_written),
+    };
+    return cmocka_run_group_tests_name("service", tests, setup, teardown);
+}
