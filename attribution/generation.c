@@ -120,7 +120,8 @@ struct generation *generation_open(const char *path, const uint8_t ledger_id[16]
     if (st.st_size < (off_t)sizeof(slots)) {
         /* Full size from the start, so that advancing never changes metadata. */
         *verdict = counter <= FIRST_COUNTER ? GENERATION_NEW : GENERATION_RESTORED;
-        *why = "ledger.generation is missing beside it";
+        if (*verdict == GENERATION_RESTORED)
+            *why = "ledger.generation is missing beside it";
         if (ftruncate(g->fd, 0) != 0 ||
             pwrite(g->fd, slots, sizeof(slots), 0) != (ssize_t)sizeof(slots) || fsync(g->fd) != 0) {
             err_set_errno(err, errno, "%s: creating", path);
