@@ -5,7 +5,8 @@
 //
 // An artifact is {"contractName", "abi", "bytecode"}: what a deployment needs and nothing that depends on
 // the machine. foundry.toml leaves the metadata hash out of the bytecode, so it is the same in any folder.
-// Every compile here is a full one (--force): a stale cache can't vouch for a stale artifact.
+// Every compile here is a full one (--force): a stale cache can't vouch for a stale artifact. It uses
+// foundry.toml's profile "release"; the tests are compiled with the faster default and deploy these files.
 
 import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync, existsSync } from 'node:fs';
@@ -17,7 +18,8 @@ export const CONTRACTS = ['StakeManager', 'AdapterRegistry', 'Escrow', 'Attribut
 
 function compile() {
   const forge = path.join(root, 'node_modules/@foundry-rs/forge-linux-amd64/bin/forge');
-  const run = spawnSync(forge, ['build', '--force', '--skip', 'test'], { cwd: root, encoding: 'utf8' });
+  const env = { ...process.env, FOUNDRY_PROFILE: 'release' };
+  const run = spawnSync(forge, ['build', '--force', '--skip', 'test'], { cwd: root, encoding: 'utf8', env });
   if (run.error || run.status !== 0) {
     throw new Error(`forge build failed: ${run.error?.message ?? run.stdout + run.stderr}`);
   }
@@ -25,7 +27,7 @@ function compile() {
 
 /** The artifact's text: keys in a fixed order, two spaces, one newline at the end. */
 function artifactText(name) {
-  const built = JSON.parse(readFileSync(path.join(root, 'out', `${name}.sol`, `${name}.json`), 'utf8'));
+  const built = JSON.parse(readFileSync(path.join(root, 'out/release', `${name}.sol`, `${name}.json`), 'utf8'));
   const artifact = { contractName: name, abi: built.abi, bytecode: built.bytecode.object };
   if (!/^0x([0-9a-f]{2})+$/.test(artifact.bytecode)) throw new Error(`${name}: bytecode is not plain hex`);
   return JSON.stringify(artifact, null, 2) + '\n';

@@ -484,8 +484,13 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         if (total > limit) revert OverCommitted(operator, total, limit);
         _claimed[key] = cumulative;
         chain.paid = uint128(total);
+        _pay(operator, payout, splits, amount);
+    }
+
+    /// Pays part of a leaf's cumulative amount to whoever is the leaf's payee at this moment.
+    function _pay(address operator, Payout calldata payout, bytes calldata splits, uint128 amount) private {
         address payee = _payee(operator, payout, splits);
-        emit Claimed(operator, payout.id, payee, payout.kind, payout.position, amount, cumulative);
+        emit Claimed(operator, payout.id, payee, payout.kind, payout.position, amount, payout.amount);
         token.safeTransfer(payee, amount);
     }
 

@@ -302,7 +302,7 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
     /// Hands redeemed tokens to the ledger, whose batches may commit to them from now on.
     function _passOn(address operator, uint128 amount) private {
         redeemed[operator] += amount;
-        token.safeTransfer(ledger, amount);
+        ExactTransfer.push(token, ledger, amount);
     }
 
     function _isSigned(address payer, bytes32 digest, bytes calldata signature) private view returns (bool) {

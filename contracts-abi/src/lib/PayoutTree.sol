@@ -68,29 +68,29 @@ library PayoutTree {
         // Sums never decrease on the way up, so one check of the last one covers all of them: a sum that
         // doesn't fit 16 bytes is hashed wrongly below, and refused at the end.
         uint256 total = payout.amount;
-        uint256 at; // calldata offset of the next sibling; reading past the last one does no harm, because
+        uint256 next; // calldata offset of the next sibling; reading past the last one does no harm, because
         uint256 end; // the proof is refused unless it ends where the walk ends
         assembly ("memory-safe") {
-            at := siblings.offset
-            end := add(at, siblings.length)
+            next := siblings.offset
+            end := add(next, siblings.length)
         }
         unchecked {
             last -= 1;
             while (node != last) {
-                (hash, total) = node & 1 == 1 ? _joinLeft(at, hash, total) : _joinRight(at, hash, total);
-                at += 48;
+                (hash, total) = node & 1 == 1 ? _joinLeft(next, hash, total) : _joinRight(next, hash, total);
+                next += 48;
                 node >>= 1;
                 last >>= 1;
             }
             while (node != 0) {
                 if (node & 1 == 1) {
-                    (hash, total) = _joinLeft(at, hash, total);
-                    at += 48;
+                    (hash, total) = _joinLeft(next, hash, total);
+                    next += 48;
                 }
                 node >>= 1;
             }
         }
-        if (at != end) revert PayoutProofShape(proof.index, proof.leafCount, siblings.length);
+        if (next != end) revert PayoutProofShape(proof.index, proof.leafCount, siblings.length);
         if (total > type(uint128).max) revert PayoutSumOverflow(total);
         sum = uint128(total);
         root = _root(hash, sum, proof.leafCount);
@@ -119,30 +119,30 @@ library PayoutTree {
         }
     }
 
-    /// The parent of a node and the sibling at calldata offset `at`, to its left: its hash,
+    /// The parent of a node and the sibling at calldata offset `sibling`, to its left: its hash,
     /// keccak256(abi.encodePacked(uint8(1), left, leftSum, right, rightSum)), and its sum.
-    function _joinLeft(uint256 at, bytes32 hash, uint256 sum) private pure returns (bytes32 parent, uint256 total) {
+    function _joinLeft(uint256 sibling, bytes32 hash, uint256 sum) private pure returns (bytes32 parent, uint256 total) {
         assembly ("memory-safe") {
             let buffer := mload(0x40)
             mstore8(buffer, 1)
-            calldatacopy(add(buffer, 1), at, 48)
+            calldatacopy(add(buffer, 1), sibling, 48)
             mstore(add(buffer, 49), hash)
             mstore(add(buffer, 81), shl(128, sum))
             parent := keccak256(buffer, 97)
-            total := add(sum, shr(128, calldataload(add(at, 32))))
+            total := add(sum, shr(128, calldataload(add(sibling, 32))))
         }
     }
 
     /// As _joinLeft, with the sibling to the right.
-    function _joinRight(uint256 at, bytes32 hash, uint256 sum) private pure returns (bytes32 parent, uint256 total) {
+    function _joinRight(uint256 sibling, bytes32 hash, uint256 sum) private pure returns (bytes32 parent, uint256 total) {
         assembly ("memory-safe") {
             let buffer := mload(0x40)
             mstore8(buffer, 1)
             mstore(add(buffer, 1), hash)
             mstore(add(buffer, 33), shl(128, sum)) // 16 bytes; the other 16 are overwritten next
-            calldatacopy(add(buffer, 49), at, 48)
+            calldatacopy(add(buffer, 49), sibling, 48)
             parent := keccak256(buffer, 97)
-            total := add(sum, shr(128, calldataload(add(at, 32))))
+            total := add(sum, shr(128, calldataload(add(sibling, 32))))
         }
     }
 }
