@@ -33,7 +33,7 @@
 #include <sodium.h>
 #include <string.h>
 
-/* The library goes 1.9 KiB deep when it signs (0.2.0, measured by painting a stack); plenty more. */
+/* The library goes 1.9 KiB deep when it signs (0.2.0, measured by painting a stack). */
 enum { LIBRARY_STACK_BYTES = 16 * 1024 };
 
 static secp256k1_context *context;

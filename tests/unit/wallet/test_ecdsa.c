@@ -1,5 +1,5 @@
-/* ecdsa against Wycheproof (463 signatures, low s), ethers (259 accounts, one typed-data signature)
- * and ethereum/tests (2 keys).
+/* ecdsa against Wycheproof (463 signatures, low s), ethers (259 accounts) and ethereum/tests (2
+ * keys).
  *
  * Wycheproof's ECDH vectors: the wallet has no ECDH, so shared secrets are not computed; but their
  * public keys, on the curve and off it, are what ecdsa_public_key_ok must tell apart. */
@@ -165,37 +165,6 @@ static void keyaddr_seeds_give_keys_and_addresses(void **state)
     buf_release(&key);
 }
 
-static void the_typed_data_signature_of_ethers_comes_out_byte_for_byte(void **state)
-{
-    (void)state;
-    json_t *all = fixture_json("tests/vectors/ethers-v6/typed-data.json.gz");
-    struct buf digest = BUF_INIT, want = BUF_INIT;
-    size_t i, n = 0;
-    const json_t *v;
-    json_array_foreach(all, i, v)
-    {
-        if (json_object_get(v, "signature") == NULL)
-            continue;
-        struct ecdsa_signature sig;
-        struct err err;
-        struct secret *key = vector_secret(vector_str(v, "privateKey"));
-        vector_bytes(&digest, vector_str(v, "digest"));
-        vector_bytes(&want, vector_str(v, "signature"));
-        assert_int_equal(want.len, 65);
-        assert_ok(ecdsa_sign(&sig, digest.data, key, &err), err);
-        assert_memory_equal(sig.r, want.data, 32);
-        assert_memory_equal(sig.s, want.data + 32, 32);
-        assert_int_equal(27 + sig.recovery, want.data[64]);
-        secret_free(key);
-        n++;
-    }
-    printf("note: ethers typed-data signatures: %zu\n", n);
-    assert_int_equal(n, 1);
-    json_decref(all);
-    buf_release(&digest);
-    buf_release(&want);
-}
-
 /* n, the order of the group (SEC 2, 2.4.1). */
 #define ORDER "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141"
 
@@ -329,7 +298,6 @@ int main(void)
         cmocka_unit_test(points_off_the_curve_are_no_public_keys),
         cmocka_unit_test(every_ethers_account_has_its_address),
         cmocka_unit_test(keyaddr_seeds_give_keys_and_addresses),
-        cmocka_unit_test(the_typed_data_signature_of_ethers_comes_out_byte_for_byte),
         cmocka_unit_test(private_keys_run_from_1_to_n_minus_1),
         cmocka_unit_test(what_was_signed_recovers_and_nothing_else_does),
         cmocka_unit_test(threads_share_a_key_and_get_what_one_thread_gets),
