@@ -65,6 +65,7 @@ enum {
     POLL_GONE_US = 100 * 1000,     /* how often sleeping sockets are looked at */
     DEADLINES_US = 250 * 1000,     /* how often deadlines are looked at */
     HEADERS_MAX = 100,
+    LINGER_BYTES = 16 << 20, /* of a body over its limit that are read, so that the 413 arrives */
 };
 
 struct conn { /* one a TCP connection */
@@ -714,13 +715,14 @@ static bool head(struct http_exchange *x)
     if (s->opt.on_head != NULL)
         s->opt.on_head(s->opt.context, x);
     const char *length = http_header(x, "Content-Length");
-    if (length == NULL || strtoull(length, NULL, 10) <= x->body_max)
+    uint64_t n = length != NULL ? strtoull(length, NULL, 10) : 0;
+    if (n <= x->body_max)
         return false;
     if (!replied(x)) {
         http_set_header(x, "Connection", "close");
         reply_error(x, ERR_TOO_LARGE, "the request body is larger than this server accepts");
     }
-    return true;
+    return n - x->body_max > LINGER_BYTES;
 }
 
 static enum MHD_Result body_piece(struct http_exchange *x, const char *piece, size_t n)
@@ -735,7 +737,7 @@ static enum MHD_Result body_piece(struct http_exchange *x, const char *piece, si
     if (x->body_seen > x->body_max) {
         /* The answer can only be given after the body; read on for a while, but keep nothing. */
         buf_release(&x->body);
-        return x->body_seen > x->body_max + (1U << 20) ? MHD_NO : MHD_YES;
+        return x->body_seen - x->body_max > LINGER_BYTES ? MHD_NO : MHD_YES;
     }
     if (replied(x))
         return MHD_YES;

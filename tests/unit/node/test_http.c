@@ -203,8 +203,8 @@ static void requests_are_answered_or_refused_by_rule(void **state)
         {"GET /none HTTP/1.1\r\nHost: x\r\n\r\n", "404", "unknown path"},
         {"POST /forbidden HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", "never",
          "refused by its head, answered after its body"},
-        {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n", "413",
-         "declared too large"},
+        {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n", "413",
+         "declared far too large: refused before it is sent"},
         {"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n", "x-request-id: 0x", "request id"},
     };
     struct http_options o = {.max_body_bytes = 4096};
