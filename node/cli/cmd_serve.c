@@ -2,7 +2,7 @@
  *
  * Parts are opened from the floor up and closed in reverse:
  *
- *     data directory, wallet, chain endpoint, ledger, service, engine, adapters, HTTP
+ *     data directory, wallet, chain endpoint, ledger, adapter store, service, engine, adapters, HTTP
  *
  * On SIGTERM or SIGINT: the listening socket closes and /readyz says 503; what runs may finish until
  * server.drain_timeout; the rest is cancelled, billed for what was written, and told so; then the
@@ -15,6 +15,7 @@
 #include "attribution/attribution.h"
 #include "chain/rpc.h"
 #include "engine/engine.h"
+#include "node/adapter_store.h"
 #include "node/admission.h"
 #include "node/api_keys.h"
 #include "node/base/buf.h"
@@ -46,6 +47,7 @@ struct serving {
     struct deployment deployment;
     struct wallet *wallet;
     struct rpc *rpc;
+    struct adapter_store *store; /* NULL: no registry is configured */
     char *base_name;
 };
 
@@ -216,6 +218,27 @@ static char *base_name(const struct config *c)
     return last;
 }
 
+static void create_store(struct serving *s)
+{
+    size_t n = config_list_len(s->c, CONFIG_REGISTRY_URLS);
+    if (n == 0)
+        return;
+    const char **urls = xcalloc(n, sizeof *urls);
+    for (size_t i = 0; i < n; i++)
+        urls[i] = config_list_item(s->c, CONFIG_REGISTRY_URLS, i);
+    struct adapter_store_options o = {
+        .data_dir = config_string(s->c, CONFIG_DATA_DIR),
+        .registries = urls,
+        .n_registries = n,
+        .refresh_ms = (uint64_t)config_int(s->c, CONFIG_REGISTRY_REFRESH),
+        .cache_bytes = (uint64_t)config_int(s->c, CONFIG_REGISTRY_CACHE_BYTES),
+        .rpc = s->deployment.chain_id != 0 ? s->rpc : NULL,
+        .deployment = &s->deployment,
+    };
+    s->store = adapter_store_create(&o);
+    free(urls);
+}
+
 static int open_engine(struct serving *s, struct err *err)
 {
     const struct config *c = s->c;
@@ -228,6 +251,9 @@ static int open_engine(struct serving *s, struct err *err)
         .default_max_tokens = config_int(c, CONFIG_LIMITS_DEFAULT_MAX_TOKENS),
         .metrics = s->node.metrics,
     };
+    create_store(s);
+    if (s->store != NULL)
+        so.resolver = adapter_store_resolver(s->store);
     s->node.service = service_create(&so);
     struct engine_options eo = {
         .model_dir = config_string(c, CONFIG_MODEL_DIR),
@@ -253,6 +279,8 @@ static int open_engine(struct serving *s, struct err *err)
 
 static int start_service(struct serving *s, struct err *err)
 {
+    if (s->store != NULL)
+        adapter_store_start(s->store, s->node.engine, s->node.ledger);
     if (service_start(s->node.service, s->node.engine, s->node.ledger, err) != 0)
         return -1;
     for (size_t i = 0; i < config_list_len(s->c, CONFIG_MODEL_ADAPTERS); i++) {
@@ -361,11 +389,14 @@ static void drain(struct serving *s, const sigset_t *signals)
 static void close_all(struct serving *s)
 {
     struct node *n = &s->node;
+    if (s->store != NULL)
+        adapter_store_cancel(s->store);
     if (n->service != NULL)
         service_stop(n->service);
     http_close(n->http);
     engine_close(n->engine);
     service_free(n->service);
+    adapter_store_free(s->store);
     ledger_close(n->ledger);
     rpc_close(s->rpc);
     wallet_close(s->wallet);

@@ -12,12 +12,21 @@
     X(serve)            \
     X(config)           \
     X(wallet)           \
+    X(deploy)           \
+    X(token)            \
+    X(stake)            \
+    X(escrow)           \
+    X(adapter)          \
+    X(datanet)          \
+    X(registry)         \
     X(status)           \
     X(usage)            \
     X(rewards)          \
     X(receipt)          \
     X(batches)          \
     X(seal)             \
+    X(claim)            \
+    X(verify)           \
     X(completion)       \
     X(version)          \
     X(help)

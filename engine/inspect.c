@@ -1,0 +1,34 @@
+/* inspect: an adapter checked against a base model without an engine; see engine.h. */
+#include "engine/engine.h"
+#include "engine/lora.h"
+#include "engine/model.h"
+#include "node/base/err.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { ADAPTER_BYTES_MAX = 0x7fffffff };
+
+int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct model_id *model,
+                         char *model_name, struct engine_adapter *out, struct err *err)
+{
+    struct model *m;
+    struct lora_adapter *a;
+    if (model_open(&m, model_dir, err) != 0)
+        return -1;
+    int rc = lora_open(&a, &m->config, adapter_dir, ADAPTER_BYTES_MAX, err);
+    if (rc == 0) {
+        *out = (struct engine_adapter){.content = a->content,
+                                       .rank_max = a->rank_max,
+                                       .n_sites = a->n_sites,
+                                       .n_bytes = a->n_bytes};
+        memcpy(out->targets, a->targets, sizeof out->targets);
+        if (model != NULL) {
+            *model = m->id;
+            snprintf(model_name, 128, "%s", m->name);
+        }
+        lora_close(a);
+    }
+    model_close(m);
+    return rc;
+}
