@@ -27,6 +27,7 @@
     X(seal)             \
     X(claim)            \
     X(verify)           \
+    X(bench)            \
     X(completion)       \
     X(version)          \
     X(help)

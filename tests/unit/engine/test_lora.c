@@ -1,0 +1,404 @@
+/* Adapters, good and hostile: which modules a configuration means, and which files are refused. */
+#include "engine/lora.h"
+#include "engine/engine.h"
+#include "engine/lora_config.h"
+#include "node/base/err.h"
+#include "node/base/hex.h"
+#include "tests/support.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- what a configuration means ---------------------------------------------------------------------- */
+
+#define R "\"peft_type\":\"LORA\",\"r\":8,\"lora_alpha\":16"
+
+static const char Q0[] = "model.layers.0.self_attn.q_proj";
+static const char Q1[] = "model.layers.1.self_attn.q_proj";
+static const char D1[] = "model.layers.1.mlp.down_proj";
+static const char D11[] = "model.layers.11.mlp.down_proj";
+static const char HEAD[] = "lm_head";
+
+static const struct {
+    const char *config, *module;
+    int rank; /* 0: no target */
+    double scaling;
+} MODULES[] = {
+    {"{" R ",\"target_modules\":[\"q_proj\"]}", Q0, 8, 2},
+    {"{" R ",\"target_modules\":[\"q_proj\"]}", D1, 0, 0},
+    {"{" R ",\"target_modules\":[\"proj\"]}", Q0, 0, 0}, /* endings begin after a dot */
+    {"{" R ",\"target_modules\":[\"self_attn.q_proj\"]}", Q0, 8, 2},
+    {"{" R ",\"target_modules\":[\"model.layers.1.self_attn.q_proj\"]}", Q1, 8, 2},
+    {"{" R ",\"target_modules\":[\"model.layers.1.self_attn.q_proj\"]}", Q0, 0, 0},
+    {"{" R ",\"target_modules\":\"all-linear\"}", D1, 8, 2},
+    {"{" R ",\"target_modules\":\"all-linear\"}", HEAD, 0, 0},
+    {"{" R ",\"target_modules\":[\"lm_head\"]}", HEAD, 8, 2},
+    {"{" R ",\"target_modules\":\".*q_proj\"}", Q0, 8, 2},
+    {"{" R ",\"target_modules\":\"q_proj\"}", Q0, 0, 0}, /* a string must match the whole name */
+    {"{" R ",\"target_modules\":\".*(q_proj|down_proj)\"}", D1, 8, 2},
+    {"{" R ",\"target_modules\":\".*\\\\.(0|4)\\\\.self_attn\\\\.q_proj\"}", Q0, 8, 2},
+    {"{" R ",\"target_modules\":\".*\\\\.(0|4)\\\\.self_attn\\\\.q_proj\"}", Q1, 0, 0},
+    {"{" R ",\"target_modules\":[\"q_proj\"],\"exclude_modules\":[\"q_proj\"]}", Q0, 0, 0},
+    {"{" R ",\"target_modules\":\"all-linear\",\"exclude_modules\":\".*\\\\.1\\\\..*\"}", Q1, 0, 0},
+    {"{" R ",\"target_modules\":\"all-linear\",\"exclude_modules\":\".*\\\\.1\\\\..*\"}", Q0, 8, 2},
+    {"{" R ",\"target_modules\":[\"down_proj\"],\"layers_to_transform\":[1]}", D1, 8, 2},
+    {"{" R ",\"target_modules\":[\"down_proj\"],\"layers_to_transform\":1}", D11, 0, 0},
+    {"{" R ",\"target_modules\":[\"down_proj\"],\"layers_to_transform\":[11],"
+     "\"layers_pattern\":\"layers\"}", D11, 8, 2},
+    {"{" R ",\"target_modules\":[\"down_proj\"],\"layers_to_transform\":[11],"
+     "\"layers_pattern\":[\"h\",\"layers\"]}", D11, 8, 2},
+    {"{" R ",\"target_modules\":[\"down_proj\"],\"layers_to_transform\":[11],"
+     "\"layers_pattern\":\"h\"}", D11, 0, 0},
+    {"{" R ",\"target_modules\":[\"model.layers.1.mlp.down_proj\"],\"layers_to_transform\":[7]}", D1, 8,
+     2}, /* a whole name isn't asked for its layer */
+    {"{" R ",\"target_modules\":[\"q_proj\"],\"use_rslora\":true}", Q0, 8, 5.656854249},
+    {"{" R ",\"target_modules\":[\"q_proj\"],\"rank_pattern\":{\"q_proj\":2}}", Q0, 2, 8},
+    {"{" R ",\"target_modules\":[\"q_proj\"],\"rank_pattern\":{\"_proj\":2}}", Q0, 8, 2},
+    {"{" R ",\"target_modules\":[\"q_proj\"],\"rank_pattern\":{\".*_proj\":2}}", Q0, 2, 8},
+    {"{" R ",\"target_modules\":[\"q_proj\"],\"rank_pattern\":{\"q_proj\":2,\"0.self_attn.q_proj\":4}}",
+     Q0, 2, 8}, /* the first key that matches */
+    {"{" R ",\"target_modules\":[\"q_proj\"],\"rank_pattern\":{\"0.self_attn.q_proj\":4,\"q_proj\":2}}",
+     Q0, 4, 4},
+    {"{" R ",\"target_modules\":[\"q_proj\"],\"rank_pattern\":{\"^model.layers.0.self_attn.q_proj\":4}}",
+     Q0, 4, 4},
+    {"{" R ",\"target_modules\":[\"q_proj\"],\"alpha_pattern\":{\"q_proj\":4}}", Q0, 8, 0.5},
+    {"{" R ",\"target_modules\":[\"q_proj\"],\"alpha_pattern\":{\"q_proj\":4.5},"
+     "\"rank_pattern\":{\"q_proj\":3},\"use_rslora\":true}", Q0, 3, 2.598076211},
+};
+
+static void target_rank_and_scaling_follow_pefts_rules(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof MODULES / sizeof MODULES[0]; i++) {
+        struct err err = {0};
+        struct lora_config *c;
+        bool targeted;
+        int rank;
+        float scaling;
+        assert_ok(lora_config_parse(&c, MODULES[i].config, strlen(MODULES[i].config),
+                                    "adapter_config.json", &err), err);
+        assert_ok(lora_config_module(c, MODULES[i].module, MODULES[i].module == HEAD, &targeted, &rank,
+                                     &scaling, &err), err);
+        if (targeted != (MODULES[i].rank > 0))
+            fail_msg("%s: %s is %sa target", MODULES[i].config, MODULES[i].module,
+                     targeted ? "" : "not ");
+        if (targeted && (rank != MODULES[i].rank ||
+                         fabs((double)scaling - MODULES[i].scaling) > 1e-6))
+            fail_msg("%s: rank %d scaling %g, expected %d and %g", MODULES[i].config, rank,
+                     (double)scaling, MODULES[i].rank, MODULES[i].scaling);
+        lora_config_free(c);
+    }
+    print_message("note: %zu questions\n", sizeof MODULES / sizeof MODULES[0]);
+}
+
+#define T "\"target_modules\":[\"q_proj\"]"
+
+static void configurations_that_change_the_maths_are_refused_naming_the_key(void **state)
+{
+    static const struct {
+        const char *config, *says; /* NULL: taken */
+        enum err_code code;
+    } cases[] = {
+        {"{" R "," T "}", NULL, 0},
+        {"{" R "," T ",\"qalora_group_size\":16,\"lora_dropout\":0.1,\"some_future_key\":3}", NULL, 0},
+        {"{" R "," T ",\"init_lora_weights\":\"gaussian\",\"lora_bias\":false,\"loftq_config\":{}}",
+         NULL, 0},
+        {"{" R "," T ",\"use_dora\":true}", "use_dora", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"modules_to_save\":[\"lm_head\"]}", "modules_to_save", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"bias\":\"all\"}", "bias", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"bias\":\"lora_only\"}", "bias", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"lora_bias\":true}", "lora_bias", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"trainable_token_indices\":[1]}", "trainable_token_indices", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"target_parameters\":[\"x\"]}", "target_parameters", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"layer_replication\":[[0,4]]}", "layer_replication", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"alora_invocation_tokens\":[1]}", "alora_invocation_tokens", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"use_qalora\":true}", "use_qalora", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"velora_config\":{\"a\":1}}", "velora_config", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"kasa_config\":{\"a\":1}}", "kasa_config", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"arrow_config\":{\"a\":1}}", "arrow_config", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"use_bdlora\":{\"a\":1}}", "use_bdlora", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"monteclora_config\":{\"a\":1}}", "monteclora_config", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"fan_in_fan_out\":true}", "fan_in_fan_out", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"init_lora_weights\":\"pissa_niter_4\"}", "init_lora_weights", ERR_UNSUPPORTED},
+        {"{\"peft_type\":\"IA3\",\"r\":1,\"lora_alpha\":1," T "}", "peft_type", ERR_UNSUPPORTED},
+        {"{\"r\":1,\"lora_alpha\":1," T "}", "peft_type", ERR_UNSUPPORTED},
+        {"{" R "}", "target_modules", ERR_INVALID},
+        {"{" R ",\"target_modules\":7}", "target_modules", ERR_INVALID},
+        {"{" R ",\"target_modules\":[7]}", "target_modules[0]", ERR_INVALID},
+        {"{" R ",\"target_modules\":\"(\"}", "pattern", ERR_INVALID},
+        {"{" R "," T ",\"layers_pattern\":\"layers\"}", "layers_pattern", ERR_INVALID},
+        {"{" R ",\"target_modules\":\".*\",\"layers_to_transform\":[1]}", "layers_to_transform",
+         ERR_INVALID},
+        {"{" R "," T ",\"layers_to_transform\":[-1]}", "layers_to_transform", ERR_INVALID},
+        {"{" R "," T ",\"rank_pattern\":{\"q_proj\":0}}", "rank_pattern", ERR_INVALID},
+        {"{" R "," T ",\"rank_pattern\":{\"q_proj\":1.5}}", "rank_pattern", ERR_INVALID},
+        {"{" R "," T ",\"rank_pattern\":{\"(\":1}}", "rank_pattern", ERR_INVALID},
+        {"{" R "," T ",\"alpha_pattern\":{\"q_proj\":\"x\"}}", "alpha_pattern", ERR_INVALID},
+        {"{\"peft_type\":\"LORA\",\"r\":0,\"lora_alpha\":1," T "}", "r is 0", ERR_INVALID},
+        {"{\"peft_type\":\"LORA\",\"r\":99999,\"lora_alpha\":1," T "}", "r is 99999", ERR_INVALID},
+        {"{\"peft_type\":\"LORA\",\"lora_alpha\":1," T "}", "no r", ERR_INVALID},
+        {"{\"peft_type\":\"LORA\",\"r\":1," T "}", "lora_alpha", ERR_INVALID},
+        {"{" R "," T "," T "}", "duplicate", ERR_INVALID},
+        {"[]", "object", ERR_INVALID},
+        {"{", "line 1", ERR_INVALID},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct err err = {0};
+        struct lora_config *c;
+        int rc = lora_config_parse(&c, cases[i].config, strlen(cases[i].config),
+                                   "adapter_config.json", &err);
+        if ((rc == 0) != (cases[i].says == NULL) ||
+            (rc != 0 && (strstr(err.message, cases[i].says) == NULL || err.code != cases[i].code)))
+            fail_msg("%s: %s: %s", cases[i].config, rc == 0 ? "taken" : err_code_name(err.code),
+                     rc == 0 ? "" : err.message);
+        if (rc == 0)
+            lora_config_free(c);
+    }
+}
+
+static void a_pattern_that_would_run_for_ever_is_stopped(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct lora_config *c;
+    bool targeted;
+    int rank;
+    float scaling;
+    const char *text = "{" R ",\"target_modules\":\"((([a-z_.]+)+)+)+[0-9]\"}";
+    assert_ok(lora_config_parse(&c, text, strlen(text), "adapter_config.json", &err), err);
+    assert_int_equal(lora_config_module(c, "model.layers.self_attn.q_proj.aaaaaaaaaaaaaaaaaaaaaaaaa",
+                                        false, &targeted, &rank, &scaling, &err), -1);
+    assert_true(strstr(err.message, "limit") != NULL);
+    lora_config_free(c);
+}
+
+/* ---- files --------------------------------------------------------------------------------------------- */
+
+static const struct model_config MODEL = {.vocab = 16, .hidden = 8, .n_layers = 2, .n_heads = 2,
+                                          .n_kv_heads = 1, .head_dim = 4, .ffn = 12};
+
+/* What to do wrong while writing an adapter of rank 2 on q_proj and down_proj of both layers. */
+struct wrong {
+    const char *name, *says; /* NULL: fine */
+    int site;                /* of the wrong tensor: layer * SITE_KINDS + kind */
+    enum { FINE, LEAVE_OUT, WRONG_SHAPE, TRANSPOSED, WRONG_DTYPE, NOT_A_NUMBER, INFINITE_BF16,
+           NO_PREFIX, TWICE, EXTRA, EXTRA_DORA, MIXED_DTYPES } what;
+};
+
+struct writing {
+    struct buf header, data;
+};
+
+static void add_tensor(struct writing *w, const char *name, const char *dtype, int64_t d0, int64_t d1,
+                       float value)
+{
+    size_t begin = w->data.len;
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint16_t half = (uint16_t)(bits >> 16);
+    for (int64_t i = 0; i < d0 * d1; i++) {
+        if (strcmp(dtype, "F32") == 0)
+            buf_append(&w->data, &bits, 4);
+        else if (strcmp(dtype, "BF16") == 0)
+            buf_append(&w->data, &half, 2);
+        else
+            buf_append(&w->data, "\1\2\3\4\5\6\7\10", 8);
+    }
+    buf_appendf(&w->header, "%c\"%s\":{\"dtype\":\"%s\",\"shape\":[%d,%d],\"data_offsets\":[%zu,%zu]}",
+                w->header.len == 0 ? '{' : ',', name, dtype, (int)d0, (int)d1, begin, w->data.len);
+}
+
+static void write_file(const char *dir, const char *name, const void *bytes, size_t n)
+{
+    struct err err = {0};
+    char *path = xasprintf("%s/%s", dir, name);
+    assert_ok(file_write_atomic(path, bytes, n, 0600, &err), err);
+    free(path);
+}
+
+static void write_adapter(const char *dir, const struct wrong *wrong)
+{
+    static const int sites[] = {SITE_Q, SITE_DOWN, SITE_KINDS + SITE_Q, SITE_KINDS + SITE_DOWN};
+    struct writing w = {BUF_INIT, BUF_INIT};
+    char module[SITE_NAME_BYTES];
+    for (size_t i = 0; i < 4; i++) {
+        enum site_kind kind = (enum site_kind)(sites[i] % SITE_KINDS);
+        int what = sites[i] == wrong->site ? (int)wrong->what : FINE;
+        const char *prefix = what == NO_PREFIX ? "" : "base_model.model.";
+        const char *dtype = what == WRONG_DTYPE ? "I64" : what == INFINITE_BF16 ? "BF16" : "F32";
+        float value = what == NOT_A_NUMBER ? NAN : what == INFINITE_BF16 ? INFINITY : 0.5f;
+        int64_t d_in = model_site_d_in(&MODEL, kind), d_out = model_site_d_out(&MODEL, kind);
+        model_site_name(module, sites[i]);
+        char *a = xasprintf("%s%s.lora_A.weight", prefix, module);
+        char *b = xasprintf("%s%s.lora_B.weight", prefix, module);
+        if (what == TRANSPOSED)
+            add_tensor(&w, a, dtype, d_in, 2, value);
+        else
+            add_tensor(&w, a, what == MIXED_DTYPES ? "BF16" : dtype, what == WRONG_SHAPE ? 3 : 2, d_in,
+                       value);
+        if (what != LEAVE_OUT)
+            add_tensor(&w, b, dtype, d_out, 2, value);
+        if (what == TWICE)
+            add_tensor(&w, b + strlen(prefix), dtype, d_out, 2, value);
+        if (what == EXTRA)
+            add_tensor(&w, "base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight", dtype, 2, 8,
+                       value);
+        if (what == EXTRA_DORA)
+            add_tensor(&w, "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+                       dtype, 8, 1, value);
+        free(a);
+        free(b);
+    }
+    buf_append_byte(&w.header, '}');
+    struct buf file = BUF_INIT;
+    uint64_t n_header = w.header.len;
+    buf_append(&file, &n_header, 8);
+    buf_append(&file, w.header.data, w.header.len);
+    buf_append(&file, w.data.data, w.data.len);
+    write_file(dir, "adapter_model.safetensors", file.data, file.len);
+    static const char config[] = "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":3,"
+                                 "\"target_modules\":[\"q_proj\",\"down_proj\"]}";
+    write_file(dir, "adapter_config.json", config, strlen(config));
+    buf_release(&file);
+    buf_release(&w.header);
+    buf_release(&w.data);
+}
+
+static void every_tensor_is_checked_against_the_base_model(void **state)
+{
+    static const struct wrong cases[] = {
+        {"good", NULL, 0, FINE},
+        {"no prefix", NULL, SITE_Q, NO_PREFIX},
+        {"A and B of different dtypes", NULL, SITE_Q, MIXED_DTYPES},
+        {"a tensor is missing", "layers.0.mlp.down_proj.lora_B.weight is missing", SITE_DOWN, LEAVE_OUT},
+        {"another rank", "[3, 8]", SITE_Q, WRONG_SHAPE},
+        {"transposed", "[12, 2]", SITE_DOWN, TRANSPOSED},
+        {"integers", "I64", SITE_KINDS + SITE_Q, WRONG_DTYPE},
+        {"not a number", "not finite", SITE_KINDS + SITE_DOWN, NOT_A_NUMBER},
+        {"infinite", "not finite", SITE_Q, INFINITE_BF16},
+        {"with and without prefix", "belongs to no module", SITE_Q, TWICE},
+        {"a layer too many", "layers.9", SITE_Q, EXTRA},
+        {"a magnitude vector", "lora_magnitude_vector", SITE_Q, EXTRA_DORA},
+    };
+    (void)state;
+    char *dir = temp_dir_create();
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct err err = {0};
+        struct lora_adapter *a = NULL;
+        write_adapter(dir, &cases[i]);
+        int rc = lora_open(&a, &MODEL, dir, 1 << 20, &err);
+        if ((rc == 0) != (cases[i].says == NULL) ||
+            (rc != 0 && (strstr(err.message, cases[i].says) == NULL ||
+                         strstr(err.message, dir) == NULL)))
+            fail_msg("%s: %s", cases[i].name, rc == 0 ? "was taken" : err.message);
+        if (rc == 0) {
+            assert_int_equal(a->n_sites, 4);
+            assert_int_equal(a->rank_max, 2);
+            assert_string_equal(a->targets, "q_proj down_proj");
+            assert_true(fabs((double)a->sites[0].scaling - 1.5) < 1e-6);
+            assert_int_equal(a->sites[0].dtype, DTYPE_F32);
+            for (int k = 0; k < 16; k++) {
+                float f;
+                memcpy(&f, a->data + a->sites[0].a_offset + 4 * k, 4);
+                assert_true(fabs((double)f - 0.5) < 1e-9);
+            }
+        }
+        lora_close(a);
+    }
+    temp_dir_remove(dir);
+}
+
+static void a_truncated_file_is_refused_at_every_length(void **state)
+{
+    (void)state;
+    struct buf file = BUF_INIT;
+    struct err err = {0};
+    char *dir = temp_dir_create();
+    write_adapter(dir, &(struct wrong){.what = FINE});
+    char *path = xasprintf("%s/adapter_model.safetensors", dir);
+    assert_ok(file_read(path, 1 << 20, &file, &err), err);
+    for (size_t n = 0; n < file.len; n += n < 16 ? 1 : 13) {
+        struct lora_adapter *a;
+        write_file(dir, "adapter_model.safetensors", file.data, n);
+        assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, &err), -1);
+    }
+    buf_release(&file);
+    free(path);
+    temp_dir_remove(dir);
+}
+
+static void pickles_and_missing_files_are_refused_by_name(void **state)
+{
+    (void)state;
+    struct lora_adapter *a;
+    struct err err = {0};
+    char *dir = temp_dir_create();
+    assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, &err), -1);
+    assert_int_equal(err.code, ERR_NOT_FOUND);
+    assert_non_null(strstr(err.message, "adapter_config.json"));
+    write_file(dir, "adapter_config.json", "{}", 2);
+    write_file(dir, "adapter_model.bin", "x", 1);
+    assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, &err), -1);
+    assert_int_equal(err.code, ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "pickle"));
+    temp_dir_remove(dir);
+}
+
+/* The digest as the header defines it, recomputed with the tools of a shell:
+ *   cd DIR; for f in adapter_config.json adapter_model.safetensors; do
+ *     echo "$(sha256sum <$f | cut -c1-64)  $(stat -c %s $f)  $f"; done | sha256sum */
+static void content_digests_are_what_the_header_says(void **state)
+{
+    static const struct {
+        const char *dir, *digest;
+    } cases[] = {
+        {"tests/fixtures/adapters/demo-7m/med", "efa99de02e8f9d12ce283c586319c5e2d19b75bd0acddd950b2bb77532b0985d"},
+        {"tests/fixtures/adapters/demo-7m/verse", "0b6a27846ea8f7e737393b39713b6fd3e504a00e2378dfd872c367bd9a36d612"},
+        {"tests/fixtures/adapters/stories260K-test/r3-odd-rank", "19507dfe8e540cf63d5ba547c78b6c52e28771b1d94752347c52dfe7178d03c1"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct err err = {0};
+        struct content_digest d;
+        char hex[65];
+        assert_ok(adapter_content_digest(cases[i].dir, &d, &err), err);
+        assert_string_equal(hex_encode(hex, d.bytes, 32), cases[i].digest);
+    }
+}
+
+static void one_changed_byte_is_another_adapter(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct content_digest before, after;
+    char *dir = temp_dir_create();
+    write_adapter(dir, &(struct wrong){.what = FINE});
+    write_file(dir, "README.md", "x", 1); /* doesn't count */
+    assert_ok(adapter_content_digest(dir, &before, &err), err);
+    write_file(dir, "README.md", "y", 1);
+    assert_ok(adapter_content_digest(dir, &after, &err), err);
+    assert_true(DIGEST_EQ(before, after));
+    static const char config[] = "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,"
+                                 "\"target_modules\":[\"q_proj\",\"down_proj\"]}";
+    write_file(dir, "adapter_config.json", config, strlen(config));
+    assert_ok(adapter_content_digest(dir, &after, &err), err);
+    assert_false(DIGEST_EQ(before, after));
+    temp_dir_remove(dir);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(target_rank_and_scaling_follow_pefts_rules),
+        cmocka_unit_test(configurations_that_change_the_maths_are_refused_naming_the_key),
+        cmocka_unit_test(a_pattern_that_would_run_for_ever_is_stopped),
+        cmocka_unit_test(every_tensor_is_checked_against_the_base_model),
+        cmocka_unit_test(a_truncated_file_is_refused_at_every_length),
+        cmocka_unit_test(pickles_and_missing_files_are_refused_by_name),
+        cmocka_unit_test(content_digests_are_what_the_header_says),
+        cmocka_unit_test(one_changed_byte_is_another_adapter),
+    };
+    return cmocka_run_group_tests_name("lora", tests, NULL, NULL);
+}
