@@ -55,9 +55,10 @@ INLINE void scores(float *s, const float *q, int ldq, const struct attend *a,
             }
         }
         if (e < hd)
-            for (int c = 0; c < keys; c++) {
+            UNROLL for (int c = 0; c < keys; c++)
+            {
                 vec k = vec_load_as_n(t, a->k, at[c] + (size_t)e, hd - e);
-                for (int i = 0; i < queries; i++)
+                UNROLL for (int i = 0; i < queries; i++)
                     acc[i][c] = vec_fma(vec_load(q + i * ldq + e), k, acc[i][c]); /* q is padded */
             }
         UNROLL for (int i = 0; i < queries; i++) UNROLL for (int c = 0; c < keys; c += 4)
@@ -67,7 +68,7 @@ INLINE void scores(float *s, const float *q, int ldq, const struct attend *a,
 }
 
 /* Scores to weights, in place; m and l move on. Returns what the accumulator must be scaled by. */
-INLINE float softmax_step(float *s, float *m, float *l, struct visible see,
+static float softmax_step(float *s, float *m, float *l, struct visible see,
                           const struct attention_shape *shape)
 {
     int from = see.begin / LANES * LANES, to = (see.end + LANES - 1) / LANES * LANES;
@@ -124,28 +125,72 @@ INLINE void weigh_columns(float *acc, int ldacc, const float *p, const struct at
 INLINE void weigh(float *acc, int ldacc, const float *p, const struct attend *a,
                   const size_t *key_at, struct visible see, const enum dtype t, const int queries)
 {
-    const int hd = a->shape->head_dim;
+    const int hd = a->shape->head_dim, wide = queries == 1 ? WIDE : 4;
     int e = 0;
     if (see.begin >= see.end)
         return;
-    if (queries == 1)
-        for (; e + 8 * LANES <= hd; e += 8 * LANES)
-            weigh_columns(acc, ldacc, p, a, key_at, see, e, LANES, t, queries, 8);
-    for (; e + 4 * LANES <= hd; e += 4 * LANES)
-        weigh_columns(acc, ldacc, p, a, key_at, see, e, LANES, t, queries, 4);
+    for (; e + wide * LANES <= hd; e += wide * LANES)
+        weigh_columns(acc, ldacc, p, a, key_at, see, e, LANES, t, queries, wide);
     for (; e + LANES <= hd; e += LANES)
         weigh_columns(acc, ldacc, p, a, key_at, see, e, LANES, t, queries, 1);
     if (e < hd)
         weigh_columns(acc, ldacc, p, a, key_at, see, e, hd - e, t, queries, 1);
 }
 
-INLINE void block_attend(float *q, float *acc, float *m, float *l, int ld, const struct attend *a,
-                         const struct piece *piece, const struct visible *see, const enum dtype t,
-                         const int queries)
+/* The three functions that touch keys or values, for one query and for QUERY_BLOCK, by dtype:
+ * functions of their own, not inlined, so that each is compiled once. */
+#define KERNELS_OF(name, t)                                                                   \
+    static __attribute__((noinline)) void scores_one_##name(                                  \
+        float *s, const float *q, int ldq, const struct attend *a, const struct piece *piece) \
+    {                                                                                         \
+        scores(s, q, ldq, a, piece, t, 1, 8);                                                 \
+    }                                                                                         \
+    static __attribute__((noinline)) void scores_block_##name(                                \
+        float *s, const float *q, int ldq, const struct attend *a, const struct piece *piece) \
+    {                                                                                         \
+        scores(s, q, ldq, a, piece, t, QUERY_BLOCK, 4);                                       \
+    }                                                                                         \
+    static __attribute__((noinline)) void weigh_one_##name(                                   \
+        float *acc, int ldacc, const float *p, const struct attend *a, const size_t *key_at,  \
+        struct visible see)                                                                   \
+    {                                                                                         \
+        weigh(acc, ldacc, p, a, key_at, see, t, 1);                                           \
+    }                                                                                         \
+    static __attribute__((noinline)) void weigh_block_##name(                                 \
+        float *acc, int ldacc, const float *p, const struct attend *a, const size_t *key_at,  \
+        struct visible see)                                                                   \
+    {                                                                                         \
+        weigh(acc, ldacc, p, a, key_at, see, t, QUERY_BLOCK);                                 \
+    }
+KERNELS_OF(f32, DTYPE_F32)
+KERNELS_OF(f16, DTYPE_F16)
+KERNELS_OF(bf16, DTYPE_BF16)
+#undef KERNELS_OF
+
+typedef void scores_fn(float *s, const float *q, int ldq, const struct attend *a,
+                       const struct piece *piece);
+typedef void weigh_fn(float *acc, int ldacc, const float *p, const struct attend *a,
+                      const size_t *key_at, struct visible see);
+
+static const struct {
+    scores_fn *scores_one, *scores_block;
+    weigh_fn *weigh_one, *weigh_block;
+} kernels_of[] = {
+    [DTYPE_F32] = {scores_one_f32, scores_block_f32, weigh_one_f32, weigh_block_f32},
+    [DTYPE_F16] = {scores_one_f16, scores_block_f16, weigh_one_f16, weigh_block_f16},
+    [DTYPE_BF16] = {scores_one_bf16, scores_block_bf16, weigh_one_bf16, weigh_block_bf16},
+};
+
+/* One piece for `queries` (1 or QUERY_BLOCK) queries; q, acc, m and l are those of the first. */
+static void block_attend(const float *q, float *acc, float *m, float *l, int ld,
+                         const struct attend *a, const struct piece *piece,
+                         const struct visible *see, int queries)
 {
     float s[QUERY_BLOCK * PIECE_KEYS];
     struct visible all = {0, PIECE_KEYS};
-    scores(s, q, ld, a, piece, t, queries, queries == 1 ? 8 : 4);
+    weigh_fn *weigh_one = kernels_of[a->dtype].weigh_one;
+    (queries == 1 ? kernels_of[a->dtype].scores_one : kernels_of[a->dtype].scores_block)(s, q, ld,
+                                                                                         a, piece);
     for (int i = 0; i < queries; i++) {
         if (see[i].begin < see[i].end) {
             float rescale = softmax_step(s + i * PIECE_KEYS, &m[i], &l[i], see[i], a->shape);
@@ -155,20 +200,16 @@ INLINE void block_attend(float *q, float *acc, float *m, float *l, int ld, const
         all.begin = all.begin > see[i].begin ? all.begin : see[i].begin;
         all.end = all.end < see[i].end ? all.end : see[i].end;
     }
-    if (queries == 1) {
-        weigh(acc, ld, s, a, piece->key_at, see[0], t, 1);
-        return;
-    }
-    bool shared = all.begin < all.end;
+    bool shared = queries > 1 && all.begin < all.end;
     for (int i = 0; i < queries; i++)
-        weigh(acc + i * ld, ld, s + i * PIECE_KEYS, a, piece->key_at,
-              (struct visible){see[i].begin, shared ? all.begin : see[i].end}, t, 1);
+        weigh_one(acc + i * ld, ld, s + i * PIECE_KEYS, a, piece->key_at,
+                  (struct visible){see[i].begin, shared ? all.begin : see[i].end});
     if (!shared)
         return;
-    weigh(acc, ld, s, a, piece->key_at, all, t, queries);
+    kernels_of[a->dtype].weigh_block(acc, ld, s, a, piece->key_at, all);
     for (int i = 0; i < queries; i++)
-        weigh(acc + i * ld, ld, s + i * PIECE_KEYS, a, piece->key_at,
-              (struct visible){all.end, see[i].end}, t, 1);
+        weigh_one(acc + i * ld, ld, s + i * PIECE_KEYS, a, piece->key_at,
+                  (struct visible){all.end, see[i].end});
 }
 
 /* First key that the query at `position` sees. */
@@ -178,8 +219,7 @@ INLINE int window_begin(const struct attention_shape *shape, int position)
     return begin > 0 ? begin : 0;
 }
 
-INLINE void attend_as(const struct attend *a, int row_begin, int row_end, int kv_head,
-                      float *scratch, const enum dtype t)
+static void attend(const struct attend *a, int row_begin, int row_end, int kv_head, float *scratch)
 {
     const struct attention_shape *shape = a->shape;
     const int hd = shape->head_dim, group = shape->n_heads / shape->n_kv_heads;
@@ -223,13 +263,12 @@ INLINE void attend_as(const struct attend *a, int row_begin, int row_end, int kv
             }
             if (!any)
                 continue;
-            float *qi = q + i * ld, *acci = acc + i * ld;
-            if (n == 3)
-                block_attend(qi, acci, m + i, l + i, ld, a, &piece, see, t, 3);
-            else if (n == 2)
-                block_attend(qi, acci, m + i, l + i, ld, a, &piece, see, t, 2);
+            if (n == QUERY_BLOCK)
+                block_attend(q + i * ld, acc + i * ld, m + i, l + i, ld, a, &piece, see, n);
             else
-                block_attend(qi, acci, m + i, l + i, ld, a, &piece, see, t, 1);
+                for (int b = 0; b < n; b++)
+                    block_attend(q + (i + b) * ld, acc + (i + b) * ld, m + i + b, l + i + b, ld, a,
+                                 &piece, see + b, 1);
         }
     }
     for (int i = 0; i < n_queries; i++) {
@@ -237,21 +276,6 @@ INLINE void attend_as(const struct attend *a, int row_begin, int row_end, int kv
                     (size_t)(kv_head * group + i % group) * (size_t)hd;
         for (int e = 0; e < hd; e++)
             to[e] = acc[i * ld + e] / l[i];
-    }
-}
-
-static void attend(const struct attend *a, int row_begin, int row_end, int kv_head, float *scratch)
-{
-    switch (a->dtype) {
-    case DTYPE_F32:
-        attend_as(a, row_begin, row_end, kv_head, scratch, DTYPE_F32);
-        break;
-    case DTYPE_F16:
-        attend_as(a, row_begin, row_end, kv_head, scratch, DTYPE_F16);
-        break;
-    case DTYPE_BF16:
-        attend_as(a, row_begin, row_end, kv_head, scratch, DTYPE_BF16);
-        break;
     }
 }
 

@@ -11,6 +11,9 @@
  *     AVX2, 16 registers     6x1 5x1 4x1 3x2 2x2 1x4    (a panel is two registers wide)
  *     AVX-512, 32 registers  1..6 x 4                   (a panel is one register wide)
  *
+ * Weights are padded to whole tiles of TILE_PANELS, so there is no narrower variant; a tile that
+ * hangs over the last column of y is computed in a buffer.
+ *
  * Widening bf16 inside the loop costs one shift or AND per 8 weights, against 2 FMAs per 8 weights
  * and row: with 4 rows or more it hides behind them, so there is no second, widened copy of a panel
  * to keep in cache. With one row the loop is bound by memory anyway. */
@@ -23,17 +26,20 @@
 enum {
     PANEL_VECS = PANEL / LANES,
     BLOCK_ROWS_MAX = 6,
-    BLOCK_PANELS_MAX = 4,
+    TILE_COLS = TILE_PANELS * PANEL,
     X_CACHE_BYTES = 256 * 1024, /* of x that shall stay in the second-level cache */
     K_PIECE = 1024,
 };
 
 struct gemm_place { /* of a register block */
-    int row, panel;
+    const char *w;  /* its first panel */
+    const float *x; /* its first row */
+    float *y;       /* its first element */
+    size_t ldy;
     int k_begin, k_end; /* k_begin even */
 };
 
-INLINE void block_step(vec acc[BLOCK_ROWS_MAX][BLOCK_PANELS_MAX * PANEL_VECS], const int rows,
+INLINE void block_step(vec acc[BLOCK_ROWS_MAX][TILE_PANELS * PANEL_VECS], const int rows,
                        const int vecs, const vec *w, const float *const *x, int k)
 {
     UNROLL for (int r = 0; r < rows; r++)
@@ -43,76 +49,52 @@ INLINE void block_step(vec acc[BLOCK_ROWS_MAX][BLOCK_PANELS_MAX * PANEL_VECS], c
     }
 }
 
-INLINE void block_run(const struct gemm *g, struct gemm_place at, const enum dtype t,
+INLINE void block_run(const struct weight *weight, const struct gemm_place *at, const enum dtype t,
                       const int rows, const int panels)
 {
     const int vecs = panels * PANEL_VECS;
-    const struct weight *weight = g->w;
-    const size_t ldx = (size_t)weight->d_in, ldy = (size_t)weight->d_out;
-    const size_t element = t == DTYPE_F32 ? 4 : 2;
-    vec acc[BLOCK_ROWS_MAX][BLOCK_PANELS_MAX * PANEL_VECS];
-    const char *w[BLOCK_PANELS_MAX];
+    const size_t k_bytes = PANEL * (t == DTYPE_F32 ? 4 : 2), ldy = at->ldy;
+    const int k_end = at->k_end;
+    vec acc[BLOCK_ROWS_MAX][TILE_PANELS * PANEL_VECS], wk[TILE_PANELS * PANEL_VECS];
+    const char *w[TILE_PANELS];
     const float *x[BLOCK_ROWS_MAX];
-    int column = at.panel * PANEL, n_valid = weight->d_out - column;
-    float *y = g->y + (size_t)at.row * ldy + (size_t)column;
+    float *y = at->y;
 
-    UNROLL for (int p = 0; p < panels; p++)
-        w[p] = (const char *)weight->panels + (size_t)(at.panel + p) * weight->panel_bytes;
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        x[r] = g->x + (size_t)(at.row + r) * ldx;
-        UNROLL for (int v = 0; v < vecs; v++)
-        {
-            if (at.k_begin == 0 || n_valid <= v * LANES)
-                acc[r][v] = vec_zero();
-            else if (n_valid >= (v + 1) * LANES)
-                acc[r][v] = vec_load(y + (size_t)r * ldy + v * LANES);
-            else
-                acc[r][v] = vec_load_n(y + (size_t)r * ldy + v * LANES, n_valid - v * LANES);
-        }
+    UNROLL for (int p = 0; p < panels; p++) w[p] = at->w + (size_t)p * weight->panel_bytes;
+    UNROLL for (int r = 0; r < rows; r++) x[r] = at->x + (size_t)r * (size_t)weight->d_in;
+    if (at->k_begin == 0) {
+        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < vecs; v++)
+            acc[r][v] = vec_zero();
+    } else {
+        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < vecs; v++)
+            acc[r][v] = vec_load(y + (size_t)r * ldy + v * LANES);
     }
-
-    vec wk[BLOCK_PANELS_MAX * PANEL_VECS];
+    int k = at->k_begin;
     if (t == DTYPE_BF16) {
-        int k = at.k_begin;
-        for (; k + 1 < at.k_end; k += 2) {
+        for (; k + 1 < k_end; k += 2) {
             UNROLL for (int v = 0; v < vecs; v++) wk[v] = vec_pair_low(
-                w[v / PANEL_VECS] + (size_t)k * PANEL * 2 + (v % PANEL_VECS) * LANES * 4);
+                w[v / PANEL_VECS] + (size_t)k * k_bytes + (v % PANEL_VECS) * LANES * 4);
             block_step(acc, rows, vecs, wk, x, k);
             /* Read the pairs again instead of holding them in registers, of which none is left. */
             __asm__ volatile("" ::: "memory");
             UNROLL for (int v = 0; v < vecs; v++) wk[v] = vec_pair_high(
-                w[v / PANEL_VECS] + (size_t)k * PANEL * 2 + (v % PANEL_VECS) * LANES * 4);
+                w[v / PANEL_VECS] + (size_t)k * k_bytes + (v % PANEL_VECS) * LANES * 4);
             block_step(acc, rows, vecs, wk, x, k + 1);
         }
-        if (k < at.k_end) { /* odd d_in */
+        if (k < k_end) { /* odd d_in */
             UNROLL for (int v = 0; v < vecs; v++) wk[v] = vec_pair_low(
-                w[v / PANEL_VECS] + (size_t)k * PANEL * 2 + (v % PANEL_VECS) * LANES * 4);
+                w[v / PANEL_VECS] + (size_t)k * k_bytes + (v % PANEL_VECS) * LANES * 4);
             block_step(acc, rows, vecs, wk, x, k);
         }
     } else {
-        for (int k = at.k_begin; k < at.k_end; k++) {
-            UNROLL for (int v = 0; v < vecs; v++)
-                wk[v] = vec_load_as(t, w[v / PANEL_VECS] + (size_t)k * PANEL * element,
-                                    (size_t)((v % PANEL_VECS) * LANES));
+        for (; k < k_end; k++) {
+            UNROLL for (int v = 0; v < vecs; v++) wk[v] = vec_load_as(
+                t, w[v / PANEL_VECS] + (size_t)k * k_bytes, (size_t)((v % PANEL_VECS) * LANES));
             block_step(acc, rows, vecs, wk, x, k);
         }
     }
-
-    const float *bias = at.k_end == weight->d_in && g->bias != NULL ? g->bias + column : NULL;
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        UNROLL for (int v = 0; v < vecs; v++)
-        {
-            int n = n_valid - v * LANES;
-            float *to = y + (size_t)r * ldy + v * LANES;
-            if (n >= LANES)
-                vec_store(to, bias ? vec_add(acc[r][v], vec_load(bias + v * LANES)) : acc[r][v]);
-            else if (n > 0)
-                vec_store_n(
-                    to, bias ? vec_add(acc[r][v], vec_load_n(bias + v * LANES, n)) : acc[r][v], n);
-        }
-    }
+    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < vecs; v++)
+        vec_store(y + (size_t)r * ldy + v * LANES, acc[r][v]);
 }
 
 /* The widest register block for so many rows. */
@@ -123,50 +105,58 @@ INLINE int block_panels(int rows)
     return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
 }
 
-INLINE void rows_run(const struct gemm *g, struct gemm_place at, int panel_end, const enum dtype t,
+INLINE void rows_run(const struct weight *w, struct gemm_place at, int n_panels, const enum dtype t,
                      const int rows)
 {
     const int wide = block_panels(rows);
-    for (; wide > 1 && at.panel + wide <= panel_end; at.panel += wide)
-        block_run(g, at, t, rows, wide);
-    for (; at.panel < panel_end; at.panel++)
-        block_run(g, at, t, rows, 1);
+    for (int p = 0; p < n_panels; p += wide) {
+        block_run(w, &at, t, rows, wide);
+        at.w += (size_t)wide * w->panel_bytes;
+        at.y += wide * PANEL;
+    }
 }
 
-INLINE void gemm_as(const struct gemm *g, int row_begin, int row_end, int panel_begin,
-                    int panel_end, const enum dtype t)
+/* One tile's panels for rows [0, n_rows) of x and y; y has room for all TILE_COLS columns. */
+INLINE void tile_run(const struct weight *weight, const char *w, const float *x, float *y,
+                     size_t ldy, int n_rows, const enum dtype t)
 {
-    int n_rows = row_end - row_begin, d_in = g->w->d_in;
-    int n_groups = (n_rows + BLOCK_ROWS_MAX - 1) / BLOCK_ROWS_MAX;
-    int k_piece = n_rows <= BLOCK_ROWS_MAX || (size_t)n_rows * (size_t)d_in * 4 <= X_CACHE_BYTES
-                      ? d_in
-                      : K_PIECE;
-    int unit = block_panels(n_rows / n_groups); /* panels that all rows use before the next */
+    const int d_in = weight->d_in, n_groups = (n_rows + BLOCK_ROWS_MAX - 1) / BLOCK_ROWS_MAX;
+    const int k_piece = n_rows <= BLOCK_ROWS_MAX ||
+                                (size_t)n_rows * (size_t)d_in * 4 <= X_CACHE_BYTES
+                            ? d_in
+                            : K_PIECE;
+    const int unit = block_panels(n_rows / n_groups); /* panels that all rows use before the next */
     for (int k = 0; k < d_in; k += k_piece)
-        for (int panel = panel_begin; panel < panel_end; panel += unit) {
-            int unit_end = panel + unit < panel_end ? panel + unit : panel_end;
-            int row = row_begin;
+        for (int panel = 0; panel < TILE_PANELS; panel += unit) {
+            int row = 0;
             for (int left = n_groups; left > 0; left--) {
-                int rows = (row_end - row + left - 1) / left; /* balanced: 16 is 6 + 5 + 5 */
-                struct gemm_place at = {row, panel, k, k + k_piece < d_in ? k + k_piece : d_in};
+                int rows = (n_rows - row + left - 1) / left; /* balanced: 16 is 6 + 5 + 5 */
+                struct gemm_place at = {
+                    .w = w + (size_t)panel * weight->panel_bytes,
+                    .x = x + (size_t)row * (size_t)d_in,
+                    .y = y + (size_t)row * ldy + panel * PANEL,
+                    .ldy = ldy,
+                    .k_begin = k,
+                    .k_end = k + k_piece < d_in ? k + k_piece : d_in,
+                };
                 switch (rows) {
                 case 1:
-                    rows_run(g, at, unit_end, t, 1);
+                    rows_run(weight, at, unit, t, 1);
                     break;
                 case 2:
-                    rows_run(g, at, unit_end, t, 2);
+                    rows_run(weight, at, unit, t, 2);
                     break;
                 case 3:
-                    rows_run(g, at, unit_end, t, 3);
+                    rows_run(weight, at, unit, t, 3);
                     break;
                 case 4:
-                    rows_run(g, at, unit_end, t, 4);
+                    rows_run(weight, at, unit, t, 4);
                     break;
                 case 5:
-                    rows_run(g, at, unit_end, t, 5);
+                    rows_run(weight, at, unit, t, 5);
                     break;
                 default:
-                    rows_run(g, at, unit_end, t, 6);
+                    rows_run(weight, at, unit, t, 6);
                     break;
                 }
                 row += rows;
@@ -174,19 +164,35 @@ INLINE void gemm_as(const struct gemm *g, int row_begin, int row_end, int panel_
         }
 }
 
-static void gemm(const struct gemm *g, int row_begin, int row_end, int panel_begin, int panel_end)
+static void gemm(const struct gemm *g, int row_begin, int row_end, int tile)
 {
-    switch (g->w->dtype) {
+    const struct weight *weight = g->w;
+    const char *w = (const char *)weight->panels + (size_t)tile * TILE_PANELS * weight->panel_bytes;
+    const float *x = g->x + (size_t)row_begin * (size_t)weight->d_in;
+    const int column = tile * TILE_COLS, n_rows = row_end - row_begin;
+    const int n_cols = weight->d_out - column < TILE_COLS ? weight->d_out - column : TILE_COLS;
+    float edge[GEMM_ROWS_MAX * TILE_COLS];
+    float *to = g->y + (size_t)row_begin * (size_t)weight->d_out + (size_t)column;
+    float *y = n_cols == TILE_COLS ? to : edge;
+    size_t ldy = n_cols == TILE_COLS ? (size_t)weight->d_out : TILE_COLS;
+    switch (weight->dtype) {
     case DTYPE_F32:
-        gemm_as(g, row_begin, row_end, panel_begin, panel_end, DTYPE_F32);
+        tile_run(weight, w, x, y, ldy, n_rows, DTYPE_F32);
         break;
     case DTYPE_F16:
-        gemm_as(g, row_begin, row_end, panel_begin, panel_end, DTYPE_F16);
+        tile_run(weight, w, x, y, ldy, n_rows, DTYPE_F16);
         break;
     case DTYPE_BF16:
-        gemm_as(g, row_begin, row_end, panel_begin, panel_end, DTYPE_BF16);
+        tile_run(weight, w, x, y, ldy, n_rows, DTYPE_BF16);
         break;
     }
+    if (y == to && g->bias == NULL)
+        return;
+    for (int r = 0; r < n_rows; r++)
+        for (int c = 0; c < n_cols; c++)
+            to[(size_t)r * (size_t)weight->d_out + (size_t)c] =
+                g->bias != NULL ? y[(size_t)r * ldy + (size_t)c] + g->bias[column + c]
+                                : y[(size_t)r * ldy + (size_t)c];
 }
 
 static void embed_row(float *y, const struct weight *w, int token, float scale)

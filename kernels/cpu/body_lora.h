@@ -35,12 +35,12 @@ INLINE void shrink_block(float *t, int ldt, const float *x, int d_in, const void
         }
     }
     if (k < d_in) {
-        for (int j = 0; j < ranks; j++) {
+        UNROLL for (int j = 0; j < ranks; j++)
+        {
             vec ak = vec_load_as_n(type, a, (size_t)j * (size_t)d_in + (size_t)k, d_in - k);
-            for (int r = 0; r < rows; r++)
-                acc[j * rows + r] = vec_fma(
-                    vec_load_n(x + (size_t)r * (size_t)d_in + (size_t)k, d_in - k), ak,
-                    acc[j * rows + r]);
+            UNROLL for (int r = 0; r < rows; r++) acc[j * rows + r] = vec_fma(
+                vec_load_n(x + (size_t)r * (size_t)d_in + (size_t)k, d_in - k), ak,
+                acc[j * rows + r]);
         }
     }
     float sum[8];
@@ -62,15 +62,15 @@ INLINE void shrink_as(float *t, int ldt, const float *x, int d_in, const void *a
     shrink_block(t + (size_t)row * (size_t)ldt + rank, ldt, x + (size_t)row * (size_t)d_in, d_in, \
                  (const char *)a + (size_t)rank * (size_t)d_in * (type == DTYPE_F32 ? 4 : 2),     \
                  type, rows, ranks)
+    const int even = rank_begin + (rank_end - rank_begin) / 2 * 2;
     for (; row + 4 <= n_rows; row += 4) {
         int rank = rank_begin;
         SHRINK(4, 2);
-        SHRINK(4, 1);
     }
-    for (; row < n_rows; row++) {
-        int rank = rank_begin;
+    const int in_fours = row; /* these rows lack only the odd rank */
+    for (row = 0; row < n_rows; row++) {
+        int rank = row < in_fours ? even : rank_begin;
         SHRINK(1, 8);
-        SHRINK(1, 4);
         SHRINK(1, 1);
     }
 #undef SHRINK
@@ -190,7 +190,7 @@ static void expand(float *y, int ldy, int n_cols, const float *t, const void *b,
         transpose_tile(scratch, b, DTYPE_BF16, rank, n_cols);
         break;
     }
-    enum { WIDE = 64 / LANES, NARROW = 4, ROWS = LANES == 16 ? 4 : 3 };
+    enum { NARROW = 4, ROWS = LANES == 16 ? 4 : 3 };
     int row = 0;
 #define EXPAND(rows, vecs)                                                     \
     for (; column + ((vecs)-1) * LANES < n_cols; column += (vecs)*LANES)       \

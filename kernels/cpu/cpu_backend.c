@@ -234,10 +234,10 @@ static int cpu_weight_create(struct backend *be, struct weight **out, const void
     struct weight *w = xcalloc(1, sizeof *w);
     *w = (struct weight){.dtype = dtype, .d_in = d_in};
     for (int i = 0; i < n_parts; i++) {
-        BUG_IF(d_out[i] < 1 || d_out[i] > INT_MAX - PANEL - w->d_out);
+        BUG_IF(d_out[i] < 1 || d_out[i] > INT_MAX - LORA_TILE_COLS - w->d_out);
         w->d_out += d_out[i];
     }
-    w->n_panels = (w->d_out + PANEL - 1) / PANEL;
+    w->n_panels = (w->d_out + LORA_TILE_COLS - 1) / LORA_TILE_COLS * TILE_PANELS;
     w->panel_bytes = ((size_t)d_in + (dtype == DTYPE_BF16 && d_in % 2 != 0)) * PANEL *
                      dtype_bytes(dtype);
     size_t n_bytes;

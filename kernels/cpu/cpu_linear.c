@@ -14,8 +14,7 @@
 #include <string.h>
 
 enum {
-    ROW_BLOCK = 60,        /* a multiple of the largest register block */
-    TILE_PANELS = 4,       /* LORA_TILE_COLS columns */
+    ROW_BLOCK = GEMM_ROWS_MAX,
     SHRINK_ROWS = 16,      /* of one task */
     SHRINK_RANKS = 8,      /* of one task */
     ROW_TILE_WORK = 16384, /* elements of one tile of the row-wise operators */
@@ -26,7 +25,7 @@ struct linear_job {
     struct gemm gemm; /* gemm.w NULL: expand only */
     int d_out;        /* of y, all parts */
     int n_rows, n_row_blocks;
-    int n_panels, tile_panels, n_panel_tiles;
+    int n_column_tiles;
     const struct lora_args *lora; /* or NULL */
     const float *t;
     const size_t *t_offset; /* [n_segs, n_parts] into t */
@@ -147,26 +146,22 @@ static void expand_columns(const struct linear_job *job, int row_begin, int row_
 static void linear_tile(void *context, int tile, int thread)
 {
     const struct linear_job *job = context;
-    int block = tile / job->n_panel_tiles, panel = tile % job->n_panel_tiles * job->tile_panels;
-    int panel_end = min_int(panel + job->tile_panels, job->n_panels);
+    int block = tile / job->n_column_tiles, columns = tile % job->n_column_tiles;
     int row = (int)((int64_t)job->n_rows * block / job->n_row_blocks);
     int row_end = (int)((int64_t)job->n_rows * (block + 1) / job->n_row_blocks);
     if (job->gemm.w != NULL)
-        job->be->isa->gemm(&job->gemm, row, row_end, panel, panel_end);
+        job->be->isa->gemm(&job->gemm, row, row_end, columns);
     if (job->lora != NULL)
-        expand_columns(job, row, row_end, panel * PANEL, min_int(panel_end * PANEL, job->d_out),
+        expand_columns(job, row, row_end, columns * LORA_TILE_COLS,
+                       min_int((columns + 1) * LORA_TILE_COLS, job->d_out),
                        job->be->of_thread[thread].memory);
 }
 
 static void linear_run(struct backend *be, struct linear_job *job, double work)
 {
     job->n_row_blocks = (job->n_rows + ROW_BLOCK - 1) / ROW_BLOCK;
-    job->n_panels = (job->d_out + PANEL - 1) / PANEL;
-    /* At least four tiles a thread where the shape has them, so that a lost core costs little. */
-    int wanted = job->n_panels * job->n_row_blocks / (4 * pool_threads(be->pool));
-    job->tile_panels = wanted < 1 ? 1 : min_int(wanted, TILE_PANELS);
-    job->n_panel_tiles = (job->n_panels + job->tile_panels - 1) / job->tile_panels;
-    tiles_run(be, job->n_row_blocks * job->n_panel_tiles, work, linear_tile, job);
+    job->n_column_tiles = (job->d_out + LORA_TILE_COLS - 1) / LORA_TILE_COLS;
+    tiles_run(be, job->n_row_blocks * job->n_column_tiles, work, linear_tile, job);
 }
 
 void cpu_linear(struct backend *be, struct devptr y, struct devptr x, const struct weight *w,

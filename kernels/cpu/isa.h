@@ -18,17 +18,23 @@
 
 #include "kernels/ops.h"
 
-enum { PANEL = 16, PIECE_KEYS = 64, LORA_TILE_COLS = 64 };
+enum {
+    PANEL = 16,
+    TILE_PANELS = 4,    /* of one tile; weights are padded to whole tiles */
+    GEMM_ROWS_MAX = 60, /* of one tile */
+    LORA_TILE_COLS = TILE_PANELS * PANEL,
+    PIECE_KEYS = 64, /* of attention */
+};
 
 struct weight {
     enum dtype dtype;
     int d_in, d_out;
-    int n_panels;
+    int n_panels; /* a multiple of TILE_PANELS */
     size_t panel_bytes;
     void *panels; /* 64-byte aligned [n_panels] of panel_bytes */
 };
 
-/* y[i, columns of the panels] = W x[i] + bias, for rows [0, n_rows) of y and x. */
+/* y = W x + bias */
 struct gemm {
     float *y;       /* [n_rows, w->d_out] */
     const float *x; /* [n_rows, w->d_in] */
@@ -50,7 +56,8 @@ struct attend {
 struct isa {
     const char *name;
 
-    void (*gemm)(const struct gemm *g, int row_begin, int row_end, int panel_begin, int panel_end);
+    /* Rows [row_begin, row_end), at most GEMM_ROWS_MAX, by the columns of one tile. */
+    void (*gemm)(const struct gemm *g, int row_begin, int row_end, int tile);
 
     /* t[i, j] = A[j] . x[i] for i < n_rows, rank_begin <= j < rank_end; t has stride ldt. */
     void (*shrink)(float *t, int ldt, const float *x, int d_in, const void *a, enum dtype dtype,

@@ -279,6 +279,8 @@ INLINE float vec_reduce_max(vec x)
     return max;
 }
 
+enum { WIDE = 64 / LANES }; /* vectors of 64 columns */
+
 /* LANES elements from index i of an array of the given (constant) dtype, widened. */
 INLINE vec vec_load_as(const enum dtype t, const void *p, size_t i)
 {
