@@ -120,6 +120,11 @@ unit-$(1): $$(addprefix $(B)/asan/,$$(TESTS_$(1)))
 endef
 $(foreach r,$(ROOMS),$(eval $(call ROOM_TESTS,$(r))))
 
+# Programs that the end-to-end tests run beside the node.
+E2E_PROGRAMS := $(patsubst %.c,$(B)/release/%,$(wildcard tests/e2e/*.c))
+$(E2E_PROGRAMS): %: %.o $(foreach b,$(BELOW_wallet),$(B)/release/lib$(b).a)
+	$(Q)$(CC) $(LDFLAGS_release) -o $@ $^ $(LDLIBS)
+
 ALL_TESTS := $(foreach r,$(ROOMS),$(TESTS_$(r)))
 # Tests whose first line says so run without sanitizers (whole-model goldens).
 RELEASE_TESTS := $(patsubst %.c,%,$(shell grep -ls 'variant: release' $(addsuffix .c,$(ALL_TESTS)) /dev/null))
@@ -145,7 +150,7 @@ test: deps
 	@$(MAKE) --no-print-directory -j2 test-build
 	@bash tests/test.sh $(B)
 
-test-build: $(B)/release/tributary $(addprefix $(B)/asan/,$(ASAN_TESTS) $(FUZZ_TARGETS)) $(addprefix $(B)/release/,$(RELEASE_TESTS))
+test-build: $(B)/release/tributary $(E2E_PROGRAMS) $(addprefix $(B)/asan/,$(ASAN_TESTS) $(FUZZ_TARGETS)) $(addprefix $(B)/release/,$(RELEASE_TESTS))
 
 # The threads of every room under ThreadSanitizer.
 tsan: deps

@@ -4,9 +4,10 @@
 // node's code: hashes over what this client sent and received, signatures by ethers.
 import crypto from 'node:crypto';
 import fs from 'node:fs';
+import https from 'node:https';
 import net from 'node:net';
 import path from 'node:path';
-import { Checks, require, root, rpc, startServer, temporaryDirectory, until } from './harness.mjs';
+import { Checks, require, root, rpc, run, start, startServer, stop, temporaryDirectory, tributary, until } from './harness.mjs';
 import { signerOf } from './owed.mjs';
 
 const { default: OpenAI } = await import(require.resolve('openai').replace(/index\.js$/, 'index.mjs'));
@@ -316,6 +317,30 @@ await checks.test('a node with API keys asks for them', async () => {
   checks.equal(refused?.status, 429, 'the second is over its tokens a minute');
   checks.ok(Number(refused?.headers?.get('retry-after')) > 0, 'and is told when to come back');
   checks.equal(await locked.stop(), 0, 'it ends cleanly');
+});
+
+await checks.test('TLS, and who may listen where', async () => {
+  const tiny = ['serve', '--model', path.join(root, 'tests/fixtures/models/stories260K'), '--data', path.join(dir, 'tls')];
+  const tls = path.join(root, 'tests/fixtures/tls');
+  const secure = start(tributary, [...tiny, '--listen', '127.0.0.1:0', '--tls-cert', `${tls}/cert.pem`, '--tls-key', `${tls}/key.pem`],
+    { logFile: path.join(dir, 'tls.log') });
+  const url = await until('the TLS node', () => /listening on (https:\S+)/.exec(secure.out)?.[1]);
+  const body = JSON.stringify({ model: 'stories260K', prompt: 'Once', max_tokens: 20, stream: true });
+  const text = await new Promise((resolve, reject) => {
+    const request = https.request(`${url}/v1/completions`, { method: 'POST', ca: fs.readFileSync(`${tls}/cert.pem`) }, (response) => {
+      let all = '';
+      response.on('data', (bytes) => { all += bytes; });
+      response.on('end', () => resolve(all));
+    });
+    request.on('error', reject);
+    request.end(body);
+  });
+  checks.ok(text.includes('"tributary"') && text.endsWith('data: [DONE]\n\n'), 'a stream over TLS ends with its receipt', text.slice(-200));
+  checks.equal(await stop(secure), 0, 'it ends cleanly');
+  for (const [flags, why] of [[[], 'without API keys'], [['--api-keys', path.join(dir, 'keys')], '--insecure-bind']]) {
+    const { code, err } = await run(tributary, [...tiny, '--listen', '0.0.0.0:0', ...flags]);
+    checks.ok(code === 77 && err.includes(why), `a public address is refused: ${why}`, `exit ${code}: ${err}`);
+  }
 });
 
 await checks.test('SIGTERM lets a running answer finish', async () => {

@@ -1,0 +1,288 @@
+// A registry that lies, in every way issue by issue: each adapter is refused by name, the node keeps serving, and
+// once the registry tells the truth the same adapter serves without a restart.
+//
+// The node talks to the real registry through a proxy that can be told to misbehave. What a proxy can't
+// forge (a manifest that is signed and registered, and still wrong) is published here by an independent
+// publisher, written with ethers.
+import crypto from 'node:crypto';
+import fs from 'node:fs';
+import http from 'node:http';
+import path from 'node:path';
+import { Checks, cli, devMnemonic, require, root, rpc, stop, types, until } from './harness.mjs';
+import { market, model } from './settlement.mjs';
+
+const { ethers } = require('ethers');
+const checks = new Checks();
+const sha256 = (bytes) => crypto.createHash('sha256').update(bytes).digest('hex');
+
+// ---- the proxy: behave(request path, response) returns true when it has answered itself ----------------
+let behave = () => false;
+let fetches = [];
+function startProxy(target) {
+  const server = http.createServer((request, response) => {
+    fetches.push(request.url);
+    if (behave(request, response)) return;
+    const forward = http.request(target + request.url, { method: request.method, headers: request.headers }, (answer) => {
+      response.writeHead(answer.statusCode, answer.headers);
+      answer.pipe(response);
+    });
+    forward.on('error', () => response.destroy());
+    request.pipe(forward);
+  });
+  return new Promise((resolve) => server.listen(0, '127.0.0.1', () => resolve({ url: `http://127.0.0.1:${server.address().port}`, server })));
+}
+const fetchTrue = async (url) => Buffer.from(await (await fetch(url)).arrayBuffer());
+
+async function ask(node, name) {
+  const response = await fetch(`${node.url}/v1/completions`, {
+    method: 'POST', headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ model: name, prompt: 'water', max_tokens: 4, temperature: 0 }),
+  });
+  return { status: response.status, body: await response.json() };
+}
+
+// ---- an independent publisher ---------------------------------------------------------------------------
+const canonical = (value) => Array.isArray(value) ? `[${value.map(canonical).join(',')}]`
+  : value && typeof value === 'object' ? `{${Object.keys(value).sort().map((k) => `${JSON.stringify(k)}:${canonical(value[k])}`).join(',')}}`
+  : JSON.stringify(value);
+
+async function publishByHand(world, { name, files, baseModel }) {
+  const wallet = ethers.HDNodeWallet.fromPhrase(devMnemonic, '', "m/44'/60'/0'/0/6")
+    .connect(new ethers.JsonRpcProvider(world.anvil.url, world.contracts.chainId, { staticNetwork: true, cacheTimeout: -1 }));
+  const creator = wallet.address.toLowerCase();
+  const listed = Object.entries(files).sort(([a], [b]) => (a < b ? -1 : 1)).map(([p, bytes]) => ({ path: p, sha256: sha256(bytes), size: bytes.length }));
+  const contentDigest = sha256(listed.map((f) => `${f.sha256}  ${f.size}  ${f.path}\n`).join(''));
+  const manifest = {
+    baseModel, contentDigest, created: 1790000000, creator, datanets: [], files: listed, licence: 'MIT', name, rank: 16,
+    royalty: { completionPer1k: '0', promptPer1k: '0' }, schema: 'tributary.adapter/1', splits: [{ bps: 10000, payee: creator }],
+    targetModules: ['q_proj'], version: 1,
+  };
+  const text = Buffer.from(canonical(manifest));
+  const hash = sha256(text);
+  const message = { manifestHash: `0x${hash}`, contentDigest: `0x${contentDigest}`, modelId: `0x${baseModel.modelId}`, creator, version: 1, parent: ethers.ZeroHash };
+  const { name: domainName, version } = types.domains.Manifest;
+  const domain = { name: domainName, version, chainId: world.contracts.chainId, verifyingContract: world.contracts.adapterRegistry };
+  const signature = await wallet.signTypedData(domain, { Manifest: types.types.Manifest }, message);
+  const header = JSON.stringify({ chainId: Number(world.contracts.chainId), signature, verifyingContract: world.contracts.adapterRegistry.toLowerCase() });
+  const put = (where, body, headers = {}) => fetch(`${world.registry.url}${where}`, { method: 'PUT', body, headers });
+  const answer = await put(`/v1/manifests/${hash}.json`, text, { 'x-tributary-signature': header });
+  if (answer.status !== 201) throw new Error(`manifest: ${answer.status} ${await answer.text()}`);
+  for (const f of listed) {
+    const stored = await put(`/v1/blobs/${f.sha256}`, files[f.path]);
+    if (!stored.ok) throw new Error(`blob ${f.path}: ${stored.status} ${await stored.text()}`);
+  }
+  const { abi } = JSON.parse(fs.readFileSync(path.join(root, 'contracts-abi/AdapterRegistry.json')));
+  const registry = new ethers.Contract(world.contracts.adapterRegistry, abi, wallet);
+  await (await registry.registerAdapter(message, { payees: [creator], bps: [10000], datanets: [], datanetBps: [] }, signature)).wait();
+  return hash;
+}
+
+const world = await market({ names: ['med', 'law', 'code'] });
+const proxy = await startProxy(world.registry.url);
+const node = await world.serve(['--registry', proxy.url, '--registry-refresh', '300ms']);
+const manifestOf = async (name) => JSON.parse(await fetchTrue(`${world.registry.url}/v1/manifests/${world.published[name].manifestHash.replace(/^0x/, '')}.json`));
+const med = await manifestOf('med');
+const blob = med.files.find((f) => f.path.endsWith('.safetensors')).sha256;
+
+await checks.test('the base model serves before anything was fetched', async () => {
+  const { status } = await ask(node, 'demo-7m');
+  if (status !== 200) throw new Error(`status ${status}`);
+});
+
+const lies = {
+  'a wrong byte in a file': (request, response) => {
+    if (request.url !== `/v1/blobs/${blob}`) return false;
+    fetchTrue(world.registry.url + request.url).then((bytes) => { bytes[bytes.length - 5] ^= 1; response.end(bytes); });
+    return true;
+  },
+  'a wrong byte in the manifest': (request, response) => {
+    if (!/manifests.*json$/.test(request.url)) return false;
+    fetchTrue(world.registry.url + request.url).then((bytes) => { bytes[bytes.indexOf('"version":1') + 10] = 0x32; response.end(bytes); });
+    return true;
+  },
+  "another adapter's signature": (request, response) => {
+    if (!request.url.endsWith('.sig')) return false;
+    fetchTrue(`${world.registry.url}/v1/manifests/${world.published.law.manifestHash.replace(/^0x/, '')}.sig`).then((bytes) => response.end(bytes));
+    return true;
+  },
+  'a signature that is no signature': (request, response) => {
+    if (!request.url.endsWith('.sig')) return false;
+    response.end('{"chainId":31337,"signature":"0x00","verifyingContract":"0x00"}');
+    return true;
+  },
+  'a truncated file': (request, response) => {
+    if (request.url !== `/v1/blobs/${blob}`) return false;
+    fetchTrue(world.registry.url + request.url).then((bytes) => {
+      response.writeHead(200, { 'content-length': bytes.length });
+      response.write(bytes.subarray(0, 1000), () => response.destroy());
+    });
+    return true;
+  },
+  'a shorter file': (request, response) => {
+    if (request.url !== `/v1/blobs/${blob}`) return false;
+    fetchTrue(world.registry.url + request.url).then((bytes) => response.end(bytes.subarray(0, 1000)));
+    return true;
+  },
+  'a file of ten gigabytes': (request, response) => {
+    if (request.url !== `/v1/blobs/${blob}`) return false;
+    response.writeHead(200, { 'content-length': 10e9 });
+    response.write(Buffer.alloc(65536));
+    return true;
+  },
+  'headers without end': (request, response) => {
+    if (request.url !== `/v1/blobs/${blob}`) return false;
+    const { socket } = response;
+    socket.write('HTTP/1.1 200 OK\r\n');
+    let sent = 0;
+    const more = () => {
+      for (; sent < 1e9 && !socket.destroyed; sent += 65536)
+        if (!socket.write(`x-${sent}: ${'y'.repeat(65536)}\r\n`)) { socket.once('drain', more); return; }
+    };
+    socket.on('error', () => {});
+    more();
+    return true;
+  },
+  'a redirect loop': (request, response) => {
+    if (!request.url.startsWith('/v1/blobs/')) return false;
+    response.writeHead(302, { location: request.url });
+    response.end();
+    return true;
+  },
+  'a redirect to a file on disk': (request, response) => {
+    if (!request.url.startsWith('/v1/blobs/')) return false;
+    response.writeHead(302, { location: 'file:///etc/hostname' });
+    response.end();
+    return true;
+  },
+  'an index that is no JSON': (request, response) => {
+    if (!request.url.startsWith('/v1/index.json')) return false;
+    response.end('<html>');
+    return true;
+  },
+};
+
+for (const [what, lie] of Object.entries(lies)) {
+  await checks.test(`${what}: refused by name, and the node keeps serving`, async () => {
+    behave = lie;
+    await new Promise((resolve) => setTimeout(resolve, 350)); // past the index's refresh
+    const refused = await ask(node, 'med');
+    if (what === 'an index that is no JSON') {
+      // The index of before is still good: the adapter is found, and fetched from a registry that is honest otherwise.
+      if (refused.status !== 200) throw new Error(`status ${refused.status}: ${JSON.stringify(refused.body)}`);
+      return;
+    }
+    if (refused.status < 400) throw new Error(`served: ${JSON.stringify(refused.body)}`);
+    const { message } = refused.body.error;
+    const named = ['med', med.contentDigest, blob, world.published.med.manifestHash.replace(/^0x/, '')].some((name) => message.includes(name)) || /blobs\//.test(message);
+    if (!named) throw new Error(`the refusal names nothing: ${message}`);
+    const base = await ask(node, 'demo-7m');
+    if (base.status !== 200) throw new Error(`the base model answers ${base.status}`);
+  });
+}
+
+behave = () => false;
+await checks.test('once the registry tells the truth, the adapter serves without a restart', async () => {
+  const answer = await ask(node, 'med');
+  if (answer.status !== 200) throw new Error(`${answer.status}: ${JSON.stringify(answer.body)}`);
+  const [share] = answer.body.tributary.receipt.adapters;
+  if (share.adapterId.toLowerCase() !== world.published.med.adapterId.toLowerCase()) throw new Error(`receipt names ${share.adapterId}`);
+});
+
+await checks.test('an interrupted download is taken up where it broke off', async () => {
+  const law = await manifestOf('law');
+  const file = law.files.find((f) => f.path.endsWith('.safetensors'));
+  let ranges = [];
+  behave = (request, response) => {
+    if (request.url !== `/v1/blobs/${file.sha256}`) return false;
+    if (request.headers.range) { ranges.push(request.headers.range); return false; }
+    fetchTrue(world.registry.url + request.url).then((bytes) => {
+      response.writeHead(200, { 'content-length': bytes.length });
+      response.write(bytes.subarray(0, 100000), () => setTimeout(() => response.destroy(), 100));
+    });
+    return true;
+  };
+  const first = await ask(node, 'law');
+  if (first.status < 400) throw new Error('served from a broken download');
+  const second = await ask(node, 'law');
+  if (second.status !== 200) throw new Error(`${second.status}: ${JSON.stringify(second.body)}`);
+  if (!ranges.some((r) => /bytes=[1-9]/.test(r))) throw new Error(`no range was asked for: ${ranges}`);
+  behave = () => false;
+});
+
+await checks.test('name, name@version, content digest and adapter id mean the same adapter', async () => {
+  const code = await manifestOf('code');
+  const ids = [];
+  for (const name of ['code', 'code@1', code.contentDigest, world.published.code.adapterId]) {
+    const answer = await ask(node, name);
+    if (answer.status !== 200) throw new Error(`${name}: ${answer.status} ${JSON.stringify(answer.body)}`);
+    ids.push(answer.body.tributary.receipt.adapters[0].adapterId);
+  }
+  if (new Set(ids).size !== 1) throw new Error(ids.join(' '));
+  const unknown = await ask(node, 'code@2');
+  if (unknown.status !== 404) throw new Error(`code@2: ${unknown.status}`);
+});
+
+await checks.test('a tensor file whose header claims 10 GB is refused though it is signed and registered', async () => {
+  const config = fs.readFileSync(path.join(root, 'tests/fixtures/adapters/demo-7m/med/adapter_config.json'));
+  const evil = Buffer.alloc(4096);
+  evil.writeBigUInt64LE(10_000_000_000n);
+  await publishByHand(world, { name: 'evil-header', files: { 'adapter_config.json': config, 'adapter_model.safetensors': evil }, baseModel: med.baseModel });
+  const answer = await until('the index to offer it', async () => {
+    const a = await ask(node, 'evil-header');
+    return a.status !== 404 && a;
+  });
+  if (answer.status < 400 || !/evil-header/.test(answer.body.error.message) || !/header/.test(answer.body.error.message))
+    throw new Error(JSON.stringify(answer));
+});
+
+await checks.test('an adapter for another base model is refused', async () => {
+  const config = fs.readFileSync(path.join(root, 'tests/fixtures/adapters/demo-7m/med/adapter_config.json'));
+  const tensors = fs.readFileSync(path.join(root, 'tests/fixtures/adapters/demo-7m/verse/adapter_model.safetensors'));
+  await publishByHand(world, { name: 'other-base', files: { 'adapter_config.json': config, 'adapter_model.safetensors': tensors }, baseModel: { modelId: 'ab'.repeat(32), name: 'other' } });
+  await until('the refusal', async () => {
+    const a = await ask(node, 'other-base');
+    return a.status === 404 && /other-base.*base model/.test(a.body.error.message);
+  });
+});
+
+await checks.test('a published but unregistered adapter is refused', async () => {
+  const dir = path.join(root, 'tests/fixtures/adapters/demo-7m/verse');
+  await cli(['adapter', 'publish', dir, '--name', 'unregistered', '--model', model, '--key', 'verse', '--no-register', ...world.chainFlags, ...world.people.flags, '--registry', world.registry.url]);
+  await until('the refusal', async () => {
+    const a = await ask(node, 'unregistered');
+    return a.status === 404 && /not registered/.test(a.body.error.message);
+  });
+});
+
+await checks.test('an adapter that its creator retires is refused, without a restart', async () => {
+  await cli(['adapter', 'retire', world.published.med.adapterId, '--key', 'med', ...world.chainFlags, ...world.people.flags]);
+  await until('the refusal', async () => {
+    const a = await ask(node, 'med');
+    return a.status === 404 && /retired/.test(a.body.error.message);
+  }, { timeoutMs: 10000 });
+  if ((await ask(node, 'code')).status !== 200) throw new Error('another adapter no longer serves');
+});
+
+await checks.test('uploads without the creator’s signature, or of unasked files, are refused', async () => {
+  const manifest = await fetchTrue(`${world.registry.url}/v1/manifests/${world.published.law.manifestHash.replace(/^0x/, '')}.json`);
+  const altered = Buffer.from(manifest.toString().replace('"version":1', '"version":2'));
+  const sig = await fetchTrue(`${world.registry.url}/v1/manifests/${world.published.law.manifestHash.replace(/^0x/, '')}.sig`);
+  const put = (where, body, headers) => fetch(`${world.registry.url}${where}`, { method: 'PUT', body, headers }).then((r) => r.status);
+  checks.equal(await put(`/v1/manifests/${sha256(altered)}.json`, altered, { 'x-tributary-signature': sig.toString() }), 401, 'an altered manifest under an old signature: 401');
+  checks.equal(await put(`/v1/manifests/${sha256(manifest)}.json`, manifest, {}), 401, 'no signature: 401');
+  checks.equal(await put(`/v1/blobs/${'ab'.repeat(32)}`, 'anything', {}), 403, 'a file that no manifest names: 403');
+  const outside = await fetch(`${world.registry.url}/v1/blobs/..%2f..%2fdeployment.json`);
+  checks.equal(outside.status, 404, 'a path that leaves the directory: 404');
+});
+
+await checks.test('the node is healthy after all this', async () => {
+  const ready = await fetch(`${node.url}/readyz`);
+  if (ready.status !== 200) throw new Error(await ready.text());
+  await rpc(node.url, 'node_status');
+});
+
+checks.equal(await node.stop(), 0, 'the node ends with status 0');
+proxy.server.close();
+await stop(world.registry.child);
+await stop(world.anvil.child);
+checks.finish();
