@@ -1,8 +1,9 @@
 /* admission: see admission.h.
  *
- * A bucket holds up to `size` and fills at `rate`; it is brought up to date when it is looked at. The
- * table of customers is a hash table with chains, bounded at CUSTOMERS_MAX: when it is full, those
- * with nothing under way and full buckets are forgotten, since a new entry would equal them. */
+ * A bucket holds up to `size` and fills at `rate`; it is brought up to date when it is looked at.
+ * The table of customers is a hash table with chains, bounded at CUSTOMERS_MAX: when it is full,
+ * those with nothing under way and full buckets are forgotten, since a new entry would equal them.
+ */
 #include "node/admission.h"
 
 #include "node/api_error.h"
@@ -167,7 +168,8 @@ int admission_enter(struct admission *a, struct admission_ticket **out, uint64_t
     pthread_mutex_lock(&a->lock);
     struct customer *c = NULL;
     if (a->opt.max_requests > 0 && a->stats.n_inside >= a->opt.max_requests)
-        rc = refuse(e, &a->stats.refused_full, ERR_BUSY, 1, "the node is answering as many "
+        rc = refuse(e, &a->stats.refused_full, ERR_BUSY, 1,
+                    "the node is answering as many "
                     "requests as it can");
     else if ((c = find(a, customer, now_us)) == NULL)
         rc = refuse(e, &a->stats.refused_full, ERR_BUSY, 5, "the node has too many customers");

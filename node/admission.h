@@ -2,8 +2,8 @@
  *
  * A customer is an API key, or an address when the node has no keys. Each has a token bucket of
  * requests, a number of requests under way, and a bucket of model tokens that is charged after the
- * fact: a request is let in while the bucket is above zero, so a long answer is paid for by a longer
- * wait. On top, the node as a whole answers at most max_requests at once. Any thread. */
+ * fact: a request is let in while the bucket is above zero, so a long answer is paid for by a
+ * longer wait. On top, the node as a whole answers at most max_requests at once. Any thread. */
 #ifndef TRIBUTARY_NODE_ADMISSION_H
 #define TRIBUTARY_NODE_ADMISSION_H
 

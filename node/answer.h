@@ -1,7 +1,7 @@
 /* answer: one request on its way, inside the service room (service.c, openai_format.c).
  *
- * Made on an http or loader thread, owned by the service thread from its START message on. A request
- * has prompts x n choices; each choice is one sequence of the engine:
+ * Made on an http or loader thread, owned by the service thread from its START message on. A
+ * request has prompts x n choices; each choice is one sequence of the engine:
  *
  *   engine token -> ids[]  -> detokenizer -> stop matcher -> text -> chunk -> socket
  *                   scores[]                                 |
@@ -45,19 +45,19 @@ struct choice {
     bool running;                   /* its FINISHED has not come */
     bool stopped;                   /* by a stop string; later tokens don't count */
     enum engine_finish finish;
-    struct token_ids ids;           /* generated, up to the one that completed a stop */
-    struct scores scores;           /* one each, when log-probabilities are wanted */
-    struct scores prompt_scores;    /* with echo */
+    struct token_ids ids;        /* generated, up to the one that completed a stop */
+    struct scores scores;        /* one each, when log-probabilities are wanted */
+    struct scores prompt_scores; /* with echo */
     struct detokenizer *detokenizer;
     struct stop_match *stop;
-    struct buf text;        /* not streamed: all of it; streamed: what the next chunk takes */
-    uint32_t n_chars;       /* what the detokenizer has given so far */
-    size_t n_sent;          /* ids (and scores) that chunks have carried */
-    bool begun;             /* streamed: the first chunk was sent */
+    struct buf text;  /* not streamed: all of it; streamed: what the next chunk takes */
+    uint32_t n_chars; /* what the detokenizer has given so far */
+    size_t n_sent;    /* ids (and scores) that chunks have carried */
+    bool begun;       /* streamed: the first chunk was sent */
 };
 
 struct mark {
-    uint64_t end;   /* bytes of the stream */
+    uint64_t end; /* bytes of the stream */
     uint32_t choice;
     uint32_t n_ids; /* of the choice, carried by all up to here */
 };
@@ -74,7 +74,8 @@ struct answer {
     struct answer *prev, *next; /* service thread's list */
     _Atomic int refs;           /* owner, and each message under way */
     struct http_exchange *x;
-    struct openai_request request;
+    struct sha256_digest request_hash;
+    struct openai_request request; /* without its JSON once the prompts are tokenised */
     struct service_customer customer;
     struct resolved model;
     bool model_resolved;
@@ -84,7 +85,7 @@ struct answer {
 
     struct token_ids *prompts; /* [n_prompts] */
     size_t n_prompts;
-    struct choice *choices;    /* [n_choices], prompt by prompt */
+    struct choice *choices; /* [n_choices], prompt by prompt */
     size_t n_choices, n_running;
     uint32_t tokens_prompt;
 
@@ -102,12 +103,13 @@ struct answer {
     char *receipt;          /* JSON; NULL: not committed */
 };
 
-/* ---- openai_format.c: JSON of chunks and bodies; appended without framing ----------------------- */
+/* ---- openai_format.c: JSON of chunks and bodies; appended without framing -----------------------
+ */
 
 /* A chunk of a stream. With finish NULL: the choice's pending text, ids and scores (from n_sent
  * on). Else the choice's last chunk: no text, the reason, and the receipt if it isn't NULL. */
-void format_chunk(struct buf *b, const struct answer *a, const struct choice *c,
-                  const char *finish, const char *receipt);
+void format_chunk(struct buf *b, const struct answer *a, const struct choice *c, const char *finish,
+                  const char *receipt);
 void format_usage_chunk(struct buf *b, const struct answer *a);
 void format_body(struct buf *b, const struct answer *a);
 void format_stream_error(struct buf *b, const struct answer *a);

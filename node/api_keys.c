@@ -1,5 +1,5 @@
-/* api_keys: see api_keys.h. Every entry is compared whole, found or not: the time says nothing about
- * which bytes of a guess's hash were right. */
+/* api_keys: see api_keys.h. Every entry is compared whole, found or not: the time says nothing
+ * about which bytes of a guess's hash were right. */
 #include "node/api_keys.h"
 
 #include "node/base/buf.h"

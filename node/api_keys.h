@@ -1,7 +1,7 @@
 /* api_keys: the operator's own customers.
  *
- * A text file, one customer a line: "NAME SHA256", the name without spaces, the hash of the key in 64
- * hexadecimal digits (printf %s KEY | sha256sum). Empty lines and lines that begin with # are
+ * A text file, one customer a line: "NAME SHA256", the name without spaces, the hash of the key in
+ * 64 hexadecimal digits (printf %s KEY | sha256sum). Empty lines and lines that begin with # are
  * skipped. The node never stores a key; it hashes what comes and compares in constant time. */
 #ifndef TRIBUTARY_NODE_API_KEYS_H
 #define TRIBUTARY_NODE_API_KEYS_H

@@ -49,8 +49,9 @@ static void generate(struct node *n, struct http_exchange *x, enum openai_kind k
 {
     struct api_error e = {0};
     struct openai_request request = {0};
-    const struct api_key *key =
-        n->keys != NULL ? api_keys_find(n->keys, http_header(x, "Authorization")) : NULL;
+    const struct api_key *key = n->keys != NULL
+                                    ? api_keys_find(n->keys, http_header(x, "Authorization"))
+                                    : NULL;
     uint64_t who = 0;
     if (key != NULL) {
         who = key->tag;
@@ -71,9 +72,8 @@ static void generate(struct node *n, struct http_exchange *x, enum openai_kind k
         api_error_reply(x, &e);
         return;
     }
-    struct service_customer customer = {.key_tag = key != NULL ? key->tag : 0,
-                                        .done = leave,
-                                        .context = ticket};
+    struct service_customer customer = {
+        .key_tag = key != NULL ? key->tag : 0, .done = leave, .context = ticket};
     service_answer(n->service, x, &request, &customer);
 }
 

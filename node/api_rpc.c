@@ -4,8 +4,9 @@
  * they are checked and decoded before the function runs, by name or by position, and the OpenRPC
  * document is printed from the same rows.
  *
- * Errors (JSON-RPC 2.0, section 5.1): -32700 no JSON, -32600 no request, -32601 no such method, -32602
- * wrong parameters, -32603 our fault; -32000 what the ledger answered, with data.code naming it. */
+ * Errors (JSON-RPC 2.0, section 5.1): -32700 no JSON, -32600 no request, -32601 no such method,
+ * -32602 wrong parameters, -32603 our fault; -32000 what the ledger answered, with data.code naming
+ * it. */
 #include "node/api_rpc.h"
 
 #include "attribution/attribution.h"
@@ -46,7 +47,8 @@ struct method {
     json_t *(*run)(struct call *c, struct err *err);
 };
 
-/* ---- methods ----------------------------------------------------------------------------------- */
+/* ---- methods -----------------------------------------------------------------------------------
+ */
 
 /* The filter of a list; its parameters come in this order in the tables below. */
 enum { F_ADAPTER, F_CREATOR, F_PAYER, F_FROM, F_TO, F_CURSOR, F_LIMIT };
@@ -83,12 +85,12 @@ static struct ledger_filter filter_of(const struct call *c, struct filter_memory
     return f;
 }
 
-#define LIST_METHOD(name, query)                                                                   \
-    static json_t *name(struct call *c, struct err *err)                                           \
-    {                                                                                              \
-        struct filter_memory m;                                                                    \
-        struct ledger_filter f = filter_of(c, &m);                                                 \
-        return query(c->node->ledger, &f, err);                                                    \
+#define LIST_METHOD(name, query)                         \
+    static json_t *name(struct call *c, struct err *err) \
+    {                                                    \
+        struct filter_memory m;                          \
+        struct ledger_filter f = filter_of(c, &m);       \
+        return query(c->node->ledger, &f, err);          \
     }
 LIST_METHOD(run_usage, ledger_query_usage)
 LIST_METHOD(run_rewards, ledger_query_rewards)
@@ -117,7 +119,8 @@ static json_t *run_proof(struct call *c, struct err *err)
             if (c->given[i])
                 return ledger_query_receipt_proof(c->node->ledger, c->bytes[i], err);
         }
-        err_set(err, ERR_INVALID, "requestId or receiptHash, or kind and id of a payout, is needed");
+        err_set(err, ERR_INVALID,
+                "requestId or receiptHash, or kind and id of a payout, is needed");
         return NULL;
     }
     static const char *const kinds[] = {"operator", "adapter", "datanet"};
@@ -170,23 +173,23 @@ static json_t *run_seal(struct call *c, struct err *err)
     return json_pack("{s:I}", "receipts", (json_int_t)total);
 }
 
-#define FILTER                                                                                     \
-    {                                                                                              \
-        {"adapter", PARAM_HASH, "Only this adapterId."},                                           \
-            {"creator", PARAM_ADDRESS, "Only adapters of this creator."},                          \
-            {"payer", PARAM_ADDRESS, "Only receipts that this account pays."},                     \
-            {"from", PARAM_INTEGER, "Milliseconds since 1970, inclusive."},                        \
-            {"to", PARAM_INTEGER, "Milliseconds since 1970, exclusive."},                          \
-            {"cursor", PARAM_TEXT, "`next` of the page before."},                                  \
-            {"limit", PARAM_INTEGER, "Items a page, at most 500."},                                \
-        {                                                                                          \
-            NULL, PARAM_TEXT, NULL                                                                 \
-        }                                                                                          \
+#define FILTER                                                                 \
+    {                                                                          \
+        {"adapter", PARAM_HASH, "Only this adapterId."},                       \
+            {"creator", PARAM_ADDRESS, "Only adapters of this creator."},      \
+            {"payer", PARAM_ADDRESS, "Only receipts that this account pays."}, \
+            {"from", PARAM_INTEGER, "Milliseconds since 1970, inclusive."},    \
+            {"to", PARAM_INTEGER, "Milliseconds since 1970, exclusive."},      \
+            {"cursor", PARAM_TEXT, "`next` of the page before."},              \
+            {"limit", PARAM_INTEGER, "Items a page, at most 500."},            \
+        {                                                                      \
+            NULL, PARAM_TEXT, NULL                                             \
+        }                                                                      \
     }
 
 static const struct method methods[] = {
-    {"attribution_usage", "Requests, tokens and fees, by adapter.", FILTER,
-     "{items, next, totals}", run_usage},
+    {"attribution_usage", "Requests, tokens and fees, by adapter.", FILTER, "{items, next, totals}",
+     run_usage},
     {"attribution_rewards", "Who is owed what: one item a payout leaf.", FILTER, "{items, next}",
      run_rewards},
     {"attribution_receipt",
@@ -217,7 +220,10 @@ static const struct method methods[] = {
     {"attribution_outbox", "Transactions on their way.", FILTER, "{items, next}", run_outbox},
     {"registry_adapters", "Adapters that the node knows.", FILTER, "{items, next}", run_adapters},
     {"registry_datanets", "Datanets that the node knows.", FILTER, "{items, next}", run_datanets},
-    {"node_status", "Health, counters, models.", {{NULL, PARAM_TEXT, NULL}}, "an object",
+    {"node_status",
+     "Health, counters, models.",
+     {{NULL, PARAM_TEXT, NULL}},
+     "an object",
      run_status},
     {"node_seal",
      "Seals what can be sealed now, and wakes the publisher. Only from this machine.",
@@ -226,10 +232,10 @@ static const struct method methods[] = {
      run_seal},
 };
 
-/* ---- parameters -------------------------------------------------------------------------------- */
+/* ---- parameters --------------------------------------------------------------------------------
+ */
 
-static int decode(struct call *c, const struct param *p, size_t i, const json_t *v,
-                  struct err *err)
+static int decode(struct call *c, const struct param *p, size_t i, const json_t *v, struct err *err)
 {
     if (json_is_null(v))
         return 0;
@@ -277,7 +283,8 @@ static int decode_params(struct call *c, const struct method *m, json_t *params,
     }
     const char *key;
     json_t *v;
-    json_object_foreach(params, key, v) {
+    json_object_foreach(params, key, v)
+    {
         size_t i = 0;
         while (i < n && strcmp(m->params[i].name, key) != 0)
             i++;
@@ -289,7 +296,8 @@ static int decode_params(struct call *c, const struct method *m, json_t *params,
     return 0;
 }
 
-/* ---- the envelope ------------------------------------------------------------------------------ */
+/* ---- the envelope ------------------------------------------------------------------------------
+ */
 
 static json_t *rpc_error(json_t *id, int code, const char *message, const char *name)
 {
@@ -377,7 +385,8 @@ void rpc_answer(struct node *n, struct buf *out, const void *body, size_t n_byte
     json_decref(response);
 }
 
-/* ---- OpenRPC ----------------------------------------------------------------------------------- */
+/* ---- OpenRPC -----------------------------------------------------------------------------------
+ */
 
 static json_t *param_schema(enum param_kind kind)
 {
@@ -401,14 +410,13 @@ void rpc_openrpc(struct buf *out)
         const struct method *m = &methods[i];
         json_t *params = json_array();
         for (const struct param *p = m->params; p->name != NULL; p++)
-            json_array_append_new(params,
-                                  json_pack("{s:s, s:s, s:b, s:o}", "name", p->name, "description",
-                                            p->help, "required", 0, "schema",
-                                            param_schema(p->kind)));
-        json_array_append_new(
-            list, json_pack("{s:s, s:s, s:s, s:o, s:{s:s, s:s, s:{}}}", "name", m->name, "summary",
-                            m->summary, "paramStructure", "either", "params", params, "result",
-                            "name", "result", "description", m->result, "schema"));
+            json_array_append_new(params, json_pack("{s:s, s:s, s:b, s:o}", "name", p->name,
+                                                    "description", p->help, "required", 0, "schema",
+                                                    param_schema(p->kind)));
+        json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:o, s:{s:s, s:s, s:{}}}", "name",
+                                              m->name, "summary", m->summary, "paramStructure",
+                                              "either", "params", params, "result", "name",
+                                              "result", "description", m->result, "schema"));
     }
     json_t *doc = json_pack("{s:s, s:{s:s, s:s, s:s}, s:o}", "openrpc", "1.2.6", "info", "title",
                             "Tributary node", "version", TRIBUTARY_VERSION, "description",
@@ -419,7 +427,8 @@ void rpc_openrpc(struct buf *out)
     json_decref(doc);
 }
 
-/* ---- HTTP -------------------------------------------------------------------------------------- */
+/* ---- HTTP --------------------------------------------------------------------------------------
+ */
 
 void api_rpc(struct node *n, struct http_exchange *x)
 {

@@ -14,7 +14,8 @@ struct node;
 enum { RPC_BATCH_MAX = 100 };
 
 /* Answers one body (a call or a batch of them). local: the caller is on this machine, and may call
- * what spends the operator's money (node_seal). Appends nothing when all calls are notifications. */
+ * what spends the operator's money (node_seal). Appends nothing when all calls are notifications.
+ */
 void rpc_answer(struct node *n, struct buf *out, const void *body, size_t n_bytes, bool local);
 
 /* Appends the OpenRPC document, made from the same table as the methods. */

@@ -1,8 +1,8 @@
 /* config: see config.h.
  *
  * A value is kept as the text that was given, its source, and the parsed form that its type needs.
- * `rank` is the strength of the source; a list is emptied when a stronger source names it first, and
- * grows when the same source names it again.
+ * `rank` is the strength of the source; a list is emptied when a stronger source names it first,
+ * and grows when the same source names it again.
  *
  * libinih reports neither line numbers (in the packaged build) nor lines that its buffer cuts, so
  * lines reach it through a reader that counts and refuses over-long ones. */
@@ -25,8 +25,8 @@
 enum { RANK_DEFAULT, RANK_FILE, RANK_ENVIRONMENT, RANK_FLAG };
 enum { FILE_MAX_BYTES = 1 << 20, LIST_MAX = 4096 };
 
-#define X(id_, section_, key_, type_, default_, min_, max_, unit_, flag_, value_, help_)           \
-    [CONFIG_##id_] = {section_, key_,  CONFIG_##type_, default_, min_,                             \
+#define X(id_, section_, key_, type_, default_, min_, max_, unit_, flag_, value_, help_) \
+    [CONFIG_##id_] = {section_, key_,  CONFIG_##type_, default_, min_,                   \
                       max_,     unit_, flag_,          value_,   help_},
 const struct config_option config_options[CONFIG_N_OPTIONS] = {CONFIG_OPTIONS(X)};
 #undef X
@@ -48,7 +48,8 @@ struct config {
     struct value values[CONFIG_N_OPTIONS];
 };
 
-/* ---- names ------------------------------------------------------------------------------------- */
+/* ---- names -------------------------------------------------------------------------------------
+ */
 
 const char *config_type_name(enum config_type type)
 {
@@ -108,7 +109,8 @@ const struct config_option *config_by_flag(const char *flag)
     return NULL;
 }
 
-/* ---- setting ----------------------------------------------------------------------------------- */
+/* ---- setting -----------------------------------------------------------------------------------
+ */
 
 static int parse_suffixed(const char *text, const char *const *suffixes, const int64_t *factors,
                           int64_t *out)
@@ -132,8 +134,8 @@ static int parse_value(const struct config_option *o, const char *text, struct v
 {
     static const char *const int_suffix[] = {"", NULL};
     static const int64_t int_factor[] = {1};
-    static const char *const bytes_suffix[] = {"",  "b",   "k",   "kb", "kib", "m", "mb",
-                                               "mib", "g", "gb", "gib", "t",  NULL};
+    static const char *const bytes_suffix[] = {"",    "b", "k",  "kb",  "kib", "m", "mb",
+                                               "mib", "g", "gb", "gib", "t",   NULL};
     static const int64_t bytes_factor[] = {1,       1,       1 << 10, 1 << 10,
                                            1 << 10, 1 << 20, 1 << 20, 1 << 20,
                                            1 << 30, 1 << 30, 1 << 30, INT64_C(1) << 40};
@@ -146,8 +148,8 @@ static int parse_value(const struct config_option *o, const char *text, struct v
     case CONFIG_LIST:
         return 0;
     case CONFIG_BOOL: {
-        static const char *const yes[] = {"yes", "true", "on", "1"},
-                                 *const no[] = {"no", "false", "off", "0"};
+        static const char *const yes[] = {"yes", "true", "on", "1"}, *const no[] = {"no", "false",
+                                                                                    "off", "0"};
         for (int i = 0; i < 4; i++) {
             if (strcasecmp(text, yes[i]) == 0 || strcasecmp(text, no[i]) == 0) {
                 v->boolean = strcasecmp(text, yes[i]) == 0;
@@ -192,7 +194,9 @@ static int parse_value(const struct config_option *o, const char *text, struct v
     if (ranged && (o->min != 0 || o->max != 0) && (v->integer < o->min || v->integer > o->max))
         return err_set(err, ERR_INVALID, "%s.%s = \"%s\" is outside %lld to %lld%s%s", o->section,
                        o->key, text, (long long)o->min, (long long)o->max,
-                       o->type == CONFIG_DURATION ? " ms" : o->unit[0] != '\0' ? " " : "",
+                       o->type == CONFIG_DURATION ? " ms"
+                       : o->unit[0] != '\0'       ? " "
+                                                  : "",
                        o->type == CONFIG_DURATION ? "" : o->unit);
     return 0;
 }
@@ -293,7 +297,8 @@ void config_free(struct config *c)
     free(c);
 }
 
-/* ---- file -------------------------------------------------------------------------------------- */
+/* ---- file --------------------------------------------------------------------------------------
+ */
 
 struct ini_state {
     struct config *config;
@@ -380,7 +385,8 @@ int config_read_file(struct config *c, const char *path, struct err *err)
     return 0;
 }
 
-/* ---- environment and flags --------------------------------------------------------------------- */
+/* ---- environment and flags ---------------------------------------------------------------------
+ */
 
 int config_read_environment(struct config *c, char *const *environment, struct err *err)
 {
@@ -405,8 +411,7 @@ int config_read_environment(struct config *c, char *const *environment, struct e
                 section = config_options[i].section;
             if (strcmp(name, candidate) == 0) {
                 known = true;
-                rc = set(c, &config_options[i], eq + 1, RANK_ENVIRONMENT, xstrdup(name), true,
-                         err);
+                rc = set(c, &config_options[i], eq + 1, RANK_ENVIRONMENT, xstrdup(name), true, err);
             }
         }
         /* A variable of no section may be another program's; a misspelt one of ours is an error. */
@@ -427,7 +432,8 @@ int config_set_flag(struct config *c, const char *flag, const char *value, struc
     return set(c, o, value, RANK_FLAG, xasprintf("--%s", flag), false, err);
 }
 
-/* ---- getting ----------------------------------------------------------------------------------- */
+/* ---- getting -----------------------------------------------------------------------------------
+ */
 
 static const struct value *get(const struct config *c, enum config_id id, unsigned types)
 {

@@ -55,9 +55,9 @@ extern const struct config_option config_options[CONFIG_N_OPTIONS];
 struct config *config_create(void); /* all defaults */
 void config_free(struct config *c); /* quiet on NULL */
 
-/* Each fails with ERR_INVALID naming the source (file and line, variable, flag), the option and what
- * is wrong with the value; unknown names come with the nearest known one. ERR_NOT_FOUND: no such
- * file. What was set before the failure stays set. */
+/* Each fails with ERR_INVALID naming the source (file and line, variable, flag), the option and
+ * what is wrong with the value; unknown names come with the nearest known one. ERR_NOT_FOUND: no
+ * such file. What was set before the failure stays set. */
 int config_read_file(struct config *c, const char *path, struct err *err);
 /* environment [NULL-terminated]: "NAME=value" strings; others than TRIBUTARY_* are not looked at,
  * and TRIBUTARY_LOG, TRIBUTARY_CONFIG, TRIBUTARY_PASSPHRASE_FILE mean something elsewhere. */
@@ -72,10 +72,12 @@ const char *config_flag_name(const struct config_option *o, char out[64]);
 const char *config_env_name(const struct config_option *o, char out[64]);
 const char *config_type_name(enum config_type type);
 
-/* ---- values; asking with the wrong type is a bug ------------------------------------------------ */
+/* ---- values; asking with the wrong type is a bug ------------------------------------------------
+ */
 
 const char *config_text(const struct config *c, enum config_id id); /* as it was given; any type */
-const char *config_string(const struct config *c, enum config_id id); /* STRING, PATH; "" if unset */
+const char *config_string(const struct config *c,
+                          enum config_id id); /* STRING, PATH; "" if unset */
 const char *config_string_or_null(const struct config *c, enum config_id id);
 int64_t config_int(const struct config *c, enum config_id id); /* INT, BYTES; DURATION in ms */
 bool config_bool(const struct config *c, enum config_id id);

@@ -47,7 +47,7 @@ bool health_ready(struct node *n, char reason[256])
 
 static json_t *engine_status(const struct node *n)
 {
-    static const char *const distinct[ENGINE_ENTROPY_BUCKETS] = {"0",   "1",    "2",     "3", "4",
+    static const char *const distinct[ENGINE_ENTROPY_BUCKETS] = {"0",   "1",    "2",     "3",  "4",
                                                                  "5-8", "9-16", "17-64", "65+"};
     struct engine_stats e;
     engine_stats(n->engine, &e);
@@ -81,8 +81,7 @@ static json_t *ledger_status(const struct node *n)
         (json_int_t)h.commit_groups, "commitErrors", (json_int_t)h.commit_errors,
         "unsealedReceipts", (json_int_t)h.unsealed_receipts, "batchesSealed",
         (json_int_t)h.batches_sealed, "batchesSubmitted", (json_int_t)h.batches_submitted,
-        "batchesFinal", (json_int_t)h.batches_final, "outboxWaiting",
-        (json_int_t)h.outbox_waiting);
+        "batchesFinal", (json_int_t)h.batches_final, "outboxWaiting", (json_int_t)h.outbox_waiting);
     json_object_set_new(o, "reason", h.reason[0] != '\0' ? json_string(h.reason) : json_null());
     set_address(o, "operator", ledger_operator(n->ledger));
     set_address(o, "signer", ledger_signer(n->ledger));
@@ -127,25 +126,24 @@ json_t *health_status(struct node *n)
     json_object_set_new(o, "version", json_string(TRIBUTARY_VERSION));
     json_object_set_new(o, "ready", json_boolean(ready));
     json_object_set_new(o, "reason", reason[0] != '\0' ? json_string(reason) : json_null());
-    json_object_set_new(o, "uptimeMs",
-                        json_integer((json_int_t)(clock_elapsed_us(n->started,
-                                                                   clock_monotonic_us()) /
-                                                  1000)));
     json_object_set_new(
-        o, "model",
-        json_pack("{s:s, s:s, s:I, s:i, s:i}", "name", m->name, "modelId",
-                  hex_encode_0x(hex, m->id.bytes, 32), "parameters", (json_int_t)m->n_params,
-                  "maxContext", m->max_context, "vocabulary", m->vocab));
+        o, "uptimeMs",
+        json_integer((json_int_t)(clock_elapsed_us(n->started, clock_monotonic_us()) / 1000)));
+    json_object_set_new(o, "model",
+                        json_pack("{s:s, s:s, s:I, s:i, s:i}", "name", m->name, "modelId",
+                                  hex_encode_0x(hex, m->id.bytes, 32), "parameters",
+                                  (json_int_t)m->n_params, "maxContext", m->max_context,
+                                  "vocabulary", m->vocab));
+    json_object_set_new(o, "requests",
+                        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "inFlight",
+                                  (json_int_t)s.n_answers, "loading", (json_int_t)s.n_loading,
+                                  "receipts", (json_int_t)s.n_receipts, "failed",
+                                  (json_int_t)s.n_failed, "vanished", (json_int_t)s.n_vanished,
+                                  "promptTokens", (json_int_t)t.tokens_prompt, "completionTokens",
+                                  (json_int_t)t.tokens_completion));
     json_object_set_new(
-        o, "requests",
-        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "inFlight", (json_int_t)s.n_answers,
-                  "loading", (json_int_t)s.n_loading, "receipts", (json_int_t)s.n_receipts,
-                  "failed", (json_int_t)s.n_failed, "vanished", (json_int_t)s.n_vanished,
-                  "promptTokens", (json_int_t)t.tokens_prompt, "completionTokens",
-                  (json_int_t)t.tokens_completion));
-    json_object_set_new(o, "connections",
-                        json_integer(n->http != NULL ? (json_int_t)http_n_connections(n->http)
-                                                     : 0));
+        o, "connections",
+        json_integer(n->http != NULL ? (json_int_t)http_n_connections(n->http) : 0));
     json_object_set_new(o, "models", json_incref(json_object_get(models, "data")));
     json_decref(models);
     json_object_set_new(o, "engine", engine_status(n));

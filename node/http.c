@@ -7,9 +7,9 @@
  * and is owned by two sides, each with a reference: the connection (until MHD says "completed") and
  * whoever retained it. All that both sides touch is under x->lock.
  *
- * Sleeping. MHD never looks at a suspended connection; that is what makes 10,000 idle streams cheap.
- * The decision to sleep ("nothing to send") and the decision to wake ("there is something now") are
- * taken under the same lock, so no wake-up is lost:
+ * Sleeping. MHD never looks at a suspended connection; that is what makes 10,000 idle streams
+ * cheap. The decision to sleep ("nothing to send") and the decision to wake ("there is something
+ * now") are taken under the same lock, so no wake-up is lost:
  *
  *     pool thread                          producer
  *     lock; buffer empty?                  lock; append
@@ -19,9 +19,10 @@
  * Whoever turns `asleep` from true to false resumes, exactly once; a suspended connection can't be
  * freed by MHD, so its handle stays valid until then.
  *
- * Wake-ups are gathered. A write that isn't urgent puts the exchange on the server's ready list; the
- * ticker thread takes the whole list every tick_ms and resumes what sleeps. Thousands of streams then
- * cost one wake-up a tick and a pool thread, and each writes all that came in the meantime at once.
+ * Wake-ups are gathered. A write that isn't urgent puts the exchange on the server's ready list;
+ * the ticker thread takes the whole list every tick_ms and resumes what sleeps. Thousands of
+ * streams then cost one wake-up a tick and a pool thread, and each writes all that came in the
+ * meantime at once.
  *
  * What was written. MHD calls the content reader for position p only after the kernel has taken all
  * bytes before p, so `written` = p on entry. What was handed over last when a connection breaks has
@@ -60,10 +61,10 @@
 #include <microhttpd.h>
 
 enum {
-    CHUNK_BYTES = 16 * 1024,       /* largest piece of a stream that MHD asks for */
-    MIN_RATE_BYTES_PER_S = 16384,  /* slower transfers than this run into their deadline */
-    POLL_GONE_US = 100 * 1000,     /* how often sleeping sockets are looked at */
-    DEADLINES_US = 250 * 1000,     /* how often deadlines are looked at */
+    CHUNK_BYTES = 16 * 1024,      /* largest piece of a stream that MHD asks for */
+    MIN_RATE_BYTES_PER_S = 16384, /* slower transfers than this run into their deadline */
+    POLL_GONE_US = 100 * 1000,    /* how often sleeping sockets are looked at */
+    DEADLINES_US = 250 * 1000,    /* how often deadlines are looked at */
     HEADERS_MAX = 100,
     LINGER_BYTES = 16 << 20, /* of a body over its limit that are read, so that the 413 arrives */
 };
@@ -99,14 +100,14 @@ struct http_exchange {
     void *user;
     struct conn *connection; /* valid while mhd is */
 
-    pthread_mutex_t lock; /* all below */
+    pthread_mutex_t lock;       /* all below */
     struct MHD_Connection *mhd; /* NULL once completed */
     bool asleep, cut, answered, queued, on_ready_list;
     unsigned status;
     struct MHD_Response *response;
     struct pair *reply_headers;
     bool streaming, ended, want_drained;
-    struct buf out;      /* bytes [out_at, len) are not yet handed to MHD */
+    struct buf out; /* bytes [out_at, len) are not yet handed to MHD */
     size_t out_at;
     uint64_t n_queued, n_written;
 
@@ -146,7 +147,8 @@ static uint64_t now_us(void)
     return clock_monotonic_us().us;
 }
 
-/* ---- exchanges --------------------------------------------------------------------------------- */
+/* ---- exchanges ---------------------------------------------------------------------------------
+ */
 
 void http_retain(struct http_exchange *x)
 {
@@ -256,6 +258,11 @@ const void *http_body(const struct http_exchange *x, size_t *n)
     return x->body.data != NULL ? (const void *)x->body.data : "";
 }
 
+void http_body_release(struct http_exchange *x)
+{
+    buf_release(&x->body);
+}
+
 uint64_t http_body_file_bytes(const struct http_exchange *x)
 {
     return x->body_fd >= 0 ? x->body_seen : 0;
@@ -296,7 +303,8 @@ const char *http_query(const struct http_exchange *x, const char *name)
     return NULL;
 }
 
-/* ---- answering --------------------------------------------------------------------------------- */
+/* ---- answering ---------------------------------------------------------------------------------
+ */
 
 void http_set_header(struct http_exchange *x, const char *name, const char *value)
 {
@@ -386,7 +394,8 @@ void http_reply_file(struct http_exchange *x, unsigned status, const char *conte
     answer(x, status, content_type, r, n, false);
 }
 
-/* ---- streams ----------------------------------------------------------------------------------- */
+/* ---- streams -----------------------------------------------------------------------------------
+ */
 
 static ssize_t read_stream(void *context, uint64_t pos, char *out, size_t max)
 {
@@ -512,7 +521,8 @@ bool http_gone(struct http_exchange *x)
     return gone;
 }
 
-/* ---- what MHD calls ---------------------------------------------------------------------------- */
+/* ---- what MHD calls ----------------------------------------------------------------------------
+ */
 
 static void copy_peer(char out[INET6_ADDRSTRLEN], const struct sockaddr *a)
 {
@@ -534,8 +544,8 @@ static void on_connection(void *context, struct MHD_Connection *mhd, void **sock
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
         struct conn *c = xcalloc(1, sizeof *c);
         c->fd = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-        copy_peer(c->peer, MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CLIENT_ADDRESS)
-                               ->client_addr);
+        copy_peer(c->peer,
+                  MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CLIENT_ADDRESS)->client_addr);
         atomic_store(&c->deadline_us, now_us() + s->opt.request_timeout_s * UINT64_C(1000000));
         int on = 1;
         setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -651,8 +661,7 @@ static void on_completed(void *context, struct MHD_Connection *mhd, void **con_c
     if (broken)
         tell(x, HTTP_GONE);
     if (s->opt.on_done != NULL)
-        s->opt.on_done(s->opt.context, x, status,
-                       clock_elapsed_us(x->began, clock_monotonic_us()));
+        s->opt.on_done(s->opt.context, x, status, clock_elapsed_us(x->began, clock_monotonic_us()));
     http_drop(x);
 }
 
@@ -660,13 +669,13 @@ static void on_completed(void *context, struct MHD_Connection *mhd, void **con_c
 static enum MHD_Result queue_or_sleep(struct http_exchange *x, bool may_sleep)
 {
     enum MHD_Result result = MHD_YES;
+    struct MHD_Response *response = NULL;
     pthread_mutex_lock(&x->lock);
     if (x->cut) {
         result = MHD_NO;
     } else if (x->answered && !x->queued) {
         x->queued = true;
-        result = MHD_queue_response(x->mhd, x->status, x->response);
-        MHD_destroy_response(x->response); /* MHD counts its own reference */
+        response = x->response;
         x->response = NULL;
     } else if (!x->answered && may_sleep) {
         x->asleep = true;
@@ -674,6 +683,12 @@ static enum MHD_Result queue_or_sleep(struct http_exchange *x, bool may_sleep)
         MHD_suspend_connection(x->mhd);
     }
     pthread_mutex_unlock(&x->lock);
+    /* Not under the lock: MHD locks the response here, and holds that lock around read_stream. The
+     * handle stays: this is the connection's own thread. */
+    if (response != NULL) {
+        result = MHD_queue_response(x->mhd, x->status, response);
+        MHD_destroy_response(response); /* MHD counts its own reference */
+    }
     return result;
 }
 
@@ -688,9 +703,9 @@ static bool replied(struct http_exchange *x)
 static void reply_error(struct http_exchange *x, enum err_code code, const char *message)
 {
     struct buf b = BUF_INIT;
-    buf_appendf(&b, "{\"error\":{\"message\":\"%s\",\"type\":\"%s\",\"param\":null,\"code\":\"%s\"}}",
-                message, code == ERR_BUSY ? "server_error" : "invalid_request_error",
-                err_code_name(code));
+    buf_appendf(
+        &b, "{\"error\":{\"message\":\"%s\",\"type\":\"%s\",\"param\":null,\"code\":\"%s\"}}",
+        message, code == ERR_BUSY ? "server_error" : "invalid_request_error", err_code_name(code));
     http_reply(x, (unsigned)err_http_status(code), "application/json", &b);
 }
 
@@ -800,7 +815,8 @@ static void on_mhd_log(void *context, const char *fmt, va_list args)
     log_debug("http", "%s", line);
 }
 
-/* ---- the ticker -------------------------------------------------------------------------------- */
+/* ---- the ticker --------------------------------------------------------------------------------
+ */
 
 static void wake_ready(struct http_server *s)
 {
@@ -925,7 +941,8 @@ static void *ticker_main(void *context)
     }
 }
 
-/* ---- open and close ---------------------------------------------------------------------------- */
+/* ---- open and close ----------------------------------------------------------------------------
+ */
 
 static bool is_loopback(const struct sockaddr *a)
 {

@@ -1,15 +1,15 @@
 /* http: the server side of HTTP/1.1. The only room that knows libmicrohttpd.
  *
- * A server owns sockets, a small pool of epoll threads and one ticker thread. Each request becomes an
- * exchange. `on_request` is called on a pool thread when the whole request has arrived; it must not
- * block for long. It answers at once (http_reply), or keeps the exchange (http_retain) and answers
- * from any thread later; in the meantime the connection sleeps and costs a few kilobytes.
+ * A server owns sockets, a small pool of epoll threads and one ticker thread. Each request becomes
+ * an exchange. `on_request` is called on a pool thread when the whole request has arrived; it must
+ * not block for long. It answers at once (http_reply), or keeps the exchange (http_retain) and
+ * answers from any thread later; in the meantime the connection sleeps and costs a few kilobytes.
  *
  * A streamed answer is a bounded buffer between a producer and the socket. The producer never
  * blocks: when the buffer is full the reader is too slow, the stream is cut and the producer told.
- * Wake-ups are gathered: what many producers write within one tick goes out together; a write marked
- * urgent (the first token, the last chunk) goes out at once. `http_stream_written` says how many bytes
- * the kernel has taken for certain, which is what is billed by.
+ * Wake-ups are gathered: what many producers write within one tick goes out together; a write
+ * marked urgent (the first token, the last chunk) goes out at once. `http_stream_written` says how
+ * many bytes the kernel has taken for certain, which is what is billed by.
  *
  * Limits, all of which a hostile client meets before it costs much: bytes of header and body,
  * connections in all and from one address, seconds for a request to arrive however slowly it
@@ -32,21 +32,21 @@ struct http_server;
 struct http_exchange;
 
 struct http_options {
-    const char *listen;   /* "127.0.0.1:8080", "[::1]:0"; port 0: any free one */
-    bool insecure_bind;   /* allow an address that is not loopback without TLS */
-    const char *loopback_only; /* not NULL: why an address that is not loopback is refused */
-    const char *tls_cert; /* PEM file with the chain; NULL: no TLS */
-    const char *tls_key;  /* PEM file */
-    int n_threads;        /* 0: 2 */
-    int max_connections;  /* 0: 4096 */
-    int max_connections_per_ip;  /* 0: no limit */
-    size_t max_header_bytes;     /* 0: 32 KiB; request line and headers, else 431 */
-    size_t max_body_bytes;       /* 0: 4 MiB; else 413 */
-    size_t stream_buffer_bytes;  /* 0: 256 KiB */
-    unsigned request_timeout_s;  /* 0: 20; for headers, and again for the body, to arrive */
-    unsigned idle_timeout_s;     /* 0: 60; between requests, and without progress on a write */
-    unsigned tick_ms;            /* 0: 15 */
-    const char *cors_origin;     /* NULL: no CORS headers; else the allowed origin, or "*" */
+    const char *listen;         /* "127.0.0.1:8080", "[::1]:0"; port 0: any free one */
+    bool insecure_bind;         /* allow an address that is not loopback without TLS */
+    const char *loopback_only;  /* not NULL: why an address that is not loopback is refused */
+    const char *tls_cert;       /* PEM file with the chain; NULL: no TLS */
+    const char *tls_key;        /* PEM file */
+    int n_threads;              /* 0: 2 */
+    int max_connections;        /* 0: 4096 */
+    int max_connections_per_ip; /* 0: no limit */
+    size_t max_header_bytes;    /* 0: 32 KiB; request line and headers, else 431 */
+    size_t max_body_bytes;      /* 0: 4 MiB; else 413 */
+    size_t stream_buffer_bytes; /* 0: 256 KiB */
+    unsigned request_timeout_s; /* 0: 20; for headers, and again for the body, to arrive */
+    unsigned idle_timeout_s;    /* 0: 60; between requests, and without progress on a write */
+    unsigned tick_ms;           /* 0: 15 */
+    const char *cors_origin;    /* NULL: no CORS headers; else the allowed origin, or "*" */
 
     /* Optional; called when the headers are there, before any body byte. May http_reply (refusing
      * early) or http_body_to_file. */
@@ -82,9 +82,10 @@ void http_close(struct http_server *s);
 
 const char *http_method(const struct http_exchange *x);
 const char *http_path(const struct http_exchange *x); /* percent-decoded, without the query */
-const char *http_query(const struct http_exchange *x, const char *name); /* decoded, or NULL */
+const char *http_query(const struct http_exchange *x, const char *name);  /* decoded, or NULL */
 const char *http_header(const struct http_exchange *x, const char *name); /* or NULL */
 const void *http_body(const struct http_exchange *x, size_t *n);
+void http_body_release(struct http_exchange *x); /* frees it early; http_body is empty then */
 const uint8_t *http_request_id(const struct http_exchange *x); /* [32] random bytes */
 const char *http_peer(const struct http_exchange *x);          /* "127.0.0.1" */
 
@@ -115,7 +116,8 @@ void http_reply_text(struct http_exchange *x, unsigned status, const char *conte
 void http_reply_file(struct http_exchange *x, unsigned status, const char *content_type, int fd,
                      uint64_t offset, uint64_t n);
 
-/* ---- a streamed answer ------------------------------------------------------------------------- */
+/* ---- a streamed answer -------------------------------------------------------------------------
+ */
 
 enum http_event {
     HTTP_DRAINED, /* all that was written so far has left; armed by http_stream_drained */

@@ -1,6 +1,6 @@
 /* json_util: see json_util.h. jansson checks the grammar, UTF-8, surrogates, NUL and (when asked)
- * repeated keys. It recurses up to 2,048 levels deep and builds a node for each value, so a pass over
- * the text bounds both before it starts. */
+ * repeated keys. It recurses up to 2,048 levels deep and builds a node for each value, so a pass
+ * over the text bounds both before it starts. */
 #include "node/json_util.h"
 
 #include "node/base/err.h"

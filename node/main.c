@@ -1,7 +1,7 @@
 /* tributary: the program. Begin reading here.
  *
- * Tributary serves one base model and many LoRA adapters of it, meters every answer, and settles on a
- * chain what the people behind the adapters have earned. The program has two halves and a roof:
+ * Tributary serves one base model and many LoRA adapters of it, meters every answer, and settles on
+ * a chain what the people behind the adapters have earned. The program has two halves and a roof:
  *
  *     node/           the roof: this file, the command line (cli/), HTTP, OpenAI's API, the service
  *     engine/         tokens in, tokens out; stands on kernels/
@@ -16,12 +16,12 @@
  *     api_openai.c       admission.c lets it in, openai_request.c reads its body
  *     service.c          finds the model, renders and tokenises the prompt, submits it to
  *                        engine/engine.h, turns tokens into chunks (openai_format.c, stop_match.c),
- *                        hands the usage to attribution/attribution.h, and sends the last chunk with
- *                        the receipt once that is on disk
- *     api_rpc.c          answers questions about receipts, batches and rewards afterwards
+ *                        hands the usage to attribution/attribution.h, and sends the last chunk
+ * with the receipt once that is on disk api_rpc.c          answers questions about receipts,
+ * batches and rewards afterwards
  *
- * `tributary serve` (cli/cmd_serve.c) builds all of it and takes it down again. This file only sends
- * the words of the command line to the command they name; commands.h lists them. */
+ * `tributary serve` (cli/cmd_serve.c) builds all of it and takes it down again. This file only
+ * sends the words of the command line to the command they name; commands.h lists them. */
 #include "node/base/fault.h"
 #include "node/cli/commands.h"
 

@@ -1,6 +1,6 @@
-/* metrics: see metrics.h. Histograms have fixed buckets from 1 ms to 60 s; a request is counted once,
- * with atomics. Routes and models are small tables: a route is a constant of the router, a model one
- * of at most MODELS_MAX names, later ones go to "other". */
+/* metrics: see metrics.h. Histograms have fixed buckets from 1 ms to 60 s; a request is counted
+ * once, with atomics. Routes and models are small tables: a route is a constant of the router, a
+ * model one of at most MODELS_MAX names, later ones go to "other". */
 #include "node/metrics.h"
 
 #include "attribution/attribution.h"
@@ -119,7 +119,8 @@ void metrics_totals(struct metrics *m, struct metrics_totals *out)
     pthread_mutex_unlock(&m->lock);
 }
 
-/* ---- the page: Prometheus text exposition format 0.0.4 ------------------------------------------ */
+/* ---- the page: Prometheus text exposition format 0.0.4 ------------------------------------------
+ */
 
 static void head(struct buf *b, const char *name, const char *type, const char *help)
 {
@@ -149,8 +150,8 @@ static void histogram(struct buf *b, const struct histogram *h, const char *name
                 (unsigned long long)sum);
 }
 
-/* A label's value: the escapes of a JSON string are a superset of what the format knows, so anything
- * beyond plain characters becomes '?'. */
+/* A label's value: the escapes of a JSON string are a superset of what the format knows, so
+ * anything beyond plain characters becomes '?'. */
 static void label(struct buf *b, const char *text)
 {
     buf_append_byte(b, '"');
@@ -199,7 +200,7 @@ static void tables(struct metrics *m, struct buf *b)
 
 static void engine_part(struct buf *b, const struct engine *e)
 {
-    static const char *const distinct[ENGINE_ENTROPY_BUCKETS] = {"0",   "1",    "2",     "3", "4",
+    static const char *const distinct[ENGINE_ENTROPY_BUCKETS] = {"0",   "1",    "2",     "3",  "4",
                                                                  "5-8", "9-16", "17-64", "65+"};
     struct engine_stats s;
     engine_stats(e, &s);

@@ -37,21 +37,24 @@ struct node {
     _Atomic bool draining;
 };
 
-/* ---- routes.c ---------------------------------------------------------------------------------- */
+/* ---- routes.c ----------------------------------------------------------------------------------
+ */
 
 /* For http_options: the context is the node. */
 void routes_on_head(void *node, struct http_exchange *x);
 void routes_on_request(void *node, struct http_exchange *x);
 void routes_on_done(void *node, struct http_exchange *x, unsigned status, uint64_t us);
 
-/* ---- health.c ---------------------------------------------------------------------------------- */
+/* ---- health.c ----------------------------------------------------------------------------------
+ */
 
 /* Whether the node makes progress; reason [256] says why not, or is "". */
 bool health_ready(struct node *n, char reason[256]);
 /* Everything worth knowing, for node_status and the status page. A new reference. */
 json_t *health_status(struct node *n);
 
-/* ---- handlers; x is answered or retained when they return ---------------------------------------- */
+/* ---- handlers; x is answered or retained when they return
+ * ---------------------------------------- */
 
 void api_openai_models(struct node *n, struct http_exchange *x);
 void api_openai_model(struct node *n, struct http_exchange *x, const char *name);

@@ -1,8 +1,8 @@
 /* openai_format: answers as OpenAI's clients read them. See answer.h.
  *
  * Chat and completion differ in their envelopes and in how they show log-probabilities; the rest is
- * shared. Numbers of scores are printed so that they read back as the same float: tests compare them
- * for equality through HTTP. */
+ * shared. Numbers of scores are printed so that they read back as the same float: tests compare
+ * them for equality through HTTP. */
 #include "node/answer.h"
 #include "node/json_util.h"
 
@@ -123,9 +123,8 @@ static const struct score *nth_score(const struct score *a, size_t n_a, const st
 }
 
 /* Scores of two runs (the echoed prompt's, then the completion's). */
-static void append_completion_logprobs(struct buf *b, const struct answer *a,
-                                       const struct score *p, size_t n_p, const struct score *s,
-                                       size_t n_s)
+static void append_completion_logprobs(struct buf *b, const struct answer *a, const struct score *p,
+                                       size_t n_p, const struct score *s, size_t n_s)
 {
     const struct tokenizer *t = answer_tokenizer(a);
     size_t n = n_p + n_s;
@@ -179,7 +178,9 @@ static void append_envelope(struct buf *b, const struct answer *a, bool chunk)
 {
     bool chat = a->request.kind == OPENAI_CHAT;
     buf_appendf(b, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%llu,\"model\":", a->id,
-                !chat ? "text_completion" : chunk ? "chat.completion.chunk" : "chat.completion",
+                !chat   ? "text_completion"
+                : chunk ? "chat.completion.chunk"
+                        : "chat.completion",
                 (unsigned long long)(a->created.ms / 1000));
     json_append_cstr(b, a->model.name);
 }
@@ -195,9 +196,8 @@ static void append_logprobs(struct buf *b, const struct answer *a, const struct 
     else if (a->request.kind == OPENAI_CHAT)
         append_chat_logprobs(b, answer_tokenizer(a), c->scores.items + from, c->scores.n - from);
     else
-        append_completion_logprobs(b, a, c->prompt_scores.items,
-                                   c->begun ? 0 : c->prompt_scores.n, c->scores.items + from,
-                                   c->scores.n - from);
+        append_completion_logprobs(b, a, c->prompt_scores.items, c->begun ? 0 : c->prompt_scores.n,
+                                   c->scores.items + from, c->scores.n - from);
 }
 
 static void append_choice_ids(struct buf *b, const struct answer *a, const struct choice *c,
@@ -213,8 +213,8 @@ static void append_choice_ids(struct buf *b, const struct answer *a, const struc
     }
 }
 
-void format_chunk(struct buf *b, const struct answer *a, const struct choice *c,
-                  const char *finish, const char *receipt)
+void format_chunk(struct buf *b, const struct answer *a, const struct choice *c, const char *finish,
+                  const char *receipt)
 {
     bool chat = a->request.kind == OPENAI_CHAT;
     append_envelope(b, a, true);
@@ -251,7 +251,8 @@ void format_chunk(struct buf *b, const struct answer *a, const struct choice *c,
 
 static void append_usage(struct buf *b, const struct answer *a)
 {
-    buf_appendf(b, ",\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%llu}",
+    buf_appendf(b,
+                ",\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%llu}",
                 a->tokens_prompt, a->tokens_billed,
                 (unsigned long long)a->tokens_prompt + a->tokens_billed);
 }

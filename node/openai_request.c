@@ -1,8 +1,8 @@
 /* openai_request: see openai_request.h.
  *
  * A field is taken by one of a handful of readers (read_bool, read_number, read_int, ...), each of
- * which knows absent, null, wrong type and out of range, and speaks the same sentence for each. What
- * can't be honoured is a table. */
+ * which knows absent, null, wrong type and out of range, and speaks the same sentence for each.
+ * What can't be honoured is a table. */
 #include "node/openai_request.h"
 
 #include "node/api_error.h"
@@ -94,7 +94,8 @@ static int read_float(const json_t *o, const char *name, double min, double max,
     return 0;
 }
 
-/* ---- refused ----------------------------------------------------------------------------------- */
+/* ---- refused -----------------------------------------------------------------------------------
+ */
 
 /* Fields that would change the answer, and the values of them that don't (so that clients which
  * always send a field can still be served). */
@@ -112,8 +113,7 @@ static bool harmless(const char *name, const json_t *v)
     if (strcmp(name, "tool_choice") == 0 || strcmp(name, "function_call") == 0)
         return s != NULL && (strcmp(s, "none") == 0 || strcmp(s, "auto") == 0);
     if (strcmp(name, "modalities") == 0)
-        return json_array_size(v) == 1 &&
-               json_string_value(json_array_get(v, 0)) != NULL &&
+        return json_array_size(v) == 1 && json_string_value(json_array_get(v, 0)) != NULL &&
                strcmp(json_string_value(json_array_get(v, 0)), "text") == 0;
     if (strcmp(name, "suffix") == 0)
         return s != NULL && s[0] == '\0';
@@ -127,13 +127,38 @@ static bool harmless(const char *name, const json_t *v)
 static int refuse_unsupported(const json_t *root, struct api_error *e)
 {
     static const char *const names[] = {
-        "tools", "tool_choice", "functions", "function_call", "response_format", "audio",
-        "modalities", "reasoning_effort", "reasoning", "verbosity", "web_search_options", "suffix",
-        "documents", "chat_template", "continue_final_message", "use_beam_search",
-        "length_penalty", "early_stopping", "min_tokens", "bad_words", "guided_json",
-        "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar",
-        "json_schema", "logits_processors", "include_stop_str_in_output", "prompt_embeds",
-        "allowed_token_ids", "truncate_prompt_tokens",
+        "tools",
+        "tool_choice",
+        "functions",
+        "function_call",
+        "response_format",
+        "audio",
+        "modalities",
+        "reasoning_effort",
+        "reasoning",
+        "verbosity",
+        "web_search_options",
+        "suffix",
+        "documents",
+        "chat_template",
+        "continue_final_message",
+        "use_beam_search",
+        "length_penalty",
+        "early_stopping",
+        "min_tokens",
+        "bad_words",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        "structured_outputs",
+        "grammar",
+        "json_schema",
+        "logits_processors",
+        "include_stop_str_in_output",
+        "prompt_embeds",
+        "allowed_token_ids",
+        "truncate_prompt_tokens",
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const json_t *v = field(root, names[i]);
@@ -144,17 +169,18 @@ static int refuse_unsupported(const json_t *root, struct api_error *e)
     return 0;
 }
 
-/* ---- messages ---------------------------------------------------------------------------------- */
+/* ---- messages ----------------------------------------------------------------------------------
+ */
 
 /* Content parts become one string: the texts, a line end between two. */
-static int join_parts(json_t *message, const json_t *parts, const char *where,
-                      struct api_error *e)
+static int join_parts(json_t *message, const json_t *parts, const char *where, struct api_error *e)
 {
     struct buf text = BUF_INIT;
     size_t i;
     const json_t *part;
     char param[96];
-    json_array_foreach(parts, i, part) {
+    json_array_foreach(parts, i, part)
+    {
         const char *type = json_string_value(json_object_get(part, "type"));
         const json_t *t = json_object_get(part, "text");
         if (type == NULL) {
@@ -277,7 +303,8 @@ static int parse_chat(struct openai_request *r, struct api_error *e)
     return 0;
 }
 
-/* ---- prompts ----------------------------------------------------------------------------------- */
+/* ---- prompts -----------------------------------------------------------------------------------
+ */
 
 static int parse_ids(struct openai_request *r, const json_t *array, const char *param,
                      struct openai_prompt *out, struct api_error *e)
@@ -287,11 +314,12 @@ static int parse_ids(struct openai_request *r, const json_t *array, const char *
         return api_error_set(e, ERR_INVALID, param, "'%s' is empty", param);
     int32_t *ids = arena_array(&r->arena, n, sizeof *ids);
     const json_t *v;
-    json_array_foreach(array, i, v) {
+    json_array_foreach(array, i, v)
+    {
         if (!json_is_integer(v))
             return api_error_set(e, ERR_INVALID, param,
-                                 "'%s' item %zu must be an integer (a token id), not %s", param,
-                                 i, type_name(v));
+                                 "'%s' item %zu must be an integer (a token id), not %s", param, i,
+                                 type_name(v));
         json_int_t id = json_integer_value(v);
         if (id < 0 || id > INT32_MAX)
             return api_error_set(e, ERR_INVALID, param, "'%s' item %zu is no token id", param, i);
@@ -323,11 +351,11 @@ static int parse_prompt(struct openai_request *r, struct api_error *e)
     size_t n = json_array_size(p), i;
     if (n == 0 || n > OPENAI_PROMPTS_MAX)
         return api_error_set(e, ERR_INVALID, "prompt",
-                             "'prompt' has %zu items; it must have 1 to %d", n,
-                             OPENAI_PROMPTS_MAX);
+                             "'prompt' has %zu items; it must have 1 to %d", n, OPENAI_PROMPTS_MAX);
     r->n_prompts = n;
     const json_t *v;
-    json_array_foreach(p, i, v) {
+    json_array_foreach(p, i, v)
+    {
         char param[48];
         snprintf(param, sizeof param, "prompt[%zu]", i);
         if (json_typeof(v) != json_typeof(first) || (!json_is_string(v) && !json_is_array(v)))
@@ -363,7 +391,8 @@ static int parse_completion(struct openai_request *r, struct api_error *e)
     return 0;
 }
 
-/* ---- what both have ---------------------------------------------------------------------------- */
+/* ---- what both have ----------------------------------------------------------------------------
+ */
 
 static int parse_stops(struct openai_request *r, struct api_error *e)
 {
@@ -402,7 +431,8 @@ static int parse_stop_ids(struct openai_request *r, struct api_error *e)
                              "'stop_token_ids' has %zu items; at most %d are allowed", n,
                              OPENAI_STOP_IDS_MAX);
     r->stop_ids = arena_array(&r->arena, n + 1, sizeof *r->stop_ids);
-    json_array_foreach(v, i, item) {
+    json_array_foreach(v, i, item)
+    {
         if (!json_is_integer(item) || json_integer_value(item) < 0 ||
             json_integer_value(item) > INT32_MAX)
             return api_error_set(e, ERR_INVALID, "stop_token_ids",
@@ -427,7 +457,8 @@ static int parse_bias(struct openai_request *r, struct api_error *e)
     r->bias_ids = arena_array(&r->arena, n + 1, sizeof *r->bias_ids);
     r->bias_values = arena_array(&r->arena, n + 1, sizeof *r->bias_values);
     const char *key;
-    json_object_foreach(v, key, item) {
+    json_object_foreach(v, key, item)
+    {
         char *end;
         errno = 0;
         long id = strtol(key, &end, 10);

@@ -1,9 +1,9 @@
 /* openai_request: the body of /v1/completions and /v1/chat/completions, checked.
  *
- * Every field has the type and range that OpenAI documents; a violation names the field. Fields that
- * nobody knows are ignored, as OpenAI does; known ones that would change the answer and that this
- * node can't honour are refused by name, so that nobody gets an answer to another question. null
- * means "not given".
+ * Every field has the type and range that OpenAI documents; a violation names the field. Fields
+ * that nobody knows are ignored, as OpenAI does; known ones that would change the answer and that
+ * this node can't honour are refused by name, so that nobody gets an answer to another question.
+ * null means "not given".
  *
  * Further fields, as vLLM has them: top_k, min_p, repetition_penalty, ignore_eos, stop_token_ids,
  * skip_special_tokens, add_special_tokens (completions), return_token_ids, chat_template_kwargs. */
@@ -45,16 +45,16 @@ struct openai_request { /* zeroed before openai_request_parse; all memory is its
     json_t *root;
 
     const char *model;
-    json_t *messages;                /* chat: [{role, content: string, name?}]; borrowed from root */
-    json_t *template_kwargs;         /* chat: object or NULL; borrowed */
-    struct openai_prompt *prompts;   /* completion: [n_prompts] */
-    size_t n_prompts;                /* chat: 1 */
-    int n;                           /* choices of each prompt */
-    int64_t max_tokens;              /* -1: not given */
+    json_t *messages;              /* chat: [{role, content: string, name?}]; borrowed from root */
+    json_t *template_kwargs;       /* chat: object or NULL; borrowed */
+    struct openai_prompt *prompts; /* completion: [n_prompts] */
+    size_t n_prompts;              /* chat: 1 */
+    int n;                         /* choices of each prompt */
+    int64_t max_tokens;            /* -1: not given */
     bool stream, include_usage, echo, ignore_eos, return_token_ids;
-    bool skip_special_tokens;        /* default true */
-    bool add_special_tokens;         /* completion; default true */
-    int n_logprobs;                  /* -1: none wanted; 0 to 20: so many alternatives */
+    bool skip_special_tokens; /* default true */
+    bool add_special_tokens;  /* completion; default true */
+    int n_logprobs;           /* -1: none wanted; 0 to 20: so many alternatives */
 
     float temperature, top_p, min_p; /* default 1, 1, 0 */
     int32_t top_k;                   /* 0: off */

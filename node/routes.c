@@ -1,11 +1,12 @@
 /* routes: which path does what. One table; everything in it is what the node offers over HTTP.
  *
- * A pattern ends in a slash when the rest of the path is an argument. Paths that need a key ask for it
- * when the operator has configured keys. */
+ * A pattern ends in a slash when the rest of the path is an argument. Paths that need a key ask for
+ * it when the operator has configured keys. */
 #include "node/admission.h"
 #include "node/api_error.h"
 #include "node/api_keys.h"
 #include "node/base/buf.h"
+#include "node/base/log.h"
 #include "node/http.h"
 #include "node/metrics.h"
 #include "node/node.h"
@@ -31,9 +32,9 @@ static void readyz(struct node *n, struct http_exchange *x)
 static void metrics_page(struct node *n, struct http_exchange *x)
 {
     struct buf b = BUF_INIT;
-    metrics_render(n->metrics, &b,
-                   &(struct metrics_sources){n->engine, n->ledger, n->service, n->http,
-                                             n->admission});
+    metrics_render(
+        n->metrics, &b,
+        &(struct metrics_sources){n->engine, n->ledger, n->service, n->http, n->admission});
     http_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", &b);
 }
 
@@ -128,4 +129,6 @@ void routes_on_done(void *context, struct http_exchange *x, unsigned status, uin
     const struct node *n = context;
     const struct route *r = http_user(x);
     metrics_http(n->metrics, r != NULL ? r->pattern : "unknown", status, us);
+    log_debug("http", "%s %s %.100s %u %llu us", http_peer(x), http_method(x), http_path(x), status,
+              (unsigned long long)us);
 }

@@ -1,7 +1,7 @@
 /* service: see service.h; the data of one answer is in answer.h.
  *
- * The service thread owns every answer from its START on, so nothing in an answer needs a lock. What
- * happens elsewhere comes to it as a message, in one inbox with one lock:
+ * The service thread owns every answer from its START on, so nothing in an answer needs a lock.
+ * What happens elsewhere comes to it as a message, in one inbox with one lock:
  *
  *     START      http or loader thread: prompts are tokenised, submit
  *     (events)   engine thread: tokens, prompt scores, ends; copied once a step
@@ -81,7 +81,7 @@ struct service {
     pthread_cond_t arrived;
     struct inbox inbox;
     bool stopping;
-    uint64_t waiting_since_us; /* when the oldest message came; 0: empty */
+    uint64_t waiting_since_us;         /* when the oldest message came; 0: empty */
     _Atomic uint64_t working_since_us; /* 0: idle */
 
     /* service thread */
@@ -91,7 +91,8 @@ struct service {
     _Atomic uint64_t n_receipts, n_failed, n_vanished;
 };
 
-/* ---- the inbox --------------------------------------------------------------------------------- */
+/* ---- the inbox ---------------------------------------------------------------------------------
+ */
 
 static void note_arrival(struct service *s)
 {
@@ -138,8 +139,7 @@ static void on_http_event(void *user, enum http_event event)
     post(a->service, event == HTTP_GONE ? MESSAGE_GONE : MESSAGE_DRAINED, a, NULL, NULL);
 }
 
-static void on_committed(void *context, const struct ledger_receipt *receipt,
-                         const struct err *err)
+static void on_committed(void *context, const struct ledger_receipt *receipt, const struct err *err)
 {
     struct answer *a = context;
     struct err *copy = NULL;
@@ -151,7 +151,8 @@ static void on_committed(void *context, const struct ledger_receipt *receipt,
          receipt != NULL ? xstrndup(receipt->json, receipt->json_bytes) : NULL, copy);
 }
 
-/* ---- answers ----------------------------------------------------------------------------------- */
+/* ---- answers -----------------------------------------------------------------------------------
+ */
 
 const struct tokenizer *answer_tokenizer(const struct answer *a)
 {
@@ -195,6 +196,10 @@ static struct answer *answer_create(struct service *s, struct http_exchange *x,
     a->customer = *customer;
     a->created = clock_unix_ms();
     a->began = clock_monotonic_us();
+    size_t n_body;
+    const void *body = http_body(x, &n_body);
+    a->request_hash = sha256(body, n_body);
+    http_body_release(x);
     char hex[65];
     snprintf(a->id, sizeof a->id, "%s-%s", a->request.kind == OPENAI_CHAT ? "chatcmpl" : "cmpl",
              hex_encode(hex, http_request_id(x), 32));
@@ -230,7 +235,8 @@ static void answer_refuse(struct answer *a)
     answer_end(a);
 }
 
-/* ---- preparing, on http and loader threads ----------------------------------------------------- */
+/* ---- preparing, on http and loader threads -----------------------------------------------------
+ */
 
 static int digest_of(const char *model, struct content_digest *out)
 {
@@ -251,8 +257,7 @@ static bool find_local(struct service *s, const char *model, struct resolved *ou
     bool by_digest = digest_of(model, &digest) == 0, found = false;
     pthread_mutex_lock(&s->names_lock);
     for (const struct local_adapter *l = s->adapters; l != NULL && !found; l = l->next) {
-        found = strcmp(l->name, model) == 0 ||
-                (by_digest && DIGEST_EQ(l->facts.content, digest));
+        found = strcmp(l->name, model) == 0 || (by_digest && DIGEST_EQ(l->facts.content, digest));
         if (found) {
             memcpy(out->name, l->name, sizeof out->name);
             out->content = l->facts.content;
@@ -284,10 +289,10 @@ static int encode_chat(struct answer *a, struct token_ids *out)
     };
     int rc = chat_template_render(t, &text, &literal, &input, &a->failure.err);
     if (rc == 0)
-        rc = tokenizer_encode(answer_tokenizer(a), out, buf_cstr(&text), text.len,
-                              &(struct tokenizer_encode_options){.parse_special = true,
-                                                                 .literal = &literal},
-                              &a->failure.err);
+        rc = tokenizer_encode(
+            answer_tokenizer(a), out, buf_cstr(&text), text.len,
+            &(struct tokenizer_encode_options){.parse_special = true, .literal = &literal},
+            &a->failure.err);
     if (rc != 0)
         snprintf(a->failure.param, sizeof a->failure.param, "messages");
     text_spans_release(&literal);
@@ -367,8 +372,7 @@ static int check_limits(struct answer *a)
                              "'max_tokens' is %lld; this node gives at most %lld",
                              (long long)r->max_tokens, (long long)s->opt.max_tokens);
     if (r->max_tokens < 0) {
-        r->max_tokens = s->opt.default_max_tokens > 0 ? s->opt.default_max_tokens
-                                                      : m->max_context;
+        r->max_tokens = s->opt.default_max_tokens > 0 ? s->opt.default_max_tokens : m->max_context;
         if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens)
             r->max_tokens = s->opt.max_tokens;
     }
@@ -420,6 +424,17 @@ static void make_choices(struct answer *a)
     }
 }
 
+/* What was read from the body is needed no more; a client may have put megabytes into fields that
+ * nobody looks at, and a request can wait for long. */
+static void forget_json(struct openai_request *r)
+{
+    json_decref(r->root);
+    r->root = r->messages = r->template_kwargs = NULL;
+    r->model = NULL;
+    r->prompts = NULL;
+    r->n_stops = 0;
+}
+
 /* Everything after the model is known. Takes the owner's reference. */
 static void prepare_and_start(struct answer *a)
 {
@@ -428,6 +443,7 @@ static void prepare_and_start(struct answer *a)
         return;
     }
     make_choices(a);
+    forget_json(&a->request);
     http_listen(a->x, on_http_event, a);
     /* From here the service thread owns the answer, and the owner's reference with it. */
     post(a->service, MESSAGE_START, a, NULL, NULL);
@@ -514,7 +530,8 @@ void service_answer(struct service *s, struct http_exchange *x, struct openai_re
     }
 }
 
-/* ---- the service thread: running --------------------------------------------------------------- */
+/* ---- the service thread: running ---------------------------------------------------------------
+ */
 
 static void commit(struct answer *a);
 
@@ -678,7 +695,8 @@ static void on_finished(struct choice *c, enum engine_finish finish)
         if (finish == ENGINE_FINISH_DEADLINE)
             api_error_set(&a->failure, ERR_TIMEOUT, NULL, "the request's time was up");
         else
-            api_error_set(&a->failure, ERR_INTERNAL, NULL, "the engine could not finish the answer");
+            api_error_set(&a->failure, ERR_INTERNAL, NULL,
+                          "the engine could not finish the answer");
         cancel_sequences(a);
     }
     if (wanted && !a->gone && !a->failed) {
@@ -795,7 +813,8 @@ static void start(struct answer *a)
         all_finished(a);
 }
 
-/* ---- the service thread: billing --------------------------------------------------------------- */
+/* ---- the service thread: billing ---------------------------------------------------------------
+ */
 
 /* How many ids of each choice have been written; counts [n_choices]. */
 static void count_written(struct answer *a, size_t *counts)
@@ -845,6 +864,7 @@ static void commit(struct answer *a)
     }
     struct usage u = {
         .model = engine_model(s->engine)->id,
+        .request_hash = a->request_hash,
         .response_hash = response_hash(a, counts),
         .finished = clock_unix_ms(),
         .tokens_prompt = a->tokens_prompt,
@@ -853,9 +873,6 @@ static void commit(struct answer *a)
     };
     free(counts);
     memcpy(u.request_id, http_request_id(a->x), 32);
-    size_t n_body;
-    const void *body = http_body(a->x, &n_body);
-    u.request_hash = sha256(body, n_body);
     if (!a->model.is_base) {
         u.n_adapters = 1;
         u.adapters[0] = (struct usage_adapter){a->model.id, a->model.content, BPS_WHOLE};
@@ -934,7 +951,8 @@ static void send_result(struct answer *a)
     finish_answer(a);
 }
 
-/* ---- the service thread: its loop -------------------------------------------------------------- */
+/* ---- the service thread: its loop --------------------------------------------------------------
+ */
 
 static void on_gone(struct answer *a)
 {
@@ -1034,7 +1052,8 @@ static void *service_main(void *context)
     return NULL;
 }
 
-/* ---- life -------------------------------------------------------------------------------------- */
+/* ---- life --------------------------------------------------------------------------------------
+ */
 
 struct service *service_create(const struct service_options *options)
 {
@@ -1052,8 +1071,7 @@ struct service *service_create(const struct service_options *options)
     return s;
 }
 
-int service_start(struct service *s, struct engine *engine, struct ledger *ledger,
-                  struct err *err)
+int service_start(struct service *s, struct engine *engine, struct ledger *ledger, struct err *err)
 {
     s->engine = engine;
     s->ledger = ledger;
@@ -1113,7 +1131,8 @@ void service_free(struct service *s)
     free(s);
 }
 
-/* ---- names ------------------------------------------------------------------------------------- */
+/* ---- names -------------------------------------------------------------------------------------
+ */
 
 int service_add_adapter(struct service *s, const char *name, const char *dir, struct err *err)
 {
@@ -1140,9 +1159,8 @@ int service_add_adapter(struct service *s, const char *name, const char *dir, st
         return err_set(err, ERR_CONFLICT, "two models are named \"%s\"", name);
     }
     char hex[65];
-    log_info("service", "adapter %s: rank %d, %d linears (%s), digest %s", name,
-             l->facts.rank_max, l->facts.n_sites, l->facts.targets,
-             hex_encode(hex, l->facts.content.bytes, 32));
+    log_info("service", "adapter %s: rank %d, %d linears (%s), digest %s", name, l->facts.rank_max,
+             l->facts.n_sites, l->facts.targets, hex_encode(hex, l->facts.content.bytes, 32));
     return 0;
 }
 
@@ -1180,10 +1198,12 @@ json_t *service_model(struct service *s, const char *name, struct err *err)
 {
     json_t *list = service_models(s), *one, *found = NULL;
     size_t i;
-    json_array_foreach(json_object_get(list, "data"), i, one) {
+    json_array_foreach(json_object_get(list, "data"), i, one)
+    {
         const char *id = json_string_value(json_object_get(one, "id"));
         const char *digest = json_string_value(json_object_get(one, "content_digest"));
-        if ((id != NULL && strcmp(id, name) == 0) || (digest != NULL && strcmp(digest, name) == 0)) {
+        if ((id != NULL && strcmp(id, name) == 0) ||
+            (digest != NULL && strcmp(digest, name) == 0)) {
             found = json_incref(one);
             break;
         }

@@ -2,16 +2,15 @@
  *
  *   http thread    parsed request, admitted -> service_answer: name resolved, template, tokenizer
  *   loader thread  the same for a name that nobody has here yet: the resolver fetches it
- *   service thread everything else: submits, detokenises, matches stop strings, forms chunks, bills,
- *                  commits, and after the commit sends the last chunk with the receipt
- *   engine thread  only copies its events into the service's inbox
- *   ledger thread  only copies the receipt into it
+ *   service thread everything else: submits, detokenises, matches stop strings, forms chunks,
+ * bills, commits, and after the commit sends the last chunk with the receipt engine thread  only
+ * copies its events into the service's inbox ledger thread  only copies the receipt into it
  *
  * What is billed is what was written. A streamed token counts when the socket has taken the event
- * that carries it; the commit waits until everything has left, or the client has. An answer that isn't
- * streamed counts whole, and is committed before it is sent. A client that vanished before anything
- * was written is billed nothing. If the ledger can't write, the request fails: there is no success
- * without a receipt. */
+ * that carries it; the commit waits until everything has left, or the client has. An answer that
+ * isn't streamed counts whole, and is committed before it is sent. A client that vanished before
+ * anything was written is billed nothing. If the ledger can't write, the request fails: there is no
+ * success without a receipt. */
 #ifndef TRIBUTARY_NODE_SERVICE_H
 #define TRIBUTARY_NODE_SERVICE_H
 
@@ -44,8 +43,8 @@ struct resolved {
 };
 
 /* Finds adapters that were not given on the command line. resolve may take as long as a download;
- * it is called on loader threads, several at once perhaps, and returns 0 with the adapter loaded and
- * kept loaded until release(r), which must not block. ERR_NOT_FOUND: nobody has it (404). Other
+ * it is called on loader threads, several at once perhaps, and returns 0 with the adapter loaded
+ * and kept loaded until release(r), which must not block. ERR_NOT_FOUND: nobody has it (404). Other
  * codes: see err.h. list appends {"id": name, ...} objects for /v1/models; may be NULL. */
 struct service_resolver {
     int (*resolve)(void *context, const char *model, struct resolved *out, struct err *err);
@@ -61,7 +60,7 @@ struct service_options {
     int n_loaders;              /* 0: 2 */
     size_t loader_queue;        /* requests waiting for a fetch; 0: 64, then 503 */
     struct service_resolver resolver; /* resolve NULL: only local names */
-    struct metrics *metrics;    /* may be NULL; outlives the service */
+    struct metrics *metrics;          /* may be NULL; outlives the service */
 };
 
 /* Strings are copied. The service takes no requests before service_start. */
@@ -69,8 +68,7 @@ struct service *service_create(const struct service_options *options);
 /* For engine_options.on_events, with the service as context. */
 void service_on_events(void *service, const struct engine_event *events, size_t n);
 /* engine and ledger must live until service_stop has returned. */
-int service_start(struct service *s, struct engine *engine, struct ledger *ledger,
-                  struct err *err);
+int service_start(struct service *s, struct engine *engine, struct ledger *ledger, struct err *err);
 /* Refuses new requests, cancels what runs, bills what was written, joins the threads. */
 void service_stop(struct service *s);
 void service_free(struct service *s); /* after service_stop and engine_close; quiet on NULL */
@@ -96,10 +94,10 @@ json_t *service_models(struct service *s);
 json_t *service_model(struct service *s, const char *name, struct err *err);
 
 struct service_stats {
-    size_t n_answers;       /* being answered */
-    size_t n_loading;       /* of these, waiting for an adapter */
+    size_t n_answers; /* being answered */
+    size_t n_loading; /* of these, waiting for an adapter */
     uint64_t n_receipts, n_failed, n_vanished;
-    uint64_t stalled_ms;    /* work waits and the service thread doesn't take it; 0: fine */
+    uint64_t stalled_ms; /* work waits and the service thread doesn't take it; 0: fine */
 };
 void service_stats(struct service *s, struct service_stats *out);
 

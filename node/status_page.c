@@ -61,20 +61,20 @@ void status_page_render(struct buf *b, const json_t *s)
 {
     bool ready = json_is_true(json_object_get(s, "ready"));
     const json_t *model = json_object_get(s, "model");
-    buf_append_str(b,
-                   "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
-                   "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
-                   "<meta http-equiv=\"refresh\" content=\"10\">\n<title>Tributary</title>\n<style>\n"
-                   ":root{color-scheme:light dark}\n"
-                   "body{font:16px/1.4 system-ui,sans-serif;max-width:44rem;margin:1rem auto;"
-                   "padding:0 1rem}\n"
-                   "h1{font-size:1.4rem}h2{font-size:1.05rem;margin:1.4rem 0 .3rem}\n"
-                   "table{border-collapse:collapse;width:100%}\n"
-                   "th,td{text-align:left;padding:.25rem 0;border-bottom:1px solid #8884;"
-                   "font-weight:normal;overflow-wrap:anywhere;vertical-align:top}\n"
-                   "td{text-align:right;font-variant-numeric:tabular-nums;padding-left:1rem}\n"
-                   ".ok{color:#187a32}.bad{color:#c62828}\n"
-                   "</style></head><body>\n<h1>Tributary node: <span class=\"");
+    buf_append_str(
+        b, "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
+           "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
+           "<meta http-equiv=\"refresh\" content=\"10\">\n<title>Tributary</title>\n<style>\n"
+           ":root{color-scheme:light dark}\n"
+           "body{font:16px/1.4 system-ui,sans-serif;max-width:44rem;margin:1rem auto;"
+           "padding:0 1rem}\n"
+           "h1{font-size:1.4rem}h2{font-size:1.05rem;margin:1.4rem 0 .3rem}\n"
+           "table{border-collapse:collapse;width:100%}\n"
+           "th,td{text-align:left;padding:.25rem 0;border-bottom:1px solid #8884;"
+           "font-weight:normal;overflow-wrap:anywhere;vertical-align:top}\n"
+           "td{text-align:right;font-variant-numeric:tabular-nums;padding-left:1rem}\n"
+           ".ok{color:#187a32}.bad{color:#c62828}\n"
+           "</style></head><body>\n<h1>Tributary node: <span class=\"");
     buf_append_str(b, ready ? "ok\">ready" : "bad\">not ready");
     buf_append_str(b, "</span></h1>\n");
     const char *reason = text_or(json_object_get(s, "reason"), "");
@@ -107,8 +107,7 @@ void status_page_render(struct buf *b, const json_t *s)
     snprintf(text, sizeof text, "%lld of %lld", (long long)integer(s, "engine", "kvBlocksFree"),
              (long long)integer(s, "engine", "kvBlocks"));
     row(b, "KV blocks free", text);
-    snprintf(text, sizeof text, "%lld of %lld",
-             (long long)integer(s, "engine", "adaptersResident"),
+    snprintf(text, sizeof text, "%lld of %lld", (long long)integer(s, "engine", "adaptersResident"),
              (long long)integer(s, "engine", "adaptersLoaded"));
     row(b, "Adapters on the device", text);
     buf_append_str(b, "</table>\n<h2>Ledger</h2><table>\n");
@@ -128,7 +127,8 @@ void status_page_render(struct buf *b, const json_t *s)
     buf_append_str(b, "</table>\n<h2>Models</h2><table>\n");
     size_t i;
     const json_t *one;
-    json_array_foreach(json_object_get(s, "models"), i, one) {
+    json_array_foreach(json_object_get(s, "models"), i, one)
+    {
         const char *parent = text_or(json_object_get(one, "parent"), "");
         row(b, text_or(json_object_get(one, "id"), ""), parent[0] != '\0' ? "adapter" : "base");
     }

@@ -1,8 +1,8 @@
 /* stop_match: see stop_match.h.
  *
  * One Knuth-Morris-Pratt automaton a stop. Its state is how many bytes of the stop the text's end
- * matches, so that the longest state over all stops is exactly what must be held back, and each byte
- * costs amortised constant time, whatever the stops ("aaaaaaab" included). */
+ * matches, so that the longest state over all stops is exactly what must be held back, and each
+ * byte costs amortised constant time, whatever the stops ("aaaaaaab" included). */
 #include "node/stop_match.h"
 
 #include "node/base/err.h"

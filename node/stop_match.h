@@ -1,9 +1,9 @@
 /* stop_match: finds stop strings in text that arrives in pieces.
  *
- * Text before a stop is delivered, the stop and what follows it is not. Text that might still become
- * the beginning of a stop is held back until the next piece decides. The answer does not depend on
- * how the text was cut: the stop that is complete first wins, the longest of those that end at the
- * same byte.
+ * Text before a stop is delivered, the stop and what follows it is not. Text that might still
+ * become the beginning of a stop is held back until the next piece decides. The answer does not
+ * depend on how the text was cut: the stop that is complete first wins, the longest of those that
+ * end at the same byte.
  *
  *   stops "END", "."     pieces "th", "e E", "ND x"    delivered "th", "the ", (stop)
  */
@@ -25,7 +25,8 @@ struct stop_match *stop_match_create(const char *const *stops, size_t n);
 void stop_match_free(struct stop_match *m); /* quiet on NULL */
 
 /* Takes the next piece; appends to out what is now certain. True: a stop is complete, out has all
- * text before it, and m takes no more pieces. Pieces and what comes out are whole UTF-8 characters. */
+ * text before it, and m takes no more pieces. Pieces and what comes out are whole UTF-8 characters.
+ */
 bool stop_match_push(struct stop_match *m, struct buf *out, const char *piece, size_t n);
 
 /* The text has ended without a stop: appends what was held back. */

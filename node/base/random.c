@@ -1,4 +1,5 @@
-/* random: see random.h. getrandom(2) blocks only until the kernel's pool is first filled, at boot. */
+/* random: see random.h. getrandom(2) blocks only until the kernel's pool is first filled, at boot.
+ */
 #include "node/base/random.h"
 
 #include "node/base/err.h"

@@ -32,7 +32,8 @@ struct cli_args {
     struct config *config;
 };
 
-/* ---- suggestions ------------------------------------------------------------------------------- */
+/* ---- suggestions -------------------------------------------------------------------------------
+ */
 
 /* Damerau-Levenshtein distance (optimal string alignment), for short words. */
 static size_t distance(const char *a, const char *b)
@@ -78,7 +79,8 @@ const char *cli_suggest(const char *typed, const char *const *candidates, size_t
     return best;
 }
 
-/* ---- what a command is given ------------------------------------------------------------------- */
+/* ---- what a command is given -------------------------------------------------------------------
+ */
 
 static const struct cli_option *own_option(const struct cli_command *c, const char *name)
 {
@@ -143,7 +145,8 @@ struct config *cli_config(const struct cli_args *a)
     return a->config;
 }
 
-/* ---- what a command says ----------------------------------------------------------------------- */
+/* ---- what a command says -----------------------------------------------------------------------
+ */
 
 int cli_fail(const struct cli_args *a, const struct err *err)
 {
@@ -218,7 +221,8 @@ void cli_print_json(const struct json_t *value)
     fputc('\n', stdout);
 }
 
-/* ---- help -------------------------------------------------------------------------------------- */
+/* ---- help --------------------------------------------------------------------------------------
+ */
 
 /* Prints text indented, wrapped at 80 columns; a newline in the text ends a paragraph. */
 static void print_wrapped(FILE *to, int indent, const char *text)
@@ -303,12 +307,14 @@ void cli_print_help(FILE *to, const struct cli_command *c, const char *words)
     }
     if (c->examples != NULL)
         fprintf(to, "\nEXAMPLES\n%s", c->examples);
-    fprintf(to, "\nEXIT STATUS\n    0 on success; 64 when the command line makes no sense; else the "
-                "code of\n    sysexits.h that fits best (66 not found, 69 unavailable, 75 try "
-                "again, 77 not\n    allowed).\n");
+    fprintf(to,
+            "\nEXIT STATUS\n    0 on success; 64 when the command line makes no sense; else the "
+            "code of\n    sysexits.h that fits best (66 not found, 69 unavailable, 75 try "
+            "again, 77 not\n    allowed).\n");
 }
 
-/* ---- parsing ----------------------------------------------------------------------------------- */
+/* ---- parsing -----------------------------------------------------------------------------------
+ */
 
 static int unknown_option(const struct cli_args *a, const char *name)
 {
@@ -334,8 +340,8 @@ static void add_given(struct cli_args *a, const struct cli_option *o, const char
 }
 
 /* 0, or an exit status. Config flags are only collected into flags [2 * n]. */
-static int parse_words(struct cli_args *a, int argc, char **argv, char ***flags,
-                       size_t *n_flags, const char **config_file)
+static int parse_words(struct cli_args *a, int argc, char **argv, char ***flags, size_t *n_flags,
+                       const char **config_file)
 {
     const struct cli_command *c = a->command;
     bool only_operands = false;
@@ -389,8 +395,7 @@ static int parse_words(struct cli_args *a, int argc, char **argv, char ***flags,
     if ((int)a->n_operands < c->n_operands_min)
         return cli_usage(a, "something is missing: %s %s", a->words, c->synopsis);
     if (c->n_operands_max >= 0 && (int)a->n_operands > c->n_operands_max)
-        return cli_usage(a, "\"%s\" is one word too many",
-                         a->operands[(size_t)c->n_operands_max]);
+        return cli_usage(a, "\"%s\" is one word too many", a->operands[(size_t)c->n_operands_max]);
     return 0;
 }
 
@@ -430,8 +435,7 @@ static int run(const struct cli_command *c, char *words, int argc, char **argv)
     size_t n_flags = 0;
     struct err err = {0};
     int status = parse_words(&a, argc, argv, &flags, &n_flags, &config_file);
-    if (status == 0 && c->takes_config &&
-        load_config(&a, config_file, flags, n_flags, &err) != 0) {
+    if (status == 0 && c->takes_config && load_config(&a, config_file, flags, n_flags, &err) != 0) {
         cli_fail(&a, &err);
         status = EX_CONFIG;
     }
@@ -514,7 +518,8 @@ int cli_main(const struct cli_command *const *commands, size_t n, int argc, char
     return status;
 }
 
-/* ---- completion -------------------------------------------------------------------------------- */
+/* ---- completion --------------------------------------------------------------------------------
+ */
 
 static void print_case(FILE *to, const char *words, const struct cli_command *c)
 {

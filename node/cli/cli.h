@@ -1,8 +1,9 @@
 /* cli: what every sub-command of the program is made of.
  *
- * A command is a constant: its name, its man page in pieces, its options in a table, and a function.
- * From these, and from nothing else, come parsing, `--help`, the suggestions after a typing error
- * and the shell completion; a command never looks at argv itself. A command may have sub-commands
+ * A command is a constant: its name, its man page in pieces, its options in a table, and a
+ * function. From these, and from nothing else, come parsing, `--help`, the suggestions after a
+ * typing error and the shell completion; a command never looks at argv itself. A command may have
+ * sub-commands
  * ("wallet new") instead of a function.
  *
  * Standard output carries data, standard error carries sentences about it. Exit status: 0, or
@@ -43,12 +44,13 @@ struct cli_command {
     const char *examples;    /* lines, printed as they are; may be NULL */
     const struct cli_option *options; /* ends with {0}; may be NULL */
     bool takes_config;                /* accepts every configuration flag too; see node/config.h */
-    int n_operands_min, n_operands_max; /* words that are no options; max -1: any number */
+    int n_operands_min, n_operands_max;    /* words that are no options; max -1: any number */
     const struct cli_command *subcommands; /* ends with {0}; NULL: `run` is there */
     int (*run)(const struct cli_args *args);
 };
 
-/* ---- what a command is given ------------------------------------------------------------------- */
+/* ---- what a command is given -------------------------------------------------------------------
+ */
 
 bool cli_has(const struct cli_args *a, const char *option); /* given at least once */
 const char *cli_value(const struct cli_args *a, const char *option, const char *otherwise);
@@ -60,7 +62,8 @@ const char *cli_operand(const struct cli_args *a, size_t i); /* NULL beyond the 
 struct config *cli_config(const struct cli_args *a);
 /* Asking for an option that the command's table lacks is a bug and aborts. */
 
-/* ---- what a command says ----------------------------------------------------------------------- */
+/* ---- what a command says -----------------------------------------------------------------------
+ */
 
 /* Prints "tributary COMMAND: MESSAGE" to standard error; returns err_exit_status(err->code). */
 int cli_fail(const struct cli_args *a, const struct err *err);
@@ -74,7 +77,8 @@ void cli_print_table(FILE *to, const char *const *titles, size_t n_columns,
 /* A value for programs: one JSON text and a newline on standard output. */
 void cli_print_json(const struct json_t *value);
 
-/* ---- running ----------------------------------------------------------------------------------- */
+/* ---- running -----------------------------------------------------------------------------------
+ */
 
 /* Dispatches argv (argv[0] is the program) over commands [n]; the process's exit status. */
 int cli_main(const struct cli_command *const *commands, size_t n, int argc, char **argv);

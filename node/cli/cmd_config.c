@@ -64,9 +64,8 @@ static int run_config(const struct cli_args *a)
             const struct config_option *o = &config_options[i];
             char *name = xasprintf("%s.%s", o->section, o->key);
             json_object_set_new(all, name,
-                                json_pack("{s:o, s:s}", "value",
-                                          value_json(c, (enum config_id)i), "source",
-                                          config_source(c, (enum config_id)i)));
+                                json_pack("{s:o, s:s}", "value", value_json(c, (enum config_id)i),
+                                          "source", config_source(c, (enum config_id)i)));
             free(name);
         }
         cli_print_json(all);
@@ -98,11 +97,11 @@ const struct cli_command cmd_config = {
         "Takes the same flags and reads the same files as tributary serve, and fails as it would.",
     .examples = "    tributary config --listen 127.0.0.1:9000\n"
                 "    tributary config --template > tributary.conf\n",
-    .options =
-        (const struct cli_option[]){
-            {"json", CLI_SWITCH, NULL, "Print JSON: sizes in bytes, times in milliseconds."},
-            {"template", CLI_SWITCH, NULL, "Print a configuration file with every option."},
-            {0}},
+    .options = (const struct cli_option[]){{"json", CLI_SWITCH, NULL,
+                                            "Print JSON: sizes in bytes, times in milliseconds."},
+                                           {"template", CLI_SWITCH, NULL,
+                                            "Print a configuration file with every option."},
+                                           {0}},
     .takes_config = true,
     .run = run_config,
 };

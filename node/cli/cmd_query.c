@@ -47,8 +47,8 @@ static void print_items(const json_t *items, const struct column *columns, size_
         titles[c] = columns[c].title;
     for (size_t r = 0; r < n; r++) {
         for (size_t c = 0; c < n_columns; c++)
-            cells[r * n_columns + c] =
-                cell_text(json_object_get(json_array_get(items, r), columns[c].key), &columns[c]);
+            cells[r * n_columns + c] = cell_text(
+                json_object_get(json_array_get(items, r), columns[c].key), &columns[c]);
     }
     cli_print_table(stdout, titles, n_columns, (const char *const *)cells, n);
     for (size_t i = 0; i < n * n_columns; i++)
@@ -91,7 +91,7 @@ static int run_list(const struct cli_args *a, const char *method, const struct c
                     size_t n_columns, const char *totals)
 {
     struct err err = {0};
-    json_t *params, *last = NULL;
+    json_t *params = NULL, *last = NULL;
     if (filter_params(a, &params, &err) != 0)
         return cli_fail(a, &err);
     json_t *items = rpc_call_list(rpc_call_node(a), method, params, &last, &err);
@@ -107,25 +107,28 @@ static int run_list(const struct cli_args *a, const char *method, const struct c
         cli_print_json(all);
         json_decref(all);
     } else {
-        print_items(items, columns, n_columns);
-        if (sum != NULL) {
-            char *text = json_dumps(sum, JSON_COMPACT);
-            printf("\n%s: %s\n", totals, text);
-            free(text);
+        if (sum != NULL) { /* one more row */
+            json_t *row = json_copy((json_t *)(uintptr_t)sum);
+            json_object_set_new(row, "name", json_string("(all)"));
+            json_array_append_new(items, row);
         }
+        print_items(items, columns, n_columns);
     }
     json_decref(items);
     json_decref(last);
     return 0;
 }
 
-#define FILTER_OPTIONS                                                                             \
-    {"adapter", CLI_VALUE, "ID", "Only this adapterId."},                                          \
-        {"creator", CLI_VALUE, "ADDRESS", "Only adapters of this creator."},                       \
-        {"payer", CLI_VALUE, "ADDRESS", "Only receipts that this account pays."},                  \
-        {"from", CLI_VALUE, "TIME", "Not before, in UTC: 2026-01-31 or 2026-01-31T18:30."},        \
-        {"to", CLI_VALUE, "TIME", "Before, in UTC."}, RPC_CALL_NODE_OPTION,                        \
-        {"json", CLI_SWITCH, NULL, "Print JSON."}, {0}
+#define FILTER_OPTIONS                                                                      \
+    {"adapter", CLI_VALUE, "ID", "Only this adapterId."},                                   \
+        {"creator", CLI_VALUE, "ADDRESS", "Only adapters of this creator."},                \
+        {"payer", CLI_VALUE, "ADDRESS", "Only receipts that this account pays."},           \
+        {"from", CLI_VALUE, "TIME", "Not before, in UTC: 2026-01-31 or 2026-01-31T18:30."}, \
+        {"to", CLI_VALUE, "TIME", "Before, in UTC."}, RPC_CALL_NODE_OPTION,                 \
+        {"json", CLI_SWITCH, NULL, "Print JSON."},                                          \
+    {                                                                                       \
+        0                                                                                   \
+    }
 
 static const struct cli_option filter_options[] = {FILTER_OPTIONS};
 static const struct cli_option plain_options[] = {
@@ -134,10 +137,13 @@ static const struct cli_option plain_options[] = {
 static int run_usage(const struct cli_args *a)
 {
     static const struct column columns[] = {
-        {"name", "adapter", false, false},       {"version", "version", false, false},
-        {"requests", "requests", false, false},  {"promptTokens", "prompt", false, false},
+        {"name", "adapter", false, false},
+        {"version", "version", false, false},
+        {"requests", "requests", false, false},
+        {"promptTokens", "prompt", false, false},
         {"completionTokens", "completion", false, false},
-        {"royalty", "royalty", false, false},    {"computeFee", "compute fee", false, false},
+        {"royalty", "royalty", false, false},
+        {"computeFee", "compute fee", false, false},
         {"adapterId", "id", true, false},
     };
     return run_list(a, "attribution_usage", columns, sizeof columns / sizeof *columns, "totals");
@@ -148,9 +154,11 @@ const struct cli_command cmd_usage = {
     .summary = "requests, tokens and fees by adapter",
     .synopsis = "[--adapter ID] [--creator ADDRESS] [--payer ADDRESS] [--from TIME] [--to TIME]\n"
                 "        [--node URL] [--json]",
-    .description = "Asks a running node what was served: for each adapter its requests, prompt and "
-                   "completion tokens, the royalty and the compute fee, in the token's smallest "
-                   "unit. A \"-\" as adapter is the base model.",
+    .description =
+        "Asks a running node what was served: for each adapter its requests, prompt and "
+        "completion tokens, the royalty and the compute fee, in the token's smallest "
+        "unit. A \"-\" as adapter is the base model, with an id of zeros an adapter that is "
+        "registered nowhere. The last line counts each request once.",
     .options = filter_options,
     .run = run_usage,
 };
@@ -183,9 +191,12 @@ const struct cli_command cmd_rewards = {
 static int run_batches(const struct cli_args *a)
 {
     static const struct column columns[] = {
-        {"seq", "seq", false, false},           {"state", "state", false, false},
-        {"leafCount", "receipts", false, false}, {"value", "value", false, false},
-        {"committed", "committed", false, false}, {"sealedMs", "sealed (UTC)", false, true},
+        {"seq", "seq", false, false},
+        {"state", "state", false, false},
+        {"leafCount", "receipts", false, false},
+        {"value", "value", false, false},
+        {"committed", "committed", false, false},
+        {"sealedMs", "sealed (UTC)", false, true},
         {"transaction", "transaction", true, false},
     };
     return run_list(a, "attribution_batches", columns, sizeof columns / sizeof *columns, NULL);
@@ -207,7 +218,8 @@ static void print_object(const json_t *o, const char *prefix)
 {
     const char *key;
     json_t *v;
-    json_object_foreach((json_t *)(uintptr_t)o, key, v) {
+    json_object_foreach((json_t *)(uintptr_t)o, key, v)
+    {
         char *name = xasprintf("%s%s%s", prefix, prefix[0] != '\0' ? "." : "", key);
         if (json_is_object(v)) {
             print_object(v, name);
@@ -248,8 +260,9 @@ const struct cli_command cmd_receipt = {
     .name = "receipt",
     .summary = "one signed receipt",
     .synopsis = "ID [--node URL] [--json]",
-    .description = "Asks a running node for a receipt. ID is the request's (the header "
-                   "x-request-id, or the answer's id, \"chatcmpl-...\"), or the receipt's own hash.",
+    .description =
+        "Asks a running node for a receipt. ID is the request's (the header "
+        "x-request-id, or the answer's id, \"chatcmpl-...\"), or the receipt's own hash.",
     .options = plain_options,
     .n_operands_min = 1,
     .n_operands_max = 1,

@@ -2,16 +2,18 @@
  *
  * Parts are opened from the floor up and closed in reverse:
  *
- *     data directory, wallet, chain endpoint, ledger, adapter store, service, engine, adapters, HTTP
+ *     data directory, wallet, chain endpoint, ledger, adapter store, service, engine, adapters,
+ * HTTP
  *
- * On SIGTERM or SIGINT: the listening socket closes and /readyz says 503; what runs may finish until
- * server.drain_timeout; the rest is cancelled, billed for what was written, and told so; then the
- * parts close. A second signal skips the waiting.
+ * On SIGTERM or SIGINT: the listening socket closes and /readyz says 503; what runs may finish
+ * until server.drain_timeout; the rest is cancelled, billed for what was written, and told so; then
+ * the parts close. A second signal skips the waiting.
  *
- * First start. A node without a chain and without keys makes its own: the wallet's keys `signer` and
- * `house`, encrypted with a random passphrase that lies beside them in the data directory
- * (wallet.passphrase, mode 0600), said so in the log. That protects copies of the key files, not the
- * machine; a node that handles money is given a wallet and a passphrase of the operator's own. */
+ * First start. A node without a chain and without keys makes its own: the wallet's keys `signer`
+ * and `house`, encrypted with a random passphrase that lies beside them in the data directory
+ * (wallet.passphrase, mode 0600), said so in the log. That protects copies of the key files, not
+ * the machine; a node that handles money is given a wallet and a passphrase of the operator's own.
+ */
 #include "attribution/attribution.h"
 #include "chain/rpc.h"
 #include "engine/engine.h"
@@ -51,7 +53,8 @@ struct serving {
     char *base_name;
 };
 
-/* ---- wallet ------------------------------------------------------------------------------------ */
+/* ---- wallet ------------------------------------------------------------------------------------
+ */
 
 static char *auto_passphrase_path(const struct config *c)
 {
@@ -139,7 +142,8 @@ static int open_wallet(struct serving *s, struct err *err)
     return rc;
 }
 
-/* ---- ledger ------------------------------------------------------------------------------------ */
+/* ---- ledger ------------------------------------------------------------------------------------
+ */
 
 static int open_rpc(struct serving *s, struct err *err)
 {
@@ -152,10 +156,8 @@ static int open_rpc(struct serving *s, struct err *err)
                        RPC_ENDPOINTS_MAX);
     for (size_t i = 0; i < n; i++)
         urls[i] = config_list_item(s->c, CONFIG_CHAIN_RPC, i);
-    s->rpc = rpc_open(&(struct rpc_options){.urls = urls,
-                                            .n_urls = n,
-                                            .chain_id = s->deployment.chain_id},
-                      err);
+    s->rpc = rpc_open(
+        &(struct rpc_options){.urls = urls, .n_urls = n, .chain_id = s->deployment.chain_id}, err);
     return s->rpc != NULL ? 0 : -1;
 }
 
@@ -203,7 +205,8 @@ static int open_ledger(struct serving *s, struct err *err)
     return s->node.ledger != NULL ? 0 : -1;
 }
 
-/* ---- engine and service ------------------------------------------------------------------------ */
+/* ---- engine and service ------------------------------------------------------------------------
+ */
 
 static char *base_name(const struct config *c)
 {
@@ -243,7 +246,8 @@ static int open_engine(struct serving *s, struct err *err)
 {
     const struct config *c = s->c;
     if (config_string(c, CONFIG_MODEL_DIR)[0] == '\0')
-        return err_set(err, ERR_INVALID, "no model: say --model DIR, or model.dir in tributary.conf");
+        return err_set(err, ERR_INVALID,
+                       "no model: say --model DIR, or model.dir in tributary.conf");
     s->base_name = base_name(c);
     struct service_options so = {
         .base_name = s->base_name,
@@ -297,7 +301,8 @@ static int start_service(struct serving *s, struct err *err)
     return 0;
 }
 
-/* ---- HTTP -------------------------------------------------------------------------------------- */
+/* ---- HTTP --------------------------------------------------------------------------------------
+ */
 
 static int open_http(struct serving *s, struct err *err)
 {
@@ -343,7 +348,8 @@ static int open_http(struct serving *s, struct err *err)
     return 0;
 }
 
-/* ---- life -------------------------------------------------------------------------------------- */
+/* ---- life --------------------------------------------------------------------------------------
+ */
 
 static void raise_descriptor_limit(void)
 {
@@ -359,8 +365,7 @@ static int open_all(struct serving *s, struct err *err)
     return deployment_load(&s->deployment, s->c, err) != 0 ||
                    dir_ensure(config_string(s->c, CONFIG_DATA_DIR), err) != 0 ||
                    open_wallet(s, err) != 0 || open_rpc(s, err) != 0 || open_ledger(s, err) != 0 ||
-                   open_engine(s, err) != 0 || start_service(s, err) != 0 ||
-                   open_http(s, err) != 0
+                   open_engine(s, err) != 0 || start_service(s, err) != 0 || open_http(s, err) != 0
                ? -1
                : 0;
 }
@@ -418,7 +423,8 @@ static int run_serve(const struct cli_args *a)
         metrics_free(s.node.metrics);
         return cli_usage(a, "log.level is one of error, warn, info, debug");
     }
-    if (getenv("TRIBUTARY_LOG") == NULL || strcmp(config_source(s.c, CONFIG_LOG_LEVEL), "default") != 0)
+    if (getenv("TRIBUTARY_LOG") == NULL ||
+        strcmp(config_source(s.c, CONFIG_LOG_LEVEL), "default") != 0)
         log_set_level(level);
     raise_descriptor_limit();
     /* Blocked before any thread is made: all inherit it, and only this one waits for them. */

@@ -53,8 +53,8 @@ static enum err_code code_of(const char *name)
 
 json_t *rpc_call_method(const char *node_url, const char *method, json_t *params, struct err *err)
 {
-    json_t *request = json_pack("{s:s, s:i, s:s, s:o}", "jsonrpc", "2.0", "id", 1, "method",
-                                method, "params", params != NULL ? params : json_object());
+    json_t *request = json_pack("{s:s, s:i, s:s, s:o}", "jsonrpc", "2.0", "id", 1, "method", method,
+                                "params", params != NULL ? params : json_object());
     struct buf body = BUF_INIT, text = BUF_INIT;
     json_append_value(&body, request);
     json_decref(request);

@@ -18,8 +18,8 @@ struct moment {
     uint64_t at_us, customer;
     const char *outcome; /* "in", or the error's name */
     unsigned retry_s;
-    int leaves;       /* afterwards so many tickets are given back, oldest first */
-    uint64_t tokens;  /* each with so many */
+    int leaves;      /* afterwards so many tickets are given back, oldest first */
+    uint64_t tokens; /* each with so many */
 };
 
 static void play(const char *what, const struct admission_options *o, const struct moment *m,
@@ -62,9 +62,8 @@ static void customers_are_let_in_by_rule(void **state)
     play("2 a second, burst 2", &(struct admission_options){.requests_per_second = 2, .burst = 2},
          rate, sizeof rate / sizeof *rate);
     static const struct moment concurrent[] = {
-        {0, 1, "in", 0, 0, 0},          {0, 1, "in", 0, 0, 0},
-        {0, 1, "rate_limited", 1, 1, 0}, {0, 1, "in", 0, 0, 0},
-        {0, 1, "rate_limited", 1, 0, 0}, {0, 2, "in", 0, 0, 0},
+        {0, 1, "in", 0, 0, 0}, {0, 1, "in", 0, 0, 0},           {0, 1, "rate_limited", 1, 1, 0},
+        {0, 1, "in", 0, 0, 0}, {0, 1, "rate_limited", 1, 0, 0}, {0, 2, "in", 0, 0, 0},
     };
     play("2 at once", &(struct admission_options){.concurrent = 2}, concurrent,
          sizeof concurrent / sizeof *concurrent);
@@ -92,8 +91,8 @@ static void customers_are_let_in_by_rule(void **state)
 static void a_flood_of_customers_does_not_grow_the_table_for_ever(void **state)
 {
     (void)state;
-    struct admission *a =
-        admission_create(&(struct admission_options){.requests_per_second = 1, .burst = 1});
+    struct admission *a = admission_create(
+        &(struct admission_options){.requests_per_second = 1, .burst = 1});
     struct api_error e = {0};
     struct admission_ticket *t;
     for (uint64_t i = 0; i < 70000; i++) {
@@ -127,10 +126,17 @@ static void keys_are_found_by_their_hash(void **state)
     static const struct {
         const char *header, *name;
     } rows[] = {
-        {"Bearer sk-alice", "alice"}, {"bearer sk-bob", "bob"}, {"Bearer  sk-bob", "bob"},
-        {"Bearer sk-carol", NULL},    {"sk-alice", NULL},       {"Basic sk-alice", NULL},
-        {"Bearer ", NULL},            {"Bearer", NULL},         {"", NULL},
-        {NULL, NULL},                 {"Bearer sk-alice ", NULL},
+        {"Bearer sk-alice", "alice"},
+        {"bearer sk-bob", "bob"},
+        {"Bearer  sk-bob", "bob"},
+        {"Bearer sk-carol", NULL},
+        {"sk-alice", NULL},
+        {"Basic sk-alice", NULL},
+        {"Bearer ", NULL},
+        {"Bearer", NULL},
+        {"", NULL},
+        {NULL, NULL},
+        {"Bearer sk-alice ", NULL},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const struct api_key *found = api_keys_find(k, rows[i].header);

@@ -58,8 +58,7 @@ static void the_stronger_source_wins_and_is_remembered(void **state)
         if (strcmp(config_string(c, CONFIG_SERVER_LISTEN), rows[i].value) != 0 ||
             strcmp(slash != NULL ? slash + 1 : source, rows[i].source) != 0)
             fail_msg("row %zu: %s from %s, expected %s from %s", i,
-                     config_string(c, CONFIG_SERVER_LISTEN), source, rows[i].value,
-                     rows[i].source);
+                     config_string(c, CONFIG_SERVER_LISTEN), source, rows[i].value, rows[i].source);
         free(entry);
         config_free(c);
     }
@@ -118,7 +117,8 @@ static void values_are_read_by_their_type(void **state)
     struct err err = {0};
     uint8_t address[20];
     assert_false(config_address(c, CONFIG_CHAIN_ESCROW, address));
-    assert_ok(config_set_flag(c, "escrow", "0x00000000000000000000000000000000000000ff", &err), err);
+    assert_ok(config_set_flag(c, "escrow", "0x00000000000000000000000000000000000000ff", &err),
+              err);
     assert_true(config_address(c, CONFIG_CHAIN_ESCROW, address));
     assert_int_equal(address[19], 255);
     assert_ok(config_set_flag(c, "insecure-bind", "yes", &err), err);
@@ -234,13 +234,15 @@ static void every_option_has_names_and_help_of_its_own(void **state)
         if (o->help[strlen(o->help) - 1] != '.')
             fail_msg("%s.%s: the help is no sentence", o->section, o->key);
         if ((o->value == NULL) != (o->type == CONFIG_BOOL))
-            fail_msg("%s.%s: a switch has no value's name, all others have one", o->section, o->key);
+            fail_msg("%s.%s: a switch has no value's name, all others have one", o->section,
+                     o->key);
         if (strspn(config_env_name(o, env), "ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") != strlen(env))
             fail_msg("%s is no name of a variable", env);
     }
 }
 
-/* ---- the command line --------------------------------------------------------------------------- */
+/* ---- the command line ---------------------------------------------------------------------------
+ */
 
 static int seen_operands;
 static char seen_name[64], seen_listen[64];
@@ -266,10 +268,14 @@ static const struct cli_command probe = {.name = "probe",
                                          .takes_config = true,
                                          .n_operands_max = 1,
                                          .run = run_probe};
-static const struct cli_command group_subs[] = {
-    {.name = "one", .summary = "s", .synopsis = "", .description = "d", .takes_config = true,
-     .options = probe_options, .run = run_probe},
-    {0}};
+static const struct cli_command group_subs[] = {{.name = "one",
+                                                 .summary = "s",
+                                                 .synopsis = "",
+                                                 .description = "d",
+                                                 .takes_config = true,
+                                                 .options = probe_options,
+                                                 .run = run_probe},
+                                                {0}};
 static const struct cli_command group = {
     .name = "group", .summary = "s", .synopsis = "", .description = "d", .subcommands = group_subs};
 static const struct cli_command *const commands[] = {&probe, &group};
@@ -309,9 +315,9 @@ static void words_become_options_and_operands(void **state)
         int status = cli_main(commands, 2, argc, (char **)(uintptr_t)rows[i].argv);
         if (status != rows[i].status)
             fail_msg("row %zu: exit status %d, expected %d", i, status, rows[i].status);
-        if (status == 0 && (seen_operands != rows[i].operands || seen_json != rows[i].json ||
-                            strcmp(seen_name, rows[i].name) != 0 ||
-                            strcmp(seen_listen, rows[i].listen) != 0))
+        if (status == 0 &&
+            (seen_operands != rows[i].operands || seen_json != rows[i].json ||
+             strcmp(seen_name, rows[i].name) != 0 || strcmp(seen_listen, rows[i].listen) != 0))
             fail_msg("row %zu: %d operands, json %d, name %s, listen %s", i, seen_operands,
                      seen_json, seen_name, seen_listen);
     }
@@ -323,9 +329,9 @@ static void a_near_word_is_suggested_and_a_far_one_is_not(void **state)
     static const char *const words[] = {"serve", "receipt", "rewards", "status", "stake"};
     static const struct {
         const char *typed, *suggested;
-    } rows[] = {{"serv", "serve"},     {"sevre", "serve"},   {"reciept", "receipt"},
-                {"stats", "status"},   {"reward", "rewards"}, {"xylophone", NULL},
-                {"stak", "stake"},     {"recei", "receipt"}, {"", NULL}};
+    } rows[] = {{"serv", "serve"},   {"sevre", "serve"},    {"reciept", "receipt"},
+                {"stats", "status"}, {"reward", "rewards"}, {"xylophone", NULL},
+                {"stak", "stake"},   {"recei", "receipt"},  {"", NULL}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const char *got = cli_suggest(rows[i].typed, words, 5);
         if ((got == NULL) != (rows[i].suggested == NULL) ||

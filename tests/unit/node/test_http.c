@@ -1,4 +1,5 @@
-/* The HTTP server against raw sockets: limits, keep-alive, pipelining, streams, vanished clients. */
+/* The HTTP server against raw sockets: limits, keep-alive, pipelining, streams, vanished clients.
+ */
 #include "tests/support.h"
 
 #include "node/base/clock.h"
@@ -17,7 +18,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* ---- a server whose paths are the cases --------------------------------------------------------- */
+/* ---- a server whose paths are the cases ---------------------------------------------------------
+ */
 
 struct world {
     struct http_server *server;
@@ -132,7 +134,8 @@ static bool wait_for(_Atomic int *counter, int value)
     return atomic_load(counter) >= value;
 }
 
-/* ---- a client made of bytes --------------------------------------------------------------------- */
+/* ---- a client made of bytes ---------------------------------------------------------------------
+ */
 
 static int dial(struct world *w)
 {
@@ -187,7 +190,8 @@ static void expect(const char *what, struct buf *got, const char *part)
         fail_msg("%s: expected \"%s\" in:\n%s", what, part, buf_cstr(got));
 }
 
-/* ---- tests ------------------------------------------------------------------------------------- */
+/* ---- tests -------------------------------------------------------------------------------------
+ */
 
 static void requests_are_answered_or_refused_by_rule(void **state)
 {
@@ -197,7 +201,8 @@ static void requests_are_answered_or_refused_by_rule(void **state)
     } rows[] = {
         {"GET /echo?q=a%20b HTTP/1.1\r\nHost: x\r\n\r\n", "GET a b|", "query is decoded"},
         {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", "POST |hello", "body"},
-        {"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n"
+        {"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
+         "chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n"
          "0\r\n\r\n",
          "POST |abcde", "chunked body"},
         {"GET /none HTTP/1.1\r\nHost: x\r\n\r\n", "404", "unknown path"},
@@ -512,9 +517,8 @@ static void only_loopback_is_served_without_tls(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct http_server *s = NULL;
         struct err err = {0};
-        struct http_options o = {.listen = rows[i].listen,
-                                 .insecure_bind = rows[i].insecure,
-                                 .on_request = on_request};
+        struct http_options o = {
+            .listen = rows[i].listen, .insecure_bind = rows[i].insecure, .on_request = on_request};
         int rc = http_open(&s, &o, &err);
         if ((rc == 0) != (rows[i].code == ERR_OK) || (rc != 0 && err.code != rows[i].code))
             fail_msg("%s: expected %s, got %s (%s)", rows[i].listen, err_code_name(rows[i].code),
@@ -522,6 +526,29 @@ static void only_loopback_is_served_without_tls(void **state)
         if (rc == 0)
             http_close(s);
     }
+}
+
+static void one_address_gets_only_its_share_of_connections(void **state)
+{
+    (void)state;
+    struct http_options o = {.max_connections_per_ip = 2, .n_threads = 1};
+    struct world *w = world_open(&o);
+    int fds[3];
+    for (int i = 0; i < 3; i++) {
+        fds[i] = dial(w);
+        struct buf got = BUF_INIT;
+        if (i < 2) {
+            say(fds[i], "GET /echo?q=mine HTTP/1.1\r\nHost: x\r\n\r\n");
+            hear(fds[i], &got, "mine|");
+            expect("within the share", &got, "mine|");
+        } else if (!ends(fds[i])) {
+            fail_msg("the third connection stays open");
+        }
+        buf_release(&got);
+    }
+    for (int i = 0; i < 3; i++)
+        close(fds[i]);
+    world_close(w);
 }
 
 static void many_streams_at_once_lose_nothing(void **state)
@@ -583,6 +610,7 @@ int main(void)
         cmocka_unit_test(draining_finishes_what_runs_and_takes_nothing_new),
         cmocka_unit_test(closing_cuts_what_sleeps),
         cmocka_unit_test(only_loopback_is_served_without_tls),
+        cmocka_unit_test(one_address_gets_only_its_share_of_connections),
         cmocka_unit_test(many_streams_at_once_lose_nothing),
     };
     return cmocka_run_group_tests_name("http", tests, NULL, NULL);

@@ -11,8 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define C OPENAI_COMPLETION
-#define M OPENAI_CHAT
+#define C   OPENAI_COMPLETION
+#define M   OPENAI_CHAT
 #define MSG "\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]"
 #define PRO "\"model\":\"m\",\"prompt\":\"hi\""
 
@@ -52,7 +52,8 @@ static void a_wrong_field_is_refused_by_its_name(void **state)
         {M, "{\"model\":\"m\",\"messages\":{}}", ERR_INVALID, "messages"},
         {M, "{\"model\":\"m\",\"messages\":[]}", ERR_INVALID, "messages"},
         {M, "{\"model\":\"m\",\"messages\":[\"hi\"]}", ERR_INVALID, "messages[0]"},
-        {M, "{\"model\":\"m\",\"messages\":[{\"content\":\"x\"}]}", ERR_INVALID, "messages[0].role"},
+        {M, "{\"model\":\"m\",\"messages\":[{\"content\":\"x\"}]}", ERR_INVALID,
+         "messages[0].role"},
         {M, "{\"model\":\"m\",\"messages\":[{\"role\":\"tool\",\"content\":\"x\"}]}", ERR_INVALID,
          "messages[0].role"},
         {M, "{\"model\":\"m\",\"messages\":[{\"role\":1,\"content\":\"x\"}]}", ERR_INVALID,
@@ -62,9 +63,11 @@ static void a_wrong_field_is_refused_by_its_name(void **state)
         {M, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":7}]}", ERR_INVALID,
          "messages[0].content"},
         {M,
-         "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}",
+         "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}"
+         "]}",
          ERR_UNSUPPORTED, "messages[0].content[0].type"},
-        {M, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]}",
+        {M,
+         "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]}",
          ERR_INVALID, "messages[0].content[0].text"},
         {M,
          "{\"model\":\"m\",\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":"
@@ -174,7 +177,8 @@ static void defaults_are_openais(void **state)
 static void every_form_of_prompt_is_read(void **state)
 {
     (void)state;
-    struct openai_request r = parsed(OPENAI_COMPLETION, "{\"model\":\"m\",\"prompt\":[\"a\",\"\xC3\xA9\"]}");
+    struct openai_request r = parsed(OPENAI_COMPLETION,
+                                     "{\"model\":\"m\",\"prompt\":[\"a\",\"\xC3\xA9\"]}");
     assert_int_equal(r.n_prompts, 2);
     assert_int_equal(r.prompts[1].n_bytes, 2);
     openai_request_release(&r);
@@ -184,8 +188,9 @@ static void every_form_of_prompt_is_read(void **state)
     assert_int_equal(r.prompts[0].n_ids, 3);
     assert_int_equal(r.prompts[0].ids[2], 7);
     openai_request_release(&r);
-    r = parsed(OPENAI_COMPLETION,
-               "{\"model\":\"m\",\"prompt\":[[5],[6,7]],\"max_tokens\":0,\"echo\":true,\"logprobs\":0}");
+    r = parsed(
+        OPENAI_COMPLETION,
+        "{\"model\":\"m\",\"prompt\":[[5],[6,7]],\"max_tokens\":0,\"echo\":true,\"logprobs\":0}");
     assert_int_equal(r.n_prompts, 2);
     assert_int_equal(r.prompts[1].n_ids, 2);
     assert_int_equal(r.max_tokens, 0);
@@ -199,7 +204,8 @@ static void content_parts_become_one_text(void **state)
     struct openai_request r = parsed(
         OPENAI_CHAT,
         "{\"model\":\"m\",\"messages\":[{\"role\":\"developer\",\"content\":\"be kind\"},{\"role\":"
-        "\"user\",\"name\":\"ann\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\","
+        "\"user\",\"name\":\"ann\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},{\"type\":"
+        "\"text\","
         "\"text\":\"b\"}]}]}");
     const json_t *first = json_array_get(r.messages, 0), *second = json_array_get(r.messages, 1);
     assert_string_equal(json_string_value(json_object_get(first, "role")), "system");
@@ -211,8 +217,8 @@ static void content_parts_become_one_text(void **state)
 static void the_newer_name_of_max_tokens_wins(void **state)
 {
     (void)state;
-    struct openai_request r =
-        parsed(OPENAI_CHAT, "{" MSG ",\"max_tokens\":5,\"max_completion_tokens\":9,\"seed\":-1}");
+    struct openai_request r = parsed(
+        OPENAI_CHAT, "{" MSG ",\"max_tokens\":5,\"max_completion_tokens\":9,\"seed\":-1}");
     assert_int_equal(r.max_tokens, 9);
     assert_true(r.seed_given && r.seed == UINT64_MAX);
     openai_request_release(&r);
@@ -312,7 +318,11 @@ static void written_strings_read_back(void **state)
         {"a\"b\\c\n\t\r", 8, "\"a\\\"b\\\\c\\n\\t\\r\""},
         {"\x01\x7F", 2, "\"\\u0001\\u007f\""},
         {"\xE2\x82\xAC", 3, "\"\xE2\x82\xAC\""},
-        {"a\xFF" "b", 3, "\"a\xEF\xBF\xBD" "b\""},
+        {"a\xFF"
+         "b",
+         3,
+         "\"a\xEF\xBF\xBD"
+         "b\""},
         {"\xE2\x82", 2, "\"\xEF\xBF\xBD\xEF\xBF\xBD\""},
         {"", 0, "\"\""},
         {"x\0y", 3, "\"x\\u0000y\""},

@@ -40,7 +40,8 @@ struct world {
     _Atomic int n_resolved, n_released;
 };
 
-/* ---- a resolver that takes its time ------------------------------------------------------------- */
+/* ---- a resolver that takes its time -------------------------------------------------------------
+ */
 
 static int resolve(void *context, const char *model, struct resolved *out, struct err *err)
 {
@@ -61,7 +62,8 @@ static void release(void *context, const struct resolved *r)
     w->n_released++;
 }
 
-/* ---- the world ---------------------------------------------------------------------------------- */
+/* ---- the world ----------------------------------------------------------------------------------
+ */
 
 static struct world *world_open(void)
 {
@@ -78,15 +80,13 @@ static struct world *world_open(void)
     w->node.started = clock_monotonic_us();
     w->node.admission = admission_create(&(struct admission_options){0});
     w->node.ledger = ledger_open(
-        &(struct ledger_options){.data_dir = w->dir,
-                                 .wallet = w->wallet,
-                                 .rates = {amount_of(1000), amount_of(2000)}},
+        &(struct ledger_options){
+            .data_dir = w->dir, .wallet = w->wallet, .rates = {amount_of(1000), amount_of(2000)}},
         &err);
     if (w->node.ledger == NULL)
         fail_msg("ledger: %s", err.message);
-    struct service_options so = {.base_name = "base",
-                                 .metrics = w->node.metrics,
-                                 .resolver = {resolve, release, NULL, w}};
+    struct service_options so = {
+        .base_name = "base", .metrics = w->node.metrics, .resolver = {resolve, release, NULL, w}};
     w->node.service = service_create(&so);
     struct engine_options eo = {.model_dir = MODEL,
                                 .backend = "ref",
@@ -129,7 +129,8 @@ static void world_close(struct world *w)
     assert_ok(rc, err); /* whatever a test did, the books are right */
 }
 
-/* ---- a client ----------------------------------------------------------------------------------- */
+/* ---- a client -----------------------------------------------------------------------------------
+ */
 
 static int dial(struct world *w)
 {
@@ -171,11 +172,11 @@ static void receive(int fd, struct buf *out, const char *until)
 
 struct answer_seen { /* what a client has of an answer */
     int status;
-    json_t *body;    /* not streamed, or an error */
-    json_t *last;    /* streamed: the chunk with the receipt */
-    json_t *error;   /* streamed: an error event */
-    char *text;      /* of choice 0 */
-    struct buf ids;  /* token_ids of all choices as little-endian uint32, choice by choice */
+    json_t *body;   /* not streamed, or an error */
+    json_t *last;   /* streamed: the chunk with the receipt */
+    json_t *error;  /* streamed: an error event */
+    char *text;     /* of choice 0 */
+    struct buf ids; /* token_ids of all choices as little-endian uint32, choice by choice */
     size_t n_ids;
     int n_chunks;
     bool done; /* [DONE] came */
@@ -185,7 +186,8 @@ static void add_ids(struct buf *per_choice, json_t *list)
 {
     size_t i;
     json_t *id;
-    json_array_foreach(list, i, id) {
+    json_array_foreach(list, i, id)
+    {
         uint32_t v = (uint32_t)json_integer_value(id);
         uint8_t le[4] = {(uint8_t)v, (uint8_t)(v >> 8), (uint8_t)(v >> 16), (uint8_t)(v >> 24)};
         buf_append(per_choice, le, 4);
@@ -196,7 +198,8 @@ static void take_choices(json_t *chunk, struct buf *text, struct buf *ids)
 {
     size_t i;
     json_t *c;
-    json_array_foreach(json_object_get(chunk, "choices"), i, c) {
+    json_array_foreach(json_object_get(chunk, "choices"), i, c)
+    {
         json_int_t index = json_integer_value(json_object_get(c, "index"));
         add_ids(&ids[index], json_object_get(c, "token_ids"));
         const char *t = json_string_value(json_object_get(c, "text"));
@@ -304,7 +307,8 @@ static void check_receipt(const char *what, const struct answer_seen *a, const c
     expect_hash(what, receipt, "requestHash", body, strlen(body));
 }
 
-/* ---- tests -------------------------------------------------------------------------------------- */
+/* ---- tests --------------------------------------------------------------------------------------
+ */
 
 #define ONCE "\"prompt\":\"Once upon a time\",\"return_token_ids\":true"
 
@@ -370,15 +374,16 @@ static void a_stop_string_ends_text_and_bill(void **state)
     int n_found = 0;
     for (size_t i = 0; i < sizeof stops / sizeof *stops; i++) {
         const char *at = strstr(whole.text, stops[i]);
-        char *body = xasprintf("{\"model\":\"base\"," ONCE
-                               ",\"max_tokens\":120,\"temperature\":0,\"stream\":true,\"stop\":\"%s\"}",
-                               stops[i]);
+        char *body = xasprintf(
+            "{\"model\":\"base\"," ONCE
+            ",\"max_tokens\":120,\"temperature\":0,\"stream\":true,\"stop\":\"%s\"}",
+            stops[i]);
         struct answer_seen a = ask(w, body);
         check_receipt(body, &a, body);
         size_t expected = at != NULL ? (size_t)(at - whole.text) : strlen(whole.text);
         if (strlen(a.text) != expected || strncmp(a.text, whole.text, expected) != 0)
-            fail_msg("stop \"%s\": text \"%s\", expected \"%.*s\"", stops[i], a.text,
-                     (int)expected, whole.text);
+            fail_msg("stop \"%s\": text \"%s\", expected \"%.*s\"", stops[i], a.text, (int)expected,
+                     whole.text);
         if (at != NULL) {
             n_found++;
             const json_t *c = json_array_get(json_object_get(a.last, "choices"), 0);
@@ -548,7 +553,8 @@ static void many_at_once_get_the_words_they_get_alone(void **state)
     char *bodies[N];
     pthread_t threads[N];
     for (int i = 0; i < N; i++) {
-        bodies[i] = xasprintf("{\"model\":\"%s\"," ONCE ",\"max_tokens\":30,\"seed\":%d,\"stream\":%s}",
+        bodies[i] = xasprintf("{\"model\":\"%s\"," ONCE
+                              ",\"max_tokens\":30,\"seed\":%d,\"stream\":%s}",
                               i % 2 == 0 ? "law" : "base", i, i % 3 == 0 ? "true" : "false");
         alone[i] = together[i] = (struct parallel){w, bodies[i], NULL};
         ask_in_parallel(&alone[i]);
@@ -574,7 +580,8 @@ static void a_fetch_does_not_block_other_requests(void **state)
     int resolved = w->n_resolved;
     send_post(fd, "/v1/completions", body);
     usleep(50000);
-    struct answer_seen fast = ask(w, "{\"model\":\"base\"," ONCE ",\"max_tokens\":4,\"temperature\":0}");
+    struct answer_seen fast = ask(w, "{\"model\":\"base\"," ONCE
+                                     ",\"max_tokens\":4,\"temperature\":0}");
     assert_int_equal(fast.status, 200);
     if (w->n_resolved != resolved)
         fail_msg("the other request waited for the fetch");
@@ -628,8 +635,9 @@ static void what_cannot_be_answered_is_refused_by_name(void **state)
     buf_append_str(&body, "]}");
     struct answer_seen a = ask(w, buf_cstr(&body));
     assert_int_equal(a.status, 400);
-    assert_string_equal(json_string_value(json_object_get(json_object_get(a.body, "error"), "code")),
-                        "context_length_exceeded");
+    assert_string_equal(
+        json_string_value(json_object_get(json_object_get(a.body, "error"), "code")),
+        "context_length_exceeded");
     answer_release(&a);
     buf_release(&body);
 }
@@ -643,10 +651,10 @@ static void without_a_receipt_there_is_no_success(void **state)
     none.rlim_cur = 0; /* no file may grow: the ledger's writes fail as on a full disk */
     signal(SIGXFSZ, SIG_IGN);
     setrlimit(RLIMIT_FSIZE, &none);
-    struct answer_seen plain =
-        ask(w, "{\"model\":\"base\"," ONCE ",\"max_tokens\":4,\"temperature\":0}");
-    struct answer_seen streamed =
-        ask(w, "{\"model\":\"base\"," ONCE ",\"max_tokens\":4,\"temperature\":0,\"stream\":true}");
+    struct answer_seen plain = ask(w, "{\"model\":\"base\"," ONCE
+                                      ",\"max_tokens\":4,\"temperature\":0}");
+    struct answer_seen streamed = ask(w, "{\"model\":\"base\"," ONCE
+                                         ",\"max_tokens\":4,\"temperature\":0,\"stream\":true}");
     setrlimit(RLIMIT_FSIZE, &saved);
     if (plain.status < 500 || json_object_get(plain.body, "choices") != NULL)
         fail_msg("the ledger could not write, and the answer has status %d", plain.status);

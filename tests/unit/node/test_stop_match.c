@@ -136,8 +136,8 @@ static void random_texts_agree_with_a_plain_search(void **state)
         if (!stopped)
             stop_match_flush(m, &out);
         if (out.len != expected || memcmp(buf_cstr(&out), text, expected) != 0)
-            fail_msg("stops \"%s\", \"%s\" in \"%s\": delivered \"%s\", expected %zu bytes", stops[0],
-                     stops[1], text, buf_cstr(&out), expected);
+            fail_msg("stops \"%s\", \"%s\" in \"%s\": delivered \"%s\", expected %zu bytes",
+                     stops[0], stops[1], text, buf_cstr(&out), expected);
         buf_release(&out);
         stop_match_free(m);
     }
