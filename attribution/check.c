@@ -178,7 +178,7 @@ static int check_channels(struct books *b, struct err *err)
     int row, rc = 0;
     db_put_u64(s, b->domain);
     while (rc == 0 && (row = db_step(s, err)) != 0) {
-        struct channel_row c;
+        struct channel_row c = {.row = 0};
         if (row < 0) {
             rc = -1;
             break;
@@ -417,7 +417,7 @@ static int check_payouts(struct books *b, struct err *err)
     int row;
     db_put_u64(s, b->domain);
     while ((row = db_step(s, err)) == 1) {
-        struct payout leaf;
+        struct payout leaf = {.position = 0};
         leaf.kind = (enum payout_kind)db_get_u64(s);
         db_get_blob(s, leaf.id, 32);
         leaf.position = (uint16_t)db_get_u64(s);
@@ -482,7 +482,7 @@ static int check_chain_state(struct books *b, struct rpc *rpc, struct err *err)
     s = db_stmt(b->db, "SELECT payer, epoch, redeemed FROM channel WHERE domain = ?");
     db_put_u64(s, b->domain);
     while (rc == 0 && (row = db_step(s, err)) != 0) {
-        struct address payer;
+        struct address payer = {{0}};
         struct amount value, ours;
         uint8_t last[32];
         if (row < 0) {

@@ -114,6 +114,9 @@ int ledger_load_channel(struct ledger *l, struct channel_state *out, struct addr
 int ledger_fresh_epochs(struct ledger *l, const char *why, struct err *err);
 int ledger_open_channel(struct ledger *l, uint64_t domain, struct address operator_address,
                         struct address payer, uint64_t epoch, const char *why, struct err *err);
+/* COMMIT with its fsync, the counter included; rolled back when it fails. */
+int ledger_commit_counted(struct ledger *l, struct err *err);
+void *ledger_main(void *ledger); /* the thread */
 /* Reads the counters of unsealed receipts and batches again. */
 int ledger_count(struct ledger *l, struct err *err);
 

@@ -35,6 +35,7 @@
 #include "attribution/publisher.h"
 
 #include "attribution/ledger.h"
+#include "attribution/outbox.h"
 #include "attribution/settlement.h"
 #include "chain/tx.h"
 #include "node/base/buf.h"
@@ -47,7 +48,6 @@
 #include <time.h>
 
 enum {
-    ROWS_MAX = 256, /* of the outbox, looked at in one round */
     DAY_MS = 24 * 3600 * 1000,
     CLAIM_BLOCKS_MAX = 5000, /* scanned for claims in one round */
     GAS_MARGIN_PERCENT = 25,
@@ -66,24 +66,6 @@ struct publisher {
     char complaint[256]; /* what needs the operator; "" when all is well */
 };
 
-struct row { /* of the outbox, with what it is about */
-    uint64_t id;
-    enum outbox_kind kind;
-    enum outbox_state state;
-    struct signed_voucher voucher;
-    uint64_t channel_row;
-    bool superseded; /* a newer voucher of the channel waits behind it */
-    struct signed_batch batch;
-    bool done_latest, done_confirmed; /* what the contracts say */
-};
-
-struct sent_tx { /* the newest transaction of a row */
-    uint64_t id, nonce, gas, signed_ms, broadcast_ms;
-    enum tx_state state;
-    struct amount max_fee, max_priority_fee;
-    struct buf raw;
-};
-
 struct round { /* what one look at the chain has found */
     struct publisher *p;
     struct db *db;
@@ -96,7 +78,7 @@ struct round { /* what one look at the chain has found */
     struct settlement_stake stake;
     struct amount redeemed, final_committed;
     uint64_t final_count;
-    struct row *rows;
+    struct outbox_row *rows;
     size_t n_rows;
 };
 
@@ -110,240 +92,6 @@ static void complain(struct publisher *p, const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(p->complaint, sizeof(p->complaint), fmt, args);
     va_end(args);
-}
-
-/* ---- writes, through the ledger thread ------------------------------------------------------ */
-
-struct row_change {
-    uint64_t row, channel_row, batch_row;
-    enum outbox_state state;
-    enum batch_state batch_state;
-    struct amount redeemed;
-    const char *note; /* NULL: clear */
-    bool lose_txs, mine_tx;
-    uint64_t mined_tx, block;
-    uint8_t block_hash[32];
-};
-
-static int set_batch_state(struct ledger *l, uint64_t batch_row, enum batch_state state,
-                           struct err *err)
-{
-    struct db_stmt *s = db_stmt(l->db, "UPDATE batch SET state = ? WHERE id = ? AND state <> ?");
-    db_put_u64(s, (uint64_t)state);
-    db_put_u64(s, batch_row);
-    db_put_u64(s, (uint64_t)state);
-    return db_run(s, err);
-}
-
-/* payout.submitted or payout.final := what the newest batch at or above this state says. */
-static int set_payout_column(struct ledger *l, bool final, struct err *err)
-{
-    struct db_stmt *s = db_stmt(l->db, "SELECT id FROM batch WHERE domain = ? AND state >= ? "
-                                       "ORDER BY seq DESC LIMIT 1");
-    db_put_u64(s, l->domain);
-    db_put_u64(s, final ? BATCH_FINAL : BATCH_SUBMITTED);
-    int row = db_step(s, err);
-    uint64_t batch_row = row == 1 ? db_get_u64(s) : 0;
-    if (db_end_checked(s, err) != 0 || row < 0)
-        return -1;
-    s = db_stmt(l->db, final ? "UPDATE payout SET final = ? WHERE domain = ?"
-                             : "UPDATE payout SET submitted = ? WHERE domain = ?");
-    db_put_amount(s, AMOUNT_ZERO);
-    db_put_u64(s, l->domain);
-    if (db_run(s, err) != 0)
-        return -1;
-    struct payout *leaves = NULL;
-    size_t n = 0;
-    if (batch_row && batch_file_payouts(l->db, batch_row, &leaves, &n, err) != 0)
-        return -1;
-    int rc = 0;
-    for (size_t i = 0; i < n && rc == 0; i++) {
-        s = db_stmt(l->db, final ? "UPDATE payout SET final = ? WHERE domain = ? AND kind = ? "
-                                   "AND id = ? AND position = ?"
-                                 : "UPDATE payout SET submitted = ? WHERE domain = ? AND "
-                                   "kind = ? AND id = ? AND position = ?");
-        db_put_amount(s, leaves[i].amount);
-        db_put_u64(s, l->domain);
-        db_put_u64(s, (uint64_t)leaves[i].kind);
-        db_put_blob(s, leaves[i].id, 32);
-        db_put_u64(s, leaves[i].position);
-        rc = db_run(s, err);
-    }
-    free(leaves);
-    return rc;
-}
-
-static int change_row_task(struct ledger *l, void *context, struct err *err)
-{
-    const struct row_change *c = context;
-    struct db_stmt *s = db_stmt(l->db, "UPDATE outbox SET state = ?, note = ? WHERE id = ?");
-    db_put_u64(s, (uint64_t)c->state);
-    db_put_text(s, c->note);
-    db_put_u64(s, c->row);
-    if (db_run(s, err) != 0)
-        return -1;
-    if (c->channel_row) {
-        s = db_stmt(l->db, "UPDATE channel SET redeemed = max(redeemed, ?) WHERE id = ?");
-        db_put_amount(s, c->redeemed);
-        db_put_u64(s, c->channel_row);
-        if (db_run(s, err) != 0)
-            return -1;
-    }
-    if (c->batch_row && (set_batch_state(l, c->batch_row, c->batch_state, err) != 0 ||
-                         set_payout_column(l, false, err) != 0))
-        return -1;
-    if (c->lose_txs) {
-        s = db_stmt(l->db, "UPDATE tx SET state = 3 WHERE outbox = ?");
-        db_put_u64(s, c->row);
-        if (db_run(s, err) != 0)
-            return -1;
-    }
-    if (c->mine_tx) {
-        s = db_stmt(l->db, "UPDATE tx SET state = CASE WHEN id = ? THEN 2 ELSE 3 END, "
-                           "block = CASE WHEN id = ? THEN ? ELSE NULL END, "
-                           "block_hash = CASE WHEN id = ? THEN ? ELSE NULL END WHERE outbox = ?");
-        db_put_u64(s, c->mined_tx);
-        db_put_u64(s, c->mined_tx);
-        db_put_u64(s, c->block);
-        db_put_u64(s, c->mined_tx);
-        db_put_blob(s, c->block_hash, 32);
-        db_put_u64(s, c->row);
-        return db_run(s, err);
-    }
-    return 0;
-}
-
-static int back_to_pool_task(struct ledger *l, void *context, struct err *err)
-{
-    /* After a reorg all transactions of the row are candidates again. */
-    struct db_stmt *s = db_stmt(l->db, "UPDATE tx SET state = 1, block = NULL, block_hash = NULL "
-                                       "WHERE outbox = ?");
-    db_put_u64(s, *(const uint64_t *)context);
-    return db_run(s, err);
-}
-
-static int note_row(struct publisher *p, const struct row *r, const char *note, struct err *err)
-{
-    struct row_change c = {.row = r->id, .state = r->state, .note = note};
-    return ledger_run(p->ledger, change_row_task, &c, err);
-}
-
-struct store_tx {
-    uint64_t row, nonce, gas;
-    const struct buf *raw;
-    struct tx_hash hash;
-    struct amount max_fee, max_priority_fee, worst_cost;
-    uint64_t id; /* out */
-};
-
-static int store_tx_task(struct ledger *l, void *context, struct err *err)
-{
-    struct store_tx *t = context;
-    struct db_stmt *s = db_stmt(
-        l->db, "INSERT INTO tx(outbox, nonce, hash, raw, gas, max_fee, max_priority_fee, "
-               "worst_cost, signed_ms) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)");
-    db_put_u64(s, t->row);
-    db_put_u64(s, t->nonce);
-    db_put_blob(s, t->hash.bytes, 32);
-    db_put_blob(s, t->raw->data, t->raw->len);
-    db_put_u64(s, t->gas);
-    db_put_amount(s, t->max_fee);
-    db_put_amount(s, t->max_priority_fee);
-    db_put_amount(s, t->worst_cost);
-    db_put_u64(s, clock_unix_ms().ms);
-    if (db_run(s, err) != 0)
-        return -1;
-    t->id = db_last_rowid(l->db);
-    s = db_stmt(l->db, "UPDATE outbox SET state = 1, note = NULL WHERE id = ?");
-    db_put_u64(s, t->row);
-    return db_run(s, err);
-}
-
-static int broadcast_task(struct ledger *l, void *context, struct err *err)
-{
-    struct db_stmt *s = db_stmt(
-        l->db, "UPDATE tx SET state = max(state, 1), broadcast_ms = ? WHERE id = ?");
-    db_put_u64(s, clock_unix_ms().ms);
-    db_put_u64(s, *(const uint64_t *)context);
-    return db_run(s, err);
-}
-
-/* ---- reading the outbox --------------------------------------------------------------------- */
-
-static int load_rows(struct round *r, struct err *err)
-{
-    struct ledger *l = r->p->ledger;
-    r->rows = xcalloc(ROWS_MAX, sizeof(*r->rows));
-    uint64_t vouchers[ROWS_MAX], batches[ROWS_MAX];
-    struct db_stmt *s = db_stmt(r->db,
-                                "SELECT o.id, o.kind, o.state, coalesce(o.voucher, 0), "
-                                "coalesce(o.batch, 0), coalesce(v.channel, 0), "
-                                "EXISTS(SELECT 1 FROM outbox n JOIN voucher w ON w.id = n.voucher "
-                                "WHERE n.state < 3 AND n.id > o.id AND w.channel = v.channel) "
-                                "FROM outbox o LEFT JOIN voucher v ON v.id = o.voucher "
-                                "WHERE o.domain = ? AND o.state < 3 ORDER BY o.id");
-    db_put_u64(s, l->domain);
-    int row;
-    while ((row = db_step(s, err)) == 1 && r->n_rows < ROWS_MAX) {
-        struct row *o = &r->rows[r->n_rows];
-        o->id = db_get_u64(s);
-        o->kind = (enum outbox_kind)db_get_u64(s);
-        o->state = (enum outbox_state)db_get_u64(s);
-        vouchers[r->n_rows] = db_get_u64(s);
-        batches[r->n_rows] = db_get_u64(s);
-        o->channel_row = db_get_u64(s);
-        o->superseded = db_get_u64(s) != 0;
-        r->n_rows++;
-    }
-    if (db_end_checked(s, err) != 0 || row < 0)
-        return -1;
-    for (size_t i = 0; i < r->n_rows; i++) {
-        int found;
-        if (r->rows[i].kind == OUTBOX_REDEEM) {
-            found = voucher_load(r->db, &r->rows[i].voucher, vouchers[i], err);
-        } else {
-            s = db_stmt(r->db, "SELECT " BATCH_COLUMNS BATCH_FROM "WHERE b.id = ?");
-            db_put_u64(s, batches[i]);
-            found = db_step(s, err);
-            if (found == 1)
-                batch_read(s, &r->rows[i].batch);
-            if (db_end_checked(s, err) != 0)
-                found = -1;
-        }
-        if (found != 1)
-            return found < 0 ? -1
-                             : err_set(err, ERR_CORRUPT, "outbox row %llu is about nothing",
-                                       (unsigned long long)r->rows[i].id);
-    }
-    return 0;
-}
-
-/* The row's newest transaction that may still be mined: 1, or 0 when there is none. */
-static int load_tx(struct round *r, const struct row *o, struct sent_tx *out, struct err *err)
-{
-    struct db_stmt *s = db_stmt(
-        r->db, "SELECT id, nonce, gas, signed_ms, coalesce(broadcast_ms, 0), state, max_fee, "
-               "max_priority_fee, raw FROM tx WHERE outbox = ? AND state < 3 ORDER BY id DESC "
-               "LIMIT 1");
-    db_put_u64(s, o->id);
-    int row = db_step(s, err);
-    memset(out, 0, sizeof(*out));
-    if (row == 1) {
-        out->id = db_get_u64(s);
-        out->nonce = db_get_u64(s);
-        out->gas = db_get_u64(s);
-        out->signed_ms = db_get_u64(s);
-        out->broadcast_ms = db_get_u64(s);
-        out->state = (enum tx_state)db_get_u64(s);
-        out->max_fee = db_get_amount(s);
-        out->max_priority_fee = db_get_amount(s);
-        db_get_bytes(s, &out->raw);
-    }
-    if (db_end_checked(s, err) != 0 || row < 0) {
-        buf_release(&out->raw);
-        return -1;
-    }
-    return row;
 }
 
 /* ---- asking the chain ----------------------------------------------------------------------- */
@@ -406,7 +154,7 @@ static int judge_rows(struct round *r, struct err *err)
         own_head(r, &r->head_confirmed, &confirmed, err) != 0)
         return -1;
     for (size_t i = 0; i < r->n_rows; i++) {
-        struct row *o = &r->rows[i];
+        struct outbox_row *o = &r->rows[i];
         if (o->kind == OUTBOX_SUBMIT) {
             o->done_latest = o->batch.batch.seq < latest;
             o->done_confirmed = o->done_latest && o->batch.batch.seq < confirmed;
@@ -484,26 +232,26 @@ static int next_nonce(struct round *r, uint64_t *out, struct err *err)
     return 0;
 }
 
-static int send_tx(struct publisher *p, const struct row *o, uint64_t tx_id, const struct buf *raw,
-                   enum rpc_sent *sent, struct err *err)
+static int send_tx(struct publisher *p, const struct outbox_row *o, uint64_t tx_id,
+                   const struct buf *raw, enum rpc_sent *sent, struct err *err)
 {
     struct err why = {0};
     if (rpc_send(p->at.rpc, sent, raw->data, raw->len, p->at.signer, &why, err) != 0)
         return -1;
     FAULT_POINT("publish.sent");
     if (*sent == RPC_SENT || *sent == RPC_MINED)
-        return ledger_run(p->ledger, broadcast_task, &tx_id, err);
+        return outbox_mark_broadcast(p->ledger, tx_id, err);
     if (*sent == RPC_NONCE_USED)
         return 0; /* the next round asks the contract what came of it */
     if (*sent == RPC_NO_FUNDS)
         complain(p, "the signer key has too little native currency for fees");
-    return note_row(p, o, why.message[0] ? why.message : rpc_sent_name(*sent), err);
+    return outbox_note(p->ledger, o, why.message[0] ? why.message : rpc_sent_name(*sent), err);
 }
 
 /* Signs the row's action and stores it, then sends it. replaced: the transaction whose nonce and
  * fees it takes over, or NULL. A wait is not an error: the note says why. */
-static int sign_and_send(struct round *r, const struct row *o, const struct sent_tx *replaced,
-                         struct err *err)
+static int sign_and_send(struct round *r, const struct outbox_row *o,
+                         const struct outbox_tx *replaced, struct err *err)
 {
     struct publisher *p = r->p;
     struct ledger *l = p->ledger;
@@ -526,7 +274,7 @@ static int sign_and_send(struct round *r, const struct row *o, const struct sent
             .from = p->at.signer, .to = to, .data = data.data, .n_data = data.len};
         if (rpc_estimate_gas(p->at.rpc, &gas, &call, NULL, &local) != 0) {
             rc = local.code == ERR_CONFLICT || local.code == ERR_INVALID
-                     ? note_row(p, o, local.message, err) /* it would revert: not yet */
+                     ? outbox_note(p->ledger, o, local.message, err) /* it would revert: not yet */
                      : err_set(err, local.code, "%s", local.message);
             goto out;
         }
@@ -553,7 +301,7 @@ static int sign_and_send(struct round *r, const struct row *o, const struct sent
     if (!replaced &&
         amount_cmp(max_fee, amount_or_max(fees.legacy ? fees.gas_price : fees.base_fee)) < 0) {
         complain(p, "gas costs more than the fee cap");
-        rc = note_row(p, o, "gas costs more than the fee cap", err);
+        rc = outbox_note(p->ledger, o, "gas costs more than the fee cap", err);
         goto out;
     }
     struct tx tx = {
@@ -580,7 +328,7 @@ static int sign_and_send(struct round *r, const struct row *o, const struct sent
         goto out;
     if (tx_cost_limit(&cost, &tx) != 0 || u256_add(&cost, cost, l1_fee) != 0)
         cost = u256_of_amount(AMOUNT_MAX);
-    struct store_tx store = {
+    struct outbox_new_tx store = {
         .row = o->id,
         .nonce = nonce,
         .gas = gas,
@@ -593,11 +341,11 @@ static int sign_and_send(struct round *r, const struct row *o, const struct sent
     if (amount_add(&spent, spent, store.worst_cost) != 0 ||
         amount_cmp(spent, policy->max_spend_per_day) > 0) {
         complain(p, "the spending cap of 24 hours is reached");
-        rc = note_row(p, o, "the spending cap of 24 hours is reached", err);
+        rc = outbox_note(p->ledger, o, "the spending cap of 24 hours is reached", err);
         goto out;
     }
     FAULT_POINT("publish.signed");
-    if ((rc = ledger_run(l, store_tx_task, &store, err)) != 0)
+    if ((rc = outbox_store_tx(l, &store, err)) != 0)
         goto out;
     FAULT_POINT("publish.stored");
     enum rpc_sent sent;
@@ -609,12 +357,12 @@ out:
 }
 
 /* A row whose transaction is out (or only stored) and whose effect the contract doesn't have. */
-static int push_on(struct round *r, struct row *o, struct err *err)
+static int push_on(struct round *r, struct outbox_row *o, struct err *err)
 {
     struct publisher *p = r->p;
-    struct sent_tx t;
+    struct outbox_tx t;
     uint64_t nonce_confirmed = 0, now = clock_unix_ms().ms;
-    int have = load_tx(r, o, &t, err);
+    int have = outbox_load_tx(r->db, o, &t, err);
     if (have < 0)
         return -1;
     int rc = 0;
@@ -622,14 +370,14 @@ static int push_on(struct round *r, struct row *o, struct err *err)
         rc = rpc_nonce(p->at.rpc, &nonce_confirmed, p->at.signer, r->confirmed, err);
     if (rc == 0 && (have == 0 || nonce_confirmed > t.nonce)) {
         /* The nonce is used for good, and not by something that did the work. */
-        struct row_change c = {
+        struct outbox_change c = {
             .row = o->id,
             .state = OUTBOX_WAITING,
             .note = "its transaction reverted, or its nonce was used by another",
             .lose_txs = true,
         };
         log_warn("publisher", "outbox %llu: %s; trying again", (unsigned long long)o->id, c.note);
-        rc = ledger_run(p->ledger, change_row_task, &c, err);
+        rc = outbox_apply(p->ledger, &c, err);
     } else if (rc == 0) {
         enum rpc_sent sent = RPC_SENT;
         bool too_cheap = false;
@@ -645,7 +393,8 @@ static int push_on(struct round *r, struct row *o, struct err *err)
 }
 
 /* Which of the row's transactions lies in which block, for the record. */
-static int find_mined(struct round *r, const struct row *o, struct row_change *c, struct err *err)
+static int find_mined(struct round *r, const struct outbox_row *o, struct outbox_change *c,
+                      struct err *err)
 {
     struct {
         uint64_t id;
@@ -679,13 +428,13 @@ static int find_mined(struct round *r, const struct row *o, struct row_change *c
 }
 
 /* Brings the database to what the contracts say of a row. */
-static int settle_row(struct round *r, struct row *o, struct err *err)
+static int settle_row(struct round *r, struct outbox_row *o, struct err *err)
 {
     struct ledger *l = r->p->ledger;
     enum outbox_state want = o->done_confirmed ? OUTBOX_CONFIRMED
                              : o->done_latest  ? OUTBOX_MINED
                                                : OUTBOX_SIGNED;
-    struct row_change c = {.row = o->id, .state = want};
+    struct outbox_change c = {.row = o->id, .state = want};
     if (!o->done_latest) {
         if (o->state != OUTBOX_MINED)
             return 0;
@@ -693,8 +442,7 @@ static int settle_row(struct round *r, struct row *o, struct err *err)
         log_warn("publisher", "outbox %llu was taken back by a reorg", (unsigned long long)o->id);
         c.batch_row = o->kind == OUTBOX_SUBMIT ? o->batch.row : 0;
         c.batch_state = BATCH_SEALED;
-        if (ledger_run(l, back_to_pool_task, &o->id, err) != 0 ||
-            ledger_run(l, change_row_task, &c, err) != 0)
+        if (outbox_back_to_pool(l, o->id, err) != 0 || outbox_apply(l, &c, err) != 0)
             return -1;
         o->state = OUTBOX_SIGNED;
         return 0;
@@ -712,7 +460,7 @@ static int settle_row(struct round *r, struct row *o, struct err *err)
         return -1;
     if (want == OUTBOX_CONFIRMED && !c.mine_tx && o->kind == OUTBOX_REDEEM)
         c.state = OUTBOX_MOOT; /* a newer voucher did it */
-    if (ledger_run(l, change_row_task, &c, err) != 0)
+    if (outbox_apply(l, &c, err) != 0)
         return -1;
     log_info("publisher", "%s %s",
              o->kind == OUTBOX_REDEEM ? "a voucher is redeemed," : "a batch is",
@@ -723,8 +471,8 @@ static int settle_row(struct round *r, struct row *o, struct err *err)
 
 /* Whether a waiting row could go now; otherwise *note says what it waits for (NULL: keep the old).
  */
-static int may_start(struct round *r, const struct row *o, bool *may, const char **note, char *text,
-                     size_t n_text, struct err *err)
+static int may_start(struct round *r, const struct outbox_row *o, bool *may, const char **note,
+                     char *text, size_t n_text, struct err *err)
 {
     char need[AMOUNT_TEXT_BYTES], have[AMOUNT_TEXT_BYTES];
     *may = false;
@@ -779,7 +527,7 @@ static int start_next(struct round *r, struct err *err)
             return 0; /* one in flight */
     }
     for (size_t i = 0; i < r->n_rows; i++) {
-        struct row *o = &r->rows[i];
+        struct outbox_row *o = &r->rows[i];
         if (o->state != OUTBOX_WAITING)
             continue;
         if (o->superseded) {
@@ -806,7 +554,7 @@ static int start_next(struct round *r, struct err *err)
             return -1;
         if (may)
             return sign_and_send(r, o, NULL, err);
-        if (note_row(r->p, o, note, err) != 0)
+        if (outbox_note(r->p->ledger, o, note, err) != 0)
             return -1;
     }
     return 0;
@@ -814,49 +562,8 @@ static int start_next(struct round *r, struct err *err)
 
 /* ---- reorgs below the confirmed block -------------------------------------------------------- */
 
-struct lost { /* rows that were confirmed and that the contracts no longer have */
-    uint64_t next_seq;
-    uint64_t vouchers[64];
-    size_t n_vouchers;
-};
-
-static int reopen_task(struct ledger *l, void *context, struct err *err)
-{
-    static const char *const submits[] = {
-        "UPDATE tx SET state = 1, block = NULL, block_hash = NULL WHERE outbox IN (SELECT o.id "
-        "FROM outbox o JOIN batch b ON b.id = o.batch WHERE o.domain = ?1 AND o.state = 3 AND "
-        "b.seq >= ?2 AND b.state = 2)",
-        "UPDATE outbox SET state = 1 WHERE domain = ?1 AND state = 3 AND batch IN "
-        "(SELECT id FROM batch WHERE domain = ?1 AND seq >= ?2 AND state = 2)",
-        "UPDATE batch SET state = 0 WHERE domain = ?1 AND seq >= ?2 AND state = 2",
-    };
-    static const char *const redeems[] = {
-        "UPDATE tx SET state = 1, block = NULL, block_hash = NULL WHERE outbox IN "
-        "(SELECT id FROM outbox WHERE domain = ?1 AND voucher = ?2 AND state >= 3)",
-        "UPDATE outbox SET state = 1 WHERE domain = ?1 AND voucher = ?2 AND state >= 3",
-    };
-    const struct lost *lost = context;
-    for (size_t i = 0; i < sizeof(submits) / sizeof(*submits); i++) {
-        struct db_stmt *s = db_stmt(l->db, submits[i]);
-        db_put_u64(s, l->domain);
-        db_put_u64(s, lost->next_seq);
-        if (db_run(s, err) != 0)
-            return -1;
-    }
-    for (size_t v = 0; v < lost->n_vouchers; v++) {
-        for (size_t i = 0; i < sizeof(redeems) / sizeof(*redeems); i++) {
-            struct db_stmt *s = db_stmt(l->db, redeems[i]);
-            db_put_u64(s, l->domain);
-            db_put_u64(s, lost->vouchers[v]);
-            if (db_run(s, err) != 0)
-                return -1;
-        }
-    }
-    return set_payout_column(l, false, err);
-}
-
 /* Vouchers that were redeemed, are the newest of their channel, and that Escrow no longer knows. */
-static int find_lost_vouchers(struct round *r, struct lost *out, struct err *err)
+static int find_lost_vouchers(struct round *r, struct outbox_lost *out, struct err *err)
 {
     struct db_stmt *s = db_stmt(
         r->db, "SELECT v.id, c.payer, c.epoch, v.value FROM voucher v JOIN channel c ON "
@@ -866,7 +573,7 @@ static int find_lost_vouchers(struct round *r, struct lost *out, struct err *err
     int row, rc = 0;
     db_put_u64(s, r->p->ledger->domain);
     while (rc == 0 && (row = db_step(s, err)) != 0) {
-        struct address payer;
+        struct address payer = {{0}};
         struct amount value, ours;
         uint8_t last[32];
         if (row < 0) {
@@ -891,7 +598,7 @@ static int find_lost_vouchers(struct round *r, struct lost *out, struct err *err
  * the rows that this round has loaded are out of date. */
 static int reopen_lost(struct round *r, bool *reopened, struct err *err)
 {
-    struct lost lost = {.next_seq = r->head_latest.next};
+    struct outbox_lost lost = {.next_seq = r->head_latest.next};
     struct db_stmt *s = db_stmt(
         r->db, "SELECT count(*) FROM batch WHERE domain = ? AND seq >= ? AND state = 2");
     db_put_u64(s, r->p->ledger->domain);
@@ -902,7 +609,7 @@ static int reopen_lost(struct round *r, bool *reopened, struct err *err)
         return -1;
     bool redeem_open = false, unredeemed = n_batches > 0;
     for (size_t i = 0; i < r->n_rows; i++) {
-        const struct row *o = &r->rows[i];
+        const struct outbox_row *o = &r->rows[i];
         redeem_open |= o->kind == OUTBOX_REDEEM;
         unredeemed |= o->kind == OUTBOX_SUBMIT && !o->done_latest &&
                       amount_cmp(o->batch.batch.committed, r->redeemed) > 0;
@@ -915,22 +622,10 @@ static int reopen_lost(struct round *r, bool *reopened, struct err *err)
     log_warn("publisher", "a deep reorg took back %llu confirmed batches and %zu redeems",
              (unsigned long long)n_batches, lost.n_vouchers);
     *reopened = true;
-    return ledger_run(r->p->ledger, reopen_task, &lost, err);
+    return outbox_reopen(r->p->ledger, &lost, err);
 }
 
 /* ---- finality, claims, facts ---------------------------------------------------------------- */
-
-static int final_task(struct ledger *l, void *context, struct err *err)
-{
-    const uint64_t *count = context;
-    struct db_stmt *s = db_stmt(l->db, "UPDATE batch SET state = 3 WHERE domain = ? AND "
-                                       "seq < ? AND state = 2");
-    db_put_u64(s, l->domain);
-    db_put_u64(s, *count);
-    if (db_run(s, err) != 0)
-        return -1;
-    return set_payout_column(l, true, err);
-}
 
 static int note_final(struct round *r, struct err *err)
 {
@@ -945,33 +640,7 @@ static int note_final(struct round *r, struct err *err)
     if (n == 0 || r->foreign_head)
         return 0;
     log_info("publisher", "batches below %llu are final", (unsigned long long)r->final_count);
-    return ledger_run(r->p->ledger, final_task, &r->final_count, err);
-}
-
-struct claim_list {
-    struct payout_set set;
-    uint64_t next_block;
-};
-
-static int claims_task(struct ledger *l, void *context, struct err *err)
-{
-    struct claim_list *list = context;
-    for (size_t i = 0; i < list->set.n; i++) {
-        const struct payout *p = &list->set.items[i];
-        struct db_stmt *s = db_stmt(l->db, "UPDATE payout SET claimed = max(claimed, ?) WHERE "
-                                           "domain = ? AND kind = ? AND id = ? AND position = ?");
-        db_put_amount(s, p->amount);
-        db_put_u64(s, l->domain);
-        db_put_u64(s, (uint64_t)p->kind);
-        db_put_blob(s, p->id, 32);
-        db_put_u64(s, p->position);
-        if (db_run(s, err) != 0)
-            return -1;
-    }
-    struct db_stmt *s = db_stmt(l->db, "UPDATE domain SET claims_block = ? WHERE id = ?");
-    db_put_u64(s, list->next_block);
-    db_put_u64(s, l->domain);
-    return db_run(s, err);
+    return outbox_finish(r->p->ledger, r->final_count, err);
 }
 
 static int collect_claim(void *context, const struct payout *leaf, struct err *err)
@@ -984,7 +653,7 @@ static int collect_claim(void *context, const struct payout *leaf, struct err *e
 /* Claims in confirmed blocks, from the first submitted batch on. */
 static int note_claims(struct round *r, struct err *err)
 {
-    struct claim_list list = {.set = {NULL, 0, 0}};
+    struct outbox_claims list = {.set = {NULL, 0, 0}};
     struct db_stmt *s = db_stmt(
         r->db, "SELECT d.claims_block, coalesce((SELECT min(t.block) FROM tx t "
                "JOIN outbox o ON o.id = t.outbox WHERE o.domain = d.id AND o.kind = 2 "
@@ -1005,7 +674,7 @@ static int note_claims(struct round *r, struct err *err)
     int rc = settlement_claims(&r->p->at, from, to, collect_claim, &list.set, err);
     /* An empty stretch is remembered now and then, not at every block: it costs an fsync. */
     if (rc == 0 && (list.set.n > 0 || to - from >= 100))
-        rc = ledger_run(r->p->ledger, claims_task, &list, err);
+        rc = outbox_note_claims(r->p->ledger, &list, err);
     payout_set_release(&list.set);
     return rc;
 }
@@ -1034,7 +703,7 @@ static int post_facts(struct round *r, struct err *err)
     if (db_end_checked(s, err) != 0 || row != 1)
         return -1;
     for (size_t i = 0; i < r->n_rows; i++) {
-        const struct row *o = &r->rows[i];
+        const struct outbox_row *o = &r->rows[i];
         if (o->kind != OUTBOX_REDEEM || o->superseded || o->done_latest ||
             !address_eq(o->voucher.voucher.payer, l->house))
             continue;
@@ -1067,60 +736,6 @@ static int post_facts(struct round *r, struct err *err)
 
 /* ---- the guard ------------------------------------------------------------------------------ */
 
-/* Whether the newest redeemed receipt of a channel, or the newest batch, is one that we don't have.
- */
-int publisher_chain_remembers(struct ledger *l, bool *remembers, struct err *err)
-{
-    struct settlement at = {l->opt.rpc, l->opt.chain, l->operator_address, l->signer};
-    struct settlement_head head;
-    struct amount value;
-    uint8_t last[32];
-    bool reading = l->thread_runs;
-    struct db *db = reading ? ledger_reader(l, err) : l->db;
-    if (!db)
-        return -1;
-    *remembers = false;
-    int rc = settlement_head(&at, &head, RPC_AT_LATEST, err);
-    if (rc == 0 && head.next > 0) {
-        struct signed_batch b;
-        int found = batch_find(db, &b, l->domain, head.next - 1, err);
-        rc = found < 0 ? -1 : 0;
-        *remembers = found != 1 || memcmp(b.hash.bytes, head.hash, 32) != 0;
-    }
-    /* The payer's first channel, and all that we have. */
-    uint64_t epochs[64] = {0};
-    size_t n = 1;
-    struct db_stmt *s = db_stmt(db, "SELECT epoch FROM channel WHERE domain = ? AND payer = ? AND "
-                                    "epoch > 0 ORDER BY epoch DESC LIMIT 63");
-    db_put_u64(s, l->domain);
-    db_put_blob(s, l->house.bytes, 20);
-    int row;
-    while (rc == 0 && (row = db_step(s, err)) != 0) {
-        if (row < 0)
-            rc = -1;
-        else
-            epochs[n++] = db_get_u64(s);
-        if (n == 64)
-            break;
-    }
-    db_end(s);
-    for (size_t i = 0; i < n && rc == 0 && !*remembers; i++) {
-        rc = settlement_channel(&at, &value, last, l->house, epochs[i], RPC_AT_LATEST, err);
-        if (rc != 0 || bytes32_is_zero(last))
-            continue;
-        s = db_stmt(db, "SELECT 1 FROM receipt WHERE hash = ?");
-        db_put_blob(s, last, 32);
-        row = db_step(s, err);
-        db_end(s);
-        if (row < 0)
-            rc = -1;
-        *remembers = row == 0;
-    }
-    if (reading)
-        ledger_reader_done(l, db);
-    return rc;
-}
-
 static int pass_guard(struct publisher *p, struct err *err)
 {
     bool remembers;
@@ -1148,7 +763,7 @@ static int run_round(struct publisher *p, struct err *err)
     if (rc == 0)
         rc = look_at_chain(&r, err);
     if (rc == 0)
-        rc = load_rows(&r, err);
+        rc = outbox_load(r.db, p->ledger->domain, &r.rows, &r.n_rows, err);
     if (rc == 0)
         rc = judge_rows(&r, err);
     bool reopened = false;
