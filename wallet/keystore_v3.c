@@ -222,18 +222,31 @@ static int address_check(const struct v3 *v, const uint8_t key[ECDSA_PRIVATE_BYT
     return 0;
 }
 
-struct secret *keystore_v3_decrypt(const struct secret *text, const struct secret *passphrase,
-                                   struct err *err)
+static int read_file(struct v3 *v, const struct secret *text, struct err *err)
 {
-    struct v3 v = {0};
     json_error_t why;
     json_t *file = json_loadb((const char *)secret_reveal(text), secret_len(text),
                               JSON_REJECT_DUPLICATES, &why);
     secret_conceal(text);
-    int rc = file != NULL ? get_fields(&v, file, err)
-                          : err_set(err, ERR_INVALID, "keystore v3: not JSON: %.200s at line %d",
-                                    why.text, why.line);
+    *v = (struct v3){0};
+    int rc = file != NULL ? get_fields(v, file, err)
+                          : err_set(err, ERR_INVALID, "keystore v3: not JSON (line %d, column %d)",
+                                    why.line, why.column);
     json_decref(file);
+    return rc;
+}
+
+int keystore_v3_check(const struct secret *text, struct err *err)
+{
+    struct v3 v;
+    return read_file(&v, text, err);
+}
+
+struct secret *keystore_v3_decrypt(const struct secret *text, const struct secret *passphrase,
+                                   struct err *err)
+{
+    struct v3 v;
+    int rc = read_file(&v, text, err);
     if (rc != 0)
         return NULL;
 

@@ -8,6 +8,10 @@
 /* n of a new file's scrypt, geth's standard: 256 MiB and about a second. */
 #define KEYSTORE_V3_SCRYPT_N ((uint64_t)1 << 18)
 
+/* Is this a v3 file that could be opened? All that can be said without its passphrase: every error of
+ * keystore_v3_decrypt but ERR_UNAUTHORIZED, ERR_CORRUPT and scrypt's ERR_TOO_LARGE. */
+int keystore_v3_check(const struct secret *json, struct err *err);
+
 /* Opens a v3 file. ERR_INVALID: not JSON, or a field missing or malformed (named);
  * ERR_UNSUPPORTED: presale ("crowdsale") wallets, other versions, ciphers and key derivations, by
  * name; ERR_TOO_LARGE: a cost beyond legacy.h's limits; ERR_UNAUTHORIZED: the passphrase does not

@@ -171,7 +171,7 @@ static struct secret *key_from_material(const struct secret *material,
     case WALLET_MATERIAL_KEYSTORE_V3:
         if (opt->import_passphrase != NULL)
             key = keystore_v3_decrypt(text, opt->import_passphrase, err);
-        else
+        else if (keystore_v3_check(text, err) == 0)
             err_set(err, ERR_INVALID, "a keystore v3 file needs the passphrase it was saved with");
         break;
     case WALLET_MATERIAL_UNKNOWN:

@@ -264,6 +264,7 @@ static void what_is_no_key_is_refused_and_never_repeated(void **state)
          ERR_INVALID, "Base58"},
         {"{\"hunter\": 2}", "pw", ERR_UNSUPPORTED, "version"},
         {"{\"encseed\": \"hunter\"}", "pw", ERR_UNSUPPORTED, "presale"},
+        {"{\"encseed\": \"hunter\"}", NULL, ERR_UNSUPPORTED, "presale"},
         {V3_OF_DEV_1, NULL, ERR_INVALID, "passphrase it was saved with"},
         {V3_OF_DEV_1, "hunter", ERR_UNAUTHORIZED, "passphrase"},
     };
