@@ -58,13 +58,13 @@ struct v3 { /* a file's fields, checked; nothing secret */
 
 /* ---- reading fields -------------------------------------------------------------------------- */
 
-static int get_string(const char **out, const json_t *in, const char *key, struct err *err)
+/* Borrowed from in; NULL when there is no such string. */
+static const char *get_string(const json_t *in, const char *key, struct err *err)
 {
     const json_t *v = json_object_get(in, key);
     if (!json_is_string(v))
-        return err_set(err, ERR_INVALID, "keystore v3: \"%s\" is missing or not a string", key);
-    *out = json_string_value(v);
-    return 0;
+        err_set(err, ERR_INVALID, "keystore v3: \"%s\" is missing or not a string", key);
+    return json_string_value(v);
 }
 
 static int get_number(uint64_t *out, const json_t *in, const char *key, uint64_t max,
@@ -84,8 +84,8 @@ static int get_number(uint64_t *out, const json_t *in, const char *key, uint64_t
 
 static int get_hex(uint8_t *out, size_t n, const json_t *in, const char *key, struct err *err)
 {
-    const char *text;
-    if (get_string(&text, in, key, err) != 0)
+    const char *text = get_string(in, key, err);
+    if (text == NULL)
         return -1;
     if (hex_decode(out, n, text) != 0)
         return err_set(err, ERR_INVALID, "keystore v3: \"%s\" is not %zu hexadecimal digits", key,
@@ -95,8 +95,8 @@ static int get_hex(uint8_t *out, size_t n, const json_t *in, const char *key, st
 
 static int get_salt(struct v3 *v, const json_t *params, struct err *err)
 {
-    const char *text;
-    if (get_string(&text, params, "salt", err) != 0)
+    const char *text = get_string(params, "salt", err);
+    if (text == NULL)
         return -1;
     size_t n = strlen(text);
     n = (n >= 2 && text[0] == '0' && (text[1] == 'x' || text[1] == 'X') ? n - 2 : n) / 2;
@@ -110,10 +110,10 @@ static int get_salt(struct v3 *v, const json_t *params, struct err *err)
 
 static int get_kdf(struct v3 *v, const json_t *crypto, struct err *err)
 {
-    const char *kdf, *prf;
+    const char *kdf = get_string(crypto, "kdf", err);
     const json_t *params = json_object_get(crypto, "kdfparams");
-    uint64_t dklen;
-    if (get_string(&kdf, crypto, "kdf", err) != 0 || get_salt(v, params, err) != 0 ||
+    uint64_t dklen = 0;
+    if (kdf == NULL || get_salt(v, params, err) != 0 ||
         get_number(&dklen, params, "dklen", DERIVED_MAX_BYTES, err) != 0)
         return -1;
     if (dklen < DERIVED_BYTES)
@@ -131,8 +131,8 @@ static int get_kdf(struct v3 *v, const json_t *crypto, struct err *err)
     }
     if (strcmp(kdf, "pbkdf2") == 0) {
         v->kdf = V3_PBKDF2;
-        if (get_string(&prf, params, "prf", err) != 0 ||
-            get_number(&v->c, params, "c", PBKDF2_ITERATIONS_MAX, err) != 0)
+        const char *prf = get_string(params, "prf", err);
+        if (prf == NULL || get_number(&v->c, params, "c", PBKDF2_ITERATIONS_MAX, err) != 0)
             return -1;
         if (strcmp(prf, "hmac-sha256") != 0)
             return err_set(err, ERR_UNSUPPORTED, "keystore v3: \"prf\" %.40s; hmac-sha256 works",
@@ -158,8 +158,8 @@ static int get_fields(struct v3 *v, const json_t *file, struct err *err)
         crypto = json_object_get(file, "Crypto");
     if (!json_is_object(crypto))
         return err_set(err, ERR_INVALID, "keystore v3: \"crypto\" is missing");
-    const char *cipher;
-    if (get_string(&cipher, crypto, "cipher", err) != 0)
+    const char *cipher = get_string(crypto, "cipher", err);
+    if (cipher == NULL)
         return -1;
     if (strcmp(cipher, "aes-128-ctr") != 0)
         return err_set(err, ERR_UNSUPPORTED, "keystore v3: \"cipher\" %.40s; aes-128-ctr works",

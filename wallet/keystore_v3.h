@@ -8,8 +8,8 @@
 /* n of a new file's scrypt, geth's standard: 256 MiB and about a second. */
 #define KEYSTORE_V3_SCRYPT_N ((uint64_t)1 << 18)
 
-/* Is this a v3 file that could be opened? All that can be said without its passphrase: every error of
- * keystore_v3_decrypt but ERR_UNAUTHORIZED, ERR_CORRUPT and scrypt's ERR_TOO_LARGE. */
+/* Is this a v3 file that could be opened? All that can be said without its passphrase: each error
+ * of keystore_v3_decrypt but ERR_UNAUTHORIZED, ERR_CORRUPT and scrypt's ERR_TOO_LARGE. */
 int keystore_v3_check(const struct secret *json, struct err *err);
 
 /* Opens a v3 file. ERR_INVALID: not JSON, or a field missing or malformed (named);
