@@ -5,9 +5,10 @@
  *   segments                  [4 .. 6] slot 4         [7] slot 9  [8] slot 2, [8] slot 7
  *
  * Sequences of the base model come first and are in no segment: they pay nothing for the adapters
- * beside them. Sequences under one adapter with one weight are neighbours and share a segment, so the
- * adapter's matrices are read once a step. Ensembles come last, each with its own segments, in the
- * request's order. The order is a matter of speed only: no row's bits depend on it (kernels/ops.h). */
+ * beside them. Sequences under one adapter with one weight are neighbours and share a segment, so
+ * the adapter's matrices are read once a step. Ensembles come last, each with its own segments, in
+ * the request's order. The order is a matter of speed only: no row's bits depend on it
+ * (kernels/ops.h). */
 #include "engine/batch.h"
 
 #include "node/base/buf.h"
@@ -19,11 +20,8 @@
 int step_batch_create(struct step_batch *b, const struct ops *ops, struct backend *be, int max_rows,
                       int max_seqs, int max_blocks, struct err *err)
 {
-    *b = (struct step_batch){.ops = ops,
-                             .be = be,
-                             .max_rows = max_rows,
-                             .max_seqs = max_seqs,
-                             .max_blocks = max_blocks};
+    *b = (struct step_batch){
+        .ops = ops, .be = be, .max_rows = max_rows, .max_seqs = max_seqs, .max_blocks = max_blocks};
     size_t rows = (size_t)max_rows, seqs = (size_t)max_seqs;
     size_t n_table = seqs * (size_t)max_blocks;
     size_t n_segs = seqs * ENGINE_ADAPTERS_MAX * (sizeof(struct lora_seg) / sizeof(int32_t));
@@ -76,13 +74,14 @@ void step_batch_release(struct step_batch *b)
     *b = (struct step_batch){0};
 }
 
-/* ---- order ------------------------------------------------------------------------------------- */
+/* ---- order ------------------------------------------------------------------------------- */
 
 static int by_adapter(const void *a, const void *b)
 {
     const struct sequence *x = ((const struct batch_seq *)a)->sequence;
     const struct sequence *y = ((const struct batch_seq *)b)->sequence;
-    int class_x = x->n_adapters < 2 ? x->n_adapters : 2, class_y = y->n_adapters < 2 ? y->n_adapters : 2;
+    int class_x = x->n_adapters < 2 ? x->n_adapters : 2,
+        class_y = y->n_adapters < 2 ? y->n_adapters : 2;
     if (class_x != class_y)
         return class_x < class_y ? -1 : 1;
     if (class_x == 1) {
@@ -106,7 +105,7 @@ static void sort_seqs(struct batch_seq *seqs, int n)
     }
 }
 
-/* ---- filling ----------------------------------------------------------------------------------- */
+/* ---- filling ----------------------------------------------------------------------------- */
 
 static void add_segments(struct step_batch *b, const struct batch_seq *s,
                          const struct lora_pool *pool)
@@ -116,8 +115,8 @@ static void add_segments(struct step_batch *b, const struct batch_seq *s,
         lora_pool_check(pool, q->pins[i], &q->adapters[i]->lora->content);
         struct lora_seg seg = {s->first_row, s->n_rows, q->pins[i].slot, q->weights[i]};
         struct lora_seg *last = b->lora.n_segs > 0 ? &b->segs[b->lora.n_segs - 1] : NULL;
-        /* An ensemble's rows end where its last segment ends, so a single adapter, which comes before
-         * every ensemble, never joins one. */
+        /* An ensemble's rows end where its last segment ends, so a single adapter, which comes
+         * before every ensemble, never joins one. */
         if (q->n_adapters == 1 && last != NULL && last->slot == seg.slot &&
             memcmp(&last->weight, &seg.weight, sizeof seg.weight) == 0 &&
             last->row_begin + last->n_rows == seg.row_begin)
@@ -175,8 +174,8 @@ static void choose_logit_rows(struct step_batch *b)
 
 static struct devptr send(struct step_batch *b, const void *from, size_t n_bytes)
 {
-    struct devptr to =
-        devptr_at(b->device, (size_t)((const uint8_t *)from - (const uint8_t *)b->host));
+    struct devptr to = devptr_at(b->device,
+                                 (size_t)((const uint8_t *)from - (const uint8_t *)b->host));
     if (n_bytes > 0)
         b->ops->upload(b->be, to, from, n_bytes);
     return to;
@@ -218,8 +217,7 @@ void step_batch_build(struct step_batch *b, int n_seqs, const struct lora_pool *
     b->batch.d_row_seq = send(b, b->row_seq, rows);
     b->batch.d_slot = send(b, b->slot, rows);
     b->batch.d_block_table = send(b, b->block_table, seqs * (size_t)n_blocks);
-    b->d_logit_rows =
-        send(b, b->logit_rows, (size_t)(b->n_draw + b->n_score) * sizeof(int32_t));
+    b->d_logit_rows = send(b, b->logit_rows, (size_t)(b->n_draw + b->n_score) * sizeof(int32_t));
     b->lora.segs = b->segs;
     b->lora.d_segs = send(b, b->segs, (size_t)b->lora.n_segs * sizeof *b->segs);
 }

@@ -1,7 +1,7 @@
-/* bench: see bench.h. One engine serves all measurements; a round of one kind submits its streams at
- * once, waits for the last token and looks at the times of the events. Prompts differ from stream to
- * stream and from round to round, so that nothing could be reused. The first round of each kind is a
- * warm-up (adapters are uploaded, pages touched) and not counted. */
+/* bench: see bench.h. One engine serves all measurements; a round of one kind submits its streams
+ * at once, waits for the last token and looks at the times of the events. Prompts differ from
+ * stream to stream and from round to round, so that nothing could be reused. The first round of
+ * each kind is a warm-up (adapters are uploaded, pages touched) and not counted. */
 #include "engine/bench.h"
 
 #include "engine/internal.h"
@@ -17,22 +17,65 @@ static const struct shape {
     const char *name, *text;
     struct model_config config;
 } SHAPES[] = {
-    {"110m", "12 layers, 768, 12 heads, FFN 2048, vocabulary 32000, tied, bf16",
-     {.family = MODEL_LLAMA, .vocab = 32000, .hidden = 768, .n_layers = 12, .n_heads = 12,
-      .n_kv_heads = 12, .head_dim = 64, .ffn = 2048, .max_context = 2048, .norm_eps = 1e-5f,
-      .tied = true, .rope = {.theta = 10000}, .bos = -1}},
-    {"1b", "16 layers, 2048, 32 heads, 8 KV heads, FFN 8192, vocabulary 128256, tied, bf16",
-     {.family = MODEL_LLAMA, .vocab = 128256, .hidden = 2048, .n_layers = 16, .n_heads = 32,
-      .n_kv_heads = 8, .head_dim = 64, .ffn = 8192, .max_context = 8192, .norm_eps = 1e-5f,
-      .tied = true, .rope = {.theta = 500000}, .bos = -1}},
-    {"8b", "32 layers, 4096, 32 heads, 8 KV heads, FFN 14336, vocabulary 128256, bf16",
-     {.family = MODEL_LLAMA, .vocab = 128256, .hidden = 4096, .n_layers = 32, .n_heads = 32,
-      .n_kv_heads = 8, .head_dim = 128, .ffn = 14336, .max_context = 8192, .norm_eps = 1e-5f,
-      .rope = {.theta = 500000}, .bos = -1}},
-    {"tiny", "2 layers, 32, 4 heads, 2 KV heads, FFN 48, vocabulary 64, tied, bf16",
-     {.family = MODEL_LLAMA, .vocab = 64, .hidden = 32, .n_layers = 2, .n_heads = 4,
-      .n_kv_heads = 2, .head_dim = 8, .ffn = 48, .max_context = 256, .norm_eps = 1e-5f,
-      .tied = true, .rope = {.theta = 10000}, .bos = -1}},
+    {"110m",
+     "12 layers, 768, 12 heads, FFN 2048, vocabulary 32000, tied, bf16",
+     {.family = MODEL_LLAMA,
+      .vocab = 32000,
+      .hidden = 768,
+      .n_layers = 12,
+      .n_heads = 12,
+      .n_kv_heads = 12,
+      .head_dim = 64,
+      .ffn = 2048,
+      .max_context = 2048,
+      .norm_eps = 1e-5f,
+      .tied = true,
+      .rope = {.theta = 10000},
+      .bos = -1}},
+    {"1b",
+     "16 layers, 2048, 32 heads, 8 KV heads, FFN 8192, vocabulary 128256, tied, bf16",
+     {.family = MODEL_LLAMA,
+      .vocab = 128256,
+      .hidden = 2048,
+      .n_layers = 16,
+      .n_heads = 32,
+      .n_kv_heads = 8,
+      .head_dim = 64,
+      .ffn = 8192,
+      .max_context = 8192,
+      .norm_eps = 1e-5f,
+      .tied = true,
+      .rope = {.theta = 500000},
+      .bos = -1}},
+    {"8b",
+     "32 layers, 4096, 32 heads, 8 KV heads, FFN 14336, vocabulary 128256, bf16",
+     {.family = MODEL_LLAMA,
+      .vocab = 128256,
+      .hidden = 4096,
+      .n_layers = 32,
+      .n_heads = 32,
+      .n_kv_heads = 8,
+      .head_dim = 128,
+      .ffn = 14336,
+      .max_context = 8192,
+      .norm_eps = 1e-5f,
+      .rope = {.theta = 500000},
+      .bos = -1}},
+    {"tiny",
+     "2 layers, 32, 4 heads, 2 KV heads, FFN 48, vocabulary 64, tied, bf16",
+     {.family = MODEL_LLAMA,
+      .vocab = 64,
+      .hidden = 32,
+      .n_layers = 2,
+      .n_heads = 4,
+      .n_kv_heads = 2,
+      .head_dim = 8,
+      .ffn = 48,
+      .max_context = 256,
+      .norm_eps = 1e-5f,
+      .tied = true,
+      .rope = {.theta = 10000},
+      .bos = -1}},
 };
 enum { N_SHAPES = sizeof SHAPES / sizeof SHAPES[0] };
 
@@ -53,8 +96,8 @@ struct bench {
     struct content_digest *adapters; /* [n_adapters] */
     int n_adapters;
     uint64_t random;
-    int32_t *prompt;      /* [n_prompt] */
-    struct stream *streams; /* [n_adapters]; written by the engine thread under the lock */
+    int32_t *prompt;            /* [n_prompt] */
+    struct stream *streams;     /* [n_adapters]; written by the engine thread under the lock */
     struct monotonic_us *times; /* [n_adapters, n_generate] of every token */
     pthread_mutex_t lock;
     pthread_cond_t finished;
@@ -164,7 +207,7 @@ static int run_round(struct bench *b, enum kind kind, int n, struct speeds *out,
     return 0;
 }
 
-/* ---- telling ----------------------------------------------------------------------------------- */
+/* ---- telling ----------------------------------------------------------------------------- */
 
 static int ascending(const void *a, const void *b)
 {
@@ -183,8 +226,10 @@ static void tell_head(const struct bench *b, FILE *out)
     const struct bench_options *o = &b->options;
     fprintf(out, "# shape %s: %s\n# device %s\n# commit %s\n# flags %s\n", b->shape->name,
             b->shape->text, engine_model(b->engine)->backend, o->commit, o->flags);
-    fprintf(out, "# prompt %d, generate %d, adapters of rank %d on all linears, each its own, "
-            "median of %d rounds, tokens/s\n", o->n_prompt, o->n_generate, o->rank, o->n_rounds);
+    fprintf(out,
+            "# prompt %d, generate %d, adapters of rank %d on all linears, each its own, "
+            "median of %d rounds, tokens/s\n",
+            o->n_prompt, o->n_generate, o->rank, o->n_rounds);
     if (o->csv)
         fprintf(out, "streams,adapters,output,output_min,output_max,prefill,decode\n");
     else
@@ -204,8 +249,9 @@ static struct speeds tell_row(const struct bench *b, FILE *out, int n, enum kind
     }
     struct speeds m = {median(values[0], n_rounds), median(values[1], n_rounds),
                        median(values[2], n_rounds)};
-    fprintf(out, b->options.csv ? "%d,%s,%.1f,%.1f,%.1f,%.1f,%.1f\n"
-                                : "%7d  %-13s  %8.1f  (%7.1f to %7.1f)  %8.1f  %8.1f\n",
+    fprintf(out,
+            b->options.csv ? "%d,%s,%.1f,%.1f,%.1f,%.1f,%.1f\n"
+                           : "%7d  %-13s  %8.1f  (%7.1f to %7.1f)  %8.1f  %8.1f\n",
             n, KIND_NAMES[kind], m.output, values[0][0], values[0][n_rounds - 1], m.prefill,
             m.decode);
     return m;
@@ -227,15 +273,17 @@ static int measure(struct bench *b, FILE *out, int n, struct err *err)
     for (int k = 0; rc == 0 && k < KINDS; k++)
         told[k] = tell_row(b, out, n, (enum kind)k, &rounds[k * n_rounds]);
     if (rc == 0 && !b->options.csv)
-        fprintf(out, "# %d streams: all different against one for all %+.1f %%, against base %+.1f %%"
-                " (output)\n", n, 100 * (told[KIND_ALL].output / told[KIND_ONE].output - 1),
+        fprintf(out,
+                "# %d streams: all different against one for all %+.1f %%, against base %+.1f %%"
+                " (output)\n",
+                n, 100 * (told[KIND_ALL].output / told[KIND_ONE].output - 1),
                 100 * (told[KIND_ALL].output / told[KIND_BASE].output - 1));
     fflush(out);
     free(rounds);
     return rc;
 }
 
-/* ---- setting up -------------------------------------------------------------------------------- */
+/* ---- setting up -------------------------------------------------------------------------- */
 
 static int check_options(struct bench *b, struct err *err)
 {
@@ -260,9 +308,11 @@ static int check_options(struct bench *b, struct err *err)
     if (o->n_prompt < 1 || o->n_generate < 2 || o->rank < 1 || o->rank > 1024 || o->n_rounds < 1 ||
         o->n_rounds > BENCH_ROUNDS_MAX || o->max_rows < 1 ||
         o->n_prompt > b->shape->config.max_context - o->n_generate)
-        return err_set(err, ERR_INVALID, "prompt %d, generate %d, rank %d, rounds %d or rows %d is out "
-                       "of range (context %d)", o->n_prompt, o->n_generate, o->rank, o->n_rounds,
-                       o->max_rows, b->shape->config.max_context);
+        return err_set(err, ERR_INVALID,
+                       "prompt %d, generate %d, rank %d, rounds %d or rows %d is out "
+                       "of range (context %d)",
+                       o->n_prompt, o->n_generate, o->rank, o->n_rounds, o->max_rows,
+                       b->shape->config.max_context);
     for (int i = 0; i < BENCH_STREAM_COUNTS_MAX && o->streams[i] != 0; i++) {
         if (o->streams[i] < 1 || o->streams[i] > BENCH_STREAMS_MAX || o->streams[i] > o->max_rows)
             return err_set(err, ERR_INVALID, "%d streams; from 1 to %d, and no more than rows",

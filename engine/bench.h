@@ -12,15 +12,15 @@ struct err;
 
 enum { BENCH_STREAM_COUNTS_MAX = 8, BENCH_STREAMS_MAX = 256, BENCH_ROUNDS_MAX = 101 };
 
-struct bench_options { /* zero or NULL: the default */
-    const char *shape;   /* "110m" (default), "1b", "8b", "tiny" (for tests) */
-    const char *backend; /* "cpu" */
-    int n_threads;       /* all cores */
-    int n_prompt;        /* tokens; 128 */
-    int n_generate;      /* tokens; 64 */
-    int rank;            /* of every adapter, on all linear modules; 16 */
-    int n_rounds;        /* of which the median is told; 5 */
-    int max_rows;        /* of a step; 256 */
+struct bench_options {                    /* zero or NULL: the default */
+    const char *shape;                    /* "110m" (default), "1b", "8b", "tiny" (for tests) */
+    const char *backend;                  /* "cpu" */
+    int n_threads;                        /* all cores */
+    int n_prompt;                         /* tokens; 128 */
+    int n_generate;                       /* tokens; 64 */
+    int rank;                             /* of every adapter, on all linear modules; 16 */
+    int n_rounds;                         /* of which the median is told; 5 */
+    int max_rows;                         /* of a step; 256 */
     int streams[BENCH_STREAM_COUNTS_MAX]; /* requests at once, up to the first 0; 1, 8, 16 */
     bool csv;
     const char *commit; /* told beside the numbers; "unknown" */

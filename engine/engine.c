@@ -11,8 +11,8 @@
  * return at once whatever the device does. All checks that can fail happen in engine_submit, in the
  * caller's thread: an accepted request can no longer be wrong, only unlucky (cancelled, too late).
  *
- * The backend is opened, used and closed by the engine thread, because a device's context may belong
- * to the thread that made it. engine_open waits for the outcome. */
+ * The backend is opened, used and closed by the engine thread, because a device's context may
+ * belong to the thread that made it. engine_open waits for the outcome. */
 #include "engine/internal.h"
 
 #include "engine/chat_template/chat_template.h"
@@ -31,7 +31,7 @@
 
 enum { STOP_IDS_MAX = 1024, BIAS_MAX = 1 << 20, MAX_SEQS_LIMIT = 4096, MAX_ROWS_LIMIT = 1 << 16 };
 
-/* ---- open and close ---------------------------------------------------------------------------- */
+/* ---- open and close ---------------------------------------------------------------------- */
 
 static int check_options(struct engine_options *o, struct err *err)
 {
@@ -50,9 +50,10 @@ static int check_options(struct engine_options *o, struct err *err)
     if (o->max_seqs < 1 || o->max_seqs > MAX_SEQS_LIMIT || o->max_rows < 1 ||
         o->max_rows > MAX_ROWS_LIMIT || o->max_waiting < 1 || o->max_waiting > 1 << 20 ||
         o->max_context < 0 || o->n_threads < 0)
-        return err_set(err, ERR_INVALID, "engine options: max_seqs %d, max_rows %d, max_waiting %d, "
-                       "max_context %d or n_threads %d is out of range", o->max_seqs, o->max_rows,
-                       o->max_waiting, o->max_context, o->n_threads);
+        return err_set(err, ERR_INVALID,
+                       "engine options: max_seqs %d, max_rows %d, max_waiting %d, "
+                       "max_context %d or n_threads %d is out of range",
+                       o->max_seqs, o->max_rows, o->max_waiting, o->max_context, o->n_threads);
     /* Every decoding sequence has its row in every step. */
     if (o->max_seqs > o->max_rows)
         o->max_seqs = o->max_rows;
@@ -130,6 +131,7 @@ static int engine_start(struct engine **out, struct engine *e, struct err *err)
         pthread_cond_wait(&e->opened, &e->lock);
     if (e->state == ENGINE_FAILED)
         rc = err_set(err, e->failure.code, "%s", e->failure.message);
+    int n_blocks = e->stats.n_blocks;
     pthread_mutex_unlock(&e->lock);
     if (rc != 0) {
         pthread_join(e->thread, NULL);
@@ -138,14 +140,14 @@ static int engine_start(struct engine **out, struct engine *e, struct err *err)
     }
     describe(e);
     log_info("engine", "%s on %s: %d blocks of KV cache, %zu MiB for adapters, context %d",
-             e->public_model.name, e->backend_text, e->stats.n_blocks,
-             e->adapter_pool_bytes >> 20, e->max_context);
+             e->public_model.name, e->backend_text, n_blocks, e->adapter_pool_bytes >> 20,
+             e->max_context);
     *out = e;
     return 0;
 }
 
-int engine_open_model(struct engine **out, struct model *model, const struct engine_options *options,
-                      struct err *err)
+int engine_open_model(struct engine **out, struct model *model,
+                      const struct engine_options *options, struct err *err)
 {
     struct engine_options o = *options;
     if (check_options(&o, err) != 0) {
@@ -213,7 +215,7 @@ const struct chat_template *engine_chat_template(const struct engine *e)
     return e->chat_template;
 }
 
-/* ---- adapters ---------------------------------------------------------------------------------- */
+/* ---- adapters ---------------------------------------------------------------------------- */
 
 int engine_adapter_add(struct engine *e, struct lora_adapter *adapter, struct err *err)
 {
@@ -249,7 +251,7 @@ int engine_adapter_drop(struct engine *e, const struct content_digest *content, 
     return loaded_adapters_drop(e->adapters, content, err);
 }
 
-/* ---- requests ---------------------------------------------------------------------------------- */
+/* ---- requests ---------------------------------------------------------------------------- */
 
 static int check_sampling(const struct engine *e, const struct engine_sampling *s, struct err *err)
 {
@@ -272,7 +274,8 @@ static int check_sampling(const struct engine *e, const struct engine_sampling *
     if (s->top_k < 0)
         return err_set(err, ERR_INVALID, "top_k is %d, must not be negative", s->top_k);
     if (s->n_top_logprobs < -1 || s->n_top_logprobs > ENGINE_TOP_LOGPROBS_MAX)
-        return err_set(err, ERR_INVALID, "%d top log-probabilities are asked for, at most %d are given",
+        return err_set(err, ERR_INVALID,
+                       "%d top log-probabilities are asked for, at most %d are given",
                        s->n_top_logprobs, ENGINE_TOP_LOGPROBS_MAX);
     if (s->n_bias < 0 || s->n_bias > BIAS_MAX)
         return err_set(err, ERR_INVALID, "logit bias of %d tokens", s->n_bias);
@@ -301,8 +304,8 @@ static int check_request(const struct engine *e, const struct engine_request *r,
     for (int i = 0; i < r->n_prompt; i++)
         if (r->prompt[i] < 0 || r->prompt[i] >= vocab)
             return err_set(err, ERR_INVALID,
-                           "token %d at position %d is not in the vocabulary of %d", r->prompt[i], i,
-                           vocab);
+                           "token %d at position %d is not in the vocabulary of %d", r->prompt[i],
+                           i, vocab);
     if (r->n_stop_ids < 0 || r->n_stop_ids > STOP_IDS_MAX)
         return err_set(err, ERR_INVALID, "%d stop ids, at most %d are taken", r->n_stop_ids,
                        STOP_IDS_MAX);
@@ -358,8 +361,9 @@ static int use_adapters(struct engine *e, struct sequence *s, const struct engin
                        "its adapters need %zu bytes together, the device has %zu for adapters",
                        n_bytes, e->adapter_pool_bytes);
     if (ranks > LORA_RANK_SUM_MAX)
-        return err_set(err, ERR_INVALID, "the ranks of its adapters sum to %d, at most %d are taken",
-                       ranks, LORA_RANK_SUM_MAX);
+        return err_set(err, ERR_INVALID,
+                       "the ranks of its adapters sum to %d, at most %d are taken", ranks,
+                       LORA_RANK_SUM_MAX);
     return 0;
 }
 
@@ -382,8 +386,8 @@ static int sequence_create(struct sequence **out, struct engine *e, const struct
     }
     s->user = r->user;
     s->n_prompt = s->n_tokens = r->n_prompt;
-    s->n_total_max =
-        r->max_tokens > e->max_context - r->n_prompt ? e->max_context : r->n_prompt + r->max_tokens;
+    s->n_total_max = r->max_tokens > e->max_context - r->n_prompt ? e->max_context
+                                                                  : r->n_prompt + r->max_tokens;
     s->tokens = xcalloc((size_t)s->n_total_max, sizeof *s->tokens);
     memcpy(s->tokens, r->prompt, (size_t)r->n_prompt * sizeof *s->tokens);
     s->blocks = xcalloc((size_t)(s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
@@ -394,7 +398,8 @@ static int sequence_create(struct sequence **out, struct engine *e, const struct
     s->prompt_logprobs = r->prompt_logprobs;
     s->sampling = r->sampling;
     s->bias_ids = copy_array(r->sampling.bias_ids, r->sampling.n_bias, sizeof *s->bias_ids);
-    s->bias_values = copy_array(r->sampling.bias_values, r->sampling.n_bias, sizeof *s->bias_values);
+    s->bias_values = copy_array(r->sampling.bias_values, r->sampling.n_bias,
+                                sizeof *s->bias_values);
     s->sampling.bias_ids = s->bias_ids;
     s->sampling.bias_values = s->bias_values;
     s->deadline = r->deadline;
@@ -457,7 +462,7 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
     out->n_adapters_loaded = loaded_adapters_n_loaded(e->adapters);
 }
 
-/* ---- tests ------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------- */
 
 void engine_set_logits_hook(struct engine *e, logits_hook *hook, void *context)
 {

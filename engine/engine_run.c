@@ -8,8 +8,8 @@
  *   6. hand out the step's events, free what has ended
  *
  * Everything in it was allocated when the engine opened or when a request was submitted; a turn
- * allocates nothing. A failure of the device at sync ends all sequences with ENGINE_FINISH_ERROR and
- * refuses new ones; it does not end the program. */
+ * allocates nothing. A failure of the device at sync ends all sequences with ENGINE_FINISH_ERROR
+ * and refuses new ones; it does not end the program. */
 #include "engine/internal.h"
 
 #include "node/base/buf.h"
@@ -29,7 +29,7 @@ enum {
     WAITING_EVENTS_EXTRA = 256, /* room for the ends of waiting sequences in one delivery */
 };
 
-/* ---- open and close, in the thread that uses the device ------------------------------------------ */
+/* ---- open and close, in the thread that uses the device ---------------------------------- */
 
 static int max_of(int a, int b)
 {
@@ -68,8 +68,8 @@ static int size_kv(struct engine *e, int *n_blocks, struct err *err)
     if (n > useful)
         n = useful;
     if (n == 0)
-        return err_set(err, ERR_INVALID, "kv_bytes of %zu is less than one block of %zu bytes", budget,
-                       block_bytes);
+        return err_set(err, ERR_INVALID, "kv_bytes of %zu is less than one block of %zu bytes",
+                       budget, block_bytes);
     if (n > INT32_MAX / BLOCK_TOKENS)
         n = INT32_MAX / BLOCK_TOKENS;
     if (n * BLOCK_TOKENS < (size_t)e->max_context) {
@@ -92,8 +92,8 @@ static int device_open(struct engine *e, struct err *err)
     int per_seq = (e->max_context + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     int logit_rows = o->max_rows < LOGIT_ROWS_MAX ? o->max_rows : LOGIT_ROWS_MAX;
     if (weights_create(&e->weights, e->model, e->ops, e->be, e->max_context, err) != 0 ||
-        forward_create(&e->forward, c, &e->weights, e->ops, e->be, o->max_rows, logit_rows, n_blocks,
-                       err) != 0 ||
+        forward_create(&e->forward, c, &e->weights, e->ops, e->be, o->max_rows, logit_rows,
+                       n_blocks, err) != 0 ||
         step_batch_create(&e->batch, e->ops, e->be, o->max_rows, o->max_seqs, per_seq, err) != 0 ||
         lora_pool_create(&e->lora, c, e->ops, e->be, o->adapter_bytes, n_slots, err) != 0 ||
         e->ops->sync(e->be, err) != 0)
@@ -148,7 +148,7 @@ static void device_close(struct engine *e)
     e->ops->close(e->be);
 }
 
-/* ---- events ------------------------------------------------------------------------------------ */
+/* ---- events ------------------------------------------------------------------------------ */
 
 static void free_done(struct engine *e)
 {
@@ -188,7 +188,7 @@ static void token_event(struct engine *e, enum engine_event_kind kind, const str
     memcpy(event->top_logprobs, r->top_logprobs, sizeof event->top_logprobs);
 }
 
-/* ---- sequences --------------------------------------------------------------------------------- */
+/* ---- sequences --------------------------------------------------------------------------- */
 
 /* Blocks and pins go back; the sequence may run again later. */
 static void sequence_release_device(struct engine *e, struct sequence *s)
@@ -290,15 +290,15 @@ static void end_all(struct engine *e)
     compact(e, e->waiting, &e->n_waiting);
 }
 
-/* ---- planning ---------------------------------------------------------------------------------- */
+/* ---- planning ---------------------------------------------------------------------------- */
 
 static int show_adapter(struct engine *e, struct sched_state *state, struct loaded_adapter *a)
 {
     if (a->sched_step != e->n_plans) {
         a->sched_step = e->n_plans;
         a->sched_index = state->n_adapters++;
-        e->sched_adapters[a->sched_index] =
-            (struct sched_adapter){.n_bytes = a->lora->n_bytes, .n_pins = a->n_pins};
+        e->sched_adapters[a->sched_index] = (struct sched_adapter){.n_bytes = a->lora->n_bytes,
+                                                                   .n_pins = a->n_pins};
     }
     return a->sched_index;
 }
@@ -356,7 +356,7 @@ static void make_plan(struct engine *e)
     sched_plan_make(&e->plan, &state);
 }
 
-/* ---- carrying out ------------------------------------------------------------------------------ */
+/* ---- carrying out ------------------------------------------------------------------------ */
 
 static void take_blocks(struct engine *e, struct sequence *s, int n)
 {
@@ -419,8 +419,8 @@ static int apply_plan(struct engine *e)
     for (int i = 0; i < plan->n_run; i++) {
         const struct sched_grant *g = &plan->run[i];
         take_blocks(e, e->running[g->index], g->n_blocks);
-        e->batch.seqs[n_batch++] =
-            (struct batch_seq){.sequence = e->running[g->index], .n_rows = g->n_rows};
+        e->batch.seqs[n_batch++] = (struct batch_seq){.sequence = e->running[g->index],
+                                                      .n_rows = g->n_rows};
     }
     /* What is resident is pinned first, so that the others' evictions don't take it. */
     for (int i = 0; i < plan->n_admit; i++)
@@ -435,7 +435,8 @@ static int apply_plan(struct engine *e)
     /* Both lists anew: preempted ones wait, admitted ones run. */
     int n_running = e->n_running, n_waiting = e->n_waiting, kept = 0;
     e->n_waiting = 0;
-    for (int i = 0; i < n_waiting; i++) /* compacts in place: e->waiting[n_waiting] is read before */
+    for (int i = 0; i < n_waiting;
+         i++) /* compacts in place: e->waiting[n_waiting] is read before */
         if (!e->waiting[i]->running)
             e->waiting[e->n_waiting++] = e->waiting[i];
     for (int i = 0; i < n_running; i++) {
@@ -450,7 +451,7 @@ static int apply_plan(struct engine *e)
     return n_batch;
 }
 
-/* ---- results ----------------------------------------------------------------------------------- */
+/* ---- results ----------------------------------------------------------------------------- */
 
 static bool is_stop(const struct engine *e, const struct sequence *s, int32_t token)
 {
@@ -497,7 +498,7 @@ static void apply_results(struct engine *e)
     compact(e, e->running, &e->n_running);
 }
 
-/* ---- counters ---------------------------------------------------------------------------------- */
+/* ---- counters ---------------------------------------------------------------------------- */
 
 static int bucket_of(int n_distinct)
 {
@@ -549,7 +550,7 @@ static void publish_stats(struct engine *e)
     pthread_mutex_unlock(&e->lock);
 }
 
-/* ---- the loop ---------------------------------------------------------------------------------- */
+/* ---- the loop ---------------------------------------------------------------------------- */
 
 static int step(struct engine *e, struct err *err)
 {
@@ -594,7 +595,7 @@ static bool is_open(struct engine *e)
     return open;
 }
 
-static void become(struct engine *e, int state, const struct err *why)
+static void become(struct engine *e, enum engine_state state, const struct err *why)
 {
     pthread_mutex_lock(&e->lock);
     e->state = state;

@@ -99,8 +99,7 @@ static void linear(struct forward *f, struct devptr y, struct devptr x, const st
 {
     struct lora_args lora = {.step = &b->lora};
     lora.parts = lora_pool_parts(pool, layer, kind, &lora.n_parts);
-    f->ops->linear(f->be, y, x, w, bias, b->batch.n_rows, false,
-                   b->lora.n_segs > 0 ? &lora : NULL);
+    f->ops->linear(f->be, y, x, w, bias, b->batch.n_rows, false, b->lora.n_segs > 0 ? &lora : NULL);
 }
 
 void forward_run(struct forward *f, const struct step_batch *b, const struct lora_pool *pool)
@@ -113,9 +112,8 @@ void forward_run(struct forward *f, const struct step_batch *b, const struct lor
                                     .n_kv_heads = c->n_kv_heads,
                                     .head_dim = c->head_dim,
                                     .scale = 1.0f / sqrtf((float)c->head_dim)};
-    struct rope_shape rope = {.rotary_dim = c->head_dim,
-                              .cos_sin = f->weights->cos_sin,
-                              .norm_eps = c->norm_eps};
+    struct rope_shape rope = {
+        .rotary_dim = c->head_dim, .cos_sin = f->weights->cos_sin, .norm_eps = c->norm_eps};
     struct devptr none = {0};
 
     ops->embed(be, f->residual, b->batch.d_token, f->weights->embed, n, 1.0f);

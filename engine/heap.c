@@ -1,8 +1,8 @@
 /* heap: see heap.h.
  *
- * Only free spans are kept, ascending by offset, never touching each other: n pieces handed out leave
- * at most n + 1 spans. All walks are linear; an adapter is one piece or a few, so there are hundreds
- * of spans where a general heap would have millions. */
+ * Only free spans are kept, ascending by offset, never touching each other: n pieces handed out
+ * leave at most n + 1 spans. All walks are linear; an adapter is one piece or a few, so there are
+ * hundreds of spans where a general heap would have millions. */
 #include "engine/heap.h"
 
 #include "node/base/buf.h"

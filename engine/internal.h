@@ -1,4 +1,5 @@
-/* internal: the engine's inside, for the files of this room and for tests that look behind the door. */
+/* internal: the engine's inside, for the files of this room and for tests that look behind the
+ * door. */
 #ifndef TRIBUTARY_ENGINE_INTERNAL_H
 #define TRIBUTARY_ENGINE_INTERNAL_H
 
@@ -17,6 +18,8 @@
 
 #include <pthread.h>
 
+enum engine_state { ENGINE_OPENING, ENGINE_OPEN, ENGINE_CLOSING, ENGINE_FAILED };
+
 struct engine {
     struct engine_options options; /* defaults filled in */
     struct model *model;
@@ -34,10 +37,10 @@ struct engine {
     pthread_cond_t opened; /* for engine_open */
 
     /* Under the lock. */
-    enum { ENGINE_OPENING, ENGINE_OPEN, ENGINE_CLOSING, ENGINE_FAILED } state;
-    struct err failure;         /* ENGINE_FAILED: why */
-    struct sequence *live;      /* every sequence between submit and FINISHED */
-    struct sequence **intake;   /* [n_intake] submitted, not yet seen; memory for max_waiting */
+    enum engine_state state;
+    struct err failure;       /* ENGINE_FAILED: why */
+    struct sequence *live;    /* every sequence between submit and FINISHED */
+    struct sequence **intake; /* [n_intake] submitted, not yet seen; memory for max_waiting */
     int n_intake;
     int n_queued; /* submitted and never admitted: what max_waiting bounds */
     uint64_t next_id;
@@ -69,9 +72,10 @@ struct engine {
     int n_idle_plans; /* in a row, that computed nothing */
 };
 
-/* As engine_open, of a model that is already there and is taken over, success or not. No tokenizer. */
-int engine_open_model(struct engine **out, struct model *model, const struct engine_options *options,
-                      struct err *err);
+/* As engine_open, of a model that is already there and is taken over, success or not. No tokenizer.
+ */
+int engine_open_model(struct engine **out, struct model *model,
+                      const struct engine_options *options, struct err *err);
 
 /* As engine_adapter_load, of an adapter that is already in memory and is taken over. */
 int engine_adapter_add(struct engine *e, struct lora_adapter *adapter, struct err *err);

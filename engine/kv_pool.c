@@ -4,10 +4,10 @@
  * indexes and knows no memory. The rules:
  *
  *   1. A block is free, or it has as many references as there are block tables that list it.
- *   2. Who takes or retains a block drops it exactly once. A sequence drops all of its blocks when it
- *      finishes, is cancelled or preempted, in one place (engine_run.c, sequence_release_device).
- *   3. A block is written only by the sequence that lists it, at positions it is computing, and only
- *      while it has one reference. A shared block (more references) is read only; a sequence that
+ *   2. Who takes or retains a block drops it exactly once. A sequence drops all of its blocks when
+ * it finishes, is cancelled or preempted, in one place (engine_run.c, sequence_release_device).
+ *   3. A block is written only by the sequence that lists it, at positions it is computing, and
+ * only while it has one reference. A shared block (more references) is read only; a sequence that
  *      must write to one first copies it (ops.kv_copy_blocks) and drops the shared one.
  *   4. A free block's contents mean nothing; nobody clears it. Attention reads positions below
  *      kv_len only, and those have been written by rule 3.
@@ -22,7 +22,7 @@
 #include <stdlib.h>
 
 struct kv_pool {
-    int32_t *free; /* [n_free] a stack */
+    int32_t *free;       /* [n_free] a stack */
     int32_t *references; /* [n_blocks] */
     int n_blocks, n_free;
 };

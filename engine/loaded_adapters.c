@@ -1,9 +1,9 @@
 /* loaded_adapters: see loaded_adapters.h.
  *
  * An entry lives while it has loads (engine_adapter_load, less engine_adapter_drop) or users
- * (sequences submitted and not finished). With no loads left it is found by nobody new; with no users
- * either its host memory is freed at once. What the device pool still holds of it then is a cache by
- * digest, which a later load of the same files finds again. */
+ * (sequences submitted and not finished). With no loads left it is found by nobody new; with no
+ * users either its host memory is freed at once. What the device pool still holds of it then is a
+ * cache by digest, which a later load of the same files finds again. */
 #include "engine/loaded_adapters.h"
 
 #include "node/base/buf.h"
@@ -77,9 +77,10 @@ int loaded_adapters_add(struct loaded_adapters *t, struct lora_adapter *lora, st
         t->n_loaded += a->n_loads == 0;
         a->n_loads++;
     } else if (lora->n_bytes > t->max_bytes - t->used_bytes) {
-        rc = err_set(err, ERR_BUSY,
-                     "no room for an adapter of %zu bytes: %zu of %zu bytes of host memory are taken",
-                     lora->n_bytes, t->used_bytes, t->max_bytes);
+        rc = err_set(
+            err, ERR_BUSY,
+            "no room for an adapter of %zu bytes: %zu of %zu bytes of host memory are taken",
+            lora->n_bytes, t->used_bytes, t->max_bytes);
     } else {
         a = xcalloc(1, sizeof *a);
         a->lora = lora;
@@ -95,7 +96,7 @@ int loaded_adapters_add(struct loaded_adapters *t, struct lora_adapter *lora, st
 }
 
 int loaded_adapters_drop(struct loaded_adapters *t, const struct content_digest *content,
-                       struct err *err)
+                         struct err *err)
 {
     int rc = 0;
     pthread_mutex_lock(&t->lock);
@@ -113,7 +114,7 @@ int loaded_adapters_drop(struct loaded_adapters *t, const struct content_digest 
 }
 
 struct loaded_adapter *loaded_adapters_use(struct loaded_adapters *t,
-                                         const struct content_digest *content)
+                                           const struct content_digest *content)
 {
     pthread_mutex_lock(&t->lock);
     struct loaded_adapter *a = *find(t, content);

@@ -31,12 +31,12 @@ int loaded_adapters_add(struct loaded_adapters *t, struct lora_adapter *lora, st
 
 /* One load less. ERR_NOT_FOUND when there is none. */
 int loaded_adapters_drop(struct loaded_adapters *t, const struct content_digest *content,
-                       struct err *err);
+                         struct err *err);
 
 /* For a sequence: one more user, or NULL when nobody has it loaded. It stays, whatever is dropped,
  * until as many unuse calls. */
 struct loaded_adapter *loaded_adapters_use(struct loaded_adapters *t,
-                                         const struct content_digest *content);
+                                           const struct content_digest *content);
 void loaded_adapters_unuse(struct loaded_adapters *t, struct loaded_adapter *a);
 
 int loaded_adapters_n_loaded(struct loaded_adapters *t);

@@ -1,11 +1,11 @@
 /* lora: see lora.h.
  *
- * Files are read once, into memory; the digest is computed over those bytes and the tensors are taken
- * from the same bytes. The matrices are then packed site by site, in the order of sites, each at its
- * true size, so that the device pool can copy an adapter in one piece or in few.
+ * Files are read once, into memory; the digest is computed over those bytes and the tensors are
+ * taken from the same bytes. The matrices are then packed site by site, in the order of sites, each
+ * at its true size, so that the device pool can copy an adapter in one piece or in few.
  *
- * contentDigest (engine.h): sha256 over lines "<sha256 hex>  <size>  <name>\n", ascending by name, of
- * adapter_config.json and the weight files, the index of shards included. */
+ * contentDigest (engine.h): sha256 over lines "<sha256 hex>  <size>  <name>\n", ascending by name,
+ * of adapter_config.json and the weight files, the index of shards included. */
 #include "engine/lora.h"
 
 #include "engine/engine.h"
@@ -22,7 +22,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* ---- the files and their digest ---------------------------------------------------------------- */
+/* ---- the files and their digest ---------------------------------------------------------- */
 
 struct adapter_files {
     struct buf config;
@@ -79,7 +79,8 @@ static int files_read(struct adapter_files *files, const char *dir, size_t max_b
     int rc = file_read(path, LORA_CONFIG_MAX_BYTES, &files->config, err);
     if (rc == 0) {
         buf_reserve(&files->config, 1);
-        rc = tensor_dir_open(&files->tensors, dir, "adapter_model", TENSOR_DIR_READ, max_bytes, err);
+        rc = tensor_dir_open(&files->tensors, dir, "adapter_model", TENSOR_DIR_READ, max_bytes,
+                             err);
         if (rc != 0 && err != NULL && err->code == ERR_NOT_FOUND && access(pickle, F_OK) == 0)
             err_set(err, ERR_UNSUPPORTED,
                     "%s is a pickle, which can run code; save the adapter as safetensors", pickle);
@@ -104,7 +105,7 @@ int adapter_content_digest(const char *dir, struct content_digest *out, struct e
     return 0;
 }
 
-/* ---- checking and packing ---------------------------------------------------------------------- */
+/* ---- checking and packing ---------------------------------------------------------------- */
 
 static size_t aligned(size_t n)
 {
@@ -149,13 +150,15 @@ static int check_matrix(const struct tensor_dir *d, const struct tensor **out, c
     if (t == NULL)
         return err_set(err, ERR_INVALID, "tensor %s is missing", name);
     if (t->dtype != TENSOR_F32 && t->dtype != TENSOR_F16 && t->dtype != TENSOR_BF16)
-        return err_set(err, ERR_UNSUPPORTED, "tensor %s: dtype %s is not supported (F32, F16 and "
-                       "BF16 are)", t->name, tensor_dtype_name(t->dtype));
+        return err_set(err, ERR_UNSUPPORTED,
+                       "tensor %s: dtype %s is not supported (F32, F16 and "
+                       "BF16 are)",
+                       t->name, tensor_dtype_name(t->dtype));
     if (!tensor_is(t, d0, d1))
         return err_set(err, ERR_INVALID,
                        "tensor %s: shape is %s, base model and adapter_config.json ask for "
-                       "[%" PRId64 ", %" PRId64 "]", t->name, tensor_shape_text(t, shape, sizeof shape),
-                       d0, d1);
+                       "[%" PRId64 ", %" PRId64 "]",
+                       t->name, tensor_shape_text(t, shape, sizeof shape), d0, d1);
     if (!all_finite(t))
         return err_set(err, ERR_INVALID, "tensor %s: holds numbers that are not finite", t->name);
     *out = t;
@@ -172,8 +175,8 @@ static enum dtype dtype_of(const struct tensor *t)
 }
 
 /* Adds a site to a, with offsets; returns it. */
-static struct lora_site *add_site(struct lora_adapter *a, const struct model_config *model, int site,
-                                  int rank, float scaling, enum dtype dtype)
+static struct lora_site *add_site(struct lora_adapter *a, const struct model_config *model,
+                                  int site, int rank, float scaling, enum dtype dtype)
 {
     enum site_kind kind = (enum site_kind)(site % SITE_KINDS);
     size_t n_a = (size_t)rank * (size_t)model_site_d_in(model, kind) * dtype_bytes(dtype);
@@ -238,7 +241,8 @@ static int check_surplus(const struct tensor_dir *d, const struct lora_adapter *
         if (!known)
             return err_set(err, ERR_INVALID,
                            "tensor %s belongs to no module that adapter_config.json and the base "
-                           "model agree on", d->tensors[i]->name);
+                           "model agree on",
+                           d->tensors[i]->name);
     }
     return 0;
 }
@@ -255,9 +259,10 @@ static int refuse_other_modules(const struct lora_config *config, struct err *er
         if (lora_config_module(config, others[i], true, &targeted, &rank, &scaling, err) != 0)
             return -1;
         if (targeted)
-            return err_set(err, ERR_UNSUPPORTED,
-                           "adapter_config.json: target_modules takes in %s, which is not supported",
-                           strrchr(others[i], '.') != NULL ? strrchr(others[i], '.') + 1 : others[i]);
+            return err_set(
+                err, ERR_UNSUPPORTED,
+                "adapter_config.json: target_modules takes in %s, which is not supported",
+                strrchr(others[i], '.') != NULL ? strrchr(others[i], '.') + 1 : others[i]);
     }
     return 0;
 }
@@ -282,7 +287,8 @@ static int build(struct lora_adapter *a, const struct model_config *model,
         if (!targeted)
             continue;
         struct matrices *m = &matrices[a->n_sites];
-        if (check_matrix(d, &m->a, module, "lora_A", rank, model_site_d_in(model, kind), err) != 0 ||
+        if (check_matrix(d, &m->a, module, "lora_A", rank, model_site_d_in(model, kind), err) !=
+                0 ||
             check_matrix(d, &m->b, module, "lora_B", model_site_d_out(model, kind), rank, err) != 0)
             goto out;
         add_site(a, model, site, rank, scaling,
@@ -297,8 +303,9 @@ static int build(struct lora_adapter *a, const struct model_config *model,
         goto out;
     sum_ranks(a);
     if (a->rank_sum_max > LORA_RANK_SUM_MAX) {
-        err_set(err, ERR_UNSUPPORTED, "ranks of one fused module sum to %d, at most %d are supported",
-                a->rank_sum_max, LORA_RANK_SUM_MAX);
+        err_set(err, ERR_UNSUPPORTED,
+                "ranks of one fused module sum to %d, at most %d are supported", a->rank_sum_max,
+                LORA_RANK_SUM_MAX);
         goto out;
     }
     a->data = aligned_alloc(LORA_ALIGN_BYTES, a->n_bytes);
@@ -350,7 +357,7 @@ void lora_close(struct lora_adapter *a)
     free(a);
 }
 
-/* ---- random adapters --------------------------------------------------------------------------- */
+/* ---- random adapters --------------------------------------------------------------------- */
 
 static uint64_t next_random(uint64_t *state) /* SplitMix64, Steele et al. 2014 */
 {
@@ -395,7 +402,8 @@ struct lora_adapter *lora_random(const struct model_config *model, int rank, enu
         int d_in = model_site_d_in(model, kind), d_out = model_site_d_out(model, kind);
         fill(a->data + s->a_offset, (size_t)rank * (size_t)d_in, dtype, sqrtf(3.0f / (float)d_in),
              &state);
-        fill(a->data + s->b_offset, (size_t)rank * (size_t)d_out, dtype, 0.1f / (float)rank, &state);
+        fill(a->data + s->b_offset, (size_t)rank * (size_t)d_out, dtype, 0.1f / (float)rank,
+             &state);
     }
     struct sha256_digest digest = sha256(a->data, a->n_bytes);
     memcpy(a->content.bytes, digest.bytes, 32);

@@ -11,8 +11,8 @@
 struct err;
 
 enum {
-    LORA_ALIGN_BYTES = 256,     /* of every matrix on the device */
-    LORA_RANK_SUM_MAX = 4096,   /* sum of a row's ranks over the parts of one fused linear */
+    LORA_ALIGN_BYTES = 256,   /* of every matrix on the device */
+    LORA_RANK_SUM_MAX = 4096, /* sum of a row's ranks over the parts of one fused linear */
 };
 
 struct lora_site {
@@ -42,8 +42,8 @@ int lora_open(struct lora_adapter **out, const struct model_config *model, const
               size_t max_bytes, struct err *err);
 void lora_close(struct lora_adapter *a); /* quiet on NULL */
 
-/* An adapter with seeded random A and B, none of them zero, on every linear module: for measurements
- * and tests. B is small, so that texts stay texts. */
+/* An adapter with seeded random A and B, none of them zero, on every linear module: for
+ * measurements and tests. B is small, so that texts stay texts. */
 struct lora_adapter *lora_random(const struct model_config *model, int rank, enum dtype dtype,
                                  uint64_t seed);
 

@@ -1,14 +1,14 @@
 /* lora_config: see lora_config.h.
  *
- * The rules are PEFT's (huggingface/peft, LoraConfig and tuners_utils.check_target_module_exists, as
- * documented), in this order:
+ * The rules are PEFT's (huggingface/peft, LoraConfig and tuners_utils.check_target_module_exists,
+ * as documented), in this order:
  *
  *   exclude_modules  a string: re.fullmatch over the module's name; a list: the name itself or its
  *                    ending after a dot. Excluded is excluded.
- *   target_modules   a string: "all-linear", or re.fullmatch; a list: the name itself, or its ending
- *                    after a dot, and then, if layers_to_transform is given, the layer's number taken
- *                    from ".*\.[^.]*\.(\d+)\." or, with layers_pattern, ".*\.<pattern>\.(\d+)\.".
- *   rank             the value of the first key of rank_pattern for which re.match of
+ *   target_modules   a string: "all-linear", or re.fullmatch; a list: the name itself, or its
+ * ending after a dot, and then, if layers_to_transform is given, the layer's number taken from
+ * ".*\.[^.]*\.(\d+)\." or, with layers_pattern, ".*\.<pattern>\.(\d+)\.". rank             the
+ * value of the first key of rank_pattern for which re.match of
  *                    "(.*\.)?(KEY)$" holds, else r. alpha likewise.
  *   scaling          alpha / rank, or alpha / sqrt(rank) with use_rslora.
  *
@@ -31,7 +31,7 @@ struct pattern_value { /* a member of rank_pattern or alpha_pattern */
     double value;
 };
 
-struct selector { /* target_modules or exclude_modules */
+struct selector {                   /* target_modules or exclude_modules */
     struct module_pattern *pattern; /* a string's */
     char **names;                   /* [n_names] a list's */
     size_t n_names;
@@ -126,8 +126,8 @@ static int check_keys(const json_t *config, const char *where, struct err *err)
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)config, key, value)
     {
-        if (!in_list(key, KNOWN, N_OF(KNOWN)) && !in_list(key, CHANGES_MATHS, N_OF(CHANGES_MATHS)) &&
-            config_json_is_set(value))
+        if (!in_list(key, KNOWN, N_OF(KNOWN)) &&
+            !in_list(key, CHANGES_MATHS, N_OF(CHANGES_MATHS)) && config_json_is_set(value))
             log_warn("lora", "%s: key %s is not known and ignored", where, key);
     }
 
@@ -158,7 +158,8 @@ static int check_keys(const json_t *config, const char *where, struct err *err)
             strcmp(way, "orthogonal") != 0)
             return err_set(err, ERR_UNSUPPORTED,
                            "%s: init_lora_weights %s means a changed base model; save the adapter "
-                           "converted to a plain LoRA", where, way);
+                           "converted to a plain LoRA",
+                           where, way);
     } else if (init != NULL && !json_is_boolean(init) && !json_is_null(init)) {
         return err_set(err, ERR_INVALID, "%s: init_lora_weights is neither string nor boolean",
                        where);
@@ -220,8 +221,8 @@ static int parse_pattern_values(struct pattern_value **out, size_t *n_out, const
         if (json_is_number(value))
             p->value = json_number_value(value);
         if (!(p->value >= min && p->value <= max) || (min == 1 && !json_is_integer(value)))
-            return err_set(err, ERR_INVALID, "%s: %s of %s is not a number from %g to %g", where, key,
-                           pattern, min, max);
+            return err_set(err, ERR_INVALID, "%s: %s of %s is not a number from %g to %g", where,
+                           key, pattern, min, max);
         if (module_pattern_compile(&p->pattern, "(.*\\.)?(", pattern, ")$", err) != 0)
             return err_wrap(err, "%s: %s", where, key);
         (*n_out)++;
@@ -236,7 +237,8 @@ static int parse_layers(struct lora_config *c, const json_t *config, const char 
     const json_t *pattern = json_object_get(config, "layers_pattern");
     if (layers == NULL || json_is_null(layers)) {
         if (config_json_is_set(pattern))
-            return err_set(err, ERR_INVALID, "%s: layers_pattern without layers_to_transform", where);
+            return err_set(err, ERR_INVALID, "%s: layers_pattern without layers_to_transform",
+                           where);
         return 0;
     }
     if (c->target.pattern != NULL || c->all_linear)
@@ -250,7 +252,8 @@ static int parse_layers(struct lora_config *c, const json_t *config, const char 
     for (size_t i = 0; i < n; i++) {
         const json_t *v = json_is_array(layers) ? json_array_get(layers, i) : layers;
         if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > 1 << 20)
-            return err_set(err, ERR_INVALID, "%s: layers_to_transform[%zu] is not a layer", where, i);
+            return err_set(err, ERR_INVALID, "%s: layers_to_transform[%zu] is not a layer", where,
+                           i);
         c->layers[c->n_layers++] = (int)json_integer_value(v);
     }
     size_t n_patterns = json_is_array(pattern) ? json_array_size(pattern) : 1;
@@ -301,8 +304,8 @@ static int parse(struct lora_config *c, const json_t *config, const char *where,
         return -1;
     if (parse_selector(&c->exclude, config, "exclude_modules", where, err) != 0 ||
         parse_layers(c, config, where, err) != 0 ||
-        parse_pattern_values(&c->ranks, &c->n_ranks, config, "rank_pattern", where, 1, LORA_RANK_MAX,
-                             err) != 0 ||
+        parse_pattern_values(&c->ranks, &c->n_ranks, config, "rank_pattern", where, 1,
+                             LORA_RANK_MAX, err) != 0 ||
         parse_pattern_values(&c->alphas, &c->n_alphas, config, "alpha_pattern", where, -1e6, 1e6,
                              err) != 0)
         return -1;
@@ -353,7 +356,7 @@ void lora_config_free(struct lora_config *c)
     free(c);
 }
 
-/* ---- questions --------------------------------------------------------------------------------- */
+/* ---- questions --------------------------------------------------------------------------- */
 
 enum named { NAMED_NOT, NAMED_EXACTLY, NAMED_BY_ENDING };
 

@@ -9,17 +9,19 @@
  *      and requests never hold a slot without a pin.
  *   2. A sequence pins its adapters when it is admitted and unpins them when it leaves the batch
  *      (finished, cancelled, preempted). Between steps a pin is the only thing that keeps a slot.
- *   3. A pinned slot is never evicted, moved or refilled. Evicting a pinned slot is a bug and aborts.
- *   4. Unpinned adapters stay, as a cache, until room is needed; the least recently pinned goes first.
+ *   3. A pinned slot is never evicted, moved or refilled. Evicting a pinned slot is a bug and
+ * aborts.
+ *   4. Unpinned adapters stay, as a cache, until room is needed; the least recently pinned goes
+ * first.
  *   5. Each filling of a slot has a generation that no other filling of any slot has. A pin carries
  *      it, and before a slot is put into a step's segments the pin's generation and the sequence's
  *      digest are compared with the slot's (lora_pool_check): a reused slot can't be read by a
  *      sequence that was admitted with the old adapter.
- *   6. Evicting clears the slot's entries at every site (rank 0: touches nothing) before its memory is
- *      given back, in stream order, so that no step sees an entry whose memory is another's.
- *   7. Memory is cut at the granularity of sites: first one piece for the whole adapter; if the region
- *      is too fragmented, as many consecutive sites as fit into the largest span, and so on. So an
- *      adapter fits whenever the free bytes, in spans not smaller than a site's, suffice; and with
+ *   6. Evicting clears the slot's entries at every site (rank 0: touches nothing) before its memory
+ * is given back, in stream order, so that no step sees an entry whose memory is another's.
+ *   7. Memory is cut at the granularity of sites: first one piece for the whole adapter; if the
+ * region is too fragmented, as many consecutive sites as fit into the largest span, and so on. So
+ * an adapter fits whenever the free bytes, in spans not smaller than a site's, suffice; and with
  *      nothing pinned the region is one span again.
  *   8. After creation nothing is allocated. */
 #include "engine/lora_pool.h"
@@ -54,15 +56,15 @@ struct lora_pool {
     struct devptr region;
     size_t n_bytes;
     struct heap *heap;
-    struct slot *slots; /* [n_slots] */
+    struct slot *slots;     /* [n_slots] */
     struct extent *extents; /* [n_slots, EXTENTS_MAX] */
     int n_slots, n_sites;
     int32_t *chains; /* [n_chains] first slot with that hash, or -1; n_chains is a power of two */
     uint32_t n_chains;
-    int32_t empty;               /* first of the list of empty slots */
-    struct lora_entry *entries;  /* [n_sites, n_slots] */
-    struct devptr d_entries;     /* the same on the device */
-    struct lora_part *parts;     /* [n_layers, SITE_KINDS] */
+    int32_t empty;              /* first of the list of empty slots */
+    struct lora_entry *entries; /* [n_sites, n_slots] */
+    struct devptr d_entries;    /* the same on the device */
+    struct lora_part *parts;    /* [n_layers, SITE_KINDS] */
     uint64_t n_fills, n_ticks;
     struct lora_pool_stats stats;
 };
@@ -105,8 +107,9 @@ static void build_parts(struct lora_pool *p)
     }
 }
 
-int lora_pool_create(struct lora_pool **out, const struct model_config *model, const struct ops *ops,
-                     struct backend *be, size_t n_bytes, int n_slots, struct err *err)
+int lora_pool_create(struct lora_pool **out, const struct model_config *model,
+                     const struct ops *ops, struct backend *be, size_t n_bytes, int n_slots,
+                     struct err *err)
 {
     BUG_IF(n_slots < 1);
     struct lora_pool *p = xcalloc(1, sizeof *p);
@@ -160,7 +163,7 @@ void lora_pool_free(struct lora_pool *p)
     free(p);
 }
 
-/* ---- finding ----------------------------------------------------------------------------------- */
+/* ---- finding ----------------------------------------------------------------------------- */
 
 static int32_t *chain_of(const struct lora_pool *p, const struct content_digest *content)
 {
@@ -188,7 +191,7 @@ bool lora_pool_is_pinned(const struct lora_pool *p, const struct content_digest 
     return i >= 0 && p->slots[i].n_pins > 0;
 }
 
-/* ---- eviction ---------------------------------------------------------------------------------- */
+/* ---- eviction ---------------------------------------------------------------------------- */
 
 static void set_entry(struct lora_pool *p, int site, int32_t slot, struct lora_entry entry)
 {
@@ -234,10 +237,10 @@ static bool evict_one(struct lora_pool *p)
     return true;
 }
 
-/* ---- placing ----------------------------------------------------------------------------------- */
+/* ---- placing ----------------------------------------------------------------------------- */
 
-/* Memory for all sites of a, in as few extents as the heap allows; piece_end[e] is the number of sites
- * in extents up to e. False, with nothing taken, when it doesn't fit. */
+/* Memory for all sites of a, in as few extents as the heap allows; piece_end[e] is the number of
+ * sites in extents up to e. False, with nothing taken, when it doesn't fit. */
 static bool place(struct lora_pool *p, struct slot *s, const struct lora_adapter *a,
                   int piece_end[EXTENTS_MAX])
 {

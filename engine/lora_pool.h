@@ -1,7 +1,7 @@
 /* lora_pool: adapters on the device. Engine thread only.
  *
- * A slot is an index into the tables of lora_entry that every linear call reads; it has no size. The
- * matrices lie where a heap over one region put them, at their true size and rank. */
+ * A slot is an index into the tables of lora_entry that every linear call reads; it has no size.
+ * The matrices lie where a heap over one region put them, at their true size and rank. */
 #ifndef TRIBUTARY_ENGINE_LORA_POOL_H
 #define TRIBUTARY_ENGINE_LORA_POOL_H
 
@@ -30,8 +30,9 @@ struct lora_pool_stats {
 };
 
 /* Takes n_bytes of device memory and builds tables of n_slots for every site. */
-int lora_pool_create(struct lora_pool **out, const struct model_config *model, const struct ops *ops,
-                     struct backend *be, size_t n_bytes, int n_slots, struct err *err);
+int lora_pool_create(struct lora_pool **out, const struct model_config *model,
+                     const struct ops *ops, struct backend *be, size_t n_bytes, int n_slots,
+                     struct err *err);
 void lora_pool_free(struct lora_pool *p); /* quiet on NULL; nothing may be pinned */
 
 /* Makes the adapter resident, evicting unpinned ones as needed (least recently pinned first), and
@@ -54,7 +55,8 @@ const struct lora_part *lora_pool_parts(const struct lora_pool *p, int layer, en
 
 void lora_pool_stats(const struct lora_pool *p, struct lora_pool_stats *out);
 
-/* Tests only: exchanges what two slots point at, so that a test can see a wrong adapter be noticed. */
+/* Tests only: exchanges what two slots point at, so that a test can see a wrong adapter be noticed.
+ */
 void lora_pool_swap_entries(struct lora_pool *p, int32_t slot_a, int32_t slot_b);
 /* The slot of a resident adapter, or -1. */
 int32_t lora_pool_slot(const struct lora_pool *p, const struct content_digest *content);

@@ -1,6 +1,7 @@
 /* model: see model.h. Opens config, generation config and weights, checks one against the other and
  * computes the identity. The expected tensors are enumerated by one function, `each_tensor`, which
- * both the check of a directory and the making of a random model walk, so that they can't differ. */
+ * both the check of a directory and the making of a random model walk, so that they can't differ.
+ */
 #include "engine/model.h"
 
 #include "engine/config_json.h"
@@ -18,11 +19,11 @@
 
 enum { CONFIG_MAX_BYTES = 4 << 20, HASH_THREADS_MAX = 32 };
 
-/* ---- sites ------------------------------------------------------------------------------------- */
+/* ---- sites ------------------------------------------------------------------------------- */
 
 static const char *const SITE_PATHS[SITE_KINDS] = {
-    [SITE_Q] = "self_attn.q_proj", [SITE_K] = "self_attn.k_proj",  [SITE_V] = "self_attn.v_proj",
-    [SITE_O] = "self_attn.o_proj", [SITE_GATE] = "mlp.gate_proj",  [SITE_UP] = "mlp.up_proj",
+    [SITE_Q] = "self_attn.q_proj", [SITE_K] = "self_attn.k_proj", [SITE_V] = "self_attn.v_proj",
+    [SITE_O] = "self_attn.o_proj", [SITE_GATE] = "mlp.gate_proj", [SITE_UP] = "mlp.up_proj",
     [SITE_DOWN] = "mlp.down_proj",
 };
 
@@ -82,7 +83,7 @@ char *model_site_name(char out[SITE_NAME_BYTES], int site)
     return out;
 }
 
-/* ---- the tensors a config asks for ------------------------------------------------------------- */
+/* ---- the tensors a config asks for ------------------------------------------------------- */
 
 typedef int tensor_visit(void *context, const char *name, int64_t d0, int64_t d1, struct err *err);
 
@@ -131,8 +132,10 @@ static int check_tensor(void *context, const char *name, int64_t d0, int64_t d1,
     if (t == NULL)
         return err_set(err, ERR_INVALID, "tensor %s is missing", name);
     if (t->dtype != TENSOR_F32 && t->dtype != TENSOR_F16 && t->dtype != TENSOR_BF16)
-        return err_set(err, ERR_UNSUPPORTED, "tensor %s: dtype %s is not supported (F32, F16 and "
-                       "BF16 are)", name, tensor_dtype_name(t->dtype));
+        return err_set(err, ERR_UNSUPPORTED,
+                       "tensor %s: dtype %s is not supported (F32, F16 and "
+                       "BF16 are)",
+                       name, tensor_dtype_name(t->dtype));
     if (!tensor_is(t, d0, d1)) {
         struct tensor want = {.shape = {d0, d1}, .n_dims = d1 < 0 ? 1 : 2};
         char want_shape[64];
@@ -191,7 +194,7 @@ static int check_tensors(struct model *m, struct err *err)
     return 0;
 }
 
-/* ---- identity ---------------------------------------------------------------------------------- */
+/* ---- identity ---------------------------------------------------------------------------- */
 
 struct hash_job { /* files taken one by one by several threads */
     pthread_mutex_t lock;
@@ -266,7 +269,7 @@ static struct model_id identity(struct tensor_dir *tensors, const struct buf *co
     return id;
 }
 
-/* ---- open -------------------------------------------------------------------------------------- */
+/* ---- open -------------------------------------------------------------------------------- */
 
 static void last_component(char *out, size_t n_out, const char *dir)
 {
@@ -328,7 +331,7 @@ void model_close(struct model *m)
     free(m);
 }
 
-/* ---- random models ----------------------------------------------------------------------------- */
+/* ---- random models ----------------------------------------------------------------------- */
 
 struct make {
     struct safetensors *parsed;

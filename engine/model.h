@@ -1,8 +1,8 @@
 /* model: what a base model is, read from a directory in Hugging Face layout.
  *
- * The families of this file share one skeleton: embedding; layers of RMSNorm, attention with grouped
- * heads, RMSNorm, SwiGLU; RMSNorm; output matrix. What differs is in model_config. Everything that
- * would make the skeleton compute something else is refused, naming the key. */
+ * The families of this file share one skeleton: embedding; layers of RMSNorm, attention with
+ * grouped heads, RMSNorm, SwiGLU; RMSNorm; output matrix. What differs is in model_config.
+ * Everything that would make the skeleton compute something else is refused, naming the key. */
 #ifndef TRIBUTARY_ENGINE_MODEL_H
 #define TRIBUTARY_ENGINE_MODEL_H
 
@@ -41,15 +41,15 @@ struct model_config {
     int n_eos;
 };
 
-/* config is the object of config.json; generation (may be NULL) that of generation_config.json, whose
- * bos_token_id and eos_token_id win. `where` names the file in messages. */
+/* config is the object of config.json; generation (may be NULL) that of generation_config.json,
+ * whose bos_token_id and eos_token_id win. `where` names the file in messages. */
 int model_config_parse(struct model_config *out, const struct json_t *config,
                        const struct json_t *generation, const char *where, struct err *err);
 
 /* inv_freq [head_dim / 2] of the rope, scaled, in the f32 steps that transformers takes. */
 void model_rope_inv_freq(const struct model_config *c, float *inv_freq);
 
-/* ---- sites: the linear modules that adapters touch --------------------------------------------- */
+/* ---- sites: the linear modules that adapters touch --------------------------------------- */
 
 enum site_kind { SITE_Q, SITE_K, SITE_V, SITE_O, SITE_GATE, SITE_UP, SITE_DOWN, SITE_KINDS };
 
@@ -62,7 +62,7 @@ enum { SITE_NAME_BYTES = 64 };
 /* "model.layers.3.self_attn.q_proj"; returns out. */
 char *model_site_name(char out[SITE_NAME_BYTES], int site);
 
-/* ---- the model --------------------------------------------------------------------------------- */
+/* ---- the model --------------------------------------------------------------------------- */
 
 struct model {
     struct model_config config;
@@ -72,8 +72,8 @@ struct model {
     struct tensor_dir tensors;
 };
 
-/* Maps the weights and checks that every tensor the config asks for is there with the right shape and
- * a dtype that can be computed with, and no other.
+/* Maps the weights and checks that every tensor the config asks for is there with the right shape
+ * and a dtype that can be computed with, and no other.
  *
  * The id is sha256 over lines, sorted by name, one for config.json and one for each weight file:
  *   "<sha256 of the file, hex>  <size in bytes>  <name>\n"
@@ -82,8 +82,8 @@ struct model {
 int model_open(struct model **out, const char *dir, struct err *err);
 void model_close(struct model *m); /* quiet on NULL */
 
-/* A model of the given shape with seeded random bf16 weights, in memory, for measurements and tests.
- * Weights are uniform with the variance that keeps activations near 1. */
+/* A model of the given shape with seeded random bf16 weights, in memory, for measurements and
+ * tests. Weights are uniform with the variance that keeps activations near 1. */
 int model_random(struct model **out, const struct model_config *config, const char *name,
                  uint64_t seed, struct err *err);
 

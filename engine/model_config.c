@@ -113,7 +113,7 @@ static int compare_key(const void *key, const void *entry)
     return strcmp(key, *(const char *const *)entry);
 }
 
-#define IN_LIST(key, list)                                                                         \
+#define IN_LIST(key, list) \
     (bsearch(key, list, sizeof(list) / sizeof((list)[0]), sizeof((list)[0]), compare_key) != NULL)
 
 static int refuse_unknown_keys(const json_t *config, const char *where, struct err *err)
@@ -150,8 +150,8 @@ static int parse_family(struct model_config *c, const json_t *config, const char
         }
     }
     return err_set(err, ERR_UNSUPPORTED,
-                   "%s: model_type %s is not supported (llama, mistral, qwen2 and qwen3 are)", where,
-                   type);
+                   "%s: model_type %s is not supported (llama, mistral, qwen2 and qwen3 are)",
+                   where, type);
 }
 
 /* A dimension that must be there. */
@@ -183,8 +183,9 @@ static int parse_shape(struct model_config *c, const json_t *config, const char 
         config_json_string(config, "hidden_act", where, &act, err) != 0)
         return -1;
     if (c->n_layers > MODEL_LAYERS_MAX)
-        return err_set(err, ERR_UNSUPPORTED, "%s: num_hidden_layers is %d, at most %d are supported",
-                       where, c->n_layers, MODEL_LAYERS_MAX);
+        return err_set(err, ERR_UNSUPPORTED,
+                       "%s: num_hidden_layers is %d, at most %d are supported", where, c->n_layers,
+                       MODEL_LAYERS_MAX);
     if (strcmp(act, "silu") != 0)
         return err_set(err, ERR_UNSUPPORTED, "%s: hidden_act %s is not supported (silu is)", where,
                        act);
@@ -193,8 +194,10 @@ static int parse_shape(struct model_config *c, const json_t *config, const char 
     if (config_json_int(config, "num_key_value_heads", where, 1, c->n_heads, &kv_heads, err) != 0)
         return -1;
     if (c->n_heads % kv_heads != 0)
-        return err_set(err, ERR_INVALID, "%s: num_attention_heads %d is no multiple of "
-                       "num_key_value_heads %d", where, c->n_heads, (int)kv_heads);
+        return err_set(err, ERR_INVALID,
+                       "%s: num_attention_heads %d is no multiple of "
+                       "num_key_value_heads %d",
+                       where, c->n_heads, (int)kv_heads);
     head_dim = c->family == MODEL_QWEN3 ? 128 : c->hidden / c->n_heads;
     if (config_json_int(config, "head_dim", where, 2, 1024, &head_dim, err) != 0)
         return -1;
@@ -256,7 +259,8 @@ static int parse_windows(struct model_config *c, const json_t *config, const cha
     if (!config_json_is_set(types))
         return 0;
     if (!json_is_array(types) || json_array_size(types) != (size_t)c->n_layers)
-        return err_set(err, ERR_INVALID, "%s: layer_types is not an array of %d", where, c->n_layers);
+        return err_set(err, ERR_INVALID, "%s: layer_types is not an array of %d", where,
+                       c->n_layers);
     for (int l = 0; l < c->n_layers; l++) {
         const char *type = json_string_value(json_array_get(types, (size_t)l));
         if (type == NULL)
@@ -267,8 +271,8 @@ static int parse_windows(struct model_config *c, const json_t *config, const cha
                    c->family != MODEL_LLAMA) {
             c->window[l] = (int)window;
         } else {
-            return err_set(err, ERR_UNSUPPORTED, "%s: layer_types[%d] is %s, which is not supported",
-                           where, l, type);
+            return err_set(err, ERR_UNSUPPORTED,
+                           "%s: layer_types[%d] is %s, which is not supported", where, l, type);
         }
     }
     return 0;
@@ -279,15 +283,21 @@ static int parse_rope(struct model_config *c, const json_t *config, const char *
                       struct err *err)
 {
     static const char *const known[] = {
-        "factor",           "high_freq_factor", "low_freq_factor", "original_max_position_embeddings",
-        "partial_rotary_factor", "rope_theta",  "rope_type",       "type",
+        "factor",
+        "high_freq_factor",
+        "low_freq_factor",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+        "rope_theta",
+        "rope_type",
+        "type",
     };
     const json_t *parameters = json_object_get(config, "rope_parameters");
     const json_t *scaling = json_object_get(config, "rope_scaling");
     const char *from = "rope_scaling";
     if (config_json_is_set(parameters)) {
-        if (config_json_is_set(scaling) && !json_equal((json_t *)(uintptr_t)scaling,
-                                                       (json_t *)(uintptr_t)parameters))
+        if (config_json_is_set(scaling) &&
+            !json_equal((json_t *)(uintptr_t)scaling, (json_t *)(uintptr_t)parameters))
             return err_set(err, ERR_INVALID, "%s: has rope_parameters and another rope_scaling",
                            where);
         scaling = parameters;
@@ -307,7 +317,8 @@ static int parse_rope(struct model_config *c, const json_t *config, const char *
         json_object_foreach((json_t *)(uintptr_t)scaling, key, value)
         {
             if (config_json_is_set(value) && !IN_LIST(key, known))
-                return err_set(err, ERR_UNSUPPORTED, "%s: %s.%s is not supported", where, from, key);
+                return err_set(err, ERR_UNSUPPORTED, "%s: %s.%s is not supported", where, from,
+                               key);
         }
         const char *type = NULL;
         if (config_json_string(scaling, "type", where, &type, err) != 0 ||
@@ -329,15 +340,20 @@ static int parse_rope(struct model_config *c, const json_t *config, const char *
         } else if (strcmp(type, "llama3") == 0) {
             c->rope.scaling = ROPE_LLAMA3;
         } else {
-            return err_set(err, ERR_UNSUPPORTED, "%s: %s type %s is not supported (default, linear "
-                           "and llama3 are)", where, from, type);
+            return err_set(err, ERR_UNSUPPORTED,
+                           "%s: %s type %s is not supported (default, linear "
+                           "and llama3 are)",
+                           where, from, type);
         }
-        if (c->rope.scaling != ROPE_DEFAULT && !config_json_is_set(json_object_get(scaling, "factor")))
+        if (c->rope.scaling != ROPE_DEFAULT &&
+            !config_json_is_set(json_object_get(scaling, "factor")))
             return err_set(err, ERR_INVALID, "%s: %s has no factor", where, from);
         if (c->rope.scaling == ROPE_LLAMA3 && (original == 0 || high <= low))
-            return err_set(err, ERR_INVALID, "%s: %s of llama3 needs "
+            return err_set(err, ERR_INVALID,
+                           "%s: %s of llama3 needs "
                            "original_max_position_embeddings and low_freq_factor below "
-                           "high_freq_factor", where, from);
+                           "high_freq_factor",
+                           where, from);
     }
     if (partial < 1)
         return err_set(err, ERR_UNSUPPORTED, "%s: partial_rotary_factor %g is not supported", where,
@@ -377,7 +393,8 @@ static int parse_ends(struct model_config *c, const json_t *object, const char *
     c->n_eos = 0;
     for (size_t i = 0; i < n; i++) {
         const json_t *id = json_is_array(v) ? json_array_get(v, i) : v;
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= c->vocab)
+        if (!json_is_integer(id) || json_integer_value(id) < 0 ||
+            json_integer_value(id) >= c->vocab)
             return err_set(err, ERR_INVALID, "%s: eos_token_id is not in the vocabulary", where);
         c->eos[c->n_eos++] = (int32_t)json_integer_value(id);
     }

@@ -4,9 +4,10 @@
  * tree: a header of 100 MB of nested arrays costs nothing but the first wrong byte. Memory is the
  * tensors found (each took at least 40 bytes of header) and their names.
  *
- * After scanning, tensors are ordered by their beginning; each must begin where the one before ended
- * and the last must end with the file. That one walk excludes overlap, holes and a rest, as the
- * reference implementation does. Then they are ordered by name, for lookup and for finding twins.
+ * After scanning, tensors are ordered by their beginning; each must begin where the one before
+ * ended and the last must end with the file. That one walk excludes overlap, holes and a rest, as
+ * the reference implementation does. Then they are ordered by name, for lookup and for finding
+ * twins.
  *
  * Accepted JSON is the standard's, with two narrowings: names and strings must be UTF-8 without
  * control characters, and numbers are plain non-negative integers. */
@@ -116,7 +117,7 @@ float tensor_f32(const struct tensor *t, size_t i)
     BUG("tensor_f32 of %s", tensor_dtype_name(t->dtype));
 }
 
-/* ---- the scanner ------------------------------------------------------------------------------- */
+/* ---- the scanner ------------------------------------------------------------------------- */
 
 struct scan {
     const uint8_t *at, *end;
@@ -409,19 +410,18 @@ static int check_layout(struct found *found, size_t n, const char *names, size_t
                            found[i].end, n_data);
         if (found[i].end - found[i].begin != n_bytes)
             return err_set(err, ERR_INVALID,
-                           "tensor %s: %s of its shape needs %zu bytes, data_offsets give %zu", name,
-                           tensor_dtype_name(found[i].dtype), n_bytes,
+                           "tensor %s: %s of its shape needs %zu bytes, data_offsets give %zu",
+                           name, tensor_dtype_name(found[i].dtype), n_bytes,
                            found[i].end - found[i].begin);
     }
     qsort(found, n, sizeof *found, by_begin);
     size_t at = 0;
     for (size_t i = 0; i < n; i++) {
         if (found[i].begin != at)
-            return err_set(err, ERR_INVALID, "tensor %s: begins at byte %zu of the data, %s byte %zu",
-                           names + found[i].name_at, found[i].begin,
-                           found[i].begin < at ? "overlapping what ends at"
-                                               : "leaving a hole after",
-                           at);
+            return err_set(
+                err, ERR_INVALID, "tensor %s: begins at byte %zu of the data, %s byte %zu",
+                names + found[i].name_at, found[i].begin,
+                found[i].begin < at ? "overlapping what ends at" : "leaving a hole after", at);
         at = found[i].end;
     }
     if (at != n_data)

@@ -72,7 +72,7 @@ bool tensor_is(const struct tensor *t, int64_t d0, int64_t d1);
 float tensor_f32(const struct tensor *t, size_t i);
 size_t tensor_n_elements(const struct tensor *t);
 
-/* ---- one file ---------------------------------------------------------------------------------- */
+/* ---- one file ---------------------------------------------------------------------------- */
 
 struct safetensors {
     struct tensor *tensors; /* [n_tensors], ascending by name */
@@ -88,7 +88,7 @@ void safetensors_release(struct safetensors *s);
 /* NULL when there is none of that name. */
 const struct tensor *safetensors_find(const struct safetensors *s, const char *name);
 
-/* ---- a directory: <stem>.safetensors, or shards with <stem>.safetensors.index.json ------------- */
+/* ---- a directory: <stem>.safetensors, or shards with <stem>.safetensors.index.json ------- */
 
 enum tensor_dir_how {
     TENSOR_DIR_MAP,  /* mmap: for the base model; files must not be truncated while open */

@@ -34,7 +34,8 @@ static int32_t n_top_of(const struct sequence *q)
     return q->sampling.n_top_logprobs > 0 ? q->sampling.n_top_logprobs : 0;
 }
 
-static void prepare_draw(struct sample_params *p, struct sample_history *h, const struct sequence *q)
+static void prepare_draw(struct sample_params *p, struct sample_history *h,
+                         const struct sequence *q)
 {
     const struct engine_sampling *a = &q->sampling;
     *p = (struct sample_params){

@@ -22,8 +22,8 @@ struct sampler {
 void sampler_init(struct sampler *s, int max_seqs, int max_rows);
 void sampler_release(struct sampler *s);
 
-/* Enqueues logits, draws and scores of the step; s->draws [b->n_draw] and s->scores [b->n_score] are
- * valid after the backend's next sync. */
+/* Enqueues logits, draws and scores of the step; s->draws [b->n_draw] and s->scores [b->n_score]
+ * are valid after the backend's next sync. */
 void sampler_run(struct sampler *s, struct forward *f, const struct step_batch *b);
 
 #endif

@@ -1,23 +1,24 @@
 /* scheduler: see scheduler.h.
  *
  * Continuous batching (Yu et al., Orca, OSDI '22) with chunked prefill (Agrawal et al., Sarathi,
- * arXiv:2308.16369): each step, decoding sequences get one row each, and what is left of max_rows is
- * given to prompts, oldest first, so that a long prompt neither stops the decodes nor waits for them.
+ * arXiv:2308.16369): each step, decoding sequences get one row each, and what is left of max_rows
+ * is given to prompts, oldest first, so that a long prompt neither stops the decodes nor waits for
+ * them.
  *
  * Blocks. A sequence is admitted with all the blocks its known tokens need, and takes one more each
  * BLOCK_TOKENS tokens. Admission leaves one free block for each running sequence, so that a step
  * later nobody need leave. When a decode finds no free block, the youngest running sequence is
  * preempted by recompute: its blocks are dropped and it waits, at its old place in the order, to
- * prefill all its tokens again. The one that asks may itself be the youngest. Since preemption takes
- * the youngest and grants go to the oldest first, the oldest always advances; alone, it fits, because
- * no request is accepted that could outgrow the cache.
+ * prefill all its tokens again. The one that asks may itself be the youngest. Since preemption
+ * takes the youngest and grants go to the oldest first, the oldest always advances; alone, it fits,
+ * because no request is accepted that could outgrow the cache.
  *
- * Adapters. A waiting sequence needs the bytes of those of its adapters that nobody pins (resident and
- * unpinned ones count: they hold bytes that an eviction could free). If they don't fit, it is passed
- * by; sequences of the base model or of pinned adapters behind it may begin. A sequence passed by too
- * often becomes a barrier: nothing that needs an adapter begins behind it, so pins only go away, and
- * when they are gone it fits. The plan counts bytes; if the pool then fails to place an adapter, for
- * fragmentation, the engine leaves that sequence waiting as if passed by. */
+ * Adapters. A waiting sequence needs the bytes of those of its adapters that nobody pins (resident
+ * and unpinned ones count: they hold bytes that an eviction could free). If they don't fit, it is
+ * passed by; sequences of the base model or of pinned adapters behind it may begin. A sequence
+ * passed by too often becomes a barrier: nothing that needs an adapter begins behind it, so pins
+ * only go away, and when they are gone it fits. The plan counts bytes; if the pool then fails to
+ * place an adapter, for fragmentation, the engine leaves that sequence waiting as if passed by. */
 #include "engine/scheduler.h"
 
 #include "kernels/ops.h"
@@ -29,9 +30,8 @@
 
 void sched_plan_init(struct sched_plan *p, int max_running, int max_waiting, int max_adapters)
 {
-    *p = (struct sched_plan){.max_running = max_running,
-                             .max_waiting = max_waiting,
-                             .max_adapters = max_adapters};
+    *p = (struct sched_plan){
+        .max_running = max_running, .max_waiting = max_waiting, .max_adapters = max_adapters};
     p->preempt = xcalloc((size_t)max_running, sizeof *p->preempt);
     p->run = xcalloc((size_t)max_running, sizeof *p->run);
     p->admit = xcalloc((size_t)max_running, sizeof *p->admit);
@@ -117,8 +117,8 @@ static void grant_blocks(struct planning *p)
             continue;
         if (need > 0)
             p->n_blocks_free -= need;
-        p->plan->run[p->plan->n_run++] =
-            (struct sched_grant){.index = i, .n_blocks = need > 0 ? need : 0};
+        p->plan->run[p->plan->n_run++] = (struct sched_grant){.index = i,
+                                                              .n_blocks = need > 0 ? need : 0};
     }
 }
 

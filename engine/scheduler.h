@@ -1,9 +1,10 @@
-/* scheduler: who computes what in the next step. A pure function of the state it is shown: no clock,
- * no device, no allocation, nothing remembered between calls.
+/* scheduler: who computes what in the next step. A pure function of the state it is shown: no
+ * clock, no device, no allocation, nothing remembered between calls.
  *
  * Words: a running sequence has KV blocks and pins; a waiting one has neither (it is new, or was
- * preempted). Tokens below n_cached have their K and V in the cache; the rest up to n_tokens are to be
- * computed; a running sequence with exactly one to compute is decoding, with more it is in prefill. */
+ * preempted). Tokens below n_cached have their K and V in the cache; the rest up to n_tokens are to
+ * be computed; a running sequence with exactly one to compute is decoding, with more it is in
+ * prefill. */
 #ifndef TRIBUTARY_ENGINE_SCHEDULER_H
 #define TRIBUTARY_ENGINE_SCHEDULER_H
 
@@ -77,8 +78,8 @@ void sched_plan_release(struct sched_plan *p);
  *   - blocks granted sum to at most what is free after the preemptions;
  *   - the oldest running sequence is never preempted for want of blocks, so that something always
  *     finishes;
- *   - waiting ones are admitted oldest first, except past those whose adapters don't fit now, and past
- *     such a one at most SCHED_BYPASS_MAX times;
+ *   - waiting ones are admitted oldest first, except past those whose adapters don't fit now, and
+ * past such a one at most SCHED_BYPASS_MAX times;
  *   - no admission in a step that preempts, so that blocks don't go round in circles. */
 void sched_plan_make(struct sched_plan *plan, const struct sched_state *state);
 

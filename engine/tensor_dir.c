@@ -1,9 +1,9 @@
 /* tensor_dir: the files of a model or an adapter as one set of tensors; see safetensors.h.
  *
- * Which files: <stem>.safetensors when it exists, else the shards that <stem>.safetensors.index.json
- * names in weight_map. The index and the shards must agree exactly: every tensor of the map is in the
- * file it names, every tensor of a file is in the map, no tensor is in two files. Shard names are
- * plain names, so an index cannot point outside of its directory.
+ * Which files: <stem>.safetensors when it exists, else the shards that
+ * <stem>.safetensors.index.json names in weight_map. The index and the shards must agree exactly:
+ * every tensor of the map is in the file it names, every tensor of a file is in the map, no tensor
+ * is in two files. Shard names are plain names, so an index cannot point outside of its directory.
  *
  * A base model is mapped: 16 GB are not copied, and the page cache is shared by all processes. Its
  * files belong to the operator. An adapter comes from strangers and through the network: it is read
@@ -98,7 +98,8 @@ static int file_open(struct tensor_dir_file *f, const char *dir, const char *nam
 
 static int tensor_by_name(const void *a, const void *b)
 {
-    return strcmp((*(const struct tensor *const *)a)->name, (*(const struct tensor *const *)b)->name);
+    return strcmp((*(const struct tensor *const *)a)->name,
+                  (*(const struct tensor *const *)b)->name);
 }
 
 /* Opens the shards of weight_map; files [0] is the index already. */
@@ -162,7 +163,8 @@ static int parse_all(struct tensor_dir *d, const char *dir, size_t first, struct
 {
     size_t n = 0;
     for (size_t i = first; i < d->n_files; i++) {
-        if (safetensors_parse(&d->files[i].parsed, d->files[i].bytes, d->files[i].n_bytes, err) != 0)
+        if (safetensors_parse(&d->files[i].parsed, d->files[i].bytes, d->files[i].n_bytes, err) !=
+            0)
             return err_wrap(err, "%s/%s", dir, d->files[i].name);
         n += d->files[i].parsed.n_tensors;
     }
@@ -212,8 +214,9 @@ int tensor_dir_open(struct tensor_dir *out, const char *dir, const char *stem,
             goto out;
         rc = 0;
     } else {
-        err_set(err, ERR_NOT_FOUND, "%s: has neither %s nor %s (pickled weights, .bin, are not read)",
-                dir, single, index_name);
+        err_set(err, ERR_NOT_FOUND,
+                "%s: has neither %s nor %s (pickled weights, .bin, are not read)", dir, single,
+                index_name);
     }
 out:
     json_decref(index);

@@ -63,9 +63,9 @@ static int make_weight(const struct making *k, struct weight **out, const char *
         if (first == NULL)
             first = t;
         if (t->dtype != first->dtype)
-            return err_set(k->err, ERR_UNSUPPORTED, "tensor %s is %s, %s is %s: they must be the same",
-                           first->name, tensor_dtype_name(first->dtype), t->name,
-                           tensor_dtype_name(t->dtype));
+            return err_set(k->err, ERR_UNSUPPORTED,
+                           "tensor %s is %s, %s is %s: they must be the same", first->name,
+                           tensor_dtype_name(first->dtype), t->name, tensor_dtype_name(t->dtype));
         parts[i] = aligned_data(k, t);
         d_out[i] = (int)t->shape[0];
     }

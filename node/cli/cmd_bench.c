@@ -44,8 +44,8 @@ static int read_streams(struct bench_options *o, const char *text)
 /* The options as they were given, to be told beside the numbers. */
 static void flags_text(const struct cli_args *a, char *out, size_t n_out)
 {
-    static const char *const values[] = {"shape",  "backend", "streams", "threads", "prompt",
-                                         "generate", "rank",  "rounds",  "rows"};
+    static const char *const values[] = {"shape",    "backend", "streams", "threads", "prompt",
+                                         "generate", "rank",    "rounds",  "rows"};
     size_t at = 0;
     out[0] = '\0';
     for (size_t i = 0; i < sizeof values / sizeof values[0] && at < n_out; i++)
@@ -72,8 +72,8 @@ static int run_bench(const struct cli_args *a)
         const char *text = cli_value(a, NUMBERS[i].option, "");
         int v = whole(text, NUMBERS[i].max);
         if (v < 0)
-            return cli_usage(a, "--%s %s is not a whole number from 1 to %d", NUMBERS[i].option, text,
-                             NUMBERS[i].max);
+            return cli_usage(a, "--%s %s is not a whole number from 1 to %d", NUMBERS[i].option,
+                             text, NUMBERS[i].max);
         memcpy((char *)&o + NUMBERS[i].field, &v, sizeof v);
     }
     if (cli_has(a, "streams") && read_streams(&o, cli_value(a, "streams", "")) != 0)
@@ -89,8 +89,10 @@ const struct cli_command cmd_bench = {
     .summary = "measure tokens per second on this machine",
     .synopsis = "[--shape NAME] [--backend NAME] [--streams LIST] [--rounds N] [--csv] [...]",
     .description =
-        "Makes a random model of a named shape and a random adapter for each stream, in memory, and "
-        "measures prefill and decode for the base model, for one adapter shared by all streams, and "
+        "Makes a random model of a named shape and a random adapter for each stream, in memory, "
+        "and "
+        "measures prefill and decode for the base model, for one adapter shared by all streams, "
+        "and "
         "for as many different adapters as streams. Rounds take turns among the three; medians are "
         "printed, with the machine, the commit and the flags beside them.",
     .examples = "    tributary bench\n"

@@ -14,7 +14,7 @@ enum { DEMO_ADAPTERS = 5, DEMO_TOP = 5 };
 
 static const char *const DEMO_NAMES[DEMO_ADAPTERS] = {"base", "med", "law", "code", "verse"};
 
-struct golden { /* a line of demo-7m_greedy.jsonl */
+struct golden {   /* a line of demo-7m_greedy.jsonl */
     int adapter;  /* index into DEMO_NAMES */
     int32_t *ids; /* [n_prompt + n_output] */
     int n_prompt, n_output;

@@ -1,4 +1,5 @@
-/* run: what the engine's tests share: an engine whose events are collected a request, and waiting. */
+/* run: what the engine's tests share: an engine whose events are collected a request, and waiting.
+ */
 #ifndef TRIBUTARY_TESTS_UNIT_ENGINE_RUN_H
 #define TRIBUTARY_TESTS_UNIT_ENGINE_RUN_H
 
@@ -11,7 +12,7 @@
 #include <pthread.h>
 #include <string.h>
 
-#define MODELS "tests/fixtures/models/"
+#define MODELS   "tests/fixtures/models/"
 #define ADAPTERS "tests/fixtures/adapters/"
 
 struct run_event { /* of a token: drawn, or of the prompt */
@@ -46,9 +47,11 @@ static inline void run_keep(struct run_event **list, int *n, const struct engine
 {
     *list = xrealloc_array(*list, (size_t)*n + 1, sizeof **list);
     struct run_event *out = &(*list)[(*n)++];
-    *out = (struct run_event){
-        .token = e->token, .position = e->position, .logprob = e->logprob, .n_top = e->n_top,
-        .is_eos = e->is_eos};
+    *out = (struct run_event){.token = e->token,
+                              .position = e->position,
+                              .logprob = e->logprob,
+                              .n_top = e->n_top,
+                              .is_eos = e->is_eos};
     memcpy(out->top_ids, e->top_ids, sizeof out->top_ids);
     memcpy(out->top_logprobs, e->top_logprobs, sizeof out->top_logprobs);
 }
@@ -166,7 +169,8 @@ static inline bool run_same_events(const struct run_event *a, int n_a, const str
     if (n_a != n_b)
         return false;
     for (int i = 0; i < n_a; i++)
-        if (a[i].token != b[i].token || a[i].position != b[i].position || a[i].n_top != b[i].n_top ||
+        if (a[i].token != b[i].token || a[i].position != b[i].position ||
+            a[i].n_top != b[i].n_top ||
             memcmp(&a[i].logprob, &b[i].logprob, sizeof a[i].logprob) != 0 ||
             memcmp(a[i].top_ids, b[i].top_ids, (size_t)a[i].n_top * sizeof a[i].top_ids[0]) != 0 ||
             memcmp(a[i].top_logprobs, b[i].top_logprobs,

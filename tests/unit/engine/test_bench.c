@@ -13,9 +13,16 @@ static void a_table_has_a_row_for_every_kind_and_number_of_streams(void **state)
     char *text = NULL;
     size_t n_text = 0;
     FILE *out = open_memstream(&text, &n_text);
-    struct bench_options o = {.shape = "tiny", .backend = "ref", .n_prompt = 20, .n_generate = 6,
-                              .rank = 3, .n_rounds = 2, .streams = {1, 3}, .csv = true,
-                              .commit = "abc123", .flags = "--tiny"};
+    struct bench_options o = {.shape = "tiny",
+                              .backend = "ref",
+                              .n_prompt = 20,
+                              .n_generate = 6,
+                              .rank = 3,
+                              .n_rounds = 2,
+                              .streams = {1, 3},
+                              .csv = true,
+                              .commit = "abc123",
+                              .flags = "--tiny"};
     assert_ok(bench_run(&o, out, &err), err);
     fclose(out);
     assert_non_null(strstr(text, "# commit abc123\n# flags --tiny\n"));

@@ -1,6 +1,6 @@
 /* demo-7m, base and four adapters: what they say agrees with the golden file, whoever runs beside
- * them, and to the bit with what they say alone. Under a sanitizer a part of the golden file is run;
- * all of it in a build without. */
+ * them, and to the bit with what they say alone. Under a sanitizer a part of the golden file is
+ * run; all of it in a build without. */
 #include "tests/unit/engine/demo7m.h"
 
 static const double LOGPROB_TOLERANCE = 1e-3;
@@ -41,8 +41,9 @@ static int check_greedy(const struct golden *g, const struct answer *a)
         if (a->tokens[i].token == g->ids[g->n_prompt + i])
             continue;
         if (margin > MARGIN)
-            fail_msg("%s: greedy id %d is %d, golden %d, by a margin of %.3f", DEMO_NAMES[g->adapter],
-                     i, a->tokens[i].token, g->ids[g->n_prompt + i], margin);
+            fail_msg("%s: greedy id %d is %d, golden %d, by a margin of %.3f",
+                     DEMO_NAMES[g->adapter], i, a->tokens[i].token, g->ids[g->n_prompt + i],
+                     margin);
         return i;
     }
     assert_int_equal(a->n_tokens, g->n_output);
@@ -87,7 +88,8 @@ static void check_goldens(const char *backend, int stride, int n_output_max)
         n_requests++;
     }
     print_message("note: demo-7m on %s: %d requests, %d greedy ids, %d log-probabilities, largest "
-                  "distance %.1e\n", backend, n_requests, n_ids, worst.n_compared, worst.distance);
+                  "distance %.1e\n",
+                  backend, n_requests, n_ids, worst.n_compared, worst.distance);
     free(greedy);
     free(scored);
     run_close(&d.run);
@@ -106,7 +108,7 @@ static void golden_log_probabilities_and_greedy_ids_on_ref_for_some(void **state
     check_goldens("ref", SANITIZED ? 13 : 4, SANITIZED ? 3 : 16);
 }
 
-/* ---- a row never depends on its neighbours --------------------------------------------------------- */
+/* ---- a row never depends on its neighbours ----------------------------------------------- */
 
 enum { MIX = 17, MIX_TOKENS = 24 };
 
@@ -119,8 +121,8 @@ static struct engine_request mixed_request(const struct demo *d, const struct go
         if (all->list[j].adapter == adapter && seen++ == i / DEMO_ADAPTERS)
             g = &all->list[j];
     assert_non_null(g);
-    struct engine_request r =
-        demo_under(d, run_greedy(g->ids, g->n_prompt, MIX_TOKENS, i % 3 * 5), adapter);
+    struct engine_request r = demo_under(d, run_greedy(g->ids, g->n_prompt, MIX_TOKENS, i % 3 * 5),
+                                         adapter);
     r.ignore_eos = i % 2 == 0;
     r.prompt_logprobs = i % 4 == 1;
     if (i >= 10) {

@@ -63,7 +63,8 @@ static void requests_that_break_a_rule_are_refused_and_no_event_comes(void **sta
     int n = 0;
 #define CASE(sentence, error) r[n] = request_of(4), says[n] = sentence, code[n++] = error
     CASE("prompt is empty", ERR_INVALID), r[n - 1].n_prompt = 0;
-    CASE("token 512 at position 1", ERR_INVALID), r[n - 1].prompt = bad_token, r[n - 1].n_prompt = 2;
+    CASE("token 512 at position 1", ERR_INVALID), r[n - 1].prompt = bad_token,
+                                                        r[n - 1].n_prompt = 2;
     CASE("token -1", ERR_INVALID), r[n - 1].prompt = negative, r[n - 1].n_prompt = 1;
     CASE("context of 128", ERR_INVALID), r[n - 1].prompt = many, r[n - 1].n_prompt = 129;
     CASE("leaves no room", ERR_INVALID), r[n - 1].prompt = many, r[n - 1].n_prompt = 128;
@@ -71,7 +72,8 @@ static void requests_that_break_a_rule_are_refused_and_no_event_comes(void **sta
     CASE("is not loaded", ERR_NOT_FOUND), r[n - 1].n_adapters = 1, r[n - 1].adapters[0].weight = 1;
     CASE("9 adapters", ERR_INVALID), r[n - 1].n_adapters = 9;
     CASE("named twice", ERR_INVALID), r[n - 1].n_adapters = 2;
-    CASE("has weight", ERR_INVALID), r[n - 1].n_adapters = 1, r[n - 1].adapters[0].weight = INFINITY;
+    CASE("has weight", ERR_INVALID), r[n - 1].n_adapters = 1,
+                                           r[n - 1].adapters[0].weight = INFINITY;
     CASE("temperature", ERR_INVALID), r[n - 1].sampling.temperature = -1;
     CASE("temperature", ERR_INVALID), r[n - 1].sampling.temperature = NAN;
     CASE("top_p", ERR_INVALID), r[n - 1].sampling.top_p = 1.5f;
@@ -223,7 +225,7 @@ static void a_seed_says_what_is_drawn_whoever_else_is_there(void **state)
     run_close(&run);
 }
 
-/* ---- ends from outside --------------------------------------------------------------------------- */
+/* ---- ends from outside ------------------------------------------------------------------- */
 
 struct until {
     int n_tokens;
@@ -331,7 +333,7 @@ static void closing_ends_everything_with_one_event_each(void **state)
     run_close(&run); /* checks that each had its FINISHED event */
 }
 
-/* ---- adapters -------------------------------------------------------------------------------------- */
+/* ---- adapters ---------------------------------------------------------------------------- */
 
 #define TEST_ADAPTERS ADAPTERS "stories260K-test/"
 
@@ -367,9 +369,9 @@ static void a_dropped_adapter_serves_who_has_it_and_is_not_found_afterwards(void
     run_close(&run);
 }
 
-static const char *const SOME[] = {TEST_ADAPTERS "r4-qv", TEST_ADAPTERS "r8-all-linear",
+static const char *const SOME[] = {TEST_ADAPTERS "r4-qv",      TEST_ADAPTERS "r8-all-linear",
                                    TEST_ADAPTERS "r16-rslora", TEST_ADAPTERS "r3-odd-rank",
-                                   TEST_ADAPTERS "patterns", ADAPTERS "stories260K-law"};
+                                   TEST_ADAPTERS "patterns",   ADAPTERS "stories260K-law"};
 enum { N_SOME = sizeof SOME / sizeof SOME[0] };
 
 /* Every adapter, then all again in another order, in a pool that holds one large one at a time. */

@@ -6,13 +6,13 @@
 
 static const double LOGIT_TOLERANCE = 1e-4;
 
-/* ---- the formula ------------------------------------------------------------------------------------ */
+/* ---- the formula ------------------------------------------------------------------------- */
 
 enum { N_MAX = 48, D_MAX = 256, VOCAB = 96 };
 
 struct naive {
     const struct model *m;
-    const struct lora_adapter *lora; /* or NULL */
+    const struct lora_adapter *lora;               /* or NULL */
     double k[4][N_MAX][D_MAX], v[4][N_MAX][D_MAX]; /* [layer][position] */
 };
 
@@ -26,7 +26,8 @@ static const struct tensor *tensor_of(const struct naive *n, int layer, const ch
     return tensor_dir_find(&n->m->tensors, full);
 }
 
-static double element(const struct lora_adapter *a, const struct lora_site *s, size_t offset, size_t i)
+static double element(const struct lora_adapter *a, const struct lora_site *s, size_t offset,
+                      size_t i)
 {
     struct tensor t = {.data = a->data + offset,
                        .dtype = s->dtype == DTYPE_F32 ? TENSOR_F32 : TENSOR_BF16};
@@ -63,7 +64,8 @@ static void linear(const struct naive *n, double *y, const double *x, int layer,
     }
 }
 
-static void rmsnorm(const struct naive *n, double *y, const double *x, int d, const struct tensor *w)
+static void rmsnorm(const struct naive *n, double *y, const double *x, int d,
+                    const struct tensor *w)
 {
     double sum = 0;
     for (int i = 0; i < d; i++)
@@ -97,8 +99,9 @@ static void attend(struct naive *n, double *x, int layer, int position)
         bool is_q = h < c->n_heads;
         double *head = is_q ? q + h * hd : n->k[layer][position] + (h - c->n_heads) * hd;
         if (c->qk_norm)
-            rmsnorm(n, head, head, hd,
-                    tensor_of(n, layer, is_q ? "self_attn.q_norm.weight" : "self_attn.k_norm.weight"));
+            rmsnorm(
+                n, head, head, hd,
+                tensor_of(n, layer, is_q ? "self_attn.q_norm.weight" : "self_attn.k_norm.weight"));
         rope(n, head, position);
     }
     for (int h = 0; h < c->n_heads; h++) {
@@ -159,7 +162,7 @@ static void naive_step(struct naive *n, double *logits, int32_t token, int posit
     }
 }
 
-/* ---- the same through files and the engine --------------------------------------------------------- */
+/* ---- the same through files and the engine ----------------------------------------------- */
 
 static void write_text(const char *dir, const char *name, const char *text)
 {
@@ -220,35 +223,42 @@ static const struct {
      "{\"model_type\":\"llama\",\"vocab_size\":96,\"hidden_size\":48,\"intermediate_size\":80,"
      "\"num_hidden_layers\":2,\"num_attention_heads\":6,\"num_key_value_heads\":2,"
      "\"max_position_embeddings\":64,\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,"
-     "\"rope_scaling\":null,\"tie_word_embeddings\":true,\"torch_dtype\":\"bfloat16\"}", false},
+     "\"rope_scaling\":null,\"tie_word_embeddings\":true,\"torch_dtype\":\"bfloat16\"}",
+     false},
     {"llama with all biases, own lm_head, num_key_value_heads null, odd addresses",
      "{\"model_type\":\"llama\",\"vocab_size\":96,\"hidden_size\":48,\"intermediate_size\":36,"
      "\"num_hidden_layers\":2,\"num_attention_heads\":3,\"num_key_value_heads\":null,"
-     "\"max_position_embeddings\":64,\"attention_bias\":true,\"mlp_bias\":true}", true},
+     "\"max_position_embeddings\":64,\"attention_bias\":true,\"mlp_bias\":true}",
+     true},
     {"llama3 scaling, rope_parameters, dtype",
      "{\"model_type\":\"llama\",\"vocab_size\":96,\"hidden_size\":32,\"intermediate_size\":48,"
      "\"num_hidden_layers\":2,\"num_attention_heads\":2,\"num_key_value_heads\":1,"
      "\"max_position_embeddings\":64,\"dtype\":\"bfloat16\",\"rope_parameters\":{"
      "\"rope_type\":\"llama3\",\"rope_theta\":500.0,\"factor\":4.0,\"low_freq_factor\":1.0,"
-     "\"high_freq_factor\":4.0,\"original_max_position_embeddings\":64}}", false},
+     "\"high_freq_factor\":4.0,\"original_max_position_embeddings\":64}}",
+     false},
     {"linear scaling",
      "{\"model_type\":\"llama\",\"vocab_size\":96,\"hidden_size\":32,\"intermediate_size\":48,"
      "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"max_position_embeddings\":64,"
-     "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.5}}", false},
+     "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.5}}",
+     false},
     {"mistral: window, head_dim of its own",
      "{\"model_type\":\"mistral\",\"vocab_size\":96,\"hidden_size\":40,\"intermediate_size\":64,"
      "\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":16,"
-     "\"max_position_embeddings\":64,\"sliding_window\":7,\"rms_norm_eps\":1e-5}", false},
+     "\"max_position_embeddings\":64,\"sliding_window\":7,\"rms_norm_eps\":1e-5}",
+     false},
     {"qwen2: biases of q, k, v; window in upper layers only",
      "{\"model_type\":\"qwen2\",\"vocab_size\":96,\"hidden_size\":48,\"intermediate_size\":56,"
      "\"num_hidden_layers\":3,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
      "\"max_position_embeddings\":64,\"tie_word_embeddings\":true,\"use_sliding_window\":true,"
-     "\"sliding_window\":9,\"max_window_layers\":1,\"rope_theta\":1000000.0}", false},
+     "\"sliding_window\":9,\"max_window_layers\":1,\"rope_theta\":1000000.0}",
+     false},
     {"qwen3: norms of q and k, layer_types",
      "{\"model_type\":\"qwen3\",\"vocab_size\":96,\"hidden_size\":32,\"intermediate_size\":48,"
      "\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":16,"
      "\"max_position_embeddings\":64,\"sliding_window\":null,\"use_sliding_window\":false,"
-     "\"layer_types\":[\"full_attention\",\"full_attention\"]}", false},
+     "\"layer_types\":[\"full_attention\",\"full_attention\"]}",
+     false},
 };
 
 static void check_family(size_t family, const char *backend, const struct lora_adapter *lora,
@@ -265,7 +275,8 @@ static void check_family(size_t family, const char *backend, const struct lora_a
     struct engine_request r = run_greedy(prompt, 20, N_MAX - 20, -1);
     if (lora != NULL) {
         struct err err = {0};
-        struct lora_adapter *copy = lora_random(&made->config, lora->rank_max, lora->sites[0].dtype, 5);
+        struct lora_adapter *copy = lora_random(&made->config, lora->rank_max, lora->sites[0].dtype,
+                                                5);
         assert_memory_equal(copy->data, lora->data, lora->n_bytes);
         assert_ok(engine_adapter_add(run.engine, copy, &err), err);
         r.n_adapters = 1;
@@ -324,10 +335,10 @@ static void every_family_computes_its_formula_with_and_without_an_adapter(void *
                   sizeof FAMILIES / sizeof FAMILIES[0]);
 }
 
-/* ---- configurations ---------------------------------------------------------------------------------- */
+/* ---- configurations ---------------------------------------------------------------------- */
 
-#define LLAMA                                                                                      \
-    "\"model_type\":\"llama\",\"vocab_size\":96,\"hidden_size\":48,\"intermediate_size\":36,"      \
+#define LLAMA                                                                                 \
+    "\"model_type\":\"llama\",\"vocab_size\":96,\"hidden_size\":48,\"intermediate_size\":36," \
     "\"num_hidden_layers\":2,\"num_attention_heads\":3"
 
 static void configurations_that_are_not_understood_are_refused_naming_the_key(void **state)
@@ -336,7 +347,8 @@ static void configurations_that_are_not_understood_are_refused_naming_the_key(vo
         const char *config, *says; /* NULL: good */
     } cases[] = {
         {"{" LLAMA "}", NULL},
-        {"{" LLAMA ",\"quantization_config\":null,\"new_thing\":null,\"_name_or_path\":\"x\"}", NULL},
+        {"{" LLAMA ",\"quantization_config\":null,\"new_thing\":null,\"_name_or_path\":\"x\"}",
+         NULL},
         {"{}", "model_type"},
         {"{\"model_type\":\"gpt2\"}", "model_type gpt2"},
         {"{\"model_type\":\"mixtral\"}", "model_type mixtral"},
@@ -397,13 +409,17 @@ static void generation_config_wins_and_eos_may_be_a_list(void **state)
     json_decref(generation);
 }
 
-/* Llama 3.1 8B's frequencies: unchanged above wavelength 2048, an eighth below 8192, smooth between. */
+/* Llama 3.1 8B's frequencies: unchanged above wavelength 2048, an eighth below 8192, smooth
+ * between. */
 static void llama3_frequencies_are_scaled_in_three_regions(void **state)
 {
     (void)state;
     struct model_config c = {.head_dim = 128,
-                             .rope = {.scaling = ROPE_LLAMA3, .theta = 500000, .factor = 8,
-                                      .low_freq_factor = 1, .high_freq_factor = 4,
+                             .rope = {.scaling = ROPE_LLAMA3,
+                                      .theta = 500000,
+                                      .factor = 8,
+                                      .low_freq_factor = 1,
+                                      .high_freq_factor = 4,
                                       .original_context = 8192}};
     float scaled[64], plain[64];
     int n_same = 0, n_eighth = 0;

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---- what a configuration means ---------------------------------------------------------------------- */
+/* ---- what a configuration means ---------------------------------------------------------- */
 
 #define R "\"peft_type\":\"LORA\",\"r\":8,\"lora_alpha\":16"
 
@@ -24,6 +24,7 @@ static const struct {
     const char *config, *module;
     int rank; /* 0: no target */
     double scaling;
+    /* clang-format off */
 } MODULES[] = {
     {"{" R ",\"target_modules\":[\"q_proj\"]}", Q0, 8, 2},
     {"{" R ",\"target_modules\":[\"q_proj\"]}", D1, 0, 0},
@@ -66,6 +67,7 @@ static const struct {
     {"{" R ",\"target_modules\":[\"q_proj\"],\"alpha_pattern\":{\"q_proj\":4.5},"
      "\"rank_pattern\":{\"q_proj\":3},\"use_rslora\":true}", Q0, 3, 2.598076211},
 };
+/* clang-format on */
 
 static void target_rank_and_scaling_follow_pefts_rules(void **state)
 {
@@ -77,14 +79,16 @@ static void target_rank_and_scaling_follow_pefts_rules(void **state)
         int rank;
         float scaling;
         assert_ok(lora_config_parse(&c, MODULES[i].config, strlen(MODULES[i].config),
-                                    "adapter_config.json", &err), err);
-        assert_ok(lora_config_module(c, MODULES[i].module, MODULES[i].module == HEAD, &targeted, &rank,
-                                     &scaling, &err), err);
+                                    "adapter_config.json", &err),
+                  err);
+        assert_ok(lora_config_module(c, MODULES[i].module, MODULES[i].module == HEAD, &targeted,
+                                     &rank, &scaling, &err),
+                  err);
         if (targeted != (MODULES[i].rank > 0))
             fail_msg("%s: %s is %sa target", MODULES[i].config, MODULES[i].module,
                      targeted ? "" : "not ");
-        if (targeted && (rank != MODULES[i].rank ||
-                         fabs((double)scaling - MODULES[i].scaling) > 1e-6))
+        if (targeted &&
+            (rank != MODULES[i].rank || fabs((double)scaling - MODULES[i].scaling) > 1e-6))
             fail_msg("%s: rank %d scaling %g, expected %d and %g", MODULES[i].config, rank,
                      (double)scaling, MODULES[i].rank, MODULES[i].scaling);
         lora_config_free(c);
@@ -101,7 +105,8 @@ static void configurations_that_change_the_maths_are_refused_naming_the_key(void
         enum err_code code;
     } cases[] = {
         {"{" R "," T "}", NULL, 0},
-        {"{" R "," T ",\"qalora_group_size\":16,\"lora_dropout\":0.1,\"some_future_key\":3}", NULL, 0},
+        {"{" R "," T ",\"qalora_group_size\":16,\"lora_dropout\":0.1,\"some_future_key\":3}", NULL,
+         0},
         {"{" R "," T ",\"init_lora_weights\":\"gaussian\",\"lora_bias\":false,\"loftq_config\":{}}",
          NULL, 0},
         {"{" R "," T ",\"use_dora\":true}", "use_dora", ERR_UNSUPPORTED},
@@ -109,10 +114,12 @@ static void configurations_that_change_the_maths_are_refused_naming_the_key(void
         {"{" R "," T ",\"bias\":\"all\"}", "bias", ERR_UNSUPPORTED},
         {"{" R "," T ",\"bias\":\"lora_only\"}", "bias", ERR_UNSUPPORTED},
         {"{" R "," T ",\"lora_bias\":true}", "lora_bias", ERR_UNSUPPORTED},
-        {"{" R "," T ",\"trainable_token_indices\":[1]}", "trainable_token_indices", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"trainable_token_indices\":[1]}", "trainable_token_indices",
+         ERR_UNSUPPORTED},
         {"{" R "," T ",\"target_parameters\":[\"x\"]}", "target_parameters", ERR_UNSUPPORTED},
         {"{" R "," T ",\"layer_replication\":[[0,4]]}", "layer_replication", ERR_UNSUPPORTED},
-        {"{" R "," T ",\"alora_invocation_tokens\":[1]}", "alora_invocation_tokens", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"alora_invocation_tokens\":[1]}", "alora_invocation_tokens",
+         ERR_UNSUPPORTED},
         {"{" R "," T ",\"use_qalora\":true}", "use_qalora", ERR_UNSUPPORTED},
         {"{" R "," T ",\"velora_config\":{\"a\":1}}", "velora_config", ERR_UNSUPPORTED},
         {"{" R "," T ",\"kasa_config\":{\"a\":1}}", "kasa_config", ERR_UNSUPPORTED},
@@ -120,7 +127,8 @@ static void configurations_that_change_the_maths_are_refused_naming_the_key(void
         {"{" R "," T ",\"use_bdlora\":{\"a\":1}}", "use_bdlora", ERR_UNSUPPORTED},
         {"{" R "," T ",\"monteclora_config\":{\"a\":1}}", "monteclora_config", ERR_UNSUPPORTED},
         {"{" R "," T ",\"fan_in_fan_out\":true}", "fan_in_fan_out", ERR_UNSUPPORTED},
-        {"{" R "," T ",\"init_lora_weights\":\"pissa_niter_4\"}", "init_lora_weights", ERR_UNSUPPORTED},
+        {"{" R "," T ",\"init_lora_weights\":\"pissa_niter_4\"}", "init_lora_weights",
+         ERR_UNSUPPORTED},
         {"{\"peft_type\":\"IA3\",\"r\":1,\"lora_alpha\":1," T "}", "peft_type", ERR_UNSUPPORTED},
         {"{\"r\":1,\"lora_alpha\":1," T "}", "peft_type", ERR_UNSUPPORTED},
         {"{" R "}", "target_modules", ERR_INVALID},
@@ -168,31 +176,50 @@ static void a_pattern_that_would_run_for_ever_is_stopped(void **state)
     float scaling;
     const char *text = "{" R ",\"target_modules\":\"((([a-z_.]+)+)+)+[0-9]\"}";
     assert_ok(lora_config_parse(&c, text, strlen(text), "adapter_config.json", &err), err);
-    assert_int_equal(lora_config_module(c, "model.layers.self_attn.q_proj.aaaaaaaaaaaaaaaaaaaaaaaaa",
-                                        false, &targeted, &rank, &scaling, &err), -1);
+    assert_int_equal(lora_config_module(c,
+                                        "model.layers.self_attn.q_proj.aaaaaaaaaaaaaaaaaaaaaaaaa",
+                                        false, &targeted, &rank, &scaling, &err),
+                     -1);
     assert_true(strstr(err.message, "limit") != NULL);
     lora_config_free(c);
 }
 
-/* ---- files --------------------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------- */
 
-static const struct model_config MODEL = {.vocab = 16, .hidden = 8, .n_layers = 2, .n_heads = 2,
-                                          .n_kv_heads = 1, .head_dim = 4, .ffn = 12};
+static const struct model_config MODEL = {.vocab = 16,
+                                          .hidden = 8,
+                                          .n_layers = 2,
+                                          .n_heads = 2,
+                                          .n_kv_heads = 1,
+                                          .head_dim = 4,
+                                          .ffn = 12};
 
 /* What to do wrong while writing an adapter of rank 2 on q_proj and down_proj of both layers. */
 struct wrong {
     const char *name, *says; /* NULL: fine */
     int site;                /* of the wrong tensor: layer * SITE_KINDS + kind */
-    enum { FINE, LEAVE_OUT, WRONG_SHAPE, TRANSPOSED, WRONG_DTYPE, NOT_A_NUMBER, INFINITE_BF16,
-           NO_PREFIX, TWICE, EXTRA, EXTRA_DORA, MIXED_DTYPES } what;
+    enum {
+        FINE,
+        LEAVE_OUT,
+        WRONG_SHAPE,
+        TRANSPOSED,
+        WRONG_DTYPE,
+        NOT_A_NUMBER,
+        INFINITE_BF16,
+        NO_PREFIX,
+        TWICE,
+        EXTRA,
+        EXTRA_DORA,
+        MIXED_DTYPES
+    } what;
 };
 
 struct writing {
     struct buf header, data;
 };
 
-static void add_tensor(struct writing *w, const char *name, const char *dtype, int64_t d0, int64_t d1,
-                       float value)
+static void add_tensor(struct writing *w, const char *name, const char *dtype, int64_t d0,
+                       int64_t d1, float value)
 {
     size_t begin = w->data.len;
     uint32_t bits;
@@ -206,7 +233,8 @@ static void add_tensor(struct writing *w, const char *name, const char *dtype, i
         else
             buf_append(&w->data, "\1\2\3\4\5\6\7\10", 8);
     }
-    buf_appendf(&w->header, "%c\"%s\":{\"dtype\":\"%s\",\"shape\":[%d,%d],\"data_offsets\":[%zu,%zu]}",
+    buf_appendf(&w->header,
+                "%c\"%s\":{\"dtype\":\"%s\",\"shape\":[%d,%d],\"data_offsets\":[%zu,%zu]}",
                 w->header.len == 0 ? '{' : ',', name, dtype, (int)d0, (int)d1, begin, w->data.len);
 }
 
@@ -236,15 +264,15 @@ static void write_adapter(const char *dir, const struct wrong *wrong)
         if (what == TRANSPOSED)
             add_tensor(&w, a, dtype, d_in, 2, value);
         else
-            add_tensor(&w, a, what == MIXED_DTYPES ? "BF16" : dtype, what == WRONG_SHAPE ? 3 : 2, d_in,
-                       value);
+            add_tensor(&w, a, what == MIXED_DTYPES ? "BF16" : dtype, what == WRONG_SHAPE ? 3 : 2,
+                       d_in, value);
         if (what != LEAVE_OUT)
             add_tensor(&w, b, dtype, d_out, 2, value);
         if (what == TWICE)
             add_tensor(&w, b + strlen(prefix), dtype, d_out, 2, value);
         if (what == EXTRA)
-            add_tensor(&w, "base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight", dtype, 2, 8,
-                       value);
+            add_tensor(&w, "base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight", dtype,
+                       2, 8, value);
         if (what == EXTRA_DORA)
             add_tensor(&w, "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
                        dtype, 8, 1, value);
@@ -272,7 +300,8 @@ static void every_tensor_is_checked_against_the_base_model(void **state)
         {"good", NULL, 0, FINE},
         {"no prefix", NULL, SITE_Q, NO_PREFIX},
         {"A and B of different dtypes", NULL, SITE_Q, MIXED_DTYPES},
-        {"a tensor is missing", "layers.0.mlp.down_proj.lora_B.weight is missing", SITE_DOWN, LEAVE_OUT},
+        {"a tensor is missing", "layers.0.mlp.down_proj.lora_B.weight is missing", SITE_DOWN,
+         LEAVE_OUT},
         {"another rank", "[3, 8]", SITE_Q, WRONG_SHAPE},
         {"transposed", "[12, 2]", SITE_DOWN, TRANSPOSED},
         {"integers", "I64", SITE_KINDS + SITE_Q, WRONG_DTYPE},
@@ -290,8 +319,8 @@ static void every_tensor_is_checked_against_the_base_model(void **state)
         write_adapter(dir, &cases[i]);
         int rc = lora_open(&a, &MODEL, dir, 1 << 20, &err);
         if ((rc == 0) != (cases[i].says == NULL) ||
-            (rc != 0 && (strstr(err.message, cases[i].says) == NULL ||
-                         strstr(err.message, dir) == NULL)))
+            (rc != 0 &&
+             (strstr(err.message, cases[i].says) == NULL || strstr(err.message, dir) == NULL)))
             fail_msg("%s: %s", cases[i].name, rc == 0 ? "was taken" : err.message);
         if (rc == 0) {
             assert_int_equal(a->n_sites, 4);
@@ -354,9 +383,12 @@ static void content_digests_are_what_the_header_says(void **state)
     static const struct {
         const char *dir, *digest;
     } cases[] = {
-        {"tests/fixtures/adapters/demo-7m/med", "efa99de02e8f9d12ce283c586319c5e2d19b75bd0acddd950b2bb77532b0985d"},
-        {"tests/fixtures/adapters/demo-7m/verse", "0b6a27846ea8f7e737393b39713b6fd3e504a00e2378dfd872c367bd9a36d612"},
-        {"tests/fixtures/adapters/stories260K-test/r3-odd-rank", "19507dfe8e540cf63d5ba547c78b6c52e28771b1d94752347c52dfe7178d03c1"},
+        {"tests/fixtures/adapters/demo-7m/med",
+         "efa99de02e8f9d12ce283c586319c5e2d19b75bd0acddd950b2bb77532b0985d"},
+        {"tests/fixtures/adapters/demo-7m/verse",
+         "0b6a27846ea8f7e737393b39713b6fd3e504a00e2378dfd872c367bd9a36d612"},
+        {"tests/fixtures/adapters/stories260K-test/r3-odd-rank",
+         "19507dfe8e540cf63d5ba547c78b6c52e28771b1d94752347c52dfe7178d03c1"},
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {

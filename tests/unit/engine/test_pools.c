@@ -29,7 +29,7 @@ static void assert_aborts(const char *what, void (*f)(void *), void *context)
         fail_msg("%s: should abort, ended with status %d", what, status);
 }
 
-/* ---- KV blocks ------------------------------------------------------------------------------------ */
+/* ---- KV blocks --------------------------------------------------------------------------- */
 
 static void blocks_are_given_once_until_their_last_reference_is_dropped(void **state)
 {
@@ -64,7 +64,7 @@ static void dropping_a_free_block_is_a_bug(void **state)
     kv_pool_free(p);
 }
 
-/* ---- heap ------------------------------------------------------------------------------------------ */
+/* ---- heap -------------------------------------------------------------------------------- */
 
 static void the_heap_takes_the_smallest_span_that_fits_and_joins_neighbours(void **state)
 {
@@ -127,7 +127,7 @@ static void random_taking_and_giving_never_overlaps_and_ends_whole(void **state)
     heap_free(h);
 }
 
-/* ---- adapters on the device ------------------------------------------------------------------------- */
+/* ---- adapters on the device -------------------------------------------------------------- */
 
 enum { RANKS = 6 };
 
@@ -142,10 +142,19 @@ struct pool_fixture {
 static void fixture_open(struct pool_fixture *f, size_t pool_bytes, int n_slots)
 {
     struct err err = {0};
-    struct backend_options options = {.n_threads = 1, .max_rows = 1, .max_d = 64,
-                                      .max_rank = 64, .max_seqs = 1, .max_context = 16};
-    f->model = (struct model_config){.vocab = 16, .hidden = 32, .n_layers = 2, .n_heads = 2,
-                                     .n_kv_heads = 1, .head_dim = 16, .ffn = 48};
+    struct backend_options options = {.n_threads = 1,
+                                      .max_rows = 1,
+                                      .max_d = 64,
+                                      .max_rank = 64,
+                                      .max_seqs = 1,
+                                      .max_context = 16};
+    f->model = (struct model_config){.vocab = 16,
+                                     .hidden = 32,
+                                     .n_layers = 2,
+                                     .n_heads = 2,
+                                     .n_kv_heads = 1,
+                                     .head_dim = 16,
+                                     .ffn = 48};
     f->ops = ops_find("ref", &err);
     assert_non_null(f->ops);
     assert_ok(f->ops->open(&f->be, &options, &err), err);
@@ -168,16 +177,18 @@ static void assert_holds(const struct pool_fixture *f, int32_t slot, const struc
     for (int i = 0; i < a->n_sites; i++) {
         const struct lora_site *s = &a->sites[i];
         static const enum fused_kind fused[SITE_KINDS] = {
-            [SITE_Q] = FUSED_QKV, [SITE_K] = FUSED_QKV, [SITE_V] = FUSED_QKV, [SITE_O] = FUSED_O,
-            [SITE_GATE] = FUSED_GATE_UP, [SITE_UP] = FUSED_GATE_UP, [SITE_DOWN] = FUSED_DOWN};
+            [SITE_Q] = FUSED_QKV,    [SITE_K] = FUSED_QKV,        [SITE_V] = FUSED_QKV,
+            [SITE_O] = FUSED_O,      [SITE_GATE] = FUSED_GATE_UP, [SITE_UP] = FUSED_GATE_UP,
+            [SITE_DOWN] = FUSED_DOWN};
         static const int part[SITE_KINDS] = {0, 1, 2, 0, 0, 1, 0};
         int kind = s->site % SITE_KINDS, n_parts;
-        const struct lora_part *parts =
-            lora_pool_parts(f->pool, s->site / SITE_KINDS, fused[kind], &n_parts);
+        const struct lora_part *parts = lora_pool_parts(f->pool, s->site / SITE_KINDS, fused[kind],
+                                                        &n_parts);
         const struct lora_entry *e = &parts[part[kind]].entries[slot];
         assert_int_equal(e->rank, s->rank);
         size_t n_a = (size_t)s->rank * (size_t)model_site_d_in(&f->model, (enum site_kind)kind) * 2;
-        size_t n_b = (size_t)s->rank * (size_t)model_site_d_out(&f->model, (enum site_kind)kind) * 2;
+        size_t n_b = (size_t)s->rank * (size_t)model_site_d_out(&f->model, (enum site_kind)kind) *
+                     2;
         uint8_t bytes[4096];
         f->ops->download(f->be, bytes, e->a, n_a);
         assert_memory_equal(bytes, a->data + s->a_offset, n_a);

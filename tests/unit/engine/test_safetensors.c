@@ -1,4 +1,5 @@
-/* safetensors files, good and hostile, at the edge of an unreadable page; and directories of them. */
+/* safetensors files, good and hostile, at the edge of an unreadable page; and directories of them.
+ */
 #include "engine/safetensors.h"
 #include "node/base/err.h"
 #include "tests/support.h"
@@ -35,7 +36,7 @@ static int parse_guarded(const char *header, size_t n_header_says, size_t n_data
     return rc;
 }
 
-#define T(name, dtype, shape, b, e)                                                                \
+#define T(name, dtype, shape, b, e) \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #b "," #e "]}"
 
 static const struct {
@@ -43,6 +44,7 @@ static const struct {
     size_t n_data;
     const char *error; /* a part of the sentence; NULL: good */
     size_t n_tensors;
+    /* clang-format off */
 } CASES[] = {
     {"nothing at all", "{}", 0, NULL, 0},
     {"one tensor", "{" T("a", "F32", "[2,3]", 0, 24) "}", 24, NULL, 1},
@@ -102,6 +104,7 @@ static const struct {
     {"metadata that is no text", "{\"__metadata__\":{\"a\":1}}", 0, "expected '\"'", 0},
     {"a comma too many", "{" T("a", "U8", "[1]", 0, 1) ",}", 1, "expected '\"'", 0},
 };
+/* clang-format on */
 
 static void headers_are_taken_or_refused_as_the_table_says(void **state)
 {
@@ -109,8 +112,8 @@ static void headers_are_taken_or_refused_as_the_table_says(void **state)
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; i++) {
         struct err err = {0};
         size_t n_tensors;
-        int rc = parse_guarded(CASES[i].header, strlen(CASES[i].header), CASES[i].n_data, &n_tensors,
-                               &err);
+        int rc = parse_guarded(CASES[i].header, strlen(CASES[i].header), CASES[i].n_data,
+                               &n_tensors, &err);
         if ((rc == 0) != (CASES[i].error == NULL))
             fail_msg("%s: %s", CASES[i].name, rc == 0 ? "was taken" : err.message);
         if (rc == 0 && n_tensors != CASES[i].n_tensors)
@@ -124,8 +127,8 @@ static void headers_are_taken_or_refused_as_the_table_says(void **state)
 static void every_prefix_of_a_good_file_is_refused(void **state)
 {
     (void)state;
-    const char *header = "{\"__metadata__\":{\"a\":\"b\"}," T("a", "F32", "[2,3]", 0, 24) ","
-                         T("b", "BF16", "[1]", 24, 26) "}";
+    const char *header = "{\"__metadata__\":{\"a\":\"b\"}," T("a", "F32", "[2,3]", 0, 24) "," T(
+        "b", "BF16", "[1]", 24, 26) "}";
     size_t n = strlen(header), n_tensors;
     struct err err = {0};
     assert_ok(parse_guarded(header, n, 26, &n_tensors, &err), err);
@@ -161,9 +164,13 @@ static void numbers_of_every_dtype_are_read_exactly(void **state)
         uint16_t bits;
         float f16, bf16;
     } halves[] = {
-        {0x0000, 0.0f, 0.0f},           {0x3c00, 1.0f, 0x1p-7f},     {0xc000, -2.0f, -2.0f},
-        {0x0001, 0x1p-24f, 0x1p-133f},  {0x03ff, 0x1.ff8p-15f, 0x1.fep-120f},
-        {0x7bff, 65504.0f, 0x1.fep120f}, {0x8000, -0.0f, -0.0f},
+        {0x0000, 0.0f, 0.0f},
+        {0x3c00, 1.0f, 0x1p-7f},
+        {0xc000, -2.0f, -2.0f},
+        {0x0001, 0x1p-24f, 0x1p-133f},
+        {0x03ff, 0x1.ff8p-15f, 0x1.fep-120f},
+        {0x7bff, 65504.0f, 0x1.fep120f},
+        {0x8000, -0.0f, -0.0f},
         {0x3f80, 1.875f, 1.0f},
     };
     (void)state;
@@ -178,7 +185,7 @@ static void numbers_of_every_dtype_are_read_exactly(void **state)
     }
 }
 
-/* ---- directories ----------------------------------------------------------------------------------- */
+/* ---- directories ------------------------------------------------------------------------- */
 
 static void write_file(const char *dir, const char *name, const void *bytes, size_t n)
 {
@@ -211,8 +218,10 @@ static void shards_and_their_index_must_agree(void **state)
     static const struct {
         const char *name, *index, *error;
     } cases[] = {
-        {"good", "{\"weight_map\":{\"a\":\"m-1.safetensors\",\"b\":\"m-1.safetensors\","
-                 "\"c\":\"m-2.safetensors\"}}", NULL},
+        {"good",
+         "{\"weight_map\":{\"a\":\"m-1.safetensors\",\"b\":\"m-1.safetensors\","
+         "\"c\":\"m-2.safetensors\"}}",
+         NULL},
         {"no map", "{}", "weight_map"},
         {"an empty map", "{\"weight_map\":{}}", "empty"},
         {"not JSON", "{", "line"},
@@ -222,14 +231,19 @@ static void shards_and_their_index_must_agree(void **state)
         {"an absolute path", "{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "not a plain name"},
         {"a number", "{\"weight_map\":{\"a\":7}}", "not a plain name"},
         {"no such shard", "{\"weight_map\":{\"a\":\"m-9.safetensors\"}}", "m-9.safetensors"},
-        {"the wrong shard", "{\"weight_map\":{\"a\":\"m-1.safetensors\",\"b\":\"m-2.safetensors\","
-                            "\"c\":\"m-2.safetensors\"}}", "tensor b"},
-        {"a tensor nobody has", "{\"weight_map\":{\"a\":\"m-1.safetensors\","
-                                "\"b\":\"m-1.safetensors\",\"c\":\"m-2.safetensors\","
-                                "\"d\":\"m-2.safetensors\"}}", "lacks tensor d"},
+        {"the wrong shard",
+         "{\"weight_map\":{\"a\":\"m-1.safetensors\",\"b\":\"m-2.safetensors\","
+         "\"c\":\"m-2.safetensors\"}}",
+         "tensor b"},
+        {"a tensor nobody has",
+         "{\"weight_map\":{\"a\":\"m-1.safetensors\","
+         "\"b\":\"m-1.safetensors\",\"c\":\"m-2.safetensors\","
+         "\"d\":\"m-2.safetensors\"}}",
+         "lacks tensor d"},
         {"a tensor in two shards",
          "{\"weight_map\":{\"a\":\"m-1.safetensors\",\"b\":\"m-1.safetensors\","
-         "\"c\":\"m-3.safetensors\"}}", "in two files"},
+         "\"c\":\"m-3.safetensors\"}}",
+         "in two files"},
     };
     static const char *const first[] = {"a", "b"}, *const second[] = {"c"};
     static const char *const third[] = {"c", "a"};

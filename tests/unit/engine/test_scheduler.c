@@ -20,6 +20,9 @@ struct plan_case {
     const char *expected;
 };
 
+#pragma GCC diagnostic ignored \
+    "-Wmissing-field-initializers" /* clang; the rest is zero on purpose */
+/* clang-format off */
 static const struct plan_case CASES[] = {
     {"nothing to do", .max_seqs = 4, .max_rows = 8, .expected = ""},
     {"a decode gets one row",
@@ -99,6 +102,7 @@ static const struct plan_case CASES[] = {
      .adapters = {{100, 1}, {100, 0}}, .adapter_bytes_free = 50, .n_blocks_free = 9, .max_seqs = 8,
      .max_rows = 32, .expected = "run 1:1"},
 };
+/* clang-format on */
 
 static int count(const struct sched_seq *list)
 {
@@ -172,7 +176,7 @@ static void plans_are_as_the_table_says(void **state)
     sched_plan_release(&plan);
 }
 
-/* ---- a whole life, simulated ------------------------------------------------------------------------ */
+/* ---- a whole life, simulated ------------------------------------------------------------- */
 
 enum { LIVES = 40, BLOCKS = 24, POOL_BYTES = 250 };
 
@@ -226,8 +230,9 @@ static void simulate(uint32_t seed)
         for (int a = 0; a < ADAPTERS; a++)
             pinned += adapters[a].n_pins > 0 ? adapters[a].n_bytes : 0;
         assert_true(pinned <= POOL_BYTES);
-        struct sched_state s = {running, n_running, waiting, n_waiting, adapters, ADAPTERS,
-                                POOL_BYTES - pinned, n_free, 6, 16, -1};
+        struct sched_state s = {running,  n_running,           waiting, n_waiting, adapters,
+                                ADAPTERS, POOL_BYTES - pinned, n_free,  6,         16,
+                                -1};
         sched_plan_make(&plan, &s);
         for (int i = 0; i < plan.n_preempt; i++) {
             struct life *l = &lives[at_running[plan.preempt[i]]];

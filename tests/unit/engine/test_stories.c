@@ -1,5 +1,5 @@
-/* stories260K and the adapters made for it, each against the logits of its golden file. The adapters
- * of stories260K-test have one PEFT feature each, with seeded random numbers. */
+/* stories260K and the adapters made for it, each against the logits of its golden file. The
+ * adapters of stories260K-test have one PEFT feature each, with seeded random numbers. */
 #include "tests/unit/engine/run.h"
 
 static const double LOGIT_TOLERANCE = 1e-3;
@@ -9,7 +9,8 @@ struct watched { /* the logits behind the first drawn token */
     int vocab;
 };
 
-static void keep_first_logits(void *context, void *user, int position, const float *logits, int vocab)
+static void keep_first_logits(void *context, void *user, int position, const float *logits,
+                              int vocab)
 {
     struct watched *w = context;
     (void)user;
@@ -93,10 +94,17 @@ static void the_base_gives_the_golden_logits_and_ids_on_cpu(void **state)
 }
 
 static const char *const SUPPORTED[] = {
-    "stories260K-test/r4-qv",      "stories260K-test/r8-all-linear", "stories260K-test/r16-rslora",
-    "stories260K-test/r3-odd-rank", "stories260K-test/patterns",      "stories260K-test/layers-1-3",
-    "stories260K-test/regex-target", "stories260K-fiction",           "stories260K-law",
-    "stories260K-medicine",        "stories260K-code",
+    "stories260K-test/r4-qv",
+    "stories260K-test/r8-all-linear",
+    "stories260K-test/r16-rslora",
+    "stories260K-test/r3-odd-rank",
+    "stories260K-test/patterns",
+    "stories260K-test/layers-1-3",
+    "stories260K-test/regex-target",
+    "stories260K-fiction",
+    "stories260K-law",
+    "stories260K-medicine",
+    "stories260K-code",
 };
 
 static void adapters_on(const char *backend, size_t n)
