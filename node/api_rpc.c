@@ -528,7 +528,7 @@ void api_receipts(struct node *n, struct http_exchange *x)
 
 void api_batch_file(struct node *n, struct http_exchange *x, const char *text)
 {
-    struct sha256_digest hash;
+    struct sha256_digest hash = {0};
     struct err err = {0};
     struct buf out = BUF_INIT;
     int rc = hex_decode(hash.bytes, 32, text);
