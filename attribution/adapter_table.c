@@ -4,7 +4,7 @@
  * price), by content digest and by name (to route). The table grows by doubling its buckets;
  * entries lie in their own arena with the parsed manifest, so that growing moves no entry.
  *
- * One read-write lock; the ledger thread is the only writer. */
+ * One read-write lock; several threads may put at once. */
 #include "attribution/adapter_table.h"
 
 #include "node/base/arena.h"
@@ -150,8 +150,16 @@ int adapter_table_put(struct adapter_table *t, struct adapter_id id, const void 
     }
     derive(node);
     pthread_rwlock_wrlock(&t->lock);
-    add_node(t, node);
+    struct node *faster = t->buckets[BY_ID][node->key[BY_ID] % t->n_buckets];
+    while (faster && !DIGEST_EQ(faster->entry.id, id))
+        faster = faster->next[BY_ID];
+    if (!faster)
+        add_node(t, node);
     pthread_rwlock_unlock(&t->lock);
+    if (faster) { /* another thread put the same adapter meanwhile */
+        arena_release(&node->arena);
+        free(node);
+    }
     return 0;
 }
 

@@ -49,6 +49,9 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#define TIME_MAX_MS                                                                 \
+    ((uint64_t)253402300800000)    /* the end of 9999; JSON and SQL hold it exactly \
+                                    */
 enum { IDLE_WAIT_US = 50 * 1000 }; /* the thread waits so long for work, then looks around */
 
 struct job {
@@ -338,9 +341,14 @@ static int run_task(struct ledger *l, ledger_task *task, void *context, struct e
 {
     if (db_begin(l->db, err) != 0)
         return -1;
+    uint64_t written = db_total_changes(l->db);
     if (task(l, context, err) != 0) {
         db_rollback(l->db);
         return -1;
+    }
+    if (db_total_changes(l->db) == written) {
+        db_rollback(l->db); /* nothing to keep: no fsync */
+        return 0;
     }
     if (ledger_commit_counted(l, err) != 0 ||
         generation_advance(l->generation, l->commit_counter, err) != 0)
@@ -354,8 +362,10 @@ static int run_task(struct ledger *l, ledger_task *task, void *context, struct e
 
 static int probe_task(struct ledger *l, void *context, struct err *err)
 {
-    (void)l, (void)context, (void)err;
-    return 0;
+    (void)context;
+    struct db_stmt *s = db_stmt(l->db, "INSERT INTO meta(key, value) VALUES('probe', x'00') "
+                                       "ON CONFLICT(key) DO UPDATE SET value = excluded.value");
+    return db_run(s, err);
 }
 
 static int seal_task(struct ledger *l, void *context, struct err *err)
@@ -492,6 +502,8 @@ int ledger_commit(struct ledger *l, const struct usage *usage, ledger_done *done
         rc = err_set(err, ERR_UNSUPPORTED, "the ledger was opened for reading only");
     else if (bytes32_is_zero(usage->request_id))
         rc = err_set(err, ERR_INVALID, "a usage without a request id");
+    else if (usage->finished.ms > TIME_MAX_MS)
+        rc = err_set(err, ERR_INVALID, "a usage from beyond the year 10000");
     else
         rc = ledger_quote(l, &job->price, usage->adapters, usage->n_adapters, usage->tokens_prompt,
                           usage->tokens_completion, err);

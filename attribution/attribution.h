@@ -155,7 +155,9 @@ struct ledger_receipt {            /* valid during the callback */
 };
 
 /* Called on the ledger thread: receipt after the fsync, or NULL and *err when it was not written
- * and never will be. Must be quick and must not call ledger_* functions that wait. */
+ * and never will be. (One exception, said so in *err: stored, but ledger.generation could not be
+ * written after it; then it must not leave, and shows only in later queries.) Must be quick and
+ * must not call ledger_* functions that wait. */
 typedef void ledger_done(void *context, const struct ledger_receipt *receipt,
                          const struct err *err);
 

@@ -189,8 +189,8 @@ static bool fits(const struct ledger *l, const struct sealing *s, const struct p
         return false; /* AttributionLedger: open value <= active stake */
     if (!p->is_house)
         return amount_cmp(r->receipt.channel_total, p->redeemed) <= 0;
-    if (!l->facts.known || l->facts.batches_seen != l->batches)
-        return true; /* the chain hasn't told, or not since the last batch */
+    if (!l->facts.known)
+        return true; /* the chain hasn't told: on trust */
     return amount_add(&house, s->house_value, value) == 0 &&
            amount_add(&house, house, l->facts.house_owed) == 0 &&
            amount_cmp(house, l->facts.house_balance) <= 0;
@@ -561,8 +561,12 @@ int batch_seal(struct ledger *l, uint32_t *sealed, struct err *err)
         rc = take_prefix(l, &taken, &taken.prefixes[i], err);
     if (rc == 0 && taken.n > 0) {
         rc = seal_taken(l, &taken, err);
-        if (rc == 0)
+        if (rc == 0) {
             *sealed = (uint32_t)taken.n;
+            /* Until the chain tells again; its answer counts only if it knows this batch. */
+            if (amount_add(&l->facts.house_owed, l->facts.house_owed, taken.house_value) != 0)
+                l->facts.house_owed = AMOUNT_MAX;
+        }
     }
     sealing_release(&taken);
     return rc;

@@ -64,6 +64,8 @@ void db_end(struct db_stmt *s);
 int db_run(struct db_stmt *s, struct err *err);
 uint64_t db_changes(struct db *db); /* rows that the last INSERT, UPDATE or DELETE touched */
 uint64_t db_last_rowid(struct db *db);
+/* Rows that the connection has written since it was opened. */
+uint64_t db_total_changes(struct db *db);
 
 /* The next column of the row. What doesn't fit (a NULL, another type or size) makes the value zero
  * and the next db_step or db_end_checked fail with ERR_CORRUPT naming the statement. */

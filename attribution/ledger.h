@@ -80,11 +80,9 @@ struct ledger {
     size_t n_readers, readers_cap;
 
     pthread_mutex_t health_lock;
-    struct ledger_health health;             /* M: counters and facts; ledger_health adds ages */
-    uint64_t posted_batches;                 /* M: the facts that were posted last */
-    struct amount posted_owed, posted_stake; /* M */
-    bool writable;                           /* M */
-    char write_error[ERR_MESSAGE_BYTES];     /* M */
+    struct ledger_health health;         /* M: counters and facts; ledger_health adds ages */
+    bool writable;                       /* M */
+    char write_error[ERR_MESSAGE_BYTES]; /* M */
 };
 
 /* ---- work for the ledger thread ------------------------------------------------------------- */

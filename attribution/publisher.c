@@ -147,8 +147,34 @@ static int look_at_chain(struct round *r, struct err *err)
     return 0;
 }
 
+/* What a channel has redeemed at both blocks; rows of one channel follow each other, so the last
+ * answer is kept. */
+struct redeemed_cache {
+    uint64_t channel_row;
+    struct amount latest, confirmed;
+};
+
+static int ask_channel(struct round *r, const struct outbox_row *o, struct redeemed_cache *cache,
+                       struct err *err)
+{
+    const struct signed_voucher *v = &o->voucher;
+    uint8_t last[32];
+    if (cache->channel_row == o->channel_row)
+        return 0;
+    cache->confirmed = AMOUNT_ZERO;
+    if (settlement_channel(&r->p->at, &cache->latest, last, v->voucher.payer, v->epoch,
+                           RPC_AT_BLOCK(r->head.number), err) != 0)
+        return -1;
+    if (r->has_confirmed && settlement_channel(&r->p->at, &cache->confirmed, last, v->voucher.payer,
+                                               v->epoch, r->confirmed, err) != 0)
+        return -1;
+    cache->channel_row = o->channel_row;
+    return 0;
+}
+
 static int judge_rows(struct round *r, struct err *err)
 {
+    struct redeemed_cache cache = {.channel_row = 0};
     uint64_t latest, confirmed;
     if (own_head(r, &r->head_latest, &latest, err) != 0 ||
         own_head(r, &r->head_confirmed, &confirmed, err) != 0)
@@ -160,19 +186,11 @@ static int judge_rows(struct round *r, struct err *err)
             o->done_confirmed = o->done_latest && o->batch.batch.seq < confirmed;
             continue;
         }
-        const struct voucher *v = &o->voucher.voucher;
-        struct amount value;
-        uint8_t last[32];
-        if (settlement_channel(&r->p->at, &value, last, v->payer, o->voucher.epoch,
-                               RPC_AT_BLOCK(r->head.number), err) != 0)
+        if (ask_channel(r, o, &cache, err) != 0)
             return -1;
-        o->done_latest = amount_cmp(value, v->value_aggregate) >= 0;
-        if (!o->done_latest || !r->has_confirmed)
-            continue;
-        if (settlement_channel(&r->p->at, &value, last, v->payer, o->voucher.epoch, r->confirmed,
-                               err) != 0)
-            return -1;
-        o->done_confirmed = amount_cmp(value, v->value_aggregate) >= 0;
+        struct amount value = o->voucher.voucher.value_aggregate;
+        o->done_latest = amount_cmp(cache.latest, value) >= 0;
+        o->done_confirmed = o->done_latest && amount_cmp(cache.confirmed, value) >= 0;
     }
     return 0;
 }
@@ -385,7 +403,11 @@ static int push_on(struct round *r, struct outbox_row *o, struct err *err)
             rc = send_tx(p, o, t.id, &t.raw, &sent, err);
             too_cheap = sent == RPC_FEE_TOO_LOW || sent == RPC_UNDERPRICED;
         }
-        if (rc == 0 && (too_cheap || now >= t.signed_ms + p->ledger->opt.publish.replace_after_ms))
+        bool stuck = too_cheap || now >= t.signed_ms + p->ledger->opt.publish.replace_after_ms;
+        uint64_t nonce_latest = 0;
+        if (rc == 0 && stuck)
+            rc = rpc_nonce(p->at.rpc, &nonce_latest, p->at.signer, RPC_AT_LATEST, err);
+        if (rc == 0 && stuck && nonce_latest <= t.nonce) /* else it waits to be sure of its loss */
             rc = sign_and_send(r, o, &t, err);
     }
     buf_release(&t.raw);
@@ -531,7 +553,7 @@ static int start_next(struct round *r, struct err *err)
         if (o->state != OUTBOX_WAITING)
             continue;
         if (o->superseded) {
-            size_t newer = i + 1; /* the newest voucher of the channel that its money covers */
+            size_t newer = r->n_rows; /* the newest voucher of the channel among the rows */
             for (size_t j = i + 1; j < r->n_rows; j++) {
                 if (r->rows[j].kind == OUTBOX_REDEEM && r->rows[j].channel_row == o->channel_row)
                     newer = j;
@@ -681,8 +703,10 @@ static int note_claims(struct round *r, struct err *err)
 
 static int facts_task(struct ledger *l, void *context, struct err *err)
 {
+    const struct chain_facts *facts = context;
     (void)err;
-    l->facts = *(const struct chain_facts *)context;
+    if (facts->batches_seen >= l->batches) /* else a batch was sealed while the chain was asked */
+        l->facts = *facts;
     return 0;
 }
 
@@ -702,36 +726,38 @@ static int post_facts(struct round *r, struct err *err)
     facts.batches_seen = row == 1 ? db_get_u64(s) : 0;
     if (db_end_checked(s, err) != 0 || row != 1)
         return -1;
-    for (size_t i = 0; i < r->n_rows; i++) {
-        const struct outbox_row *o = &r->rows[i];
-        if (o->kind != OUTBOX_REDEEM || o->superseded || o->done_latest ||
-            !address_eq(o->voucher.voucher.payer, l->house))
-            continue;
-        struct amount value, missing;
+    s = db_stmt(r->db, "SELECT c.epoch, v.value FROM voucher v JOIN channel c ON c.id = v.channel "
+                       "JOIN outbox o ON o.voucher = v.id WHERE c.domain = ? AND c.payer = ? AND "
+                       "o.state < 3 AND v.id = (SELECT max(id) FROM voucher w WHERE "
+                       "w.channel = c.id)");
+    db_put_u64(s, l->domain);
+    db_put_blob(s, l->house.bytes, 20);
+    int rc = 0;
+    while (rc == 0 && (row = db_step(s, err)) != 0) {
+        struct amount value, missing, ours;
         uint8_t last[32];
-        if (settlement_channel(&p->at, &value, last, l->house, o->voucher.epoch, now, err) != 0)
-            return -1;
-        if (amount_sub(&missing, o->voucher.voucher.value_aggregate, value) == 0 &&
+        if (row < 0) {
+            rc = -1;
+            break;
+        }
+        uint64_t epoch = db_get_u64(s);
+        ours = db_get_amount(s);
+        rc = settlement_channel(&p->at, &value, last, l->house, epoch, now, err);
+        if (rc == 0 && amount_sub(&missing, ours, value) == 0 &&
             amount_add(&facts.house_owed, facts.house_owed, missing) != 0)
             facts.house_owed = AMOUNT_MAX;
     }
+    if (db_end_checked(s, err) != 0 || rc != 0)
+        return -1;
     struct amount short_by = AMOUNT_ZERO;
     if (amount_sub(&short_by, facts.house_owed, facts.house_balance) != 0)
         short_by = AMOUNT_ZERO;
     pthread_mutex_lock(&l->health_lock);
-    bool changed = !l->health.house_known ||
-                   amount_cmp(l->health.house_balance, facts.house_balance) != 0 ||
-                   l->posted_batches != facts.batches_seen ||
-                   amount_cmp(l->posted_owed, facts.house_owed) != 0 ||
-                   amount_cmp(l->posted_stake, facts.active_stake) != 0;
     l->health.house_known = true;
     l->health.house_balance = facts.house_balance;
     l->health.house_short = short_by;
-    l->posted_batches = facts.batches_seen;
-    l->posted_owed = facts.house_owed;
-    l->posted_stake = facts.active_stake;
     pthread_mutex_unlock(&l->health_lock);
-    return changed ? ledger_tell(l, facts_task, &facts, err) : 0;
+    return ledger_tell(l, facts_task, &facts, err);
 }
 
 /* ---- the guard ------------------------------------------------------------------------------ */
