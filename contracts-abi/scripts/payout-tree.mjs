@@ -1,13 +1,15 @@
 // The payout tree in JavaScript, written from its definition and not from the Solidity or the C.
 //
-// RFC 6962 section 2.1 defines the tree and its audit paths by recursion on the list of leaves: D[n] is cut
-// at k, the largest power of two below n. That recursion stands here as it is, with sums added:
+// RFC 6962 section 2.1 defines the tree and its audit paths by recursion on the list of leaves:
+// D[n] is cut at k, the largest power of two below n. That recursion stands here as it is, with
+// sums added:
 //
 //   leaf    keccak256(00 || kind:1 || id:32 || position:2 || amount:16)
 //   node    keccak256(01 || left:32 || leftSum:16 || right:32 || rightSum:16)
 //   root    keccak256(02 || top:32 || topSum:16 || leafCount:4)          integers big-endian
 //
-// A leaf is {kind, id, position, amount}: kind and position numbers, id 0x-hex of 32 bytes, amount a BigInt.
+// A leaf is {kind, id, position, amount}: kind and position numbers, id 0x-hex of 32 bytes, amount
+// a BigInt.
 
 import { keccak256, concat, toBeHex, getBytes } from 'ethers';
 
@@ -15,7 +17,9 @@ const U128 = 1n << 128n;
 
 export function leafHash({ kind, id, position, amount }) {
   if (getBytes(id).length !== 32) throw new Error(`leaf id ${id} is not 32 bytes`);
-  return keccak256(concat(['0x00', toBeHex(kind, 1), id, toBeHex(position, 2), toBeHex(amount, 16)]));
+  return keccak256(
+    concat(['0x00', toBeHex(kind, 1), id, toBeHex(position, 2), toBeHex(amount, 16)]),
+  );
 }
 
 function join(left, right) {
@@ -48,9 +52,13 @@ function path(m, leaves) {
     : [...path(m - k, leaves.slice(k)), top(leaves.slice(0, k))];
 }
 
-/** A proof as the contracts take it: siblings end to end, hash (32 bytes) and sum (16 bytes) each. */
+/** A proof as the contracts take it: siblings end to end, 32 bytes of hash and 16 of sum each. */
 export function packed({ index, leafCount, siblings }) {
-  return { index, leafCount, siblings: concat(siblings.flatMap(({ hash, sum }) => [hash, toBeHex(sum, 16)])) };
+  return {
+    index,
+    leafCount,
+    siblings: concat(siblings.flatMap(({ hash, sum }) => [hash, toBeHex(sum, 16)])),
+  };
 }
 
 /** Order of leaves: by kind, then id, then position; negative if a comes first. */
@@ -65,7 +73,8 @@ export function compareLeaves(a, b) {
 export function payoutTree(leaves) {
   if (leaves.length === 0) throw new Error('payout tree: no leaves');
   for (let i = 1; i < leaves.length; i++) {
-    if (compareLeaves(leaves[i - 1], leaves[i]) >= 0) throw new Error(`payout tree: leaf ${i} out of order`);
+    if (compareLeaves(leaves[i - 1], leaves[i]) >= 0)
+      throw new Error(`payout tree: leaf ${i} out of order`);
   }
   const { hash, sum } = top(leaves);
   return {

@@ -1,8 +1,9 @@
 // Writes, or with --check compares, tests/vectors/payout/payout-trees.json: payout trees made by
 // payout-tree.mjs, for the C implementation and for the contracts to agree with.
 //
-// Sizes 1 to 33 (every shape of a last, half-full subtree up to five levels), 1000, and a few trees at the
-// edges of the types. Leaves are drawn from keccak256(size, counter), so the file is the same everywhere.
+// Sizes 1 to 33 (every shape of a last, half-full subtree up to five levels), 1000, and a few trees
+// at the edges of the types. Leaves are drawn from keccak256(size, counter), so the file is the
+// same everywhere.
 
 import { readFileSync, writeFileSync, mkdirSync, existsSync } from 'node:fs';
 import path from 'node:path';
@@ -28,9 +29,10 @@ function ordinaryLeaves(n) {
   while (leaves.length < n) {
     const id = draw();
     if (BigInt(draw()) % 4n === 0n) leaves.push({ kind: 2, id, position: 0, amount: amount() });
-    else for (let p = 0, m = Number(BigInt(draw()) % 3n); p <= m && leaves.length < n; p++) {
-      leaves.push({ kind: 1, id, position: p, amount: amount() });
-    }
+    else
+      for (let p = 0, m = Number(BigInt(draw()) % 3n); p <= m && leaves.length < n; p++) {
+        leaves.push({ kind: 1, id, position: p, amount: amount() });
+      }
   }
   return leaves.sort(compareLeaves);
 }
@@ -88,7 +90,8 @@ function text(trees) {
   const line = (value) => JSON.stringify(value).replace(/","/g, '", "').replace(/,"/g, ', "');
   const list = (items, pad) =>
     items.length === 0 ? '[]' : `[\n${items.map((i) => `${pad}  ${i}`).join(',\n')}\n${pad}]`;
-  const proof = (p) => `{"index": ${p.index}, "siblings": ${list(p.siblings.map(line), '        ')}}`;
+  const proof = (p) =>
+    `{"index": ${p.index}, "siblings": ${list(p.siblings.map(line), '        ')}}`;
   const tree = (t) => `{
       "name": ${JSON.stringify(t.name)},
       "leafCount": ${t.leafCount},
@@ -98,28 +101,34 @@ function text(trees) {
       "payoutRoot": "${t.payoutRoot}",
       "proofs": ${list(t.proofs.map(proof), '      ')}
     }`;
-  const about = 'payout trees of contracts-abi/src/lib/PayoutTree.sol; amounts and sums are decimal; siblings ' +
-    'from the leaf upwards; made by contracts-abi/scripts/payout-vectors.mjs (npm run vectors), an ' +
-    'implementation of its own on ethers\' keccak256';
+  const about =
+    'payout trees of contracts-abi/src/lib/PayoutTree.sol; amounts and sums are decimal; ' +
+    'siblings ' +
+    'from the leaf upwards; made by contracts-abi/scripts/payout-vectors.mjs (npm run vectors), ' +
+    'an ' +
+    "implementation of its own on ethers' keccak256";
   return `{\n  "about": ${JSON.stringify(about)},\n  "trees": ${list(trees.map(tree), '  ')}\n}\n`;
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const trees = [];
-  for (let n = 1; n <= 33; n++) trees.push(entry(n === 1 ? '1 leaf' : `${n} leaves`, ordinaryLeaves(n)));
+  for (let n = 1; n <= 33; n++)
+    trees.push(entry(n === 1 ? '1 leaf' : `${n} leaves`, ordinaryLeaves(n)));
   for (const [name, leaves] of Object.entries(edges)) trees.push(entry(name, leaves));
   trees.push(entry('1000 leaves', ordinaryLeaves(1000)));
   const fresh = text(trees);
   JSON.parse(fresh);
   if (process.argv.includes('--check')) {
     if (!existsSync(FILE) || readFileSync(FILE, 'utf8') !== fresh) {
-      console.error('tests/vectors/payout/payout-trees.json is not what payout-vectors.mjs makes: npm run vectors');
+      console.error('payout-trees.json is not what payout-vectors.mjs makes: run npm run vectors');
       process.exit(1);
     }
     console.log(`payout-trees.json: ${trees.length} trees, as made by payout-vectors.mjs`);
   } else {
     mkdirSync(path.dirname(FILE), { recursive: true });
     writeFileSync(FILE, fresh);
-    console.log(`wrote ${trees.length} trees, ${trees.reduce((s, t) => s + t.proofs.length, 0)} proofs`);
+    console.log(
+      `wrote ${trees.length} trees, ${trees.reduce((s, t) => s + t.proofs.length, 0)} proofs`,
+    );
   }
 }

@@ -8,25 +8,27 @@ import {Manifest, Splits, Types} from "./lib/Types.sol";
 
 /// @title Which adapters and Datanets exist, and who is paid for them.
 ///
-/// @notice A Datanet has an id and a payee. An adapter has an id, the hash of its splits, a version and a
-/// flag; everything else about it is in its manifest (off chain, found by manifestHash) and in the event
-/// of its registration, which also carries the splits, so that a claim never depends on a web server.
+/// @notice A Datanet has an id and a payee. An adapter has an id, the hash of its splits, a version
+/// and a flag; everything else about it is in its manifest (off chain, found by manifestHash) and
+/// in the event of its registration, which also carries the splits, so that a claim never depends
+/// on a web server.
 ///
 ///     datanetId = keccak256(abi.encode(chainid, registry, owner, metadataHash))
 ///     adapterId = keccak256(abi.encode(chainid, registry, creator, modelId, manifestHash))
 ///     splitsHash = keccak256(abi.encode(splits))
 ///
-/// Payout leaves name ids and positions, never addresses. The payee of a position is the address in the
-/// splits until that payee itself hands the position on; a change takes effect `payeeDelay` seconds after
-/// it was announced. Retiring an adapter stops new use of it, never a claim.
+/// Payout leaves name ids and positions, never addresses. The payee of a position is the address in
+/// the splits until that payee itself hands the position on; a change takes effect `payeeDelay`
+/// seconds after it was announced. Retiring an adapter stops new use of it, never a claim.
 ///
 /// Whoever asks for a position's payee first must show the splits, as the bytes whose hash was kept
 /// (abi.encode(splits)). `payee` writes the answer down; from then on empty bytes do.
 ///
-/// A manifest's parent is the manifestHash of an earlier version: same creator, same base model, lower
-/// version, registered here (retired or not). So nobody can present an adapter as the next version of
-/// somebody else's. Descent from another creator's work is said in the manifest's text and paid for in
-/// the splits; a version for another base model starts a new line, with parent zero.
+/// A manifest's parent is the manifestHash of an earlier version: same creator, same base model,
+/// lower version, registered here (retired or not). So nobody can present an adapter as the next
+/// version of somebody else's. Descent from another creator's work is said in the manifest's text
+/// and paid for in the splits; a version for another base model starts a new line, with parent
+/// zero.
 ///
 /// Immutable: no owner, no pause, no upgrade.
 contract AdapterRegistry is EIP712 {
@@ -37,16 +39,18 @@ contract AdapterRegistry is EIP712 {
         bytes32 splitsHash;
     }
 
-    /// A payee that changes with notice. `current` zero: not written down yet (positions), unknown (Datanets).
+    /// A payee that changes with notice. `current` zero: not written down yet (positions), unknown
+    /// (Datanets).
     struct Payee {
         address current;
-        uint64 effectiveAt; // unix seconds at which `next` replaces `current`; 0: no change announced
+        uint64 effectiveAt; // unix seconds from which on `next` is meant; 0: nothing announced
         address next;
     }
 
     /// @notice Basis points that make a whole.
     uint256 public constant BPS = 10_000;
-    /// @notice Most payees, and most Datanets, that an adapter may name: bounds what a claim must carry.
+    /// @notice Most payees, and most Datanets, that an adapter may name: bounds what a claim must
+    /// carry.
     uint256 public constant MAX_SHARES = 64;
     /// @notice Above this a payee delay is taken for a mistake at deployment.
     uint64 public constant MAX_PAYEE_DELAY = 365 days;
@@ -62,7 +66,10 @@ contract AdapterRegistry is EIP712 {
     mapping(bytes32 adapterId => mapping(uint16 position => Payee)) private _positions;
 
     event DatanetRegistered(
-        bytes32 indexed datanetId, address indexed owner, address indexed payee, bytes32 metadataHash
+        bytes32 indexed datanetId,
+        address indexed owner,
+        address indexed payee,
+        bytes32 metadataHash
     );
     event AdapterRegistered(
         bytes32 indexed adapterId,
@@ -75,9 +82,14 @@ contract AdapterRegistry is EIP712 {
         Splits splits
     );
     event AdapterRetired(bytes32 indexed adapterId, address indexed creator);
-    /// @notice From `effectiveAt` on `to` is paid instead of `from`, unless another proposal comes before.
+    /// @notice From `effectiveAt` on `to` is paid instead of `from`, unless another proposal comes
+    /// before.
     event PayeeProposed(
-        bytes32 indexed adapterId, uint16 indexed position, address from, address indexed to, uint64 effectiveAt
+        bytes32 indexed adapterId,
+        uint16 indexed position,
+        address from,
+        address indexed to,
+        uint64 effectiveAt
     );
     event DatanetPayeeProposed(
         bytes32 indexed datanetId, address from, address indexed to, uint64 effectiveAt
@@ -115,9 +127,13 @@ contract AdapterRegistry is EIP712 {
 
     // ---------------------------------------------------------------- Datanets
 
-    /// @notice Registers a Datanet of the caller's; `metadataHash` is the sha256 of its canonical manifest.
+    /// @notice Registers a Datanet of the caller's; `metadataHash` is the sha256 of its canonical
+    /// manifest.
     /// @param payee_ who is paid for it, until it hands that on
-    function registerDatanet(bytes32 metadataHash, address payee_) external returns (bytes32 datanetId) {
+    function registerDatanet(bytes32 metadataHash, address payee_)
+        external
+        returns (bytes32 datanetId)
+    {
         if (metadataHash == 0) revert ZeroHash();
         if (payee_ == address(0)) revert ZeroAddress();
         datanetId = datanetIdOf(msg.sender, metadataHash);
@@ -126,8 +142,8 @@ contract AdapterRegistry is EIP712 {
         emit DatanetRegistered(datanetId, msg.sender, payee_, metadataHash);
     }
 
-    /// @notice The Datanet's payee of this moment announces its successor. A later announcement replaces an
-    /// earlier one that has not taken effect; announcing oneself cancels it.
+    /// @notice The Datanet's payee of this moment announces its successor. A later announcement
+    /// replaces an earlier one that has not taken effect; announcing oneself cancels it.
     function proposeDatanetPayee(bytes32 datanetId, address to) external {
         address from = datanetPayee(datanetId);
         uint64 effectiveAt = _propose(_datanets[datanetId], from, to);
@@ -136,17 +152,20 @@ contract AdapterRegistry is EIP712 {
 
     // ---------------------------------------------------------------- adapters
 
-    /// @notice Registers an adapter. The manifest must be signed by its creator, and the creator must send
-    /// the transaction: the signed Manifest doesn't contain the splits, so a stranger who relayed it
-    /// could put its own address into them.
-    function registerAdapter(Manifest calldata manifest, Splits calldata splits, bytes calldata signature)
-        external
-        returns (bytes32 adapterId)
-    {
+    /// @notice Registers an adapter. The manifest must be signed by its creator, and the creator
+    /// must send the transaction: the signed Manifest doesn't contain the splits, so a stranger who
+    /// relayed it could put its own address into them.
+    function registerAdapter(
+        Manifest calldata manifest,
+        Splits calldata splits,
+        bytes calldata signature
+    ) external returns (bytes32 adapterId) {
         address signer = ECDSA.recoverCalldata(manifestDigest(manifest), signature);
         if (signer != manifest.creator) revert WrongSignature(manifest.creator, signer);
         if (msg.sender != manifest.creator) revert NotCreator(msg.sender, manifest.creator);
-        if (manifest.manifestHash == 0 || manifest.contentDigest == 0 || manifest.modelId == 0) revert ZeroHash();
+        if (manifest.manifestHash == 0 || manifest.contentDigest == 0 || manifest.modelId == 0) {
+            revert ZeroHash();
+        }
         adapterId = adapterIdOf(manifest.creator, manifest.modelId, manifest.manifestHash);
         if (_adapters[adapterId].creator != address(0)) revert AdapterExists(adapterId);
         _checkParent(manifest);
@@ -158,7 +177,9 @@ contract AdapterRegistry is EIP712 {
             retired: false,
             splitsHash: keccak256(abi.encode(splits))
         });
-        if (firstByContent[manifest.contentDigest] == 0) firstByContent[manifest.contentDigest] = adapterId;
+        if (firstByContent[manifest.contentDigest] == 0) {
+            firstByContent[manifest.contentDigest] = adapterId;
+        }
         emit AdapterRegistered(
             adapterId,
             manifest.creator,
@@ -181,10 +202,15 @@ contract AdapterRegistry is EIP712 {
         emit AdapterRetired(adapterId, msg.sender);
     }
 
-    /// @notice Who is paid for a position of an adapter at this moment. Anyone may call; the first call for a
-    /// position writes down what the splits say, so that later calls can do without them.
-    /// @param splits abi.encode(splits), whose hash is splitsHash; empty if the position is written down
-    function payee(bytes32 adapterId, uint16 position, bytes calldata splits) public returns (address now_) {
+    /// @notice Who is paid for a position of an adapter at this moment. Anyone may call; the first
+    /// call for a position writes down what the splits say, so that later calls can do without
+    /// them.
+    /// @param splits abi.encode(splits), whose hash is splitsHash; empty if the position is written
+    /// down
+    function payee(bytes32 adapterId, uint16 position, bytes calldata splits)
+        public
+        returns (address now_)
+    {
         Payee storage p = _positions[adapterId][position];
         now_ = _resolve(p);
         if (now_ == address(0)) {
@@ -195,7 +221,9 @@ contract AdapterRegistry is EIP712 {
 
     /// @notice The position's payee of this moment announces its successor, as with Datanets.
     /// @param splits as for payee
-    function proposePayee(bytes32 adapterId, uint16 position, address to, bytes calldata splits) external {
+    function proposePayee(bytes32 adapterId, uint16 position, address to, bytes calldata splits)
+        external
+    {
         address from = payee(adapterId, position, splits);
         uint64 effectiveAt = _propose(_positions[adapterId][position], from, to);
         emit PayeeProposed(adapterId, position, from, to, effectiveAt);
@@ -203,13 +231,19 @@ contract AdapterRegistry is EIP712 {
 
     // ---------------------------------------------------------------- views
 
-    /// @notice As payee, without writing anything down; reverts if adapter, position or splits are wrong.
-    function payeeOf(bytes32 adapterId, uint16 position, bytes calldata splits) external view returns (address) {
+    /// @notice As payee, without writing anything down; reverts if adapter, position or splits are
+    /// wrong.
+    function payeeOf(bytes32 adapterId, uint16 position, bytes calldata splits)
+        external
+        view
+        returns (address)
+    {
         address written = _resolve(_positions[adapterId][position]);
         return written != address(0) ? written : _shown(adapterId, position, splits);
     }
 
-    /// @notice The payee that is written down for a position; zero: none is, payee needs the splits.
+    /// @notice The payee that is written down for a position; zero: none is, payee needs the
+    /// splits.
     function writtenPayee(bytes32 adapterId, uint16 position) external view returns (address) {
         return _resolve(_positions[adapterId][position]);
     }
@@ -220,7 +254,8 @@ contract AdapterRegistry is EIP712 {
         if (now_ == address(0)) revert UnknownDatanet(datanetId);
     }
 
-    /// @notice The announced successor of a position's payee; effectiveAt 0: none was ever announced.
+    /// @notice The announced successor of a position's payee; effectiveAt 0: none was ever
+    /// announced.
     function pendingPayee(bytes32 adapterId, uint16 position)
         external
         view
@@ -230,8 +265,13 @@ contract AdapterRegistry is EIP712 {
         return (p.next, p.effectiveAt);
     }
 
-    /// @notice The announced successor of a Datanet's payee; effectiveAt 0: none was ever announced.
-    function pendingDatanetPayee(bytes32 datanetId) external view returns (address next, uint64 effectiveAt) {
+    /// @notice The announced successor of a Datanet's payee; effectiveAt 0: none was ever
+    /// announced.
+    function pendingDatanetPayee(bytes32 datanetId)
+        external
+        view
+        returns (address next, uint64 effectiveAt)
+    {
         Payee storage p = _datanets[datanetId];
         return (p.next, p.effectiveAt);
     }
@@ -247,7 +287,11 @@ contract AdapterRegistry is EIP712 {
     }
 
     /// @notice The id that a creator's manifest has, registered or not.
-    function adapterIdOf(address creator, bytes32 modelId, bytes32 manifestHash) public view returns (bytes32) {
+    function adapterIdOf(address creator, bytes32 modelId, bytes32 manifestHash)
+        public
+        view
+        returns (bytes32)
+    {
         return keccak256(abi.encode(block.chainid, address(this), creator, modelId, manifestHash));
     }
 
@@ -265,17 +309,20 @@ contract AdapterRegistry is EIP712 {
 
     function _checkParent(Manifest calldata manifest) private view {
         if (manifest.parent == 0) return;
-        Adapter storage parent = _adapters[adapterIdOf(manifest.creator, manifest.modelId, manifest.parent)];
+        Adapter storage parent =
+            _adapters[adapterIdOf(manifest.creator, manifest.modelId, manifest.parent)];
         if (parent.creator == address(0)) revert UnknownParent(manifest.parent);
-        if (manifest.version <= parent.version) revert VersionNotAbove(manifest.version, parent.version);
+        if (manifest.version <= parent.version) {
+            revert VersionNotAbove(manifest.version, parent.version);
+        }
     }
 
     function _checkSplits(Splits calldata splits) private view {
         uint256 nPayees = splits.payees.length;
         uint256 nDatanets = splits.datanets.length;
         if (
-            nPayees != splits.bps.length || nDatanets != splits.datanetBps.length || nPayees > MAX_SHARES
-                || nDatanets > MAX_SHARES
+            nPayees != splits.bps.length || nDatanets != splits.datanetBps.length
+                || nPayees > MAX_SHARES || nDatanets > MAX_SHARES
         ) revert SplitsShape(nPayees, splits.bps.length, nDatanets, splits.datanetBps.length);
         uint256 sum = 0;
         for (uint256 i = 0; i < nPayees; i++) {
@@ -295,7 +342,11 @@ contract AdapterRegistry is EIP712 {
     }
 
     /// What the splits say about a position, after checking that they are the adapter's.
-    function _shown(bytes32 adapterId, uint16 position, bytes calldata splits) private view returns (address) {
+    function _shown(bytes32 adapterId, uint16 position, bytes calldata splits)
+        private
+        view
+        returns (address)
+    {
         bytes32 want = _adapters[adapterId].splitsHash;
         if (want == 0) revert UnknownAdapter(adapterId);
         if (splits.length == 0) revert SplitsNeeded(adapterId, position);
@@ -313,7 +364,10 @@ contract AdapterRegistry is EIP712 {
     }
 
     /// Writes down who is paid now (`from`, resolved by the caller) and who will be.
-    function _propose(Payee storage p, address from, address to) private returns (uint64 effectiveAt) {
+    function _propose(Payee storage p, address from, address to)
+        private
+        returns (uint64 effectiveAt)
+    {
         if (msg.sender != from) revert NotPayee(msg.sender, from);
         if (to == address(0)) revert ZeroAddress();
         effectiveAt = uint64(block.timestamp) + payeeDelay;

@@ -3,7 +3,9 @@ pragma solidity 0.8.37;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
-import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {
+    ReentrancyGuardTransient
+} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
@@ -12,14 +14,14 @@ import {AdapterRegistry} from "./AdapterRegistry.sol";
 import {Escrow} from "./Escrow.sol";
 import {StakeManager} from "./StakeManager.sol";
 import {Payout, PayoutProof, PayoutTree} from "./lib/PayoutTree.sol";
-import {Batch, Receipt, Splits, Types} from "./lib/Types.sol";
+import {Batch, Receipt, Types} from "./lib/Types.sol";
 
 /// @title Batches of receipts, and the claims they give.
 ///
-/// @notice An operator's batches form a chain: seq counts from 0, prevBatchHash names the digest of the
-/// batch before, committed is cumulative. A batch is *open* (to challenge) for challengeWindow seconds
-/// after it was submitted, then *final*. An open batch can be voided by the Disputes contract, with
-/// everything after it; a final one can't.
+/// @notice An operator's batches form a chain: seq counts from 0, prevBatchHash names the digest of
+/// the batch before, committed is cumulative. A batch is *open* (to challenge) for challengeWindow
+/// seconds after it was submitted, then *final*. An open batch can be voided by the Disputes
+/// contract, with everything after it; a final one can't.
 ///
 ///     seq      0        1        2        3        4
 ///              final    final    open     open     (next)
@@ -27,19 +29,21 @@ import {Batch, Receipt, Splits, Types} from "./lib/Types.sol";
 ///              `-------------------------'          committed of the head <= redeemed(operator)
 ///                                `-------'          their value <= active stake, at submission
 ///
-/// This contract holds what Escrow has redeemed and nobody has claimed. For each operator, at every moment:
+/// This contract holds what Escrow has redeemed and nobody has claimed. For each operator, at every
+/// moment:
 ///
-///     paid <= committed of the newest final batch <= committed of the head <= escrow.redeemed(operator)
+///     paid <= committed of the newest final batch <= committed of the head <= redeemed(operator)
 ///     token.balanceOf(ledger) >= sum over operators of (redeemed - paid)
 ///
-/// A claim shows a leaf of a final batch's payout tree and is paid what the leaf's cumulative amount
-/// exceeds earlier claims by. Any final batch serves, not the newest alone: an older one proves at most
-/// what was then final, and if only the newest would do, an operator that submits a batch a block could
-/// make every claim come too late. The first inequality holds whatever the trees say, so a
-/// dishonest operator can never touch another operator's money.
+/// A claim shows a leaf of a final batch's payout tree and is paid what the leaf's cumulative
+/// amount exceeds earlier claims by. Any final batch serves, not the newest alone: an older one
+/// proves at most what was then final, and if only the newest would do, an operator that submits a
+/// batch a block could make every claim come too late. The first inequality holds whatever the
+/// trees say, so a dishonest operator can never touch another operator's money.
 ///
-/// A batch is kept as a commitment to its digest, its payout root and its committed value. A claim opens it
-/// with the digest and what its proof computes, everyone else with the batch (from BatchSubmitted).
+/// A batch is kept as a commitment to its digest, its payout root and its committed value. A claim
+/// opens it with the digest and what its proof computes, everyone else with the batch (from
+/// BatchSubmitted).
 ///
 /// Immutable: no owner, no pause, no upgrade.
 contract AttributionLedger is EIP712, ReentrancyGuardTransient {
@@ -52,8 +56,8 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         uint32 leafCount;
     }
 
-    /// What is known of an operator's chain. Records at and above `count` are leftovers of voided batches
-    /// and mean nothing. `finalCount` may lag behind the clock; it never runs ahead of it.
+    /// What is known of an operator's chain. Records at and above `count` are leftovers of voided
+    /// batches and mean nothing. `finalCount` may lag behind the clock; it never runs ahead of it.
     struct Chain {
         uint128 paid; // by claims, cumulative
         uint64 count; // of batches
@@ -102,9 +106,11 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         bytes32 dataHash,
         bytes32 prevBatchHash
     );
-    /// @notice Batch `seq` and all after it are void; the operator's next seq is `seq` again and its
-    /// committed value is `committed`.
-    event BatchVoided(address indexed operator, uint64 indexed seq, bytes32 indexed batchHash, uint128 committed);
+    /// @notice Batch `seq` and all after it are void; the operator's next seq is `seq` again and
+    /// its committed value is `committed`.
+    event BatchVoided(
+        address indexed operator, uint64 indexed seq, bytes32 indexed batchHash, uint128 committed
+    );
     /// @notice `payee` was paid `amount`; the leaf has now been paid `cumulative` in all.
     event Claimed(
         address indexed operator,
@@ -139,7 +145,8 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
     error WrongBatch(address operator, uint64 seq, bytes32 batchHash);
     /// The tree that the proof belongs to promises another sum than the batch commits to.
     error WrongPayoutSum(uint128 sum, uint128 committed);
-    /// The proof leads to another root than that of the batch with this digest (or the digest is wrong).
+    /// The proof leads to another root than that of the batch with this digest (or the digest is
+    /// wrong).
     error WrongPayoutProof(address operator, uint64 seq, bytes32 batchHash, bytes32 payoutRoot);
     /// No leaf of this operator can be named so.
     error WrongLeaf(uint8 kind, bytes32 id, uint16 position);
@@ -149,16 +156,21 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
 
     /// @param stakeManager_ operators; its unbonding must outlast the challenge window
     /// @param registry_ payees
-    /// @param escrow_ the vault; must name this contract as its ledger, and hold the token that is staked
+    /// @param escrow_ the vault; must name this contract as its ledger, and hold the token that is
+    /// staked
     /// @param challengeWindow_ seconds, at least 1
-    constructor(StakeManager stakeManager_, AdapterRegistry registry_, Escrow escrow_, uint64 challengeWindow_)
-        EIP712("Tributary AttributionLedger", "1")
-    {
+    constructor(
+        StakeManager stakeManager_,
+        AdapterRegistry registry_,
+        Escrow escrow_,
+        uint64 challengeWindow_
+    ) EIP712("Tributary AttributionLedger", "1") {
         uint64 unbonding = stakeManager_.unbondingPeriod();
         if (challengeWindow_ == 0 || unbonding <= challengeWindow_) {
             revert BadChallengeWindow(challengeWindow_, unbonding);
         }
-        (address staked, address escrowed) = (address(stakeManager_.token()), address(escrow_.token()));
+        (address staked, address escrowed) =
+            (address(stakeManager_.token()), address(escrow_.token()));
         if (staked != escrowed) revert TokensDiffer(staked, escrowed);
         if (escrow_.ledger() != address(this)) revert NotEscrowsLedger(escrow_.ledger());
         registry_.payeeDelay(); // reverts if there is no registry at the address
@@ -172,8 +184,8 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
 
     // ---------------------------------------------------------------- batches
 
-    /// @notice Appends a batch to its operator's chain. Anyone may relay it; it must be signed by a signer of a
-    /// live operator.
+    /// @notice Appends a batch to its operator's chain. Anyone may relay it; it must be signed by a
+    /// signer of a live operator.
     function submit(Batch calldata batch, bytes calldata signature) external {
         address operator = batch.operator;
         bytes32 hash = batchDigest(batch);
@@ -181,7 +193,9 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         (uint64 count, uint64 finalCount) = (_chains[operator].count, _chains[operator].finalCount);
         _checkNext(batch, count);
         uint128 redeemed = escrow.redeemed(operator);
-        if (batch.committed > redeemed) revert CommittedAboveRedeemed(operator, batch.committed, redeemed);
+        if (batch.committed > redeemed) {
+            revert CommittedAboveRedeemed(operator, batch.committed, redeemed);
+        }
 
         // Two steps for each batch, so that what is noted as final catches up with the clock. That
         // suffices mostly; look further only if the stake doesn't.
@@ -198,7 +212,9 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         BatchRecord storage record = _batches[operator][batch.seq];
         // A leftover means that a batch was voided here. Its signature is still good and its place
         // is free again: without this check anyone could submit it once more.
-        if (record.commitment != 0 && _voided[hash]) revert VoidedBatch(operator, batch.seq, hash);
+        if (record.commitment != 0 && _voided[hash]) {
+            revert VoidedBatch(operator, batch.seq, hash);
+        }
         record.commitment = _commitment(hash, batch.payoutRoot, batch.committed);
         record.committed = batch.committed;
         record.submittedAt = uint64(block.timestamp);
@@ -208,9 +224,9 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         _emitSubmitted(batch, hash);
     }
 
-    /// @notice Takes an open batch, and all after it, out of its operator's chain: the next seq is the batch's
-    /// again, and the batch itself can't come back. Only the Disputes contract may call; it slashes by
-    /// StakeManager.slash.
+    /// @notice Takes an open batch, and all after it, out of its operator's chain: the next seq is
+    /// the batch's again, and the batch itself can't come back. Only the Disputes contract may
+    /// call; it slashes by StakeManager.slash.
     /// @param batch as it was submitted
     function void(Batch calldata batch) external {
         if (msg.sender != disputes) revert NotDisputes(msg.sender);
@@ -226,12 +242,13 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
 
     // ---------------------------------------------------------------- claims
 
-    /// @notice Pays the payee of a leaf what the leaf's amount exceeds earlier payments by. Anyone may call.
+    /// @notice Pays the payee of a leaf what the leaf's amount exceeds earlier payments by. Anyone
+    /// may call.
     /// @param ref a final batch
     /// @param payout the leaf
     /// @param proof the leaf's path in the batch's payout tree
-    /// @param splits for an adapter's position: abi.encode(splits), or empty if the registry has written the
-    /// payee down (AdapterRegistry.writtenPayee); empty for the other kinds
+    /// @param splits for an adapter's position: abi.encode(splits), or empty if the registry has
+    /// written the payee down (AdapterRegistry.writtenPayee); empty for the other kinds
     /// @return amount what was paid, never 0: with nothing to pay the call reverts
     function claim(
         BatchRef calldata ref,
@@ -241,11 +258,13 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
     ) external nonReentrant returns (uint128 amount) {
         Chain storage chain = _openBatch(ref);
         amount = _claim(ref, chain, payout, proof, splits);
-        if (amount == 0) revert NothingToClaim(payout.amount, _claimed[_leafKey(ref.operator, payout)]);
+        if (amount == 0) {
+            revert NothingToClaim(payout.amount, _claimed[_leafKey(ref.operator, payout)]);
+        }
     }
 
-    /// @notice As claim, for several leaves of one batch; leaves with nothing to pay are skipped, so that
-    /// somebody else's claim of one of them does no harm. A wrong proof reverts everything.
+    /// @notice As claim, for several leaves of one batch; leaves with nothing to pay are skipped,
+    /// so that somebody else's claim of one of them does no harm. A wrong proof reverts everything.
     /// @return amount the sum of what was paid
     function claimMany(BatchRef calldata ref, Claim[] calldata claims)
         external
@@ -265,15 +284,19 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         return _chains[operator].count;
     }
 
-    /// @notice The end of the operator's chain: the next seq, and of the newest batch the digest (the next
-    /// prevBatchHash) and the committed value; zeros if there is none.
-    function headOf(address operator) external view returns (uint64 next, bytes32 batchHash, uint128 committed) {
+    /// @notice The end of the operator's chain: the next seq, and of the newest batch the digest
+    /// (the next prevBatchHash) and the committed value; zeros if there is none.
+    function headOf(address operator)
+        external
+        view
+        returns (uint64 next, bytes32 batchHash, uint128 committed)
+    {
         next = _chains[operator].count;
         return (next, _heads[operator], _committedBy(operator, next));
     }
 
-    /// @notice How many of the operator's batches are final at this moment (they are the first ones), and the
-    /// committed value of the newest of them.
+    /// @notice How many of the operator's batches are final at this moment (they are the first
+    /// ones), and the committed value of the newest of them.
     function finalOf(address operator) external view returns (uint64 count, uint128 committed) {
         Chain storage chain = _chains[operator];
         count = _finalCount(operator, chain.finalCount, chain.count);
@@ -285,7 +308,8 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         return _chains[operator].paid;
     }
 
-    /// @notice A batch of the operator's chain; reverts with UnknownBatch if there is none with this seq.
+    /// @notice A batch of the operator's chain; reverts with UnknownBatch if there is none with
+    /// this seq.
     /// @return commitment keccak256(abi.encode(batchHash, payoutRoot, committed))
     /// @return committed the batch's
     /// @return leafCount the batch's
@@ -307,33 +331,42 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
                 == _commitment(batchDigest(batch), batch.payoutRoot, batch.committed);
     }
 
-    /// @notice Whether a batch was voided by the Disputes contract itself (not only with one before it).
+    /// @notice Whether a batch was voided by the Disputes contract itself (not only with one before
+    /// it).
     function isVoided(bytes32 batchHash) external view returns (bool) {
         return _voided[batchHash];
     }
 
     /// @notice What a leaf has been paid so far.
-    function claimed(address operator, uint8 kind, bytes32 id, uint16 position) external view returns (uint128) {
+    function claimed(address operator, uint8 kind, bytes32 id, uint16 position)
+        external
+        view
+        returns (uint128)
+    {
         return _claimed[keccak256(abi.encode(operator, kind, id, position))];
     }
 
-    /// @notice Whether a receipt lies at a position of a batch; reverts unless exactly this batch is part of
-    /// its operator's chain.
+    /// @notice Whether a receipt lies at a position of a batch; reverts unless exactly this batch
+    /// is part of its operator's chain.
     /// @param batch as it was submitted (BatchSubmitted has all of it)
     /// @param receiptHash the receipt's EIP-712 digest
     /// @param proof siblings, the lowest first (OpenZeppelin's standard tree over (uint32 position,
     /// bytes32 receiptHash), leaves in order, not sorted by hash)
-    function verifyReceipt(Batch calldata batch, uint32 position, bytes32 receiptHash, bytes32[] calldata proof)
-        external
-        view
-        returns (bool)
-    {
+    function verifyReceipt(
+        Batch calldata batch,
+        uint32 position,
+        bytes32 receiptHash,
+        bytes32[] calldata proof
+    ) external view returns (bool) {
         _checkBatch(batch);
         bytes32 leaf = keccak256(bytes.concat(keccak256(abi.encode(position, receiptHash))));
-        return position < batch.leafCount && MerkleProof.verifyCalldata(proof, batch.receiptsRoot, leaf);
+        return
+            position < batch.leafCount
+                && MerkleProof.verifyCalldata(proof, batch.receiptsRoot, leaf);
     }
 
-    /// @notice Whether a payout leaf lies in a batch's payout tree; the batch need not be submitted.
+    /// @notice Whether a payout leaf lies in a batch's payout tree; the batch need not be
+    /// submitted.
     function verifyPayout(Batch calldata batch, Payout calldata payout, PayoutProof calldata proof)
         external
         pure
@@ -353,9 +386,13 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         return _hashTypedDataV4(Types.hashStruct(receipt));
     }
 
-    /// @notice Whether a Receipt is signed by a key that serves, or served before it was revoked, the
-    /// operator that the receipt names.
-    function isSignedReceipt(Receipt calldata receipt, bytes calldata signature) external view returns (bool) {
+    /// @notice Whether a Receipt is signed by a key that serves, or served before it was revoked,
+    /// the operator that the receipt names.
+    function isSignedReceipt(Receipt calldata receipt, bytes calldata signature)
+        external
+        view
+        returns (bool)
+    {
         (address signer, ECDSA.RecoverError failure,) =
             ECDSA.tryRecoverCalldata(receiptDigest(receipt), signature);
         if (failure != ECDSA.RecoverError.NoError) return false;
@@ -365,7 +402,11 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
 
     // ---------------------------------------------------------------- inside
 
-    function _commitment(bytes32 batchHash, bytes32 payoutRoot, uint128 committed) private pure returns (bytes32) {
+    function _commitment(bytes32 batchHash, bytes32 payoutRoot, uint128 committed)
+        private
+        pure
+        returns (bytes32)
+    {
         return keccak256(abi.encode(batchHash, payoutRoot, committed));
     }
 
@@ -390,16 +431,24 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         address operator = batch.operator;
         if (batch.seq != count) revert WrongSeq(operator, batch.seq, count);
         bytes32 head = _heads[operator];
-        if (batch.prevBatchHash != head) revert WrongPrevBatch(operator, batch.seq, batch.prevBatchHash, head);
+        if (batch.prevBatchHash != head) {
+            revert WrongPrevBatch(operator, batch.seq, batch.prevBatchHash, head);
+        }
         uint128 before = _committedBy(operator, count);
-        if (batch.committed < before) revert CommittedDecreased(operator, batch.committed, before);
+        if (batch.committed < before) {
+            revert CommittedDecreased(operator, batch.committed, before);
+        }
         if (batch.leafCount == 0) revert EmptyBatch(operator, batch.seq);
-        if (batch.periodStart > batch.periodEnd) revert PeriodReversed(batch.periodStart, batch.periodEnd);
+        if (batch.periodStart > batch.periodEnd) {
+            revert PeriodReversed(batch.periodStart, batch.periodEnd);
+        }
     }
 
     /// Checks that exactly this batch is part of its operator's chain, and returns its digest.
     function _checkBatch(Batch calldata batch) private view returns (bytes32 hash) {
-        if (batch.seq >= _chains[batch.operator].count) revert UnknownBatch(batch.operator, batch.seq);
+        if (batch.seq >= _chains[batch.operator].count) {
+            revert UnknownBatch(batch.operator, batch.seq);
+        }
         hash = batchDigest(batch);
         if (
             _batches[batch.operator][batch.seq].commitment
@@ -433,8 +482,8 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         return _batches[operator][seq].submittedAt + challengeWindow;
     }
 
-    /// How many batches of a chain are final, found by bisection between `low`, below which all are known
-    /// to be, and `high`, the head: submittedAt never decreases along a chain.
+    /// How many batches of a chain are final, found by bisection between `low`, below which all are
+    /// known to be, and `high`, the head: submittedAt never decreases along a chain.
     function _finalCount(address operator, uint64 low, uint64 high) private view returns (uint64) {
         while (low < high) {
             uint64 middle = low + (high - low) / 2;
@@ -472,7 +521,8 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
         address operator = ref.operator;
         uint128 limit = _checkProof(ref, payout, proof);
         (uint256 total, uint64 finalCount) = (chain.paid, chain.finalCount);
-        // An older batch than the newest known to be final: that one limits what all claims may sum to.
+        // An older batch than the newest known to be final: that one limits what all claims may sum
+        // to.
         if (ref.seq + 1 != finalCount) limit = _committedBy(operator, finalCount);
 
         bytes32 key = _leafKey(operator, payout);
@@ -488,14 +538,18 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
     }
 
     /// Pays part of a leaf's cumulative amount to whoever is the leaf's payee at this moment.
-    function _pay(address operator, Payout calldata payout, bytes calldata splits, uint128 amount) private {
+    function _pay(address operator, Payout calldata payout, bytes calldata splits, uint128 amount)
+        private
+    {
         address payee = _payee(operator, payout, splits);
-        emit Claimed(operator, payout.id, payee, payout.kind, payout.position, amount, payout.amount);
+        emit Claimed(
+            operator, payout.id, payee, payout.kind, payout.position, amount, payout.amount
+        );
         token.safeTransfer(payee, amount);
     }
 
-    /// Checks that a leaf lies in the payout tree of a batch and that the tree's sum is what the batch
-    /// commits to (one comparison, because the commitment holds both), and returns that sum.
+    /// Checks that a leaf lies in the payout tree of a batch and that the tree's sum is what the
+    /// batch commits to (one comparison, because the commitment holds both), and returns that sum.
     function _checkProof(BatchRef calldata ref, Payout calldata payout, PayoutProof calldata proof)
         private
         view
@@ -511,13 +565,19 @@ contract AttributionLedger is EIP712, ReentrancyGuardTransient {
     }
 
     /// Who a leaf's money goes to at this moment.
-    function _payee(address operator, Payout calldata payout, bytes calldata splits) private returns (address) {
+    function _payee(address operator, Payout calldata payout, bytes calldata splits)
+        private
+        returns (address)
+    {
         if (payout.kind == PayoutTree.KIND_ADAPTER) {
             return registry.payee(payout.id, payout.position, splits);
         }
         if (payout.position == 0) {
             if (payout.kind == PayoutTree.KIND_DATANET) return registry.datanetPayee(payout.id);
-            if (payout.kind == PayoutTree.KIND_OPERATOR && payout.id == bytes32(uint256(uint160(operator)))) {
+            if (
+                payout.kind == PayoutTree.KIND_OPERATOR
+                    && payout.id == bytes32(uint256(uint160(operator)))
+            ) {
                 return operator;
             }
         }

@@ -3,7 +3,9 @@ pragma solidity 0.8.37;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
-import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {
+    ReentrancyGuardTransient
+} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 
@@ -13,27 +15,29 @@ import {Request, Types, Voucher} from "./lib/Types.sol";
 
 /// @title Payers' deposits, and the vouchers that turn them into an operator's income.
 ///
-/// @notice Each pair (payer, operator) has one account. A deposit can leave it in two ways only: back to
-/// the payer after a thaw, or, by a voucher of the payer's, to AttributionLedger, which pays it out
-/// claim by claim. No call of anyone else moves a token.
+/// @notice Each pair (payer, operator) has one account. A deposit can leave it in two ways only:
+/// back to the payer after a thaw, or, by a voucher of the payer's, to AttributionLedger, which
+/// pays it out claim by claim. No call of anyone else moves a token.
 ///
 ///     payer --deposit--> balance(payer, operator) --redeem--> AttributionLedger --claim--> payees
 ///                              `--thaw, withdraw--> payer
 ///
 ///     token.balanceOf(escrow) >= sum of balances
 ///
-/// Vouchers are cumulative in a channel = keccak256(abi.encode(payer, operator, epoch)): a voucher moves
-/// what its valueAggregate exceeds the last redeemed one by. An old voucher moves nothing and is refused.
-/// A voucher is redeemed whole or not at all: the redeemed value of a channel is always the
-/// channelTotal of one receipt, which lastReceiptHash names, so "covered by a redeemed voucher" needs no
-/// fractions. An operator whose payer's balance is short redeems a smaller voucher that it kept.
+/// Vouchers are cumulative in a channel = keccak256(abi.encode(payer, operator, epoch)): a voucher
+/// moves what its valueAggregate exceeds the last redeemed one by. An old voucher moves nothing and
+/// is refused. A voucher is redeemed whole or not at all: the redeemed value of a channel is always
+/// the channelTotal of one receipt, which lastReceiptHash names, so "covered by a redeemed voucher"
+/// needs no fractions. An operator whose payer's balance is short redeems a smaller voucher that it
+/// kept.
 ///
 /// Only the operator or one of its signers may redeem. A redeemed voucher binds the operator to the
 /// receipt it names; if the payer could redeem, it could sign for a receipt that doesn't exist and
 /// have the operator slashed for not showing it.
 ///
 /// Payers may sign with other keys than their own (`addSigner`). A removed key's vouchers stay
-/// redeemable for one thaw period, as thawing funds do: otherwise removing a key would cancel a debt.
+/// redeemable for one thaw period, as thawing funds do: otherwise removing a key would cancel a
+/// debt.
 ///
 /// Immutable: no owner, no pause, no upgrade.
 contract Escrow is EIP712, ReentrancyGuardTransient {
@@ -80,13 +84,18 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
     mapping(bytes32 channel => bytes32) private _lastReceiptHash;
     mapping(address payer => mapping(address signer => uint64 validUntil)) private _signers;
 
-    event Deposited(address indexed payer, address indexed operator, address indexed from, uint128 amount);
+    event Deposited(
+        address indexed payer, address indexed operator, address indexed from, uint128 amount
+    );
     /// @notice `thawing` replaces any earlier request; 0 means cancelled.
-    event ThawRequested(address indexed payer, address indexed operator, uint128 thawing, uint64 withdrawableAt);
+    event ThawRequested(
+        address indexed payer, address indexed operator, uint128 thawing, uint64 withdrawableAt
+    );
     event Withdrawn(address indexed payer, address indexed operator, uint128 amount);
     event SignerAdded(address indexed payer, address indexed signer);
     event SignerRemoved(address indexed payer, address indexed signer, uint64 validUntil);
-    /// @notice `amount` moved from the payer's balance to AttributionLedger, to the operator's account there.
+    /// @notice `amount` moved from the payer's balance to AttributionLedger, to the operator's
+    /// account there.
     event Redeemed(
         address indexed operator,
         address indexed payer,
@@ -124,7 +133,10 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
     constructor(IERC20 token_, StakeManager stakeManager_, address ledger_, uint64 thawPeriod_)
         EIP712("Tributary Escrow", "1")
     {
-        if (address(token_) == address(0) || address(stakeManager_) == address(0) || ledger_ == address(0)) {
+        if (
+            address(token_) == address(0) || address(stakeManager_) == address(0)
+                || ledger_ == address(0)
+        ) {
             revert ZeroAddress();
         }
         if (thawPeriod_ == 0 || thawPeriod_ > MAX_THAW_PERIOD) revert BadThawPeriod(thawPeriod_);
@@ -136,7 +148,8 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
 
     // ---------------------------------------------------------------- payers
 
-    /// @notice Adds `amount` of the caller's tokens (approved before) to its account with `operator`.
+    /// @notice Adds `amount` of the caller's tokens (approved before) to its account with
+    /// `operator`.
     function deposit(address operator, uint128 amount) external {
         depositFor(msg.sender, operator, amount);
     }
@@ -150,9 +163,9 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
         emit Deposited(payer, operator, msg.sender, amount);
     }
 
-    /// @notice Sets how much of the caller's balance with `operator` is thawing, from now for the thaw
-    /// period. One request at a time: a new one replaces the old and starts the clock again; 0 cancels.
-    /// Vouchers may still take thawing funds.
+    /// @notice Sets how much of the caller's balance with `operator` is thawing, from now for the
+    /// thaw period. One request at a time: a new one replaces the old and starts the clock again; 0
+    /// cancels. Vouchers may still take thawing funds.
     function requestThaw(address operator, uint128 amount) external {
         Account storage a = _accounts[msg.sender][operator];
         if (amount > a.balance) revert BalanceTooSmall(msg.sender, operator, a.balance, amount);
@@ -166,7 +179,9 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
     function withdraw(address operator) external nonReentrant returns (uint128 amount) {
         Account storage a = _accounts[msg.sender][operator];
         if (a.thawing == 0) revert NothingThawing(msg.sender, operator);
-        if (block.timestamp < a.withdrawableAt) revert StillThawing(msg.sender, operator, a.withdrawableAt);
+        if (block.timestamp < a.withdrawableAt) {
+            revert StillThawing(msg.sender, operator, a.withdrawableAt);
+        }
         amount = a.thawing < a.balance ? a.thawing : a.balance;
         a.thawing = 0;
         a.balance -= amount;
@@ -174,18 +189,22 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
         token.safeTransfer(msg.sender, amount);
     }
 
-    /// @notice Lets `signer` sign vouchers and requests for the caller, with every operator. The caller's own
-    /// key always may. Adding a key again that is being removed keeps it.
+    /// @notice Lets `signer` sign vouchers and requests for the caller, with every operator. The
+    /// caller's own key always may. Adding a key again that is being removed keeps it.
     function addSigner(address signer) external {
         if (signer == address(0)) revert ZeroAddress();
-        if (_signers[msg.sender][signer] == type(uint64).max) revert SignerExists(msg.sender, signer);
+        if (_signers[msg.sender][signer] == type(uint64).max) {
+            revert SignerExists(msg.sender, signer);
+        }
         _signers[msg.sender][signer] = type(uint64).max;
         emit SignerAdded(msg.sender, signer);
     }
 
     /// @notice Ends `signer`'s authority after one thaw period.
     function removeSigner(address signer) external {
-        if (_signers[msg.sender][signer] != type(uint64).max) revert NotSigner(msg.sender, signer);
+        if (_signers[msg.sender][signer] != type(uint64).max) {
+            revert NotSigner(msg.sender, signer);
+        }
         uint64 validUntil = uint64(block.timestamp) + thawPeriod;
         _signers[msg.sender][signer] = validUntil;
         emit SignerRemoved(msg.sender, signer, validUntil);
@@ -208,8 +227,8 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
         _passOn(voucher.operator, amount);
     }
 
-    /// @notice Redeems vouchers of one operator, each by itself: one that can't be redeemed is left out with
-    /// a VoucherRefused event and blocks no other.
+    /// @notice Redeems vouchers of one operator, each by itself: one that can't be redeemed is left
+    /// out with a VoucherRefused event and blocks no other.
     /// @return amount what moved to AttributionLedger, all together
     function redeemMany(address operator, SignedVoucher[] calldata vouchers)
         external
@@ -233,7 +252,8 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
 
     // ---------------------------------------------------------------- views
 
-    /// @notice A payer's account with an operator. What is thawing is part of balance, at most all of it.
+    /// @notice A payer's account with an operator. What is thawing is part of balance, at most all
+    /// of it.
     function accountOf(address payer, address operator)
         external
         view
@@ -245,19 +265,25 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
         withdrawableAt = a.withdrawableAt;
     }
 
-    /// @notice The newest redeemed voucher of a channel: its valueAggregate and lastReceiptHash; zeros if none.
+    /// @notice The newest redeemed voucher of a channel: its valueAggregate and lastReceiptHash;
+    /// zeros if none.
     function channelState(address payer, address operator, uint64 epoch)
         external
         view
         returns (uint128 valueAggregate, bytes32 lastReceiptHash)
     {
         bytes32 channel = channelOf(payer, operator, epoch);
-        valueAggregate = epoch == 0 ? _accounts[payer][operator].firstEpochValue : _laterEpochValue[channel];
+        valueAggregate =
+            epoch == 0 ? _accounts[payer][operator].firstEpochValue : _laterEpochValue[channel];
         lastReceiptHash = _lastReceiptHash[channel];
     }
 
     /// @notice The name of a channel.
-    function channelOf(address payer, address operator, uint64 epoch) public pure returns (bytes32) {
+    function channelOf(address payer, address operator, uint64 epoch)
+        public
+        pure
+        returns (bytes32)
+    {
         return keccak256(abi.encode(payer, operator, epoch));
     }
 
@@ -266,7 +292,8 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
         return signer == payer || block.timestamp < _signers[payer][signer];
     }
 
-    /// @notice Until when (unix seconds, exclusive) `signer` may sign for `payer`; 2^64 - 1: until removed.
+    /// @notice Until when (unix seconds, exclusive) `signer` may sign for `payer`; 2^64 - 1: until
+    /// removed.
     function signerValidUntil(address payer, address signer) external view returns (uint64) {
         return _signers[payer][signer];
     }
@@ -276,25 +303,37 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
         return _hashTypedDataV4(Types.hashStruct(voucher));
     }
 
-    /// @notice The EIP-712 digest of a Request: what the payer signs, and the requestId of its receipt.
+    /// @notice The EIP-712 digest of a Request: what the payer signs, and the requestId of its
+    /// receipt.
     function requestDigest(Request calldata request) public view returns (bytes32) {
         return _hashTypedDataV4(Types.hashStruct(request));
     }
 
     /// @notice Whether a Voucher is signed for its payer; says nothing about channel and funds.
-    function isSignedVoucher(Voucher calldata voucher, bytes calldata signature) external view returns (bool) {
+    function isSignedVoucher(Voucher calldata voucher, bytes calldata signature)
+        external
+        view
+        returns (bool)
+    {
         return _isSigned(voucher.payer, voucherDigest(voucher), signature);
     }
 
     /// @notice Whether a Request is signed for its payer.
-    function isSignedRequest(Request calldata request, bytes calldata signature) external view returns (bool) {
+    function isSignedRequest(Request calldata request, bytes calldata signature)
+        external
+        view
+        returns (bool)
+    {
         return _isSigned(request.payer, requestDigest(request), signature);
     }
 
     // ---------------------------------------------------------------- inside
 
     function _checkOperator(address operator) private view {
-        if (msg.sender != operator && (operator == address(0) || stakeManager.operatorOf(msg.sender) != operator)) {
+        if (
+            msg.sender != operator
+                && (operator == address(0) || stakeManager.operatorOf(msg.sender) != operator)
+        ) {
             revert NotOperator(msg.sender, operator);
         }
     }
@@ -305,17 +344,23 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
         ExactTransfer.push(token, ledger, amount);
     }
 
-    function _isSigned(address payer, bytes32 digest, bytes calldata signature) private view returns (bool) {
+    function _isSigned(address payer, bytes32 digest, bytes calldata signature)
+        private
+        view
+        returns (bool)
+    {
         (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(digest, signature);
         return failure == ECDSA.RecoverError.NoError && isSigner(payer, signer);
     }
 
-    /// Checks a voucher and, if nothing speaks against it, moves its difference out of the payer's balance;
-    /// the caller passes it on.
-    function _redeem(address operator, Voucher calldata voucher, uint64 epoch, bytes calldata signature)
-        private
-        returns (Refusal why, uint128 amount)
-    {
+    /// Checks a voucher and, if nothing speaks against it, moves its difference out of the payer's
+    /// balance; the caller passes it on.
+    function _redeem(
+        address operator,
+        Voucher calldata voucher,
+        uint64 epoch,
+        bytes calldata signature
+    ) private returns (Refusal why, uint128 amount) {
         if (voucher.operator != operator) return (Refusal.WrongOperator, 0);
         bytes32 channel = channelOf(voucher.payer, operator, epoch);
         if (voucher.channel != channel) return (Refusal.WrongChannel, 0);
@@ -326,14 +371,21 @@ contract Escrow is EIP712, ReentrancyGuardTransient {
         if (voucher.valueAggregate <= before) return (Refusal.Stale, 0);
         amount = voucher.valueAggregate - before;
         if (amount > balance) return (Refusal.Unfunded, 0);
-        if (!_isSigned(voucher.payer, voucherDigest(voucher), signature)) return (Refusal.WrongSignature, 0);
+        if (!_isSigned(voucher.payer, voucherDigest(voucher), signature)) {
+            return (Refusal.WrongSignature, 0);
+        }
 
         a.balance = balance - amount;
         if (epoch == 0) a.firstEpochValue = voucher.valueAggregate;
         else _laterEpochValue[channel] = voucher.valueAggregate;
         _lastReceiptHash[channel] = voucher.lastReceiptHash;
         emit Redeemed(
-            operator, voucher.payer, channel, voucher.valueAggregate, amount, voucher.lastReceiptHash
+            operator,
+            voucher.payer,
+            channel,
+            voucher.valueAggregate,
+            amount,
+            voucher.lastReceiptHash
         );
     }
 }

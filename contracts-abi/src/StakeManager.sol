@@ -3,24 +3,27 @@ pragma solidity 0.8.37;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
-import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {
+    ReentrancyGuardTransient
+} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 
 import {ExactTransfer} from "./lib/ExactTransfer.sol";
 
 /// @title Operators' stakes, their hot keys, and slashing.
 ///
-/// @notice An operator is the address that stakes (the cold stake key). Its hot keys, here *signers*,
-/// sign receipts and batches and send the node's transactions; they can't move the stake.
+/// @notice An operator is the address that stakes (the cold stake key). Its hot keys, here
+/// *signers*, sign receipts and batches and send the node's transactions; they can't move the
+/// stake.
 ///
-/// A signer serves one operator, ever. The key says so itself, by a transaction (`offerSigner`), and the
-/// operator confirms (`addSigner`): nobody can claim another's key, and no key can attach itself to an
-/// operator that doesn't know it. A removed signer is revoked for good but stays bound to its
-/// operator, so that what it signed can still be held against the operator.
+/// A signer serves one operator, ever. The key says so itself, by a transaction (`offerSigner`),
+/// and the operator confirms (`addSigner`): nobody can claim another's key, and no key can attach
+/// itself to an operator that doesn't know it. A removed signer is revoked for good but stays bound
+/// to its operator, so that what it signed can still be held against the operator.
 ///
-/// Stake that is being unbonded is not *active*: it no longer makes an operator live and covers no new
-/// batch. It stays slashable until it is withdrawn. AttributionLedger's constructor refuses a StakeManager
-/// whose unbonding doesn't outlast the challenge window, so whatever a batch was covered by when it was
-/// submitted is still here when its window closes.
+/// Stake that is being unbonded is not *active*: it no longer makes an operator live and covers no
+/// new batch. It stays slashable until it is withdrawn. AttributionLedger's constructor refuses a
+/// StakeManager whose unbonding doesn't outlast the challenge window, so whatever a batch was
+/// covered by when it was submitted is still here when its window closes.
 ///
 /// Immutable: no owner, no pause, no upgrade.
 contract StakeManager is ReentrancyGuardTransient {
@@ -63,7 +66,11 @@ contract StakeManager is ReentrancyGuardTransient {
     event SignerAdded(address indexed operator, address indexed signer);
     event SignerRemoved(address indexed operator, address indexed signer);
     event Slashed(
-        address indexed operator, address indexed reporter, uint128 amount, uint128 toReporter, uint128 toTreasury
+        address indexed operator,
+        address indexed reporter,
+        uint128 amount,
+        uint128 toReporter,
+        uint128 toTreasury
     );
 
     error ZeroAddress();
@@ -84,7 +91,13 @@ contract StakeManager is ReentrancyGuardTransient {
     /// @param unbondingPeriod_ seconds, 1 to MAX_UNBONDING_PERIOD
     /// @param treasury_ receives the rest of a slash
     /// @param disputes_ the Disputes contract, at its predicted address if it is deployed later
-    constructor(IERC20 token_, uint128 minStake_, uint64 unbondingPeriod_, address treasury_, address disputes_) {
+    constructor(
+        IERC20 token_,
+        uint128 minStake_,
+        uint64 unbondingPeriod_,
+        address treasury_,
+        address disputes_
+    ) {
         if (address(token_) == address(0) || treasury_ == address(0) || disputes_ == address(0)) {
             revert ZeroAddress();
         }
@@ -110,8 +123,9 @@ contract StakeManager is ReentrancyGuardTransient {
         emit Staked(msg.sender, amount, s.total);
     }
 
-    /// @notice Sets how much of the caller's stake is on its way out, from now for the unbonding period.
-    /// One request at a time: a new one replaces the old and starts the clock again; 0 cancels.
+    /// @notice Sets how much of the caller's stake is on its way out, from now for the unbonding
+    /// period. One request at a time: a new one replaces the old and starts the clock again; 0
+    /// cancels.
     function requestUnstake(uint128 amount) external {
         Stake storage s = _stakes[msg.sender];
         if (amount > s.total) revert StakeTooSmall(msg.sender, s.total, amount);
@@ -126,16 +140,18 @@ contract StakeManager is ReentrancyGuardTransient {
         Stake storage s = _stakes[msg.sender];
         amount = s.unbonding;
         if (amount == 0) revert NothingUnbonding(msg.sender);
-        if (block.timestamp < s.withdrawableAt) revert StillUnbonding(msg.sender, s.withdrawableAt);
+        if (block.timestamp < s.withdrawableAt) {
+            revert StillUnbonding(msg.sender, s.withdrawableAt);
+        }
         s.unbonding = 0;
         s.total -= amount;
         emit Withdrawn(msg.sender, amount, s.total);
         token.safeTransfer(msg.sender, amount);
     }
 
-    /// @notice Takes `amount`, or all there is if it is less, from an operator's stake, active stake first.
-    /// Half (rounded down) goes to `reporter`, the rest to the treasury; a zero reporter gets nothing.
-    /// Only the Disputes contract may call.
+    /// @notice Takes `amount`, or all there is if it is less, from an operator's stake, active
+    /// stake first. Half (rounded down) goes to `reporter`, the rest to the treasury; a zero
+    /// reporter gets nothing. Only the Disputes contract may call.
     /// @return slashed what was taken
     function slash(address operator, uint128 amount, address reporter)
         external
@@ -156,8 +172,8 @@ contract StakeManager is ReentrancyGuardTransient {
 
     // ---------------------------------------------------------------- signers
 
-    /// @notice The caller, a hot key, consents to sign for `operator`. Needs the operator's addSigner to
-    /// take effect; until then a new offer replaces the old one.
+    /// @notice The caller, a hot key, consents to sign for `operator`. Needs the operator's
+    /// addSigner to take effect; until then a new offer replaces the old one.
     function offerSigner(address operator) external {
         if (operator == address(0)) revert ZeroAddress();
         Signer storage k = _signers[msg.sender];
@@ -166,8 +182,8 @@ contract StakeManager is ReentrancyGuardTransient {
         emit SignerOffered(operator, msg.sender);
     }
 
-    /// @notice Makes `signer` one of the caller's hot keys. The key must have offered itself to the caller;
-    /// the caller's own key needs no offer.
+    /// @notice Makes `signer` one of the caller's hot keys. The key must have offered itself to the
+    /// caller; the caller's own key needs no offer.
     function addSigner(address signer) external {
         Signer storage k = _signers[signer];
         if (k.addedAt != 0) revert SignerTaken(signer, k.operator);
@@ -180,33 +196,45 @@ contract StakeManager is ReentrancyGuardTransient {
         emit SignerAdded(msg.sender, signer);
     }
 
-    /// @notice Revokes one of the caller's hot keys, at once and for good. What the key signed and the chain
-    /// has not seen is void from now on: submit batches and redeem vouchers first, or sign them again.
+    /// @notice Revokes one of the caller's hot keys, at once and for good. What the key signed and
+    /// the chain has not seen is void from now on: submit batches and redeem vouchers first, or
+    /// sign them again.
     function removeSigner(address signer) external {
         Signer storage k = _signers[signer];
-        if (k.operator != msg.sender || k.addedAt == 0 || k.revokedAt != 0) revert NotSigner(signer, msg.sender);
+        if (k.operator != msg.sender || k.addedAt == 0 || k.revokedAt != 0) {
+            revert NotSigner(signer, msg.sender);
+        }
         k.revokedAt = uint48(block.timestamp);
         emit SignerRemoved(msg.sender, signer);
     }
 
     // ---------------------------------------------------------------- views
 
-    /// @notice The operator for which `signer` may sign now; zero if none (offered only, or revoked).
-    /// Says nothing about stake.
+    /// @notice The operator for which `signer` may sign now; zero if none (offered only, or
+    /// revoked). Says nothing about stake.
     function operatorOf(address signer) public view returns (address operator) {
         Signer storage k = _signers[signer];
         return k.addedAt != 0 && k.revokedAt == 0 ? k.operator : address(0);
     }
 
-    /// @notice Everything about a key: for disputes, which must hold an operator to what a key signed while
-    /// it served, though it was revoked since.
-    function signerInfo(address signer) external view returns (address operator, uint48 addedAt, uint48 revokedAt) {
+    /// @notice Everything about a key: for disputes, which must hold an operator to what a key
+    /// signed while it served, though it was revoked since.
+    function signerInfo(address signer)
+        external
+        view
+        returns (address operator, uint48 addedAt, uint48 revokedAt)
+    {
         Signer storage k = _signers[signer];
         return (k.operator, k.addedAt, k.revokedAt);
     }
 
-    /// @notice operatorOf(signer), that operator's active stake and whether it makes it live, in one call.
-    function stakeBehind(address signer) external view returns (address operator, uint128 active, bool live) {
+    /// @notice operatorOf(signer), that operator's active stake and whether it makes it live, in
+    /// one call.
+    function stakeBehind(address signer)
+        external
+        view
+        returns (address operator, uint128 active, bool live)
+    {
         operator = operatorOf(signer);
         if (operator != address(0)) {
             active = activeStake(operator);

@@ -31,7 +31,9 @@ contract AdapterRegistryTest is Fixture {
     function test_ids_are_the_hashes_that_the_design_names() public view {
         eq(
             adapter,
-            keccak256(abi.encode(block.chainid, address(registry), creator, MODEL, keccak256("med"))),
+            keccak256(
+                abi.encode(block.chainid, address(registry), creator, MODEL, keccak256("med"))
+            ),
             "adapterId"
         );
         eq(
@@ -39,7 +41,8 @@ contract AdapterRegistryTest is Fixture {
             keccak256(abi.encode(block.chainid, address(registry), dataOwner, keccak256("prose"))),
             "datanetId"
         );
-        (address who, uint64 version, bool retired, bytes32 splitsHash) = registry.adapterOf(adapter);
+        (address who, uint64 version, bool retired, bytes32 splitsHash) =
+            registry.adapterOf(adapter);
         eq(who, creator, "creator");
         eq(version, 1, "version");
         require(!retired, "retired");
@@ -49,16 +52,23 @@ contract AdapterRegistryTest is Fixture {
     function test_an_unknown_adapter_has_no_creator_and_no_payee() public {
         (address who,,,) = registry.adapterOf(bytes32(uint256(1)));
         eq(who, address(0), "creator");
-        vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.UnknownAdapter.selector, bytes32(uint256(1))));
+        vm.expectRevert(
+            abi.encodeWithSelector(AdapterRegistry.UnknownAdapter.selector, bytes32(uint256(1)))
+        );
         registry.payeeOf(bytes32(uint256(1)), 0, shown());
-        vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.UnknownDatanet.selector, bytes32(uint256(1))));
+        vm.expectRevert(
+            abi.encodeWithSelector(AdapterRegistry.UnknownDatanet.selector, bytes32(uint256(1)))
+        );
         registry.datanetPayee(bytes32(uint256(1)));
     }
 
     // ---------------------------------------------------------------- registration
 
     function test_registering_twice_is_refused() public {
-        refuse(manifestOf("med", 1, 0), abi.encodeWithSelector(AdapterRegistry.AdapterExists.selector, adapter));
+        refuse(
+            manifestOf("med", 1, 0),
+            abi.encodeWithSelector(AdapterRegistry.AdapterExists.selector, adapter)
+        );
         vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.DatanetExists.selector, datanet));
         vm.prank(dataOwner);
         registry.registerDatanet(keccak256("prose"), payeeA);
@@ -68,7 +78,9 @@ contract AdapterRegistryTest is Fixture {
         Manifest memory m = manifestOf("law", 1, 0);
         bytes memory signature = signed(creatorKey, registry.manifestDigest(m));
         splits.payees[0] = stranger;
-        vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.NotCreator.selector, stranger, creator));
+        vm.expectRevert(
+            abi.encodeWithSelector(AdapterRegistry.NotCreator.selector, stranger, creator)
+        );
         vm.prank(stranger);
         registry.registerAdapter(m, splits, signature);
     }
@@ -76,7 +88,9 @@ contract AdapterRegistryTest is Fixture {
     function test_a_manifest_must_be_signed_by_its_creator() public {
         Manifest memory m = manifestOf("law", 1, 0);
         bytes memory signature = signed(strangerKey, registry.manifestDigest(m));
-        vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.WrongSignature.selector, creator, stranger));
+        vm.expectRevert(
+            abi.encodeWithSelector(AdapterRegistry.WrongSignature.selector, creator, stranger)
+        );
         vm.prank(creator);
         registry.registerAdapter(m, splits, signature);
     }
@@ -162,14 +176,17 @@ contract AdapterRegistryTest is Fixture {
 
     function test_a_parent_is_an_earlier_version_by_the_same_creator_for_the_same_model() public {
         bytes32 parent = keccak256("med");
-        refuse(manifestOf("med", 2, keccak256("nothing")), abi.encodeWithSelector(
-            AdapterRegistry.AdapterExists.selector, adapter));
+        refuse(
+            manifestOf("med", 2, keccak256("nothing")),
+            abi.encodeWithSelector(AdapterRegistry.AdapterExists.selector, adapter)
+        );
         refuse(
             manifestOf("med 2", 2, keccak256("nothing")),
             abi.encodeWithSelector(AdapterRegistry.UnknownParent.selector, keccak256("nothing"))
         );
         refuse(
-            manifestOf("med 2", 1, parent), abi.encodeWithSelector(AdapterRegistry.VersionNotAbove.selector, 1, 1)
+            manifestOf("med 2", 1, parent),
+            abi.encodeWithSelector(AdapterRegistry.VersionNotAbove.selector, 1, 1)
         );
         Manifest memory m = manifestOf("med 2", 2, parent);
         m.modelId = keccak256("another model");
@@ -225,7 +242,9 @@ contract AdapterRegistryTest is Fixture {
 
     function test_splits_name_registered_datanets_once() public {
         splits.datanets[0] = keccak256("nothing");
-        refuseSplits(abi.encodeWithSelector(AdapterRegistry.UnknownDatanet.selector, keccak256("nothing")));
+        refuseSplits(
+            abi.encodeWithSelector(AdapterRegistry.UnknownDatanet.selector, keccak256("nothing"))
+        );
         splits.datanets = [datanet, datanet];
         splits.datanetBps = [500, 500];
         refuseSplits(abi.encodeWithSelector(AdapterRegistry.DuplicateDatanet.selector, datanet));
@@ -273,17 +292,23 @@ contract AdapterRegistryTest is Fixture {
         bytes memory s = shown();
         address[4] memory others = [creator, payeeB, stranger, address(this)];
         for (uint256 i = 0; i < others.length; i++) {
-            vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.NotPayee.selector, others[i], payeeA));
+            vm.expectRevert(
+                abi.encodeWithSelector(AdapterRegistry.NotPayee.selector, others[i], payeeA)
+            );
             vm.prank(others[i]);
             registry.proposePayee(adapter, 0, others[i], s);
         }
         vm.prank(payeeA);
         registry.proposePayee(adapter, 0, stranger, s);
-        vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.NotPayee.selector, stranger, payeeA));
+        vm.expectRevert(
+            abi.encodeWithSelector(AdapterRegistry.NotPayee.selector, stranger, payeeA)
+        );
         vm.prank(stranger); // not yet
         registry.proposePayee(adapter, 0, payeeB, s);
         vm.warp(1_790_000_000 + PAYEE_DELAY);
-        vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.NotPayee.selector, payeeA, stranger));
+        vm.expectRevert(
+            abi.encodeWithSelector(AdapterRegistry.NotPayee.selector, payeeA, stranger)
+        );
         vm.prank(payeeA); // no longer
         registry.proposePayee(adapter, 0, payeeA, s);
         vm.prank(stranger);
@@ -316,7 +341,9 @@ contract AdapterRegistryTest is Fixture {
         vm.expectRevert(why);
         vm.prank(stranger);
         registry.proposePayee(adapter, 0, stranger, wrong);
-        vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.UnknownPosition.selector, adapter, 2));
+        vm.expectRevert(
+            abi.encodeWithSelector(AdapterRegistry.UnknownPosition.selector, adapter, 2)
+        );
         registry.payee(adapter, 2, right);
     }
 
@@ -333,7 +360,9 @@ contract AdapterRegistryTest is Fixture {
 
     function test_a_datanets_payee_hands_on_with_the_same_delay() public {
         eq(registry.datanetPayee(datanet), dataOwner, "payee");
-        vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.NotPayee.selector, stranger, dataOwner));
+        vm.expectRevert(
+            abi.encodeWithSelector(AdapterRegistry.NotPayee.selector, stranger, dataOwner)
+        );
         vm.prank(stranger);
         registry.proposeDatanetPayee(datanet, stranger);
         vm.prank(dataOwner);
@@ -350,10 +379,14 @@ contract AdapterRegistryTest is Fixture {
     // ---------------------------------------------------------------- retiring
 
     function test_only_the_creator_retires_and_only_once() public {
-        vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.NotCreator.selector, stranger, creator));
+        vm.expectRevert(
+            abi.encodeWithSelector(AdapterRegistry.NotCreator.selector, stranger, creator)
+        );
         vm.prank(stranger);
         registry.retire(adapter);
-        vm.expectRevert(abi.encodeWithSelector(AdapterRegistry.UnknownAdapter.selector, bytes32(0)));
+        vm.expectRevert(
+            abi.encodeWithSelector(AdapterRegistry.UnknownAdapter.selector, bytes32(0))
+        );
         registry.retire(0);
         vm.startPrank(creator);
         registry.retire(adapter);

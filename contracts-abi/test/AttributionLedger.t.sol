@@ -18,7 +18,8 @@ contract AttributionLedgerTest is Fixture {
         earn(500 * ONE);
     }
 
-    /// 100 tokens: 50 to the operator, 30 and 15 to the adapter's positions, 5 to the Datanet; times `times`.
+    /// 100 tokens: 50 to the operator, 30 and 15 to the adapter's positions, 5 to the Datanet;
+    /// times `times`.
     function hundred(uint128 times) private view returns (Payout[] memory) {
         return leavesOf(50 * ONE * times, 30 * ONE * times, 15 * ONE * times, 5 * ONE * times);
     }
@@ -29,9 +30,20 @@ contract AttributionLedgerTest is Fixture {
         ledger.submit(batch, signature);
     }
 
-    function refuseClaim(Batch memory batch, Payout[] memory leaves, uint256 index, bytes memory why) private {
+    function refuseClaim(
+        Batch memory batch,
+        Payout[] memory leaves,
+        uint256 index,
+        bytes memory why
+    ) private {
         AttributionLedger.BatchRef memory ref = refOf(batch);
-        refuseClaim(ref, leaves[index], PlainTree.proof(leaves, index), leaves[index].kind == 1 ? shown() : bytes(""), why);
+        refuseClaim(
+            ref,
+            leaves[index],
+            PlainTree.proof(leaves, index),
+            leaves[index].kind == 1 ? shown() : bytes(""),
+            why
+        );
     }
 
     function refuseClaim(
@@ -60,21 +72,28 @@ contract AttributionLedgerTest is Fixture {
         uint64[3] memory windows = [uint64(0), UNBONDING, UNBONDING + 1];
         for (uint256 i = 0; i < 3; i++) {
             vm.expectRevert(
-                abi.encodeWithSelector(AttributionLedger.BadChallengeWindow.selector, windows[i], UNBONDING)
+                abi.encodeWithSelector(
+                    AttributionLedger.BadChallengeWindow.selector, windows[i], UNBONDING
+                )
             );
             make("AttributionLedger", abi.encode(stakes, registry, escrow, windows[i]));
         }
     }
 
     function test_the_escrow_must_name_this_ledger() public {
-        vm.expectRevert(abi.encodeWithSelector(AttributionLedger.NotEscrowsLedger.selector, address(ledger)));
+        vm.expectRevert(
+            abi.encodeWithSelector(AttributionLedger.NotEscrowsLedger.selector, address(ledger))
+        );
         make("AttributionLedger", abi.encode(stakes, registry, escrow, WINDOW));
     }
 
     function test_stake_and_payments_must_be_of_one_token() public {
         address other = make("TestToken", "");
-        address otherStakes = make("StakeManager", abi.encode(other, MIN_STAKE, UNBONDING, treasury, disputes));
-        vm.expectRevert(abi.encodeWithSelector(AttributionLedger.TokensDiffer.selector, other, address(token)));
+        address otherStakes =
+            make("StakeManager", abi.encode(other, MIN_STAKE, UNBONDING, treasury, disputes));
+        vm.expectRevert(
+            abi.encodeWithSelector(AttributionLedger.TokensDiffer.selector, other, address(token))
+        );
         make("AttributionLedger", abi.encode(otherStakes, registry, escrow, WINDOW));
     }
 
@@ -86,7 +105,17 @@ contract AttributionLedgerTest is Fixture {
         bytes memory signature = signed(hotKey, digest);
         vm.expectEmit(true, true, true, true);
         emit AttributionLedger.BatchSubmitted(
-            operator, 0, digest, 3, batch.receiptsRoot, batch.payoutRoot, 100 * ONE, 1000, 2000, batch.dataHash, 0
+            operator,
+            0,
+            digest,
+            3,
+            batch.receiptsRoot,
+            batch.payoutRoot,
+            100 * ONE,
+            1000,
+            2000,
+            batch.dataHash,
+            0
         );
         vm.prank(stranger);
         ledger.submit(batch, signature);
@@ -96,8 +125,13 @@ contract AttributionLedgerTest is Fixture {
         eq(ledger.nextSeq(operator), 1, "nextSeq");
         eq(head, digest, "head");
         eq(committed, 100 * ONE, "committed");
-        (bytes32 commitment, uint128 c, uint32 leafCount, uint64 finalAt) = ledger.batchOf(operator, 0);
-        eq(commitment, keccak256(abi.encode(digest, batch.payoutRoot, batch.committed)), "commitment");
+        (bytes32 commitment, uint128 c, uint32 leafCount, uint64 finalAt) =
+            ledger.batchOf(operator, 0);
+        eq(
+            commitment,
+            keccak256(abi.encode(digest, batch.payoutRoot, batch.committed)),
+            "commitment"
+        );
         eq(c, 100 * ONE, "committed of the batch");
         eq(leafCount, 3, "leafCount");
         eq(finalAt, START + WINDOW, "finalAt");
@@ -109,13 +143,19 @@ contract AttributionLedgerTest is Fixture {
     function test_only_the_next_seq_is_accepted() public {
         Batch memory batch = batchOf(hundred(1));
         batch.seq = 1;
-        refuseSubmit(batch, abi.encodeWithSelector(AttributionLedger.WrongSeq.selector, operator, 1, 0));
+        refuseSubmit(
+            batch, abi.encodeWithSelector(AttributionLedger.WrongSeq.selector, operator, 1, 0)
+        );
         batch.seq = 0;
         submit(batch);
-        refuseSubmit(batch, abi.encodeWithSelector(AttributionLedger.WrongSeq.selector, operator, 0, 1));
+        refuseSubmit(
+            batch, abi.encodeWithSelector(AttributionLedger.WrongSeq.selector, operator, 0, 1)
+        );
         batch = batchOf(hundred(2));
         batch.seq = 2;
-        refuseSubmit(batch, abi.encodeWithSelector(AttributionLedger.WrongSeq.selector, operator, 2, 1));
+        refuseSubmit(
+            batch, abi.encodeWithSelector(AttributionLedger.WrongSeq.selector, operator, 2, 1)
+        );
     }
 
     function test_a_batch_names_the_one_before() public {
@@ -124,7 +164,11 @@ contract AttributionLedgerTest is Fixture {
         refuseSubmit(
             batch,
             abi.encodeWithSelector(
-                AttributionLedger.WrongPrevBatch.selector, operator, 0, keccak256("any"), bytes32(0)
+                AttributionLedger.WrongPrevBatch.selector,
+                operator,
+                0,
+                keccak256("any"),
+                bytes32(0)
             )
         );
         Batch memory first = submitPayouts(hundred(1));
@@ -134,7 +178,11 @@ contract AttributionLedgerTest is Fixture {
         refuseSubmit(
             batch,
             abi.encodeWithSelector(
-                AttributionLedger.WrongPrevBatch.selector, operator, 1, bytes32(0), ledger.batchDigest(first)
+                AttributionLedger.WrongPrevBatch.selector,
+                operator,
+                1,
+                bytes32(0),
+                ledger.batchDigest(first)
             )
         );
     }
@@ -143,14 +191,19 @@ contract AttributionLedgerTest is Fixture {
         submitPayouts(hundred(2));
         refuseSubmit(
             batchOf(hundred(1)),
-            abi.encodeWithSelector(AttributionLedger.CommittedDecreased.selector, operator, 100 * ONE, 200 * ONE)
+            abi.encodeWithSelector(
+                AttributionLedger.CommittedDecreased.selector, operator, 100 * ONE, 200 * ONE
+            )
         );
         Payout[] memory leaves = hundred(5);
         leaves[0].amount += 1;
         refuseSubmit(
             batchOf(leaves),
             abi.encodeWithSelector(
-                AttributionLedger.CommittedAboveRedeemed.selector, operator, 500 * ONE + 1, 500 * ONE
+                AttributionLedger.CommittedAboveRedeemed.selector,
+                operator,
+                500 * ONE + 1,
+                500 * ONE
             )
         );
         submitPayouts(hundred(2)); // free requests commit to nothing more
@@ -160,10 +213,14 @@ contract AttributionLedgerTest is Fixture {
     function test_an_empty_batch_and_a_reversed_period_are_refused() public {
         Batch memory batch = batchOf(hundred(1));
         batch.leafCount = 0;
-        refuseSubmit(batch, abi.encodeWithSelector(AttributionLedger.EmptyBatch.selector, operator, 0));
+        refuseSubmit(
+            batch, abi.encodeWithSelector(AttributionLedger.EmptyBatch.selector, operator, 0)
+        );
         batch = batchOf(hundred(1));
         batch.periodStart = 2001;
-        refuseSubmit(batch, abi.encodeWithSelector(AttributionLedger.PeriodReversed.selector, 2001, 2000));
+        refuseSubmit(
+            batch, abi.encodeWithSelector(AttributionLedger.PeriodReversed.selector, 2001, 2000)
+        );
     }
 
     function test_only_a_key_that_serves_the_operator_signs() public {
@@ -171,13 +228,17 @@ contract AttributionLedgerTest is Fixture {
         bytes32 digest = ledger.batchDigest(batch);
         bytes memory signature = signed(strangerKey, digest);
         vm.expectRevert(
-            abi.encodeWithSelector(AttributionLedger.WrongSigner.selector, operator, stranger, address(0))
+            abi.encodeWithSelector(
+                AttributionLedger.WrongSigner.selector, operator, stranger, address(0)
+            )
         );
         ledger.submit(batch, signature);
 
         signature = signed(operatorKey, digest); // the stake key is no signer unless added
         vm.expectRevert(
-            abi.encodeWithSelector(AttributionLedger.WrongSigner.selector, operator, operator, address(0))
+            abi.encodeWithSelector(
+                AttributionLedger.WrongSigner.selector, operator, operator, address(0)
+            )
         );
         ledger.submit(batch, signature);
 
@@ -186,14 +247,20 @@ contract AttributionLedgerTest is Fixture {
         enrol(other, vm.addr(otherHot), MIN_STAKE);
         signature = signed(otherHot, digest);
         vm.expectRevert(
-            abi.encodeWithSelector(AttributionLedger.WrongSigner.selector, operator, vm.addr(otherHot), other)
+            abi.encodeWithSelector(
+                AttributionLedger.WrongSigner.selector, operator, vm.addr(otherHot), other
+            )
         );
         ledger.submit(batch, signature);
 
         vm.prank(operator);
         stakes.removeSigner(hot);
         signature = signed(hotKey, digest);
-        vm.expectRevert(abi.encodeWithSelector(AttributionLedger.WrongSigner.selector, operator, hot, address(0)));
+        vm.expectRevert(
+            abi.encodeWithSelector(
+                AttributionLedger.WrongSigner.selector, operator, hot, address(0)
+            )
+        );
         ledger.submit(batch, signature);
     }
 
@@ -202,7 +269,9 @@ contract AttributionLedgerTest is Fixture {
         batch.operator = address(0);
         bytes memory signature = signed(strangerKey, ledger.batchDigest(batch));
         vm.expectRevert(
-            abi.encodeWithSelector(AttributionLedger.WrongSigner.selector, address(0), stranger, address(0))
+            abi.encodeWithSelector(
+                AttributionLedger.WrongSigner.selector, address(0), stranger, address(0)
+            )
         );
         ledger.submit(batch, signature);
     }
@@ -241,7 +310,9 @@ contract AttributionLedgerTest is Fixture {
         stakes.requestUnstake(900 * ONE + 1);
         refuseSubmit(
             batchOf(hundred(1)),
-            abi.encodeWithSelector(AttributionLedger.NotLive.selector, operator, 100 * ONE - 1, MIN_STAKE)
+            abi.encodeWithSelector(
+                AttributionLedger.NotLive.selector, operator, 100 * ONE - 1, MIN_STAKE
+            )
         );
         vm.prank(operator);
         stakes.requestUnstake(900 * ONE);
@@ -255,7 +326,9 @@ contract AttributionLedgerTest is Fixture {
         submitPayouts(hundred(3)); // 300 open, in two batches
         refuseSubmit(
             batchOf(hundred(4)),
-            abi.encodeWithSelector(AttributionLedger.ValueAboveStake.selector, operator, 400 * ONE, 300 * ONE)
+            abi.encodeWithSelector(
+                AttributionLedger.ValueAboveStake.selector, operator, 400 * ONE, 300 * ONE
+            )
         );
         finalise(); // both are final
         (uint64 count, uint128 committed) = ledger.finalOf(operator);
@@ -273,12 +346,17 @@ contract AttributionLedgerTest is Fixture {
         }
         refuseSubmit(
             batchOf(leavesOf(100 * ONE + 1, 0, 0, 0)),
-            abi.encodeWithSelector(AttributionLedger.ValueAboveStake.selector, operator, 100 * ONE + 1, 100 * ONE)
+            abi.encodeWithSelector(
+                AttributionLedger.ValueAboveStake.selector, operator, 100 * ONE + 1, 100 * ONE
+            )
         );
-        vm.warp(START + WINDOW + 6 hours); // batches 0 to 6 are final, two steps of noting don't reach them
+        // Batches 0 to 6 are final now; two steps of noting don't reach them.
+        vm.warp(START + WINDOW + 6 hours);
         refuseSubmit(
             batchOf(leavesOf(170 * ONE + 1, 0, 0, 0)),
-            abi.encodeWithSelector(AttributionLedger.ValueAboveStake.selector, operator, 100 * ONE + 1, 100 * ONE)
+            abi.encodeWithSelector(
+                AttributionLedger.ValueAboveStake.selector, operator, 100 * ONE + 1, 100 * ONE
+            )
         );
         submitPayouts(leavesOf(170 * ONE, 0, 0, 0));
     }
@@ -319,7 +397,12 @@ contract AttributionLedgerTest is Fixture {
         Batch memory batch = submitPayouts(leaves);
         vm.warp(START + WINDOW - 1);
         refuseClaim(
-            batch, leaves, 1, abi.encodeWithSelector(AttributionLedger.NotFinal.selector, operator, 0, START + WINDOW)
+            batch,
+            leaves,
+            1,
+            abi.encodeWithSelector(
+                AttributionLedger.NotFinal.selector, operator, 0, START + WINDOW
+            )
         );
         vm.warp(START + WINDOW);
         claim(batch, leaves, 1);
@@ -331,7 +414,10 @@ contract AttributionLedgerTest is Fixture {
         finalise();
         claim(batch, leaves, 1);
         refuseClaim(
-            batch, leaves, 1, abi.encodeWithSelector(AttributionLedger.NothingToClaim.selector, 30 * ONE, 30 * ONE)
+            batch,
+            leaves,
+            1,
+            abi.encodeWithSelector(AttributionLedger.NothingToClaim.selector, 30 * ONE, 30 * ONE)
         );
     }
 
@@ -344,7 +430,10 @@ contract AttributionLedgerTest is Fixture {
         claim(first, one, 1);
         eq(claim(second, three, 1), 60 * ONE, "the difference");
         refuseClaim(
-            first, one, 1, abi.encodeWithSelector(AttributionLedger.NothingToClaim.selector, 30 * ONE, 90 * ONE)
+            first,
+            one,
+            1,
+            abi.encodeWithSelector(AttributionLedger.NothingToClaim.selector, 30 * ONE, 90 * ONE)
         );
         eq(claim(first, one, 2), 15 * ONE, "an older final batch still serves");
         eq(claim(second, three, 2), 30 * ONE, "and the newer one pays the rest");
@@ -361,14 +450,21 @@ contract AttributionLedgerTest is Fixture {
             second,
             two,
             1,
-            abi.encodeWithSelector(AttributionLedger.NotFinal.selector, operator, 1, START + 2 * WINDOW)
+            abi.encodeWithSelector(
+                AttributionLedger.NotFinal.selector, operator, 1, START + 2 * WINDOW
+            )
         );
     }
 
     function test_a_claim_against_no_batch_is_refused() public {
         Payout[] memory leaves = hundred(1);
         Batch memory batch = batchOf(leaves);
-        refuseClaim(batch, leaves, 1, abi.encodeWithSelector(AttributionLedger.UnknownBatch.selector, operator, 0));
+        refuseClaim(
+            batch,
+            leaves,
+            1,
+            abi.encodeWithSelector(AttributionLedger.UnknownBatch.selector, operator, 0)
+        );
     }
 
     function test_a_wrong_digest_amount_sum_or_proof_is_refused() public {
@@ -378,14 +474,19 @@ contract AttributionLedgerTest is Fixture {
         PayoutProof memory proof = PlainTree.proof(leaves, 1);
         AttributionLedger.BatchRef memory ref = refOf(batch);
 
-        AttributionLedger.BatchRef memory wrong = AttributionLedger.BatchRef(operator, 0, keccak256("any"));
+        AttributionLedger.BatchRef memory wrong =
+            AttributionLedger.BatchRef(operator, 0, keccak256("any"));
         refuseClaim(
             wrong,
             leaves[1],
             proof,
             shown(),
             abi.encodeWithSelector(
-                AttributionLedger.WrongPayoutProof.selector, operator, 0, keccak256("any"), batch.payoutRoot
+                AttributionLedger.WrongPayoutProof.selector,
+                operator,
+                0,
+                keccak256("any"),
+                batch.payoutRoot
             )
         );
         Payout memory inflated = Payout(1, adapter, 0, 31 * ONE);
@@ -407,12 +508,20 @@ contract AttributionLedgerTest is Fixture {
             PlainTree.proof(shifted, 1),
             shown(),
             abi.encodeWithSelector(
-                AttributionLedger.WrongPayoutProof.selector, operator, 0, ref.batchHash, shiftedRoot
+                AttributionLedger.WrongPayoutProof.selector,
+                operator,
+                0,
+                ref.batchHash,
+                shiftedRoot
             )
         );
         proof.index = 4;
         refuseClaim(
-            ref, leaves[1], proof, shown(), abi.encodeWithSelector(PayoutTree.PayoutProofShape.selector, 4, 4, 96)
+            ref,
+            leaves[1],
+            proof,
+            shown(),
+            abi.encodeWithSelector(PayoutTree.PayoutProofShape.selector, 4, 4, 96)
         );
     }
 
@@ -446,7 +555,10 @@ contract AttributionLedgerTest is Fixture {
                 : i == 3
                     ? abi.encodeWithSelector(AdapterRegistry.UnknownDatanet.selector, leaves[i].id)
                     : abi.encodeWithSelector(
-                        AttributionLedger.WrongLeaf.selector, leaves[i].kind, leaves[i].id, leaves[i].position
+                        AttributionLedger.WrongLeaf.selector,
+                        leaves[i].kind,
+                        leaves[i].id,
+                        leaves[i].position
                     );
             refuseClaim(batch, leaves, i, why);
         }
@@ -459,7 +571,11 @@ contract AttributionLedgerTest is Fixture {
         AttributionLedger.BatchRef memory ref = refOf(batch);
         PayoutProof memory proof = PlainTree.proof(leaves, 1);
         refuseClaim(
-            ref, leaves[1], proof, "", abi.encodeWithSelector(AdapterRegistry.SplitsNeeded.selector, adapter, 0)
+            ref,
+            leaves[1],
+            proof,
+            "",
+            abi.encodeWithSelector(AdapterRegistry.SplitsNeeded.selector, adapter, 0)
         );
         bytes memory right = shown();
         splits.payees[0] = stranger;
@@ -524,7 +640,9 @@ contract AttributionLedgerTest is Fixture {
 
     // ---------------------------------------------------------------- dishonest trees
 
-    function test_an_operator_that_moves_value_between_leaves_pays_no_more_than_it_committed() public {
+    function test_an_operator_that_moves_value_between_leaves_pays_no_more_than_it_committed()
+        public
+    {
         Payout[] memory honest = hundred(1);
         Batch memory first = submitPayouts(honest);
         // The second batch takes everything from the others and gives it to the operator.
@@ -540,7 +658,9 @@ contract AttributionLedgerTest is Fixture {
             second,
             grab,
             0,
-            abi.encodeWithSelector(AttributionLedger.OverCommitted.selector, operator, 170 * ONE, 120 * ONE)
+            abi.encodeWithSelector(
+                AttributionLedger.OverCommitted.selector, operator, 170 * ONE, 120 * ONE
+            )
         );
         claim(first, honest, 0); // 100 in all, within 120
         eq(before - token.balanceOf(address(ledger)), 100 * ONE, "paid out");
@@ -552,14 +672,21 @@ contract AttributionLedgerTest is Fixture {
         Payout[] memory three = hundred(3);
         Batch memory second = submitPayouts(three);
         finalise();
-        for (uint256 i = 0; i < 3; i++) claim(second, three, i); // 285 of 300: more than the first batch commits to
+        // 285 of 300: more than the first batch commits to.
+        for (uint256 i = 0; i < 3; i++) {
+            claim(second, three, i);
+        }
         eq(claim(first, one, 3), 5 * ONE, "an older proof pays in spite of that");
         eq(ledger.paid(operator), 290 * ONE, "paid in all");
     }
 
     // ---------------------------------------------------------------- many
 
-    function many(Payout[] memory leaves) private view returns (AttributionLedger.Claim[] memory claims) {
+    function many(Payout[] memory leaves)
+        private
+        view
+        returns (AttributionLedger.Claim[] memory claims)
+    {
         claims = new AttributionLedger.Claim[](leaves.length);
         for (uint256 i = 0; i < leaves.length; i++) {
             claims[i] = AttributionLedger.Claim(
@@ -596,7 +723,9 @@ contract AttributionLedgerTest is Fixture {
         claims[3].payout.amount += 1;
         AttributionLedger.BatchRef memory ref = refOf(batch);
         vm.expectRevert(
-            abi.encodeWithSelector(AttributionLedger.WrongPayoutSum.selector, 100 * ONE + 1, 100 * ONE)
+            abi.encodeWithSelector(
+                AttributionLedger.WrongPayoutSum.selector, 100 * ONE + 1, 100 * ONE
+            )
         );
         ledger.claimMany(ref, claims);
         eq(ledger.paid(operator), 0, "paid in all");
@@ -612,10 +741,14 @@ contract AttributionLedgerTest is Fixture {
             // The operator and n - 1 Datanets, each with n tokens in all so far.
             Payout[] memory leaves = new Payout[](n);
             leaves[0] = Payout(0, bytes32(uint256(uint160(operator))), 0, uint128(n) * ONE);
-            for (uint256 i = 1; i < n; i++) leaves[i] = Payout(2, ids[i - 1], 0, uint128(n) * ONE);
+            for (uint256 i = 1; i < n; i++) {
+                leaves[i] = Payout(2, ids[i - 1], 0, uint128(n) * ONE);
+            }
             Batch memory batch = submitPayouts(leaves);
             finalise();
-            for (uint256 i = 0; i < n; i++) claim(batch, leaves, i);
+            for (uint256 i = 0; i < n; i++) {
+                claim(batch, leaves, i);
+            }
             eq(ledger.paid(operator), n * n * ONE, "paid in all");
             eq(ledger.paid(operator), batch.committed, "paid and committed");
         }
@@ -626,7 +759,9 @@ contract AttributionLedgerTest is Fixture {
         vm.startPrank(dataOwner);
         for (uint256 i = 0; i < 16; i++) {
             ids[i] = registry.registerDatanet(keccak256(abi.encode("shape", i)), dataOwner);
-            for (uint256 j = i; j > 0 && ids[j] < ids[j - 1]; j--) (ids[j], ids[j - 1]) = (ids[j - 1], ids[j]);
+            for (uint256 j = i; j > 0 && ids[j] < ids[j - 1]; j--) {
+                (ids[j], ids[j - 1]) = (ids[j - 1], ids[j]);
+            }
         }
         vm.stopPrank();
     }
@@ -637,7 +772,9 @@ contract AttributionLedgerTest is Fixture {
         Batch memory batch = submitPayouts(hundred(1));
         address[3] memory others = [operator, hot, address(this)];
         for (uint256 i = 0; i < 3; i++) {
-            vm.expectRevert(abi.encodeWithSelector(AttributionLedger.NotDisputes.selector, others[i]));
+            vm.expectRevert(
+                abi.encodeWithSelector(AttributionLedger.NotDisputes.selector, others[i])
+            );
             vm.prank(others[i]);
             ledger.void(batch);
         }
@@ -656,8 +793,13 @@ contract AttributionLedgerTest is Fixture {
         eq(head, ledger.batchDigest(first), "head");
         eq(committed, 100 * ONE, "committed");
         require(ledger.isVoided(secondHash), "not marked as voided");
-        require(!ledger.isSubmitted(second) && !ledger.isSubmitted(third), "a voided batch counts as submitted");
-        vm.expectRevert(abi.encodeWithSelector(AttributionLedger.UnknownBatch.selector, operator, 1));
+        require(
+            !ledger.isSubmitted(second) && !ledger.isSubmitted(third),
+            "a voided batch counts as submitted"
+        );
+        vm.expectRevert(
+            abi.encodeWithSelector(AttributionLedger.UnknownBatch.selector, operator, 1)
+        );
         ledger.batchOf(operator, 1);
 
         voidBatch(first);
@@ -674,8 +816,18 @@ contract AttributionLedgerTest is Fixture {
         Batch memory second = submitPayouts(two);
         voidBatch(first);
         vm.warp(START + 10 * WINDOW);
-        refuseClaim(first, leaves, 1, abi.encodeWithSelector(AttributionLedger.UnknownBatch.selector, operator, 0));
-        refuseClaim(second, two, 1, abi.encodeWithSelector(AttributionLedger.UnknownBatch.selector, operator, 1));
+        refuseClaim(
+            first,
+            leaves,
+            1,
+            abi.encodeWithSelector(AttributionLedger.UnknownBatch.selector, operator, 0)
+        );
+        refuseClaim(
+            second,
+            two,
+            1,
+            abi.encodeWithSelector(AttributionLedger.UnknownBatch.selector, operator, 1)
+        );
     }
 
     function test_a_voided_batch_can_not_be_submitted_again_a_corrected_one_can() public {
@@ -684,27 +836,40 @@ contract AttributionLedgerTest is Fixture {
         Batch memory after_ = submitPayouts(hundred(3));
         voidBatch(bad);
         bytes32 hash = ledger.batchDigest(bad);
-        refuseSubmit(bad, abi.encodeWithSelector(AttributionLedger.VoidedBatch.selector, operator, 0, hash));
+        refuseSubmit(
+            bad, abi.encodeWithSelector(AttributionLedger.VoidedBatch.selector, operator, 0, hash)
+        );
         Payout[] memory good = hundred(1);
         Batch memory corrected = submitPayouts(good);
         // What followed the voided batch names it and fits nowhere.
         refuseSubmit(
             after_,
             abi.encodeWithSelector(
-                AttributionLedger.WrongPrevBatch.selector, operator, 1, hash, ledger.batchDigest(corrected)
+                AttributionLedger.WrongPrevBatch.selector,
+                operator,
+                1,
+                hash,
+                ledger.batchDigest(corrected)
             )
         );
         voidBatch(corrected); // wrong again
-        refuseSubmit(bad, abi.encodeWithSelector(AttributionLedger.VoidedBatch.selector, operator, 0, hash));
+        refuseSubmit(
+            bad, abi.encodeWithSelector(AttributionLedger.VoidedBatch.selector, operator, 0, hash)
+        );
         hash = ledger.batchDigest(corrected);
-        refuseSubmit(corrected, abi.encodeWithSelector(AttributionLedger.VoidedBatch.selector, operator, 0, hash));
+        refuseSubmit(
+            corrected,
+            abi.encodeWithSelector(AttributionLedger.VoidedBatch.selector, operator, 0, hash)
+        );
         corrected.dataHash = keccak256("third time");
         submit(corrected);
         finalise();
         eq(claim(corrected, good, 1), 30 * ONE, "claimed");
     }
 
-    function test_claims_against_the_leftovers_of_a_voided_batch_are_refused_after_a_corrected_one() public {
+    function test_claims_against_the_leftovers_of_a_voided_batch_are_refused_after_a_corrected_one()
+        public
+    {
         Payout[] memory leaves = hundred(2);
         Batch memory bad = submitPayouts(leaves);
         voidBatch(bad);
@@ -712,7 +877,10 @@ contract AttributionLedgerTest is Fixture {
         submitPayouts(good);
         finalise();
         refuseClaim(
-            bad, leaves, 1, abi.encodeWithSelector(AttributionLedger.WrongPayoutSum.selector, 200 * ONE, 100 * ONE)
+            bad,
+            leaves,
+            1,
+            abi.encodeWithSelector(AttributionLedger.WrongPayoutSum.selector, 200 * ONE, 100 * ONE)
         );
     }
 
@@ -720,7 +888,9 @@ contract AttributionLedgerTest is Fixture {
         Batch memory batch = submitPayouts(hundred(1));
         vm.warp(START + WINDOW);
         vm.expectRevert(
-            abi.encodeWithSelector(AttributionLedger.AlreadyFinal.selector, operator, 0, START + WINDOW)
+            abi.encodeWithSelector(
+                AttributionLedger.AlreadyFinal.selector, operator, 0, START + WINDOW
+            )
         );
         voidBatch(batch);
     }
@@ -735,10 +905,14 @@ contract AttributionLedgerTest is Fixture {
         Batch memory batch = submitPayouts(hundred(1));
         batch.prevBatchHash = keccak256("any"); // would become the head
         bytes32 hash = ledger.batchDigest(batch);
-        vm.expectRevert(abi.encodeWithSelector(AttributionLedger.WrongBatch.selector, operator, 0, hash));
+        vm.expectRevert(
+            abi.encodeWithSelector(AttributionLedger.WrongBatch.selector, operator, 0, hash)
+        );
         voidBatch(batch);
         batch.seq = 1;
-        vm.expectRevert(abi.encodeWithSelector(AttributionLedger.UnknownBatch.selector, operator, 1));
+        vm.expectRevert(
+            abi.encodeWithSelector(AttributionLedger.UnknownBatch.selector, operator, 1)
+        );
         voidBatch(batch);
     }
 
@@ -748,14 +922,17 @@ contract AttributionLedgerTest is Fixture {
         uint256 otherHot = uint256(keccak256("other hot"));
         address other = address(0x0be7);
         enrol(other, vm.addr(otherHot), 1000 * ONE);
-        // The other operator has redeemed nothing: it can commit to nothing, though the ledger holds 500.
+        // The other operator has redeemed nothing: it can commit to nothing, though the ledger
+        // holds 500.
         Payout[] memory leaves = new Payout[](1);
         leaves[0] = Payout(0, bytes32(uint256(uint160(other))), 0, 1);
         Batch memory batch = batchOf(leaves);
         (batch.operator, batch.seq, batch.prevBatchHash) = (other, 0, 0);
         bytes memory signature = signed(otherHot, ledger.batchDigest(batch));
         vm.expectRevert(
-            abi.encodeWithSelector(AttributionLedger.CommittedAboveRedeemed.selector, other, uint128(1), uint128(0))
+            abi.encodeWithSelector(
+                AttributionLedger.CommittedAboveRedeemed.selector, other, uint128(1), uint128(0)
+            )
         );
         ledger.submit(batch, signature);
 

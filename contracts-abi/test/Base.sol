@@ -9,19 +9,26 @@ abstract contract Base {
     Vm internal constant vm = Vm(address(uint160(uint256(keccak256("hevm cheat code")))));
 
     /// The order of secp256k1; s and N - s sign the same digest, only the lower is accepted.
-    uint256 internal constant N = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141;
+    uint256 internal constant N =
+        0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141;
 
     function bound(uint256 x, uint256 lo, uint256 hi) internal pure returns (uint256) {
         return x >= lo && x <= hi ? x : lo + (x % (hi - lo + 1));
     }
 
     function eq(uint256 got, uint256 want, string memory what) internal pure {
-        require(got == want, string.concat(what, ": got ", Strings.toString(got), ", want ", Strings.toString(want)));
+        require(
+            got == want,
+            string.concat(what, ": got ", Strings.toString(got), ", want ", Strings.toString(want))
+        );
     }
 
     function eq(address got, address want, string memory what) internal pure {
         require(
-            got == want, string.concat(what, ": got ", Strings.toHexString(got), ", want ", Strings.toHexString(want))
+            got == want,
+            string.concat(
+                what, ": got ", Strings.toHexString(got), ", want ", Strings.toHexString(want)
+            )
         );
     }
 
@@ -47,8 +54,8 @@ abstract contract Base {
         return abi.encodePacked(r, s, v);
     }
 
-    /// Deploys a committed artifact, contracts-abi/<name>.json: what is tested here is what will be deployed,
-    /// whatever settings the tests themselves are compiled with.
+    /// Deploys a committed artifact, contracts-abi/<name>.json: what is tested here is what will be
+    /// deployed, whatever settings the tests themselves are compiled with.
     function make(string memory name, bytes memory args) internal returns (address deployed) {
         string memory artifact = vm.readFile(string.concat(name, ".json"));
         bytes memory code = abi.encodePacked(vm.parseJsonBytes(artifact, ".bytecode"), args);

@@ -25,8 +25,12 @@ contract EscrowTest is Fixture {
         return escrow.redeem(v, epoch, signature);
     }
 
-    function refuse(Voucher memory v, uint64 epoch, bytes memory signature, Escrow.Refusal why) private {
-        vm.expectRevert(abi.encodeWithSelector(Escrow.Refused.selector, v.channel, v.valueAggregate, why));
+    function refuse(Voucher memory v, uint64 epoch, bytes memory signature, Escrow.Refusal why)
+        private
+    {
+        vm.expectRevert(
+            abi.encodeWithSelector(Escrow.Refused.selector, v.channel, v.valueAggregate, why)
+        );
         vm.prank(hot);
         escrow.redeem(v, epoch, signature);
     }
@@ -55,7 +59,9 @@ contract EscrowTest is Fixture {
         escrow.depositFor(payer, operator, 5 * ONE);
         eq(balance(), 105 * ONE, "balance");
         vm.expectRevert(
-            abi.encodeWithSelector(Escrow.BalanceTooSmall.selector, stranger, operator, uint128(0), uint128(1))
+            abi.encodeWithSelector(
+                Escrow.BalanceTooSmall.selector, stranger, operator, uint128(0), uint128(1)
+            )
         );
         vm.prank(stranger);
         escrow.requestThaw(operator, 1);
@@ -102,7 +108,9 @@ contract EscrowTest is Fixture {
         vm.warp(1_790_000_000 + THAW);
         escrow.requestThaw(operator, 10 * ONE);
         vm.expectRevert(
-            abi.encodeWithSelector(Escrow.StillThawing.selector, payer, operator, 1_790_000_000 + 2 * THAW)
+            abi.encodeWithSelector(
+                Escrow.StillThawing.selector, payer, operator, 1_790_000_000 + 2 * THAW
+            )
         );
         escrow.withdraw(operator);
         escrow.requestThaw(operator, 0);
@@ -134,7 +142,11 @@ contract EscrowTest is Fixture {
         eq(escrow.redeemed(operator), 25 * ONE, "redeemed");
         (uint128 value, bytes32 last) = escrow.channelState(payer, operator, 0);
         eq(value, 25 * ONE, "the channel's value");
-        eq(last, voucherOf(payer, operator, 0, 25 * ONE).lastReceiptHash, "the channel's last receipt");
+        eq(
+            last,
+            voucherOf(payer, operator, 0, 25 * ONE).lastReceiptHash,
+            "the channel's last receipt"
+        );
     }
 
     function test_an_old_or_repeated_voucher_is_refused_and_changes_nothing() public {
@@ -218,12 +230,16 @@ contract EscrowTest is Fixture {
         refuse(v, 0, new bytes(65), Escrow.Refusal.Stale);
         v.valueAggregate = 1;
         refuse(v, 0, new bytes(65), Escrow.Refusal.Unfunded);
-        require(!escrow.isSignedVoucher(v, new bytes(65)), "a voucher of nobody is signed by nobody");
+        require(
+            !escrow.isSignedVoucher(v, new bytes(65)), "a voucher of nobody is signed by nobody"
+        );
     }
 
     function test_a_voucher_for_another_chain_or_escrow_is_refused() public {
         Voucher memory v = voucherOf(payer, operator, 0, ONE);
-        Escrow other = Escrow(make("Escrow", abi.encode(IERC20(address(token)), stakes, address(ledger), THAW)));
+        Escrow other = Escrow(
+            make("Escrow", abi.encode(IERC20(address(token)), stakes, address(ledger), THAW))
+        );
         refuse(v, 0, signed(payerKey, other.voucherDigest(v)), Escrow.Refusal.WrongSignature);
         bytes memory signature = signed(payerKey, escrow.voucherDigest(v));
         vm.chainId(1612);
@@ -235,10 +251,14 @@ contract EscrowTest is Fixture {
         bytes memory signature = signed(payerKey, escrow.voucherDigest(v));
         address[3] memory others = [payer, stranger, address(ledger)];
         for (uint256 i = 0; i < others.length; i++) {
-            vm.expectRevert(abi.encodeWithSelector(Escrow.NotOperator.selector, others[i], operator));
+            vm.expectRevert(
+                abi.encodeWithSelector(Escrow.NotOperator.selector, others[i], operator)
+            );
             vm.prank(others[i]);
             escrow.redeem(v, 0, signature);
-            vm.expectRevert(abi.encodeWithSelector(Escrow.NotOperator.selector, others[i], operator));
+            vm.expectRevert(
+                abi.encodeWithSelector(Escrow.NotOperator.selector, others[i], operator)
+            );
             vm.prank(others[i]);
             escrow.redeemMany(operator, new Escrow.SignedVoucher[](0));
         }
@@ -295,7 +315,11 @@ contract EscrowTest is Fixture {
 
     // ---------------------------------------------------------------- many
 
-    function entry(Voucher memory v, uint64 epoch, uint256 key) private view returns (Escrow.SignedVoucher memory) {
+    function entry(Voucher memory v, uint64 epoch, uint256 key)
+        private
+        view
+        returns (Escrow.SignedVoucher memory)
+    {
         return Escrow.SignedVoucher(v, epoch, signed(key, escrow.voucherDigest(v)));
     }
 
@@ -328,7 +352,12 @@ contract EscrowTest is Fixture {
             vm.expectEmit(true, true, true, true);
             if (why[i] == Escrow.Refusal.None) {
                 emit Escrow.Redeemed(
-                    operator, payer, v.channel, v.valueAggregate, v.valueAggregate, v.lastReceiptHash
+                    operator,
+                    payer,
+                    v.channel,
+                    v.valueAggregate,
+                    v.valueAggregate,
+                    v.lastReceiptHash
                 );
             } else {
                 emit Escrow.VoucherRefused(operator, payer, v.channel, v.valueAggregate, why[i]);
@@ -350,18 +379,26 @@ contract EscrowTest is Fixture {
     }
 
     /// Whatever order vouchers of one channel come in, the newest decides.
-    function testFuzz_the_newest_voucher_decides_whatever_the_order(uint128[5] memory values) public {
+    function testFuzz_the_newest_voucher_decides_whatever_the_order(uint128[5] memory values)
+        public
+    {
         uint128 newest = 0;
         for (uint256 i = 0; i < 5; i++) {
             values[i] = uint128(bound(values[i], 1, 100 * ONE));
             if (values[i] > newest) newest = values[i];
         }
         Escrow.SignedVoucher[] memory list = new Escrow.SignedVoucher[](5);
-        for (uint256 i = 0; i < 5; i++) list[i] = entry(voucherOf(payer, operator, 0, values[i]), 0, payerKey);
+        for (uint256 i = 0; i < 5; i++) {
+            list[i] = entry(voucherOf(payer, operator, 0, values[i]), 0, payerKey);
+        }
         vm.prank(hot);
         eq(escrow.redeemMany(operator, list), newest, "redeemed");
         (uint128 value, bytes32 last) = escrow.channelState(payer, operator, 0);
         eq(value, newest, "the channel's value");
-        eq(last, voucherOf(payer, operator, 0, newest).lastReceiptHash, "the channel's last receipt");
+        eq(
+            last,
+            voucherOf(payer, operator, 0, newest).lastReceiptHash,
+            "the channel's last receipt"
+        );
     }
 }

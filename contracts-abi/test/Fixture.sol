@@ -11,7 +11,8 @@ import {TestToken} from "../src/TestToken.sol";
 import {Payout, PayoutProof} from "../src/lib/PayoutTree.sol";
 import {Batch, Manifest, Splits, Voucher} from "../src/lib/Types.sol";
 
-/// All contracts, one operator with a hot key, one payer, one adapter with two payees and a Datanet.
+/// All contracts, one operator with a hot key, one payer, one adapter with two payees and a
+/// Datanet.
 abstract contract World is Base {
     uint128 internal constant ONE = 1e18;
     uint128 internal constant MIN_STAKE = 100 * ONE;
@@ -65,11 +66,16 @@ abstract contract World is Base {
 
     function deployAll(address token_) internal {
         token = TestToken(token_);
-        stakes = StakeManager(make("StakeManager", abi.encode(token_, MIN_STAKE, UNBONDING, treasury, disputes)));
+        stakes = StakeManager(
+            make("StakeManager", abi.encode(token_, MIN_STAKE, UNBONDING, treasury, disputes))
+        );
         registry = AdapterRegistry(make("AdapterRegistry", abi.encode(PAYEE_DELAY)));
-        address ledgerAddress = vm.computeCreateAddress(address(this), vm.getNonce(address(this)) + 1);
+        address ledgerAddress =
+            vm.computeCreateAddress(address(this), vm.getNonce(address(this)) + 1);
         escrow = Escrow(make("Escrow", abi.encode(token_, stakes, ledgerAddress, THAW)));
-        ledger = AttributionLedger(make("AttributionLedger", abi.encode(stakes, registry, escrow, WINDOW)));
+        ledger = AttributionLedger(
+            make("AttributionLedger", abi.encode(stakes, registry, escrow, WINDOW))
+        );
     }
 
     function mint(address to, uint128 amount) internal {
@@ -93,7 +99,11 @@ abstract contract World is Base {
 
     // ---------------------------------------------------------------- adapters
 
-    function manifestOf(string memory name, uint64 version, bytes32 parent) internal view returns (Manifest memory) {
+    function manifestOf(string memory name, uint64 version, bytes32 parent)
+        internal
+        view
+        returns (Manifest memory)
+    {
         return Manifest({
             manifestHash: keccak256(bytes(name)),
             contentDigest: keccak256(abi.encode("content of", name)),
@@ -116,7 +126,11 @@ abstract contract World is Base {
 
     // ---------------------------------------------------------------- money in
 
-    function voucherOf(address payer_, address op, uint64 epoch, uint128 value) internal pure returns (Voucher memory) {
+    function voucherOf(address payer_, address op, uint64 epoch, uint128 value)
+        internal
+        pure
+        returns (Voucher memory)
+    {
         return Voucher({
             payer: payer_,
             operator: op,
@@ -141,7 +155,11 @@ abstract contract World is Base {
     // ---------------------------------------------------------------- batches
 
     /// The fixture's leaves, ascending: operator, the adapter's two positions, Datanet.
-    function leavesOf(uint128 op, uint128 a, uint128 b, uint128 data) internal view returns (Payout[] memory leaves) {
+    function leavesOf(uint128 op, uint128 a, uint128 b, uint128 data)
+        internal
+        view
+        returns (Payout[] memory leaves)
+    {
         leaves = new Payout[](4);
         leaves[0] = Payout(0, bytes32(uint256(uint160(operator))), 0, op);
         leaves[1] = Payout(1, adapter, 0, a);
@@ -181,9 +199,15 @@ abstract contract World is Base {
         return AttributionLedger.BatchRef(batch.operator, batch.seq, ledger.batchDigest(batch));
     }
 
-    function claim(Batch memory batch, Payout[] memory leaves, uint256 index) internal returns (uint128) {
+    function claim(Batch memory batch, Payout[] memory leaves, uint256 index)
+        internal
+        returns (uint128)
+    {
         return ledger.claim(
-            refOf(batch), leaves[index], PlainTree.proof(leaves, index), leaves[index].kind == 1 ? shown() : bytes("")
+            refOf(batch),
+            leaves[index],
+            PlainTree.proof(leaves, index),
+            leaves[index].kind == 1 ? shown() : bytes("")
         );
     }
 }

@@ -7,12 +7,13 @@ import {AttributionLedger} from "../src/AttributionLedger.sol";
 import {Payout} from "../src/lib/PayoutTree.sol";
 import {Batch, Voucher} from "../src/lib/Types.sol";
 
-/// A market in which everything happens in any order: deposits, thaws, vouchers (old ones too), stakes coming
-/// and going, batches, disputes, claims, time. Operator 0 is honest; operator 1 writes any payout tree
-/// whose sum is what it commits to, also trees that take back what earlier ones gave.
+/// A market in which everything happens in any order: deposits, thaws, vouchers (old ones too),
+/// stakes coming and going, batches, disputes, claims, time. Operator 0 is honest; operator 1
+/// writes any payout tree whose sum is what it commits to, also trees that take back what earlier
+/// ones gave.
 ///
-/// Next to the contracts it keeps the books it expects. Calls that must fail are made, and must fail with
-/// the right error.
+/// Next to the contracts it keeps the books it expects. Calls that must fail are made, and must
+/// fail with the right error.
 contract Market is World {
     uint256 private constant LEAVES = 5;
     address[2] public operators;
@@ -35,7 +36,7 @@ contract Market is World {
     uint256 public deposited; // less withdrawn and redeemed
     uint256 public staked;
     uint256 public overCommitted; // claims that met the cap of the dishonest operator
-    uint256[10] public done; // calls that went through, by kind: shows that the walk reaches all of them
+    uint256[10] public done; // calls that went through, by kind
 
     constructor() {
         build();
@@ -48,7 +49,9 @@ contract Market is World {
             payers[i] = vm.addr(payerKeys[i]);
             mint(payers[i], 1_000_000 * ONE);
         }
-        for (uint256 i = 0; i < 2; i++) mint(operators[i], 1_000_000 * ONE);
+        for (uint256 i = 0; i < 2; i++) {
+            mint(operators[i], 1_000_000 * ONE);
+        }
         adapter2 = register(manifestOf("law", 1, 0));
     }
 
@@ -85,7 +88,8 @@ contract Market is World {
         (p, o, epoch) = (p % 3, o % 2, epoch % 3);
         (uint128 balance,,) = escrow.accountOf(payers[p], operators[o]);
         (uint128 before,) = escrow.channelState(payers[p], operators[o], epoch);
-        value = uint128(bound(value, before > ONE ? before - ONE : 0, before + balance + balance / 8));
+        value =
+            uint128(bound(value, before > ONE ? before - ONE : 0, before + balance + balance / 8));
         Voucher memory v = voucherOf(payers[p], operators[o], epoch, value);
         bytes memory signature = signed(payerKeys[p], escrow.voucherDigest(v));
         bool good = value > before && value - before <= balance;
@@ -127,8 +131,13 @@ contract Market is World {
         done[5]++;
     }
 
-    function leavesFor(uint256 o, uint128[LEAVES] memory amounts) private view returns (Payout[] memory leaves) {
-        (bytes32 low, bytes32 high) = adapter < adapter2 ? (adapter, adapter2) : (adapter2, adapter);
+    function leavesFor(uint256 o, uint128[LEAVES] memory amounts)
+        private
+        view
+        returns (Payout[] memory leaves)
+    {
+        (bytes32 low, bytes32 high) =
+            adapter < adapter2 ? (adapter, adapter2) : (adapter2, adapter);
         leaves = new Payout[](LEAVES);
         leaves[0] = Payout(0, bytes32(uint256(uint160(operators[o]))), 0, amounts[0]);
         leaves[1] = Payout(1, low, 0, amounts[1]);
@@ -146,7 +155,11 @@ contract Market is World {
     }
 
     function expectedFinal(uint256 o) public view returns (uint64 count, uint128 committed) {
-        for (uint256 i = 0; i < chains[o].length && block.timestamp >= chains[o][i].time + WINDOW; i++) {
+        for (
+            uint256 i = 0;
+            i < chains[o].length && block.timestamp >= chains[o][i].time + WINDOW;
+            i++
+        ) {
             (count, committed) = (uint64(i + 1), chains[o][i].batch.committed);
         }
     }
@@ -156,7 +169,9 @@ contract Market is World {
         uint256 n = chains[o].length;
         uint128[LEAVES] memory amounts;
         uint128 before = 0;
-        if (n != 0) (amounts, before) = (chains[o][n - 1].amounts, chains[o][n - 1].batch.committed);
+        if (n != 0) {
+            (amounts, before) = (chains[o][n - 1].amounts, chains[o][n - 1].batch.committed);
+        }
         uint128 most = allowance(o);
         if (most < before) return; // the stake shrank meanwhile
         delta = uint128(bound(delta, 0, most - before));
@@ -166,7 +181,8 @@ contract Market is World {
             delta += before;
         }
         for (uint256 i = 0; i < LEAVES - 1; i++) {
-            uint128 part = uint128(uint256(keccak256(abi.encode(spread, i))) % (uint256(delta) + 1));
+            uint128 part =
+                uint128(uint256(keccak256(abi.encode(spread, i))) % (uint256(delta) + 1));
             amounts[i] += part;
             delta -= part;
         }
@@ -204,7 +220,16 @@ contract Market is World {
         amounts[0] = (most < before ? before : most) + 1;
         (bytes32 root, uint128 sum) = PlainTree.root(leavesFor(o, amounts));
         Batch memory batch = Batch(
-            operators[o], uint64(n), 1, 0, root, sum, 1, 2, 0, n == 0 ? bytes32(0) : ledger.batchDigest(chains[o][n - 1].batch)
+            operators[o],
+            uint64(n),
+            1,
+            0,
+            root,
+            sum,
+            1,
+            2,
+            0,
+            n == 0 ? bytes32(0) : ledger.batchDigest(chains[o][n - 1].batch)
         );
         bytes memory signature = signed(hotKeys[o], ledger.batchDigest(batch));
         try ledger.submit(batch, signature) {
@@ -249,7 +274,9 @@ contract Market is World {
         uint128 before = ledger.claimed(operators[o], payout.kind, payout.id, payout.position);
         AttributionLedger.BatchRef memory ref = refOf(s.batch);
         uint256 held = token.balanceOf(address(ledger));
-        try ledger.claim(ref, payout, PlainTree.proof(leaves, leaf), shown()) returns (uint128 amount) {
+        try ledger.claim(ref, payout, PlainTree.proof(leaves, leaf), shown()) returns (
+            uint128 amount
+        ) {
             require(s.batch.seq < finalCount, "an open batch was claimed against");
             eq(amount, payout.amount - before, "claimed");
             eq(held - token.balanceOf(address(ledger)), amount, "paid");
@@ -262,11 +289,17 @@ contract Market is World {
             } else if (error_ == AttributionLedger.NothingToClaim.selector) {
                 require(payout.amount <= before, "something to claim counts as nothing");
             } else {
-                require(error_ == AttributionLedger.OverCommitted.selector, "a claim failed for another reason");
+                require(
+                    error_ == AttributionLedger.OverCommitted.selector,
+                    "a claim failed for another reason"
+                );
                 require(o == 1, "an honest operator's books don't add up");
                 overCommitted++;
             }
-            require(o == 1 || s.batch.seq >= finalCount || payout.amount <= before, "an honest claim was refused");
+            require(
+                o == 1 || s.batch.seq >= finalCount || payout.amount <= before,
+                "an honest claim was refused"
+            );
         }
     }
 
@@ -294,7 +327,11 @@ contract Market is World {
     }
 
     function check() external view {
-        eq(token.balanceOf(address(escrow)), deposited, "escrow holds what was deposited and not redeemed");
+        eq(
+            token.balanceOf(address(escrow)),
+            deposited,
+            "escrow holds what was deposited and not redeemed"
+        );
         eq(token.balanceOf(address(stakes)), staked, "the stake manager holds what was staked");
         eq(
             token.balanceOf(address(ledger)),
@@ -345,11 +382,13 @@ contract InvariantsTest {
         market.check();
     }
 
-    /// The invariant is worth nothing if the walk never claims or voids: a fixed one must do everything.
+    /// The invariant is worth nothing if the walk never claims or voids: a fixed one must do
+    /// everything.
     function test_a_fixed_walk_of_800_steps_does_everything_and_the_books_agree() public {
         for (uint256 i = 0; i < 800; i++) {
             uint256 r = uint256(keccak256(abi.encode(i)));
-            (uint256 a, uint256 b, uint128 c) = (r >> 8 & 0xffff, r >> 24 & 0xffff, uint128(r >> 128));
+            (uint256 a, uint256 b, uint128 c) =
+                (r >> 8 & 0xffff, r >> 24 & 0xffff, uint128(r >> 128));
             uint256 what = r % 13;
             if (what == 0) market.deposit(a, b, c);
             if (what == 1) market.thaw(a, b, c);
@@ -364,7 +403,9 @@ contract InvariantsTest {
             if (what == 12) market.passTime(c);
             if (i % 50 == 49) market.check();
         }
-        for (uint256 i = 0; i < 10; i++) require(market.done(i) >= 5, "a kind of call hardly ever went through");
+        for (uint256 i = 0; i < 10; i++) {
+            require(market.done(i) >= 5, "a kind of call hardly ever went through");
+        }
         require(market.overCommitted() > 0, "no claim ever met the cap of a dishonest operator");
     }
 }

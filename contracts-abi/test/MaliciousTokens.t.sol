@@ -2,7 +2,9 @@
 pragma solidity 0.8.37;
 
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
-import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {
+    ReentrancyGuardTransient
+} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 
 import {Fixture} from "./Fixture.sol";
 import {PlainTree} from "./PlainTree.sol";
@@ -37,7 +39,8 @@ contract RefusingToken is FeeToken {
     }
 }
 
-/// Calls somebody in the middle of each transfer, as ERC-777 does, and remembers whether that worked.
+/// Calls somebody in the middle of each transfer, as ERC-777 does, and remembers whether that
+/// worked.
 contract CallingToken is ERC20("calling", "CALL") {
     address private target;
     bytes private data;
@@ -67,7 +70,11 @@ contract MaliciousTokensTest is Fixture {
         vm.warp(1_790_000_000);
     }
 
-    function inexact(address to, uint256 expected, uint256 received) private view returns (bytes memory) {
+    function inexact(address to, uint256 expected, uint256 received)
+        private
+        view
+        returns (bytes memory)
+    {
         return abi.encodeWithSelector(
             ExactTransfer.InexactTransfer.selector, address(token), to, expected, received
         );
@@ -163,7 +170,9 @@ contract MaliciousTokensTest is Fixture {
         );
         calling.callDuringTransfers(address(ledger), nested);
         AttributionLedger.Claim[] memory claims = new AttributionLedger.Claim[](2);
-        for (uint256 i = 0; i < 2; i++) claims[i] = AttributionLedger.Claim(leaves[i], PlainTree.proof(leaves, i), "");
+        for (uint256 i = 0; i < 2; i++) {
+            claims[i] = AttributionLedger.Claim(leaves[i], PlainTree.proof(leaves, i), "");
+        }
         eq(ledger.claimMany(refOf(batch), claims), 100 * ONE, "paid by the call");
         wasRefused();
         eq(ledger.paid(operator), 100 * ONE, "paid in all");
@@ -171,7 +180,9 @@ contract MaliciousTokensTest is Fixture {
 
     function test_a_deposit_within_a_deposit_is_refused() public {
         reentrantSetUp();
-        calling.callDuringTransfers(address(escrow), abi.encodeCall(escrow.deposit, (operator, ONE)));
+        calling.callDuringTransfers(
+            address(escrow), abi.encodeCall(escrow.deposit, (operator, ONE))
+        );
         vm.prank(payer);
         escrow.deposit(operator, ONE);
         wasRefused();
@@ -196,7 +207,9 @@ contract MaliciousTokensTest is Fixture {
         escrow.deposit(operator, 100 * ONE);
         Voucher memory v = voucherOf(payer, operator, 3, 10 * ONE);
         bytes memory signature = signed(payerKey, escrow.voucherDigest(v));
-        calling.callDuringTransfers(address(escrow), abi.encodeCall(escrow.redeem, (v, 3, signature)));
+        calling.callDuringTransfers(
+            address(escrow), abi.encodeCall(escrow.redeem, (v, 3, signature))
+        );
         vm.prank(hot);
         escrow.redeem(v, 3, signature);
         wasRefused();

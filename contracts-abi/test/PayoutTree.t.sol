@@ -7,7 +7,11 @@ import {Payout, PayoutProof, PayoutTree} from "../src/lib/PayoutTree.sol";
 
 /// Gives the library the calldata it wants.
 contract TreeDoor {
-    function climb(Payout calldata payout, PayoutProof calldata proof) external pure returns (bytes32, uint128) {
+    function climb(Payout calldata payout, PayoutProof calldata proof)
+        external
+        pure
+        returns (bytes32, uint128)
+    {
         return PayoutTree.climb(payout, proof);
     }
 }
@@ -19,13 +23,19 @@ contract PayoutTreeTest is Base {
         leaves = new Payout[](n);
         for (uint256 i = 0; i < n; i++) {
             uint256 r = uint256(keccak256(abi.encode(seed, i)));
-            leaves[i] = Payout(uint8(i * 3 / n), bytes32((i << 200) | (r >> 100)), uint16(r), uint128(r >> (136 + r % 100)));
+            leaves[i] = Payout(
+                uint8(i * 3 / n),
+                bytes32((i << 200) | (r >> 100)),
+                uint16(r),
+                uint128(r >> (136 + r % 100))
+            );
         }
     }
 
     function check(Payout[] memory leaves, uint256 index) private view {
         (bytes32 root, uint128 sum) = PlainTree.root(leaves);
-        (bytes32 gotRoot, uint128 gotSum) = door.climb(leaves[index], PlainTree.proof(leaves, index));
+        (bytes32 gotRoot, uint128 gotSum) =
+            door.climb(leaves[index], PlainTree.proof(leaves, index));
         eq(gotRoot, root, "root");
         eq(gotSum, sum, "sum");
     }
@@ -33,11 +43,17 @@ contract PayoutTreeTest is Base {
     function test_every_leaf_of_every_tree_up_to_24_leaves_climbs_to_the_plain_root() public view {
         for (uint256 n = 1; n <= 24; n++) {
             Payout[] memory leaves = ascending(n, n);
-            for (uint256 i = 0; i < n; i++) check(leaves, i);
+            for (uint256 i = 0; i < n; i++) {
+                check(leaves, i);
+            }
         }
     }
 
-    function testFuzz_a_leaf_of_any_tree_climbs_to_the_plain_root(uint256 n, uint256 index, uint256 seed) public view {
+    function testFuzz_a_leaf_of_any_tree_climbs_to_the_plain_root(
+        uint256 n,
+        uint256 index,
+        uint256 seed
+    ) public view {
         n = bound(n, 1, 120);
         check(ascending(n, seed), bound(index, 0, n - 1));
     }
@@ -81,8 +97,9 @@ contract PayoutTreeTest is Base {
     }
 
     function test_a_node_can_not_pass_as_a_leaf() public {
-        // Second preimage: the parent of leaves 0 and 1 shown as the only leaf's hash is not possible,
-        // because a leaf is hashed from its members; shown as a sibling it only proves what lies below.
+        // Second preimage: the parent of leaves 0 and 1 shown as the only leaf's hash is not
+        // possible, because a leaf is hashed from its members; shown as a sibling it only proves
+        // what lies below.
         Payout[] memory leaves = ascending(4, 9);
         PayoutProof memory proof = PlainTree.proof(leaves, 0);
         proof.leafCount = 2; // as if the right half were a leaf
@@ -91,7 +108,8 @@ contract PayoutTreeTest is Base {
     }
 
     function test_the_leaf_count_is_part_of_the_root() public view {
-        // Leaf 0 of three and of four leaves has two siblings: only the count tells the trees apart.
+        // Leaf 0 of three and of four leaves has two siblings: only the count tells the trees
+        // apart.
         Payout[] memory leaves = ascending(4, 9);
         (bytes32 root,) = PlainTree.root(leaves);
         PayoutProof memory proof = PlainTree.proof(leaves, 0);
@@ -120,8 +138,11 @@ contract PayoutTreeTest is Base {
 
     function test_a_sum_of_2_to_128_is_refused() public {
         Payout memory payout = Payout(0, bytes32(uint256(1)), 0, 1);
-        PayoutProof memory proof = PayoutProof(0, 2, abi.encodePacked(bytes32(uint256(7)), type(uint128).max));
-        vm.expectRevert(abi.encodeWithSelector(PayoutTree.PayoutSumOverflow.selector, uint256(1) << 128));
+        PayoutProof memory proof =
+            PayoutProof(0, 2, abi.encodePacked(bytes32(uint256(7)), type(uint128).max));
+        vm.expectRevert(
+            abi.encodeWithSelector(PayoutTree.PayoutSumOverflow.selector, uint256(1) << 128)
+        );
         door.climb(payout, proof);
         payout.amount = 0;
         (, uint128 sum) = door.climb(payout, proof);
@@ -136,7 +157,9 @@ contract PayoutTreeTest is Base {
         }
         PayoutProof memory proof = PayoutProof(0, uint32(1) << 31, siblings);
         vm.expectRevert(
-            abi.encodeWithSelector(PayoutTree.PayoutSumOverflow.selector, 31 * uint256(type(uint128).max) + 31)
+            abi.encodeWithSelector(
+                PayoutTree.PayoutSumOverflow.selector, 31 * uint256(type(uint128).max) + 31
+            )
         );
         door.climb(Payout(0, 0, 0, 31), proof);
     }

@@ -3,14 +3,18 @@ pragma solidity 0.8.37;
 
 import {Payout, PayoutProof} from "../src/lib/PayoutTree.sol";
 
-/// The payout tree as RFC 6962, section 2.1 defines it, by recursion and with abi.encodePacked: slow, and
-/// short enough to believe. The tests build trees with it and hold PayoutTree against it.
+/// The payout tree as RFC 6962, section 2.1 defines it, by recursion and with abi.encodePacked:
+/// slow, and short enough to believe. The tests build trees with it and hold PayoutTree against it.
 library PlainTree {
     function leaf(Payout memory p) internal pure returns (bytes32) {
         return keccak256(abi.encodePacked(uint8(0), p.kind, p.id, p.position, p.amount));
     }
 
-    function join(bytes32 left, uint128 leftSum, bytes32 right, uint128 rightSum) internal pure returns (bytes32) {
+    function join(bytes32 left, uint128 leftSum, bytes32 right, uint128 rightSum)
+        internal
+        pure
+        returns (bytes32)
+    {
         return keccak256(abi.encodePacked(uint8(1), left, leftSum, right, rightSum));
     }
 
@@ -21,7 +25,11 @@ library PlainTree {
     }
 
     /// Hash and sum of leaves[from .. from + n).
-    function top(Payout[] memory leaves, uint256 from, uint256 n) internal pure returns (bytes32 hash, uint128 sum) {
+    function top(Payout[] memory leaves, uint256 from, uint256 n)
+        internal
+        pure
+        returns (bytes32 hash, uint128 sum)
+    {
         if (n == 1) return (leaf(leaves[from]), leaves[from].amount);
         uint256 k = cut(n);
         (bytes32 left, uint128 leftSum) = top(leaves, from, k);
@@ -35,16 +43,27 @@ library PlainTree {
         payoutRoot = keccak256(abi.encodePacked(uint8(2), hash, sum, uint32(leaves.length)));
     }
 
-    function proof(Payout[] memory leaves, uint256 index) internal pure returns (PayoutProof memory) {
-        return PayoutProof(uint32(index), uint32(leaves.length), path(leaves, 0, leaves.length, index));
+    function proof(Payout[] memory leaves, uint256 index)
+        internal
+        pure
+        returns (PayoutProof memory)
+    {
+        return PayoutProof(
+            uint32(index), uint32(leaves.length), path(leaves, 0, leaves.length, index)
+        );
     }
 
     /// The siblings of leaf from + m, the lowest first.
-    function path(Payout[] memory leaves, uint256 from, uint256 n, uint256 m) internal pure returns (bytes memory) {
+    function path(Payout[] memory leaves, uint256 from, uint256 n, uint256 m)
+        internal
+        pure
+        returns (bytes memory)
+    {
         if (n == 1) return "";
         uint256 k = cut(n);
         (bytes32 hash, uint128 sum) = m < k ? top(leaves, from + k, n - k) : top(leaves, from, k);
-        bytes memory below = m < k ? path(leaves, from, k, m) : path(leaves, from + k, n - k, m - k);
+        bytes memory below =
+            m < k ? path(leaves, from, k, m) : path(leaves, from + k, n - k, m - k);
         return abi.encodePacked(below, hash, sum);
     }
 }

@@ -7,7 +7,11 @@ import {Fixture} from "./Fixture.sol";
 import {StakeManager} from "../src/StakeManager.sol";
 
 contract StakeManagerTest is Fixture {
-    function stakeOf(address op) private view returns (uint128 total, uint128 unbonding, uint64 end) {
+    function stakeOf(address op)
+        private
+        view
+        returns (uint128 total, uint128 unbonding, uint64 end)
+    {
         return stakes.stakeOf(op);
     }
 
@@ -59,7 +63,9 @@ contract StakeManagerTest is Fixture {
         stakes.requestUnstake(400 * ONE);
         uint64 end = 1_790_000_000 + UNBONDING;
         vm.warp(end - 1);
-        vm.expectRevert(abi.encodeWithSelector(StakeManager.StillUnbonding.selector, operator, end));
+        vm.expectRevert(
+            abi.encodeWithSelector(StakeManager.StillUnbonding.selector, operator, end)
+        );
         stakes.withdraw();
         vm.warp(end);
         eq(stakes.withdraw(), 400 * ONE, "withdrawn");
@@ -77,7 +83,9 @@ contract StakeManagerTest is Fixture {
         vm.warp(1_790_000_000 + UNBONDING);
         stakes.requestUnstake(500 * ONE);
         vm.expectRevert(
-            abi.encodeWithSelector(StakeManager.StillUnbonding.selector, operator, 1_790_000_000 + 2 * UNBONDING)
+            abi.encodeWithSelector(
+                StakeManager.StillUnbonding.selector, operator, 1_790_000_000 + 2 * UNBONDING
+            )
         );
         stakes.withdraw();
         stakes.requestUnstake(0);
@@ -86,7 +94,9 @@ contract StakeManagerTest is Fixture {
         vm.expectRevert(abi.encodeWithSelector(StakeManager.NothingUnbonding.selector, operator));
         stakes.withdraw();
         vm.expectRevert(
-            abi.encodeWithSelector(StakeManager.StakeTooSmall.selector, operator, 1000 * ONE, 1000 * ONE + 1)
+            abi.encodeWithSelector(
+                StakeManager.StakeTooSmall.selector, operator, 1000 * ONE, 1000 * ONE + 1
+            )
         );
         stakes.requestUnstake(1000 * ONE + 1);
     }
@@ -102,9 +112,11 @@ contract StakeManagerTest is Fixture {
         }
     }
 
-    function testFuzz_a_reporter_gets_at_most_half_and_nothing_is_lost(uint128 amount, uint128 unbonding, bool reported)
-        public
-    {
+    function testFuzz_a_reporter_gets_at_most_half_and_nothing_is_lost(
+        uint128 amount,
+        uint128 unbonding,
+        bool reported
+    ) public {
         unbonding = uint128(bound(unbonding, 0, 1000 * ONE));
         vm.prank(operator);
         stakes.requestUnstake(unbonding);
@@ -112,7 +124,11 @@ contract StakeManagerTest is Fixture {
         vm.prank(disputes);
         uint128 slashed = stakes.slash(operator, amount, reporter);
 
-        eq(slashed, amount < 1000 * ONE ? amount : 1000 * ONE, "slashed: the amount, or all there is");
+        eq(
+            slashed,
+            amount < 1000 * ONE ? amount : 1000 * ONE,
+            "slashed: the amount, or all there is"
+        );
         eq(token.balanceOf(stranger), reported ? slashed / 2 : 0, "the reporter's part");
         eq(token.balanceOf(treasury), slashed - token.balanceOf(stranger), "the treasury's part");
         (uint128 total, uint128 left,) = stakeOf(operator);
@@ -135,13 +151,17 @@ contract StakeManagerTest is Fixture {
     // ---------------------------------------------------------------- signers
 
     function test_nobody_can_claim_a_key_that_did_not_offer_itself() public {
-        vm.expectRevert(abi.encodeWithSelector(StakeManager.SignerNotOffered.selector, stranger, operator));
+        vm.expectRevert(
+            abi.encodeWithSelector(StakeManager.SignerNotOffered.selector, stranger, operator)
+        );
         vm.prank(operator);
         stakes.addSigner(stranger);
 
         vm.prank(stranger);
         stakes.offerSigner(operator);
-        vm.expectRevert(abi.encodeWithSelector(StakeManager.SignerNotOffered.selector, stranger, payer));
+        vm.expectRevert(
+            abi.encodeWithSelector(StakeManager.SignerNotOffered.selector, stranger, payer)
+        );
         vm.prank(payer);
         stakes.addSigner(stranger);
     }
@@ -158,14 +178,17 @@ contract StakeManagerTest is Fixture {
         stakes.offerSigner(address(0));
         stakes.offerSigner(payer); // a better offer
         vm.stopPrank();
-        vm.expectRevert(abi.encodeWithSelector(StakeManager.SignerNotOffered.selector, stranger, operator));
+        vm.expectRevert(
+            abi.encodeWithSelector(StakeManager.SignerNotOffered.selector, stranger, operator)
+        );
         vm.prank(operator);
         stakes.addSigner(stranger);
     }
 
     function test_a_key_serves_one_operator_only_and_never_again_once_removed() public {
         eq(stakes.operatorOf(hot), operator, "operator of the hot key");
-        bytes memory taken = abi.encodeWithSelector(StakeManager.SignerTaken.selector, hot, operator);
+        bytes memory taken =
+            abi.encodeWithSelector(StakeManager.SignerTaken.selector, hot, operator);
         vm.expectRevert(taken);
         vm.prank(hot);
         stakes.offerSigner(payer);
@@ -195,7 +218,9 @@ contract StakeManagerTest is Fixture {
         stakes.removeSigner(hot);
         vm.prank(stranger);
         stakes.offerSigner(operator);
-        vm.expectRevert(abi.encodeWithSelector(StakeManager.NotSigner.selector, stranger, operator));
+        vm.expectRevert(
+            abi.encodeWithSelector(StakeManager.NotSigner.selector, stranger, operator)
+        );
         vm.prank(operator);
         stakes.removeSigner(stranger); // offered, not added
     }

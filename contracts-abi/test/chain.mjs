@@ -1,5 +1,6 @@
-// What the JavaScript tests share: an anvil of their own, the deployment from the committed artifacts,
-// and signing by ethers from types.json. Nothing here knows the C code or the Solidity sources.
+// What the JavaScript tests share: an anvil of their own, the deployment from the committed
+// artifacts, and signing by ethers from types.json. Nothing here knows the C code or the Solidity
+// sources.
 
 import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
@@ -11,10 +12,14 @@ export const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
 const read = (name) => JSON.parse(readFileSync(path.join(root, name), 'utf8'));
 export const typesFile = read('types.json');
 export const artifacts = Object.fromEntries(
-  ['StakeManager', 'AdapterRegistry', 'Escrow', 'AttributionLedger', 'TestToken'].map((n) => [n, read(`${n}.json`)]),
+  ['StakeManager', 'AdapterRegistry', 'Escrow', 'AttributionLedger', 'TestToken'].map((n) => [
+    n,
+    read(`${n}.json`),
+  ]),
 );
 
-const MNEMONIC = 'test test test test test test test test test test test junk'; // anvil's default accounts
+// anvil's default accounts
+const MNEMONIC = 'test test test test test test test test test test test junk';
 
 /** Starts anvil on a free port; `t` is node:test's context or anything with after(). */
 export async function startChain(t) {
@@ -32,7 +37,10 @@ export async function startChain(t) {
       if (m) resolve(`http://${m[1]}`);
     });
   });
-  const provider = new ethers.JsonRpcProvider(url, undefined, { cacheTimeout: -1, staticNetwork: true });
+  const provider = new ethers.JsonRpcProvider(url, undefined, {
+    cacheTimeout: -1,
+    staticNetwork: true,
+  });
   provider.pollingInterval = 20;
   const key = (i) => ethers.HDNodeWallet.fromPhrase(MNEMONIC, '', `m/44'/60'/0'/0/${i}`).privateKey;
   const wallet = (i) => new ethers.Wallet(key(i), provider);
@@ -73,7 +81,14 @@ export async function deploy(chain, deployer, options = {}) {
     return contract;
   };
   const token = await make('TestToken');
-  const stakeManager = await make('StakeManager', token, o.minStake, o.unbonding, o.treasury, o.disputes);
+  const stakeManager = await make(
+    'StakeManager',
+    token,
+    o.minStake,
+    o.unbonding,
+    o.treasury,
+    o.disputes,
+  );
   const registry = await make('AdapterRegistry', o.payeeDelay);
   const nonce = await deployer.getNonce();
   const ledgerAddress = ethers.getCreateAddress({ from: deployer.address, nonce: nonce + 1 });

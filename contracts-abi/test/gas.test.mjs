@@ -1,6 +1,6 @@
-// What the calls cost, as a chain charges them: real transactions from the committed artifacts, gasUsed of
-// their receipts, intrinsic gas and calldata included. DESIGN section 8 sets the targets; the table is
-// printed, and the test fails where a figure exceeds its target.
+// What the calls cost, as a chain charges them: real transactions from the committed artifacts,
+// gasUsed of their receipts, intrinsic gas and calldata included. DESIGN section 8 sets the
+// targets; the table is printed, and the test fails where a figure exceeds its target.
 
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
@@ -18,7 +18,7 @@ test('gas', async (t) => {
   const chain = await startChain(t);
   const c = await deploy(chain, chain.wallet(0));
   const [operator, hot, creator, payeeA, payeeB, dataOwner] = [1, 2, 3, 4, 5, 6].map(chain.wallet);
-  const payers = Array.from({ length: 20 }, (_, i) => chain.wallet(10 + i % 20));
+  const payers = Array.from({ length: 20 }, (_, i) => chain.wallet(10 + (i % 20)));
   const signed = (signer, type, value) => sign(signer, type, value, chain.chainId, c.addressOf);
   const table = [];
   const measure = (what, receipt, { target, share = 1 } = {}) => {
@@ -43,7 +43,9 @@ test('gas', async (t) => {
   const datanets = [];
   for (const name of ['prose', 'code']) {
     datanets.push(await c.registry.datanetIdOf(dataOwner.address, hashOf(name)));
-    const receipt = await mined(c.registry.connect(dataOwner).registerDatanet(hashOf(name), dataOwner.address));
+    const receipt = await mined(
+      c.registry.connect(dataOwner).registerDatanet(hashOf(name), dataOwner.address),
+    );
     if (name === 'prose') measure('registerDatanet', receipt);
   }
   const splits = {
@@ -62,19 +64,35 @@ test('gas', async (t) => {
       parent,
     };
     const signature = await signed(creator, 'Manifest', manifest);
-    const receipt = await mined(c.registry.connect(creator).registerAdapter(manifest, theSplits, signature));
-    return { receipt, id: await c.registry.adapterIdOf(creator.address, manifest.modelId, manifest.manifestHash) };
+    const receipt = await mined(
+      c.registry.connect(creator).registerAdapter(manifest, theSplits, signature),
+    );
+    return {
+      receipt,
+      id: await c.registry.adapterIdOf(creator.address, manifest.modelId, manifest.manifestHash),
+    };
   };
   const one = { payees: [payeeA.address], bps: [10000], datanets: [], datanetBps: [] };
-  measure('registerAdapter, 1 payee', (await register('plain', 1, ethers.ZeroHash, one)).receipt, { target: 155000 });
+  measure('registerAdapter, 1 payee', (await register('plain', 1, ethers.ZeroHash, one)).receipt, {
+    target: 155000,
+  });
   const adapter = await register('med', 1, ethers.ZeroHash, splits);
   measure('registerAdapter, 2 payees, 2 Datanets', adapter.receipt, { target: 155000 });
-  measure('  the same with a parent', (await register('med 2', 2, hashOf('med'), splits)).receipt, { target: 155000 });
+  measure('  the same with a parent', (await register('med 2', 2, hashOf('med'), splits)).receipt, {
+    target: 155000,
+  });
 
   // Escrow: deposits, vouchers.
-  measure('deposit, first', await mined(c.escrow.connect(payers[0]).deposit(operator.address, eth('1000'))));
-  measure('deposit, again', await mined(c.escrow.connect(payers[0]).deposit(operator.address, eth('1000'))));
-  for (const p of payers.slice(1)) await mined(c.escrow.connect(p).deposit(operator.address, eth('1000')));
+  measure(
+    'deposit, first',
+    await mined(c.escrow.connect(payers[0]).deposit(operator.address, eth('1000'))),
+  );
+  measure(
+    'deposit, again',
+    await mined(c.escrow.connect(payers[0]).deposit(operator.address, eth('1000'))),
+  );
+  for (const p of payers.slice(1))
+    await mined(c.escrow.connect(p).deposit(operator.address, eth('1000')));
   const voucher = async (payer, value, epoch = 0) => {
     const v = {
       payer: payer.address,
@@ -88,12 +106,19 @@ test('gas', async (t) => {
   };
   const redeem = async ({ voucher: v, epoch, signature }) =>
     mined(c.escrow.connect(hot).redeem(v, epoch, signature));
-  const redeemMany = async (list) => mined(c.escrow.connect(hot).redeemMany(operator.address, list));
+  const redeemMany = async (list) =>
+    mined(c.escrow.connect(hot).redeemMany(operator.address, list));
   const each = (n, make) => Promise.all(payers.slice(0, n).map(make));
 
-  measure('redeem, first of operator and channel', await redeem(await voucher(payers[0], eth('1'))), { target: 125000 });
+  measure(
+    'redeem, first of operator and channel',
+    await redeem(await voucher(payers[0], eth('1'))),
+    { target: 125000 },
+  );
   measure('redeem, again', await redeem(await voucher(payers[0], eth('2'))));
-  measure('redeem, first of a later epoch', await redeem(await voucher(payers[0], eth('1'), 1)), { target: 125000 });
+  measure('redeem, first of a later epoch', await redeem(await voucher(payers[0], eth('1'), 1)), {
+    target: 125000,
+  });
   const many = await chain.provider.send('evm_snapshot', []);
   await redeemMany(await each(20, (p) => voucher(p, eth('3'))));
   measure(
@@ -106,11 +131,15 @@ test('gas', async (t) => {
   measure('redeemMany, each of 20 new channels', fresh, { target: 50000, share: 20 });
 
   async function deployFreshChannels() {
-    // payers[0] has redeemed above; its house account with the hot key's operator is known. A depositFor
-    // gives 20 accounts that have not: payers 1 to 19 and one more.
+    // payers[0] has redeemed above; its house account with the hot key's operator is known. A
+    // depositFor gives 20 accounts that have not: payers 1 to 19 and one more.
     const other = chain.wallet(7);
-    await mined(c.escrow.connect(payers[0]).depositFor(other.address, operator.address, eth('1000')));
-    return redeemMany(await Promise.all([...payers.slice(1), other].map((p) => voucher(p, eth('3')))));
+    await mined(
+      c.escrow.connect(payers[0]).depositFor(other.address, operator.address, eth('1000')),
+    );
+    return redeemMany(
+      await Promise.all([...payers.slice(1), other].map((p) => voucher(p, eth('3')))),
+    );
   }
 
   // Batches: 1 receipt and 100,000 receipts cost the same, the roots alone go on chain.
@@ -121,7 +150,7 @@ test('gas', async (t) => {
       { sortLeaves: false },
     ).root;
   const adapterLeaf = { kind: 1, id: adapter.id, position: 0 };
-  /** 1,000 leaves, proofs of 10: the operator, the adapter's two positions, Datanets, strangers' adapters. */
+  /** 1,000 leaves, proofs of 10: operator, two positions, two Datanets, other adapters. */
   const leavesFor = (round) => {
     const unit = 10n ** 12n * BigInt(round) + 12345n;
     const leaves = [
@@ -154,11 +183,13 @@ test('gas', async (t) => {
       prevBatchHash,
     };
     prevBatchHash = digest('Batch', batch, chain.chainId, c.addressOf);
-    const receipt = await mined(c.ledger.connect(hot).submit(batch, await signed(hot, 'Batch', batch)));
+    const receipt = await mined(
+      c.ledger.connect(hot).submit(batch, await signed(hot, 'Batch', batch)),
+    );
     batches.push({ batch, leaves, tree });
     return receipt;
   };
-  measure('submit, the operator\'s first', await submit(1));
+  measure("submit, the operator's first", await submit(1));
   measure('submit, 1 receipt', await submit(1), { target: 125000 });
   measure('submit, 100,000 receipts', await submit(100_000), { target: 125000 });
 
@@ -166,16 +197,26 @@ test('gas', async (t) => {
   await chain.advance(7 * 86400);
   const splitsBytes = abi.encode([SPLITS], [splits]);
   const claimArgs = ({ batch, leaves, tree }, wanted, shown = '0x') => {
-    const index = leaves.findIndex((l) => l.kind === wanted.kind && l.id === wanted.id && l.position === wanted.position);
+    const index = leaves.findIndex(
+      (l) => l.kind === wanted.kind && l.id === wanted.id && l.position === wanted.position,
+    );
     const ref = { ...batch, batchHash: digest('Batch', batch, chain.chainId, c.addressOf) };
     return [ref, leaves[index], packed(tree.proof(index)), shown];
   };
-  const claim = async (i, leaf, shown) => mined(c.ledger.connect(hot).claim(...claimArgs(batches[i], leaf, shown)));
+  const claim = async (i, leaf, shown) =>
+    mined(c.ledger.connect(hot).claim(...claimArgs(batches[i], leaf, shown)));
   const operatorLeaf = { kind: 0, id: ethers.zeroPadValue(operator.address, 32), position: 0 };
   const datanetLeaf = { kind: 2, id: datanets[0], position: 0 };
-  assert.equal(claimArgs(batches[0], adapterLeaf)[2].siblings.length, 2 + 2 * 48 * 10, 'a proof of ten siblings');
+  assert.equal(
+    claimArgs(batches[0], adapterLeaf)[2].siblings.length,
+    2 + 2 * 48 * 10,
+    'a proof of ten siblings',
+  );
   measure('claim, first of its leaf and payee', await claim(0, adapterLeaf, splitsBytes));
-  measure('claim, again: adapter position, batch not yet noted as final', await claim(1, adapterLeaf));
+  measure(
+    'claim, again: adapter position, batch not yet noted as final',
+    await claim(1, adapterLeaf),
+  );
   await claim(0, datanetLeaf);
   await claim(0, operatorLeaf);
   await claim(2, operatorLeaf);
@@ -192,13 +233,26 @@ test('gas', async (t) => {
     const [, payout, proof] = claimArgs(batches[4], leaf);
     return { payout, proof, splits: '0x' };
   });
-  measure('claimMany, each of 3 known leaves', await mined(c.ledger.claimMany(claimArgs(batches[4], adapterLeaf)[0], three)), { share: 3 });
+  measure(
+    'claimMany, each of 3 known leaves',
+    await mined(c.ledger.claimMany(claimArgs(batches[4], adapterLeaf)[0], three)),
+    { share: 3 },
+  );
 
   // Ways out.
-  measure('requestThaw', await mined(c.escrow.connect(payers[0]).requestThaw(operator.address, eth('10'))));
-  measure('requestUnstake', await mined(c.stakeManager.connect(operator).requestUnstake(eth('1000'))));
+  measure(
+    'requestThaw',
+    await mined(c.escrow.connect(payers[0]).requestThaw(operator.address, eth('10'))),
+  );
+  measure(
+    'requestUnstake',
+    await mined(c.stakeManager.connect(operator).requestUnstake(eth('1000'))),
+  );
   await chain.advance(8 * 86400);
-  measure('withdraw from escrow', await mined(c.escrow.connect(payers[0]).withdraw(operator.address)));
+  measure(
+    'withdraw from escrow',
+    await mined(c.escrow.connect(payers[0]).withdraw(operator.address)),
+  );
   measure('withdraw stake', await mined(c.stakeManager.connect(operator).withdraw()));
 
   const line = (a, b, d) => `${a.padEnd(62)} ${b.padStart(9)} ${d.padStart(9)}`;

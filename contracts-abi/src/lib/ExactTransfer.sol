@@ -4,9 +4,10 @@ pragma solidity 0.8.37;
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 
-/// Moves tokens into a contract of ours and insists that every unit arrived, so that no book entry is ever
-/// larger than what is held. This refuses fee-on-transfer tokens, also those that begin to charge later;
-/// tokens that change balances by themselves (rebasing) are not supported and can't be recognised here.
+/// Moves tokens into a contract of ours and insists that every unit arrived, so that no book entry
+/// is ever larger than what is held. This refuses fee-on-transfer tokens, also those that begin to
+/// charge later; tokens that change balances by themselves (rebasing) are not supported and can't
+/// be recognised here.
 library ExactTransfer {
     /// `received` units of `token` arrived at `to` where `expected` were announced.
     error InexactTransfer(address token, address to, uint256 expected, uint256 received);

@@ -3,10 +3,11 @@ pragma solidity 0.8.37;
 
 // What gets signed, in Solidity.
 //
-// contracts-abi/types.json is the arbiter of these types; test/types.test.js compares every type hash
-// below with the type string built from that file. The structs have the members of types.json in its
-// order, so that abi.encode(TYPEHASH, struct) is the EIP-712 encodeData of every struct without a
-// dynamic member (EIP-712, "Definition of encodeData": each member takes one 32-byte word).
+// contracts-abi/types.json is the arbiter of these types; test/types.test.mjs compares every type
+// hash below with the type string built from that file. The structs have the members of types.json
+// in its order, so that abi.encode(TYPEHASH, struct) is the EIP-712 encodeData of every struct
+// without a dynamic member (EIP-712, "Definition of encodeData": each member takes one 32-byte
+// word).
 //
 // Hashes here are hashStruct values. What the rest of Tributary calls receiptHash, batchHash and
 // requestId is the *digest*, keccak256(0x1901 || domainSeparator || hashStruct), which the contract
@@ -40,7 +41,8 @@ struct Receipt {
     bytes32 attributionHash;
 }
 
-/// A payer's cumulative promise for a channel, naming the receipt it pays up to. Signed by the payer.
+/// A payer's cumulative promise for a channel, naming the receipt it pays up to. Signed by the
+/// payer.
 struct Voucher {
     address payer;
     address operator;
@@ -85,8 +87,8 @@ struct Manifest {
     bytes32 parent;
 }
 
-/// Who shares an adapter's royalty: `bps` and `datanetBps` together sum to 10,000. Not signed and not
-/// stored; the registry keeps keccak256(abi.encode(splits)).
+/// Who shares an adapter's royalty: `bps` and `datanetBps` together sum to 10,000. Not signed and
+/// not stored; the registry keeps keccak256(abi.encode(splits)).
 struct Splits {
     address[] payees;
     uint16[] bps;
@@ -118,8 +120,9 @@ library Types {
     );
 
     bytes32 internal constant BATCH_TYPEHASH = keccak256(
-        "Batch(address operator,uint64 seq,uint32 leafCount,bytes32 receiptsRoot,bytes32 payoutRoot,"
-        "uint128 committed,uint64 periodStart,uint64 periodEnd,bytes32 dataHash,bytes32 prevBatchHash)"
+        "Batch(address operator,uint64 seq,uint32 leafCount,bytes32 receiptsRoot,"
+        "bytes32 payoutRoot,uint128 committed,uint64 periodStart,uint64 periodEnd,"
+        "bytes32 dataHash,bytes32 prevBatchHash)"
     );
 
     bytes32 internal constant MANIFEST_TYPEHASH = keccak256(
@@ -143,15 +146,15 @@ library Types {
         return keccak256(abi.encode(MANIFEST_TYPEHASH, manifest));
     }
 
-    /// EIP-712: an array is encoded as the keccak256 of its members' concatenated encodings, a struct
-    /// member as its hashStruct.
+    /// EIP-712: an array is encoded as the keccak256 of its members' concatenated encodings, a
+    /// struct member as its hashStruct.
     function hashStruct(Receipt calldata receipt) internal pure returns (bytes32) {
         bytes32[] memory shares = new bytes32[](receipt.adapters.length);
         for (uint256 i = 0; i < shares.length; i++) {
             shares[i] = keccak256(abi.encode(ADAPTER_SHARE_TYPEHASH, receipt.adapters[i]));
         }
-        // In two halves, because one abi.encode of 18 values is too deep for the stack. Every value is
-        // one word, so the concatenation is the encoding of all of them.
+        // In two halves, because one abi.encode of 18 values is too deep for the stack. Every value
+        // is one word, so the concatenation is the encoding of all of them.
         return keccak256(
             bytes.concat(
                 abi.encode(
