@@ -172,10 +172,10 @@ int engine_open(struct engine **out, const struct engine_options *options, struc
     free(path);
     if (rc == 0)
         rc = chat_template_open(&e->chat_template, options->model_dir, err);
+    /* Ids beyond the model's are refused where they are submitted. */
     if (rc == 0 && e->tokenizer != NULL && tokenizer_vocab_size(e->tokenizer) > model->config.vocab)
-        rc = err_set(err, ERR_INVALID, "%s: tokenizer.json has ids up to %d, the model knows %d",
-                     options->model_dir, tokenizer_vocab_size(e->tokenizer) - 1,
-                     model->config.vocab);
+        log_warn("engine", "%s: tokenizer.json has ids up to %d, the model knows %d",
+                 options->model_dir, tokenizer_vocab_size(e->tokenizer) - 1, model->config.vocab);
     if (rc != 0) {
         engine_free(e);
         return -1;

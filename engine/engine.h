@@ -41,7 +41,7 @@ struct engine_options {
     size_t kv_bytes; /* KV cache; 0: 1 GiB on cpu, or less if max_seqs * max_context needs less */
     size_t adapter_bytes;      /* device memory for adapters; 0: 512 MiB */
     size_t adapter_host_bytes; /* host memory for adapters not on the device; 0: 2 GiB */
-    int max_seqs;              /* sequences running at once; 0: 64 */
+    int max_seqs;              /* sequences running at once; 0: 64; never more than max_rows */
     int max_rows;              /* rows of a step, i.e. the chunk of prefill; 0: 256 */
     int max_waiting;           /* sequences waiting; 0: 1024. Beyond: ERR_BUSY */
     int max_context;           /* 0: the model's */
@@ -132,7 +132,8 @@ struct engine_model {
 };
 
 const struct engine_model *engine_model(const struct engine *e); /* lives as long as e */
-const struct tokenizer *engine_tokenizer(const struct engine *e);
+const struct tokenizer *
+engine_tokenizer(const struct engine *e); /* NULL: the model has no tokenizer.json */
 const struct chat_template *
 engine_chat_template(const struct engine *e); /* NULL: the model has none */
 
@@ -169,7 +170,9 @@ int engine_adapter_drop(struct engine *e, const struct content_digest *content, 
  */
 
 /* Copies the request. Fails with ERR_INVALID (token out of range, too long for the context),
- * ERR_NOT_FOUND (adapter not loaded), ERR_BUSY (queue full). No event comes for a refused one.
+ * ERR_NOT_FOUND (adapter not loaded), ERR_BUSY (queue full), ERR_TOO_LARGE
+ * (its adapters together exceed adapter_bytes), ERR_CANCELLED (closing) or ERR_INTERNAL (the device
+ * has failed). No event comes for a refused one.
  * *id (may be NULL) names it for engine_cancel and is never reused. */
 int engine_submit(struct engine *e, const struct engine_request *request, uint64_t *id,
                   struct err *err);

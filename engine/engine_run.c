@@ -367,8 +367,7 @@ static void take_blocks(struct engine *e, struct sequence *s, int n)
     }
 }
 
-/* Pins all adapters of s, or none. */
-static bool pin_adapters(struct engine *e, struct sequence *s)
+static bool try_pin_adapters(struct engine *e, struct sequence *s)
 {
     for (int i = 0; i < s->n_adapters; i++) {
         if (!lora_pool_pin(e->lora, s->adapters[i]->lora, &s->pins[i])) {
@@ -376,6 +375,22 @@ static bool pin_adapters(struct engine *e, struct sequence *s)
                 lora_pool_unpin(e->lora, s->pins[i]);
             return false;
         }
+    }
+    return true;
+}
+
+/* Pins all adapters of s, or none. Those of an ensemble may be in each other's way: the first is
+ * resident in the middle of the region, and the second fits on neither side. With nobody else
+ * there, an empty region helps. */
+static bool pin_adapters(struct engine *e, struct sequence *s)
+{
+    struct lora_pool_stats pool;
+    if (!try_pin_adapters(e, s)) {
+        lora_pool_stats(e->lora, &pool);
+        if (pool.bytes_pinned != 0)
+            return false;
+        lora_pool_clear(e->lora);
+        BUG_IF(!try_pin_adapters(e, s)); /* engine_submit summed their bytes */
     }
     for (int i = 0; i < s->n_adapters; i++)
         s->adapters[i]->n_pins++;

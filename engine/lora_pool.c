@@ -237,6 +237,12 @@ static bool evict_one(struct lora_pool *p)
     return true;
 }
 
+void lora_pool_clear(struct lora_pool *p)
+{
+    while (evict_one(p))
+        continue;
+}
+
 /* ---- placing ----------------------------------------------------------------------------- */
 
 /* Memory for all sites of a, in as few extents as the heap allows; piece_end[e] is the number of

@@ -41,6 +41,10 @@ void lora_pool_free(struct lora_pool *p); /* quiet on NULL; nothing may be pinne
 bool lora_pool_pin(struct lora_pool *p, const struct lora_adapter *a, struct lora_pin *out);
 void lora_pool_unpin(struct lora_pool *p, struct lora_pin pin);
 
+/* Evicts all that nobody pins. With nothing pinned the region is then one piece, into which any set
+ * of adapters fits whose bytes sum to no more. */
+void lora_pool_clear(struct lora_pool *p);
+
 /* The slot may be put into a lora_seg: aborts unless the pin is alive and holds that content. */
 void lora_pool_check(const struct lora_pool *p, struct lora_pin pin,
                      const struct content_digest *content);

@@ -190,6 +190,8 @@ static void admit(struct planning *p)
         p->n_kept++;
         plan->admit[plan->n_admit++] = (struct sched_grant){i, n_rows, need};
         last_admitted = i;
+        /* It may yet fail to be placed; then pins must go away for it, too. */
+        barrier |= s->n_adapters > 0 && s->n_bypassed >= SCHED_BYPASS_MAX;
     }
     while (n_passed > 0 && plan->bypassed[n_passed - 1] > last_admitted)
         n_passed--;

@@ -99,7 +99,7 @@ static void check_goldens(const char *backend, int stride, int n_output_max)
 static void golden_log_probabilities_and_greedy_ids_on_cpu_all_adapters_in_one_batch(void **state)
 {
     (void)state;
-    check_goldens("cpu", SANITIZED ? 4 : 1, 64);
+    check_goldens("cpu", SANITIZED ? 7 : 1, 64);
 }
 
 static void golden_log_probabilities_and_greedy_ids_on_ref_for_some(void **state)
@@ -175,21 +175,27 @@ static void any_batch_any_chunks_any_preemption_give_the_bits_of_each_request_al
         size_t adapter_bytes;
         int min_preemptions;
         int min_evictions;
+        bool sanitized; /* also under a sanitizer: the last one holds what the others try singly */
     } cases[] = {
-        {"all in one batch", 256, 64, 1, 0, false, 16 << 20, 0, 0},
-        {"two threads", 256, 64, 2, 0, false, 16 << 20, 0, 0},
-        {"chunks of at most 5 rows", 5, 64, 1, 0, false, 16 << 20, 0, 0},
-        {"chunks of 19, forced preemption", 19, 64, 1, 0, true, 16 << 20, 10, 0},
-        {"a KV cache of 26 blocks", 64, 64, 1, 26, false, 16 << 20, 1, 0},
-        {"room for two adapters, or three small ones", 64, 64, 1, 0, false, 2900 << 10, 0, 2},
-        {"all of it", 11, 64, 2, 28, true, 2900 << 10, 10, 2},
+        {"all in one batch", 256, 64, 1, 0, false, 16 << 20, 0, 0, true},
+        {"two threads", 256, 64, 2, 0, false, 16 << 20, 0, 0, false},
+        {"chunks of at most 5 rows", 5, 64, 1, 0, false, 16 << 20, 0, 0, false},
+        {"chunks of 19, forced preemption", 19, 64, 1, 0, true, 16 << 20, 10, 0, false},
+        {"a KV cache of 26 blocks", 64, 64, 1, 26, false, 16 << 20, 1, 0, false},
+        {"room for two adapters, or three small ones", 64, 64, 1, 0, false, 2900 << 10, 0, 2,
+         false},
+        {"all of it", 11, 64, 2, 28, true, 2900 << 10, 10, 2, true},
     };
     (void)state;
     struct goldens all = goldens_read();
     struct demo alone;
     demo_open(&alone, run_options(MODELS "demo-7m"), MIX);
     all_alone(&alone, &all);
+    size_t n_run = 0;
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        if (SANITIZED && !cases[c].sanitized)
+            continue;
+        n_run++;
         struct engine_options options = run_options(MODELS "demo-7m");
         options.max_rows = cases[c].max_rows;
         options.max_seqs = cases[c].max_seqs;
@@ -215,8 +221,7 @@ static void any_batch_any_chunks_any_preemption_give_the_bits_of_each_request_al
             fail_msg("%s: blocks or sequences are left over", cases[c].name);
         run_close(&d.run);
     }
-    print_message("note: %d requests, bit-equal in %zu ways of batching\n", MIX,
-                  sizeof cases / sizeof cases[0]);
+    print_message("note: %d requests, bit-equal in %zu ways of batching\n", MIX, n_run);
     run_close(&alone.run);
     goldens_release(&all);
 }

@@ -318,6 +318,33 @@ static void adapters_of_all_sizes_come_and_go_and_always_hold_their_numbers(void
     fixture_close(&f);
 }
 
+/* Adapter 2 alone in the middle: 5 then fits on neither side, though the bytes would do. */
+static void a_cleared_pool_takes_what_its_bytes_allow(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    struct lora_pin pins[RANKS];
+    fixture_open(&f, 1, 1); /* to learn the sizes */
+    size_t n_bytes = f.adapters[5]->n_bytes + f.adapters[2]->n_bytes;
+    fixture_close(&f);
+    fixture_open(&f, n_bytes, 8);
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], &pins[0]));
+    assert_true(lora_pool_pin(f.pool, f.adapters[2], &pins[2]));
+    lora_pool_unpin(f.pool, pins[0]);
+    lora_pool_unpin(f.pool, pins[2]);
+    lora_pool_clear(f.pool);
+    assert_false(lora_pool_is_resident(f.pool, &f.adapters[2]->content));
+    assert_true(lora_pool_pin(f.pool, f.adapters[2], &pins[2]));
+    assert_true(lora_pool_pin(f.pool, f.adapters[5], &pins[5]));
+    assert_holds(&f, pins[2].slot, f.adapters[2]);
+    assert_holds(&f, pins[5].slot, f.adapters[5]);
+    lora_pool_clear(f.pool); /* takes nothing that is pinned */
+    assert_holds(&f, pins[5].slot, f.adapters[5]);
+    lora_pool_unpin(f.pool, pins[2]);
+    lora_pool_unpin(f.pool, pins[5]);
+    fixture_close(&f);
+}
+
 static void ranks_are_true_in_the_pool_and_cost_what_they_are(void **state)
 {
     (void)state;
@@ -348,6 +375,7 @@ int main(void)
         cmocka_unit_test(every_filling_of_a_slot_has_its_own_generation),
         cmocka_unit_test(a_reused_slot_cannot_be_read_with_the_old_pin),
         cmocka_unit_test(adapters_of_all_sizes_come_and_go_and_always_hold_their_numbers),
+        cmocka_unit_test(a_cleared_pool_takes_what_its_bytes_allow),
         cmocka_unit_test(ranks_are_true_in_the_pool_and_cost_what_they_are),
     };
     return cmocka_run_group_tests_name("pools", tests, NULL, NULL);
