@@ -41,6 +41,8 @@ INLINE void scores(float *s, const float *q, int ldq, const struct attend *a,
     const int hd = a->shape->head_dim;
     for (int j = piece->begin & ~7; j < ((piece->end + 7) & ~7); j += keys) {
         const size_t *at = piece->key_at + j;
+        for (int c = 0; c < keys; c++)
+            prefetch_as(t, a->v, at[c], hd);
         vec acc[QUERY_BLOCK][8];
         int e = 0;
         UNROLL for (int i = 0; i < queries; i++) UNROLL for (int c = 0; c < keys; c++)
@@ -109,6 +111,8 @@ INLINE void weigh_columns(float *acc, int ldacc, const float *p, const struct at
         sum[i][v] = vec_load(acc + i * ldacc + e + v * LANES);
     for (int j = see.begin; j < see.end; j++) {
         vec pj[QUERY_BLOCK];
+        if (e == 0 && vecs > 1)
+            prefetch_as(t, a->k, key_at[j] + (size_t)a->shape->head_dim, a->shape->head_dim);
         UNROLL for (int i = 0; i < queries; i++) pj[i] = vec_set1(p[i * PIECE_KEYS + j]);
         UNROLL for (int v = 0; v < vecs; v++)
         {

@@ -8,9 +8,9 @@
 #include <string.h>
 
 enum {
-    TASK_QUERIES = 48,     /* rows x query heads of one KV head: their accumulators fit in cache */
-    TASK_WORK = 64 * 1024, /* FMAs */
-    ROPE_WORK = 8 * 1024,  /* elements */
+    TASK_QUERIES = 48,      /* rows x query heads of one KV head: their accumulators fit in cache */
+    TASK_WORK = 128 * 1024, /* FMAs */
+    ROPE_WORK = 8 * 1024,   /* elements */
 };
 
 struct attention_job {

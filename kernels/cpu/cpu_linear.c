@@ -15,6 +15,7 @@
 
 enum {
     ROW_BLOCK = GEMM_ROWS_MAX,
+    PREFETCH_ROWS = 32,    /* a decode step's size: one segment is few rows */
     SHRINK_ROWS = 16,      /* of one task */
     SHRINK_RANKS = 8,      /* of one task */
     ROW_TILE_WORK = 16384, /* elements of one tile of the row-wise operators */
@@ -112,6 +113,24 @@ static void shrink_run(struct backend *be, struct linear_job *job, double work)
     tiles_run(be, (int)n_tasks, work, shrink_tile, job);
 }
 
+/* Asks for what segment `seg` of expand_columns reads of B. With one row a segment, B is the bulk
+ * of the work and comes from memory in pieces too short for the hardware prefetchers. */
+static void expand_prefetch(const struct linear_job *job, int seg, int column_begin, int column_end)
+{
+    for (int p = 0; seg < job->lora->step->n_segs && p < job->lora->n_parts; p++) {
+        const struct lora_part *part = &job->lora->parts[p];
+        const struct lora_entry *entry = entry_of(job->lora, seg, p);
+        int c0 = column_begin > part->out_begin ? column_begin : part->out_begin;
+        int c1 = min_int(column_end, part->out_begin + part->d_out);
+        if (entry->rank == 0 || c0 >= c1)
+            continue;
+        size_t row_bytes = (size_t)entry->rank * dtype_bytes((enum dtype)entry->dtype);
+        const char *b = (const char *)entry->b.addr + (size_t)(c0 - part->out_begin) * row_bytes;
+        for (size_t i = 0; i < (size_t)(c1 - c0) * row_bytes; i += 64)
+            __builtin_prefetch(b + i);
+    }
+}
+
 /* y[rows, columns] += each segment's delta, segments in order. */
 static void expand_columns(const struct linear_job *job, int row_begin, int row_end,
                            int column_begin, int column_end, float *scratch)
@@ -119,6 +138,8 @@ static void expand_columns(const struct linear_job *job, int row_begin, int row_
     const struct lora_args *lora = job->lora;
     for (int s = 0; s < lora->step->n_segs; s++) {
         const struct lora_seg *seg = &lora->step->segs[s];
+        if (row_end - row_begin <= PREFETCH_ROWS)
+            expand_prefetch(job, s + 1, column_begin, column_end);
         int from = row_begin > seg->row_begin ? row_begin : seg->row_begin;
         int to = min_int(row_end, seg->row_begin + seg->n_rows);
         if (from >= to)

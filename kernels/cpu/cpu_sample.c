@@ -109,11 +109,11 @@ static void ranking_extend(struct ranking *r, int n)
 {
     if (n <= r->n)
         return;
-    float threshold = r->max, below = 0.5f;
+    float threshold = r->max, below = 0.02f;
     int found = r->isa->indices_at_least(r->ids, r->vocab, r->x, r->vocab, threshold);
     while (found < n) {
         threshold = below < 1e6f ? r->max - below : -INFINITY;
-        below *= 1.6f;
+        below *= 2;
         found = r->isa->indices_at_least(r->ids, r->vocab, r->x, r->vocab, threshold);
     }
     for (int i = 0; i < found; i++)

@@ -279,6 +279,15 @@ INLINE float vec_reduce_max(vec x)
     return max;
 }
 
+/* Asks for n elements from index i ahead of their use; any address will do, it can't fault. */
+INLINE void prefetch_as(const enum dtype t, const void *p, size_t i, int n)
+{
+    const int bytes = t == DTYPE_F32 ? 4 : 2;
+    const char *at = (const char *)((uintptr_t)p + i * (size_t)bytes);
+    for (int b = 0; b < n * bytes; b += 64)
+        _mm_prefetch(at + b, _MM_HINT_T0);
+}
+
 enum { WIDE = 64 / LANES }; /* vectors of 64 columns */
 
 /* LANES elements from index i of an array of the given (constant) dtype, widened. */
