@@ -114,8 +114,8 @@ async function main() {
     const proof = await rpc(node.url, 'attribution_proof', { requestId: last.requestId });
     return proof.batch?.state === 'final';
   }, { timeoutMs: 90000, everyMs: 500 });
-  const { batches } = await rpc(node.url, 'attribution_batches');
-  for (const b of batches) say(`  batch ${b.seq}: ${b.leafCount} receipts, committed ${coins(b.committed)}, tx ${b.txHash}`);
+  const { items: batches } = await rpc(node.url, 'attribution_batches');
+  for (const b of batches) say(`  batch ${b.seq}: ${b.leafCount} receipts, committed ${coins(b.committed)}, tx ${b.transaction}`);
 
   title('5. Everybody claims');
   await cli(['claim', '--all', '--node', node.url, ...world.chainFlags, ...world.people.flags, '--key', 'med']);
