@@ -182,9 +182,10 @@ static int change_row_task(struct ledger *l, void *context, struct err *err)
 
 static int back_to_pool_task(struct ledger *l, void *context, struct err *err)
 {
-    /* After a reorg all transactions of the row are candidates again. */
-    struct db_stmt *s = db_stmt(l->db, "UPDATE tx SET state = 1, block = NULL, block_hash = NULL "
-                                       "WHERE outbox = ?");
+    /* After a reorg all transactions of the row are candidates again, and are sent at once. */
+    struct db_stmt *s = db_stmt(
+        l->db, "UPDATE tx SET state = 1, broadcast_ms = NULL, block = NULL, block_hash = NULL "
+               "WHERE outbox = ?");
     db_put_u64(s, *(const uint64_t *)context);
     return db_run(s, err);
 }
@@ -224,7 +225,8 @@ static int broadcast_task(struct ledger *l, void *context, struct err *err)
 static int reopen_task(struct ledger *l, void *context, struct err *err)
 {
     static const char *const submits[] = {
-        ("UPDATE tx SET state = 1, block = NULL, block_hash = NULL WHERE outbox IN (SELECT o.id "
+        ("UPDATE tx SET state = 1, broadcast_ms = NULL, block = NULL, block_hash = NULL WHERE "
+         "outbox IN (SELECT o.id "
          "FROM outbox o JOIN batch b ON b.id = o.batch WHERE o.domain = ?1 AND o.state = 3 AND "
          "b.seq >= ?2 AND b.state = 2)"),
         ("UPDATE outbox SET state = 1 WHERE domain = ?1 AND state = 3 AND batch IN "
@@ -232,7 +234,8 @@ static int reopen_task(struct ledger *l, void *context, struct err *err)
         "UPDATE batch SET state = 0 WHERE domain = ?1 AND seq >= ?2 AND state = 2",
     };
     static const char *const redeems[] = {
-        ("UPDATE tx SET state = 1, block = NULL, block_hash = NULL WHERE outbox IN "
+        ("UPDATE tx SET state = 1, broadcast_ms = NULL, block = NULL, block_hash = NULL WHERE "
+         "outbox IN "
          "(SELECT id FROM outbox WHERE domain = ?1 AND voucher = ?2 AND state >= 3)"),
         "UPDATE outbox SET state = 1 WHERE domain = ?1 AND voucher = ?2 AND state >= 3",
     };

@@ -56,7 +56,7 @@ int outbox_apply(struct ledger *l, const struct outbox_change *change, struct er
 /* What a row waits for; NULL clears it. Writes only what is new. */
 int outbox_note(struct ledger *l, const struct outbox_row *row, const char *note, struct err *err);
 
-/* After a reorg all transactions of the row are candidates again. */
+/* After a reorg all transactions of the row are candidates again, and are sent at once. */
 int outbox_back_to_pool(struct ledger *l, uint64_t row, struct err *err);
 
 struct outbox_new_tx { /* signed, not yet sent */
