@@ -23,6 +23,7 @@ struct http_server;
 struct ledger;
 struct metrics;
 struct service;
+struct workers;
 
 struct node {
     const struct config *config;
@@ -32,7 +33,8 @@ struct node {
     struct http_server *_Atomic http; /* NULL until it is open */
     struct metrics *metrics;
     struct admission *admission;
-    struct api_keys *keys; /* NULL: open */
+    struct workers *workers; /* for routes that take a while */
+    struct api_keys *keys;   /* NULL: open */
     struct monotonic_us started;
     _Atomic bool draining;
 };

@@ -10,6 +10,7 @@
 #include "node/http.h"
 #include "node/metrics.h"
 #include "node/node.h"
+#include "node/workers.h"
 
 #include <string.h>
 
@@ -40,23 +41,23 @@ static void metrics_page(struct node *n, struct http_exchange *x)
 
 static const struct route {
     const char *method, *pattern;
-    bool needs_key;
+    bool needs_key, slow;
     void (*run)(struct node *n, struct http_exchange *x);
     void (*run_with)(struct node *n, struct http_exchange *x, const char *rest);
 } routes[] = {
-    {"POST", "/v1/chat/completions", true, api_openai_chat, NULL},
-    {"POST", "/v1/completions", true, api_openai_completions, NULL},
-    {"GET", "/v1/models", true, api_openai_models, NULL},
-    {"GET", "/v1/models/", true, NULL, api_openai_model},
-    {"GET", "/v1/receipts", false, api_receipts, NULL},
-    {"GET", "/v1/receipts/", false, NULL, api_receipt},
-    {"GET", "/v1/batches/", false, NULL, api_batch_file},
-    {"POST", "/rpc", false, api_rpc, NULL},
-    {"GET", "/rpc/openrpc.json", false, api_rpc_openrpc, NULL},
-    {"GET", "/metrics", false, metrics_page, NULL},
-    {"GET", "/healthz", false, healthz, NULL},
-    {"GET", "/readyz", false, readyz, NULL},
-    {"GET", "/", false, status_page, NULL},
+    {"POST", "/v1/chat/completions", true, false, api_openai_chat, NULL},
+    {"POST", "/v1/completions", true, false, api_openai_completions, NULL},
+    {"GET", "/v1/models", true, false, api_openai_models, NULL},
+    {"GET", "/v1/models/", true, false, NULL, api_openai_model},
+    {"GET", "/v1/receipts", false, true, api_receipts, NULL},
+    {"GET", "/v1/receipts/", false, true, NULL, api_receipt},
+    {"GET", "/v1/batches/", false, true, NULL, api_batch_file},
+    {"POST", "/rpc", false, true, api_rpc, NULL},
+    {"GET", "/rpc/openrpc.json", false, false, api_rpc_openrpc, NULL},
+    {"GET", "/metrics", false, false, metrics_page, NULL},
+    {"GET", "/healthz", false, false, healthz, NULL},
+    {"GET", "/readyz", false, false, readyz, NULL},
+    {"GET", "/", false, false, status_page, NULL},
 };
 
 /* *known: some route has this path, perhaps for another method. */
@@ -113,15 +114,40 @@ void routes_on_head(void *context, struct http_exchange *x)
     }
 }
 
-void routes_on_request(void *context, struct http_exchange *x)
+static void run(void *context, void *argument)
 {
     struct node *n = context;
+    struct http_exchange *x = argument;
     const char *rest;
     const struct route *known, *r = find(http_method(x), http_path(x), &rest, &known);
     if (r->run_with != NULL)
         r->run_with(n, x, rest);
     else
         r->run(n, x);
+}
+
+static void run_and_drop(void *context, void *argument)
+{
+    run(context, argument);
+    http_drop(argument);
+}
+
+void routes_on_request(void *context, struct http_exchange *x)
+{
+    struct node *n = context;
+    const struct route *r = http_user(x);
+    if (!r->slow) {
+        run(n, x);
+        return;
+    }
+    http_retain(x);
+    if (!workers_submit(n->workers, run_and_drop, n, x)) {
+        struct api_error e = {0};
+        api_error_set(&e, ERR_BUSY, NULL, "too many queries at the same time");
+        e.retry_after_s = 1;
+        api_error_reply(x, &e);
+        http_drop(x);
+    }
 }
 
 void routes_on_done(void *context, struct http_exchange *x, unsigned status, uint64_t us)

@@ -32,6 +32,7 @@
 #include "node/metrics.h"
 #include "node/node.h"
 #include "node/service.h"
+#include "node/workers.h"
 #include "wallet/wallet.h"
 
 #include <errno.h>
@@ -42,6 +43,9 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
+
+/* Queries run beside the HTTP threads; more than these wait, more than the queue get 503. */
+enum { QUERY_THREADS = 2, QUERY_QUEUE = 256 };
 
 struct serving {
     const struct config *c;
@@ -342,7 +346,8 @@ static int open_http(struct serving *s, struct err *err)
         .context = n,
     };
     struct http_server *server;
-    if (http_open(&server, &o, err) != 0)
+    if (workers_create(&n->workers, QUERY_THREADS, QUERY_QUEUE, err) != 0 ||
+        http_open(&server, &o, err) != 0)
         return -1;
     atomic_store(&n->http, server);
     return 0;
@@ -398,7 +403,9 @@ static void close_all(struct serving *s)
         adapter_store_cancel(s->store);
     if (n->service != NULL)
         service_stop(n->service);
+    workers_stop(n->workers);
     http_close(n->http);
+    workers_free(n->workers);
     engine_close(n->engine);
     service_free(n->service);
     adapter_store_free(s->store);

@@ -14,6 +14,7 @@
 #include "node/metrics.h"
 #include "node/node.h"
 #include "node/service.h"
+#include "node/workers.h"
 #include "wallet/wallet.h"
 
 #include <arpa/inet.h>
@@ -104,6 +105,7 @@ static struct world *world_open(void)
                               .on_request = routes_on_request,
                               .on_done = routes_on_done,
                               .context = &w->node};
+    assert_ok(workers_create(&w->node.workers, 2, 16, &err), err);
     struct http_server *server;
     assert_ok(http_open(&server, &ho, &err), err);
     atomic_store(&w->node.http, server);
@@ -113,7 +115,9 @@ static struct world *world_open(void)
 static void world_close(struct world *w)
 {
     service_stop(w->node.service);
+    workers_stop(w->node.workers);
     http_close(w->node.http);
+    workers_free(w->node.workers);
     engine_close(w->node.engine);
     service_free(w->node.service);
     struct err err = {0};
@@ -642,6 +646,43 @@ static void what_cannot_be_answered_is_refused_by_name(void **state)
     buf_release(&body);
 }
 
+static void many_queries_are_answered_beside_a_stream(void **state)
+{
+    struct world *w = *state;
+    enum { N = 40 };
+    int stream = dial(w), fds[N];
+    const char *body = "{\"model\":\"base\"," ONCE
+                       ",\"max_tokens\":60,\"ignore_eos\":true,\"stream\":true,\"seed\":2}";
+    send_post(stream, "/v1/completions", body);
+    int answered = 0, refused = 0;
+    for (int i = 0; i < N; i++) {
+        fds[i] = dial(w);
+        send_post(fds[i], "/rpc",
+                  "{\"jsonrpc\":\"2.0\",\"id\":7,\"method\":\"attribution_usage\"}");
+    }
+    for (int i = 0; i < N; i++) {
+        struct buf raw = BUF_INIT;
+        receive(fds[i], &raw, NULL);
+        if (strstr(buf_cstr(&raw), "\"totals\"") != NULL)
+            answered++;
+        else if (strstr(buf_cstr(&raw), "503") != NULL && strstr(buf_cstr(&raw), "Retry-After"))
+            refused++;
+        else
+            fail_msg("query %d: %s", i, buf_cstr(&raw));
+        buf_release(&raw);
+        close(fds[i]);
+    }
+    if (answered < 16)
+        fail_msg("%d queries answered, %d refused; the queue holds 16", answered, refused);
+    struct buf raw = BUF_INIT;
+    receive(stream, &raw, NULL);
+    struct answer_seen a = parse_answer(&raw);
+    check_receipt("beside queries", &a, body);
+    answer_release(&a);
+    buf_release(&raw);
+    close(stream);
+}
+
 static void without_a_receipt_there_is_no_success(void **state)
 {
     struct world *w = *state;
@@ -729,6 +770,7 @@ int main(void)
         cmocka_unit_test(many_at_once_get_the_words_they_get_alone),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
         cmocka_unit_test(what_cannot_be_answered_is_refused_by_name),
+        cmocka_unit_test(many_queries_are_answered_beside_a_stream),
         cmocka_unit_test(without_a_receipt_there_is_no_success),
         cmocka_unit_test(the_node_recovers_when_the_disk_does),
         cmocka_unit_test(stopping_bills_and_tells_what_was_written),
