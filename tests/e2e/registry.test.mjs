@@ -79,7 +79,7 @@ async function publishByHand(world, { name, files, baseModel }) {
 
 const world = await market({ names: ['med', 'law', 'code'] });
 const proxy = await startProxy(world.registry.url);
-const node = await world.serve(['--registry', proxy.url, '--registry-refresh', '300ms']);
+const node = await world.serve(['--registry-refresh', '300ms'], { registryUrl: proxy.url });
 const manifestOf = async (name) => JSON.parse(await fetchTrue(`${world.registry.url}/v1/manifests/${world.published[name].manifestHash.replace(/^0x/, '')}.json`));
 const med = await manifestOf('med');
 const blob = med.files.find((f) => f.path.endsWith('.safetensors')).sha256;

@@ -71,9 +71,9 @@ export async function market({ dir = temporaryDirectory('market'), chain = {}, w
   return {
     dir, anvil, registry, contracts, deployment, chainFlags, deployer, node, people, datanets, published,
     // Starts (or restarts) the node on the same data directory.
-    serve: (extra = [], options = {}) =>
+    serve: (extra = [], { registryUrl = registry.url, ...options } = {}) =>
       startServer(['serve', '--model', model, '--listen', '127.0.0.1:0', '--data', path.join(dir, 'data'), ...node.flags, ...chainFlags,
-        '--registry', registry.url, '--price-prompt', prices.prompt, '--price-completion', prices.completion, ...extra],
+        '--registry', registryUrl, '--price-prompt', prices.prompt, '--price-completion', prices.completion, ...extra],
       { name: 'the node', logFile: path.join(dir, 'node.log'), ...options }),
   };
 }
