@@ -241,7 +241,8 @@ static int next_nonce(struct round *r, uint64_t *out, struct err *err)
         return -1;
     struct db_stmt *s = db_stmt(
         r->db, "SELECT coalesce(max(t.nonce) + 1, 0) FROM tx t JOIN outbox o ON o.id = t.outbox "
-               "WHERE o.state IN (1, 2) AND t.state < 3");
+               "WHERE o.domain = ? AND o.state IN (1, 2) AND t.state < 3");
+    db_put_u64(s, r->p->ledger->domain); /* another chain has nonces of its own */
     int row = db_step(s, err);
     uint64_t ours = row == 1 ? db_get_u64(s) : 0;
     if (db_end_checked(s, err) != 0 || row != 1)
