@@ -52,8 +52,7 @@ json_t *contract_view(const struct contract_at *where, enum contract c, const ch
  * Returns out, cut to cap. */
 char *contracts_revert_text(char *out, size_t cap, const void *data, size_t n);
 
-/* ---- shared shapes -----------------------------------------------------------------------------
- */
+/* ---- shared shapes ------------------------------------------------------------------------ */
 
 struct datanet_share {
     uint8_t datanet[32];
@@ -89,14 +88,13 @@ struct payout_sibling {
     struct amount sum;
 };
 
-struct signed_voucher {
+struct redeemable_voucher {
     struct voucher voucher;
     uint64_t epoch; /* that voucher.channel was made with */
     struct signature signature;
 };
 
-/* ---- ERC-20, TestToken --------------------------------------------------------------------------
- */
+/* ---- ERC-20, TestToken -------------------------------------------------------------------- */
 
 void initcode_test_token(struct buf *out);
 void calldata_token_mint(struct buf *out, struct address to, struct u256 amount); /* TestToken */
@@ -108,8 +106,7 @@ int view_token_allowance(const struct contract_at *where, struct u256 *out, stru
                          struct address spender, struct err *err);
 int view_token_decimals(const struct contract_at *where, uint8_t *out, struct err *err);
 
-/* ---- StakeManager -------------------------------------------------------------------------------
- */
+/* ---- StakeManager ------------------------------------------------------------------------- */
 
 void initcode_stake_manager(struct buf *out, struct address token, struct amount min_stake,
                             uint64_t unbonding_s, struct address treasury, struct address disputes);
@@ -146,8 +143,7 @@ struct stake_terms { /* fixed at deployment */
 };
 int view_stake_terms(const struct contract_at *where, struct stake_terms *out, struct err *err);
 
-/* ---- AdapterRegistry ----------------------------------------------------------------------------
- */
+/* ---- AdapterRegistry ---------------------------------------------------------------------- */
 
 void initcode_adapter_registry(struct buf *out, uint64_t payee_delay_s);
 void calldata_registry_register_datanet(struct buf *out, struct sha256_digest metadata,
@@ -184,8 +180,7 @@ int view_registry_datanet_payee(const struct contract_at *where, struct address 
                                 const uint8_t datanet[32], struct err *err);
 int view_registry_payee_delay(const struct contract_at *where, uint64_t *seconds, struct err *err);
 
-/* ---- Escrow -------------------------------------------------------------------------------------
- */
+/* ---- Escrow ------------------------------------------------------------------------------- */
 
 void initcode_escrow(struct buf *out, struct address token, struct address stake_manager,
                      struct address attribution_ledger, uint64_t thaw_s);
@@ -198,10 +193,10 @@ void calldata_escrow_request_thaw(struct buf *out, struct address operator_addre
 void calldata_escrow_withdraw(struct buf *out, struct address operator_address);
 void calldata_escrow_add_signer(struct buf *out, struct address signer);
 void calldata_escrow_remove_signer(struct buf *out, struct address signer);
-void calldata_escrow_redeem(struct buf *out, const struct signed_voucher *v);
+void calldata_escrow_redeem(struct buf *out, const struct redeemable_voucher *v);
 /* Vouchers of one operator; one that can't be redeemed is left out by the contract. */
 void calldata_escrow_redeem_many(struct buf *out, struct address operator_address,
-                                 const struct signed_voucher *vouchers, size_t n);
+                                 const struct redeemable_voucher *vouchers, size_t n);
 
 struct escrow_account {
     struct amount balance, thawing; /* thawing is part of balance */
@@ -227,8 +222,7 @@ struct escrow_terms {
 };
 int view_escrow_terms(const struct contract_at *where, struct escrow_terms *out, struct err *err);
 
-/* ---- AttributionLedger --------------------------------------------------------------------------
- */
+/* ---- AttributionLedger -------------------------------------------------------------------- */
 
 void initcode_attribution_ledger(struct buf *out, struct address stake_manager,
                                  struct address adapter_registry, struct address escrow,

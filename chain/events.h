@@ -134,6 +134,9 @@ struct event {
 int event_decode(struct event *out, enum contract c, const struct rpc_log *log, struct arena *arena,
                  struct err *err);
 
+/* Every event against the ABI; a bug where one differs. Called by contracts_check. */
+void event_check(void);
+
 /* What topics[0] of such logs is: for rpc_log_filter. EVENT_OTHER is a bug. */
 struct bytes32 event_topic(enum event_kind kind);
 const char *event_name(enum event_kind kind); /* as in the ABI: "Transfer" */

@@ -36,7 +36,7 @@ struct rpc_options {
     uint64_t timeout_ms;         /* a call, all in all, an endpoint; 0: 15,000 */
     uint64_t connect_timeout_ms; /* 0: 5,000 */
     uint64_t endpoint_rest_ms;   /* how long a failed endpoint is passed over; 0: 10,000 */
-    size_t max_response_bytes;   /* 0: 16 MiB */
+    size_t max_response_bytes;   /* 0: 4 MiB */
     uint64_t logs_page_blocks;   /* blocks an eth_getLogs; 0: 500 */
     const _Atomic bool *cancel;  /* may be NULL; true ends calls with ERR_CANCELLED */
 };
@@ -54,8 +54,7 @@ int rpc_chain_id(struct rpc *rpc, uint64_t *out, struct err *err);
 int rpc_request(struct rpc *rpc, const char *method, json_t *params, json_t **result,
                 struct err *err);
 
-/* ---- blocks -----------------------------------------------------------------------------------
- */
+/* ---- blocks ------------------------------------------------------------------------------- */
 
 enum rpc_tag { RPC_LATEST, RPC_SAFE, RPC_FINALIZED, RPC_PENDING, RPC_EARLIEST, RPC_NUMBER };
 
@@ -78,8 +77,7 @@ struct rpc_block {
 /* ERR_NOT_FOUND: there is no such block (yet), or the chain knows no such tag. */
 int rpc_block(struct rpc *rpc, struct rpc_block *out, struct rpc_at at, struct err *err);
 
-/* ---- accounts and calls -----------------------------------------------------------------------
- */
+/* ---- accounts and calls ------------------------------------------------------------------- */
 
 int rpc_nonce(struct rpc *rpc, uint64_t *out, struct address account, struct rpc_at at,
               struct err *err); /* eth_getTransactionCount: the next free nonce */
@@ -103,8 +101,7 @@ int rpc_call(struct rpc *rpc, struct buf *out, const struct rpc_call *call, stru
 int rpc_estimate_gas(struct rpc *rpc, uint64_t *gas, const struct rpc_call *call,
                      struct buf *revert, struct err *err);
 
-/* ---- fees -------------------------------------------------------------------------------------
- */
+/* ---- fees --------------------------------------------------------------------------------- */
 
 struct rpc_fees {
     bool legacy;           /* the chain has no EIP-1559, or no eth_feeHistory: use gas_price */
@@ -119,8 +116,7 @@ int rpc_fees(struct rpc *rpc, struct rpc_fees *out, struct err *err);
  * GasPriceOracle; 0 where there is none. */
 int rpc_l1_fee(struct rpc *rpc, struct u256 *wei, const void *tx_bytes, size_t n, struct err *err);
 
-/* ---- transactions -----------------------------------------------------------------------------
- */
+/* ---- transactions ------------------------------------------------------------------------- */
 
 /* What became of a broadcast. When the node refuses, the chain is asked (receipt, nonce, balance,
  * base fee), because nodes word and number their errors differently. */
@@ -161,8 +157,7 @@ int rpc_tx_receipt(struct rpc *rpc, struct rpc_receipt *out, struct tx_hash hash
 /* Whether the node knows the transaction at all, pending or mined. */
 int rpc_tx_known(struct rpc *rpc, bool *out, struct tx_hash hash, struct err *err);
 
-/* ---- events -----------------------------------------------------------------------------------
- */
+/* ---- events ------------------------------------------------------------------------------- */
 
 enum { RPC_TOPICS_MAX = 4 };
 
@@ -195,8 +190,7 @@ typedef int rpc_log_fn(void *context, const struct rpc_log *log, struct err *err
 int rpc_logs(struct rpc *rpc, const struct rpc_log_filter *filter, rpc_log_fn *each, void *context,
              struct err *err);
 
-/* ---- health -----------------------------------------------------------------------------------
- */
+/* ---- health ------------------------------------------------------------------------------- */
 
 struct rpc_health {
     bool answers; /* some endpoint answered the last call */

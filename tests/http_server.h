@@ -84,11 +84,13 @@ static inline bool exchange_text(struct exchange *x, const char *text)
 static inline void exchange_answer(struct exchange *x, int status, const char *headers,
                                    const void *body, size_t n)
 {
-    char *head = xasprintf("HTTP/1.1 %d Status\r\nContent-Length: %zu\r\n%s\r\n", status, n,
-                           headers);
-    if (!exchange_text(x, head) || !exchange_write(x, body, n))
+    /* In one piece: a second small packet would wait for the first one's acknowledgement. */
+    struct buf text = BUF_INIT;
+    buf_appendf(&text, "HTTP/1.1 %d Status\r\nContent-Length: %zu\r\n%s\r\n", status, n, headers);
+    buf_append(&text, body, n);
+    if (!exchange_write(x, text.data, text.len))
         x->close = true;
-    free(head);
+    buf_release(&text);
 }
 
 /* false when the other side closes, or the server stops, within ms. */
