@@ -426,6 +426,26 @@ static void the_publisher_thread_settles_by_itself(void **state)
     market_check(w->l, true);
 }
 
+static void a_claim_on_chain_shows_in_the_rewards_once_it_is_confirmed(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    market_commit_many(w->l, 0, 6, &w->adapter);
+    market_seal(w->l);
+    settle(w);
+    fake->claimed = amount_of(12345);
+    fake->claim_block = fake->head;
+    const char *want[] = {"0", "12345", "12345"}; /* confirmations = 2 */
+    for (size_t i = 0; i < 3; i++) {
+        look(w);
+        json_t *rewards = ledger_query_rewards(w->l, NULL, &err);
+        const json_t *operator_item = json_array_get(json_object_get(rewards, "items"), 0);
+        assert_string_equal(json_string_value(json_object_get(operator_item, "claimed")), want[i]);
+        json_decref(rewards);
+        fake_mine();
+    }
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -444,6 +464,7 @@ int main(void)
         T(a_node_that_forgets_transactions_gets_them_again),
         T(a_database_older_than_the_chain_opens_a_new_epoch_and_submits_nothing),
         T(a_new_database_on_a_known_chain_starts_with_a_fresh_epoch),
+        T(a_claim_on_chain_shows_in_the_rewards_once_it_is_confirmed),
         T(the_publisher_thread_settles_by_itself),
     };
     market_uses();
