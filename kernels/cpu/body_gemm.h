@@ -17,13 +17,14 @@
  * Widening bf16 inside the loop costs one shift or AND per 8 weights, against 2 FMAs per 8 weights
  * and row: with 4 rows or more it hides behind them, so there is no second, widened copy of a panel
  * to keep in cache. With one row the loop is bound by memory anyway. *
- * The two bounds, for the 110 M shape of `make bench` (12 layers, 768, FFN 2048, vocabulary 32000, tied):
+ * The two bounds, for the 110 M shape of `make bench` (12 layers, 768, FFN 2048, vocabulary 32000,
+ * tied):
  *
  *     bytes   109.5 M weights x 2 = 219 MB a step, however many rows
  *     FMAs    109.5 M a row; AVX2 does 16 a cycle and core, two AVX-512 units 32
  *
- * so two AVX2 cores at 3.4 GHz and 30 GB/s need at least 7.3 ms a step for its bytes and 1.0 ms a row for
- * its FMAs: memory rules below 7 rows, arithmetic above.
+ * so two AVX2 cores at 3.4 GHz and 30 GB/s need at least 7.3 ms a step for its bytes and 1.0 ms a
+ * row for its FMAs: memory rules below 7 rows, arithmetic above.
  *
  * Ladder (bench_ops 2 110m, two cores of an otherwise idle Emerald Rapids VM; 768 x 2048 and the
  * 32000 x 768 head; GB/s of weights at 1 row, GFMA/s at 16 rows):
@@ -31,8 +32,8 @@
  *     AVX2      down 29.7 GB/s, 68.0 GFMA/s     lm_head 28.7 GB/s, 63.4 GFMA/s
  *     AVX-512   down 24.4 GB/s, 124.4 GFMA/s    lm_head 29.8 GB/s, 126.5 GFMA/s
  *
- * Tried and left out: prefetching the step's adapters between the register blocks of the base product
- * (no gain: with one row an adapter's expand is bound by the shuffles of its transpose). */
+ * Tried and left out: prefetching the step's adapters between the register blocks of the base
+ * product (no gain: with one row an adapter's expand is bound by the shuffles of its transpose). */
 #ifndef TRIBUTARY_KERNELS_CPU_BODY_GEMM_H
 #define TRIBUTARY_KERNELS_CPU_BODY_GEMM_H
 
