@@ -1,23 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {Base} from "./Base.sol";
+import {Strings} from "@openzeppelin/contracts/utils/Strings.sol";
+
+import {Fixture} from "./Fixture.sol";
 import {PlainTree} from "./PlainTree.sol";
 import {Payout, PayoutProof, PayoutTree} from "../src/lib/PayoutTree.sol";
+import {Batch} from "../src/lib/Types.sol";
 
-/// Gives the library the calldata it wants.
-contract TreeDoor {
-    function climb(Payout calldata payout, PayoutProof calldata proof)
-        external
-        pure
-        returns (bytes32, uint128)
+/// The library as it is compiled into the committed ledger, through verifyPayout.
+contract PayoutTreeTest is Fixture {
+    function climbsTo(bytes32 root, uint128 sum, Payout memory payout, PayoutProof memory proof)
+        private
+        view
+        returns (bool)
     {
-        return PayoutTree.climb(payout, proof);
+        Batch memory batch;
+        (batch.payoutRoot, batch.committed) = (root, sum);
+        return ledger.verifyPayout(batch, payout, proof);
     }
-}
 
-contract PayoutTreeTest is Base {
-    TreeDoor private door = new TreeDoor();
+    function refuse(Payout memory payout, PayoutProof memory proof, bytes memory why) private {
+        Batch memory batch;
+        vm.expectRevert(why);
+        ledger.verifyPayout(batch, payout, proof);
+    }
 
     function ascending(uint256 n, uint256 seed) private pure returns (Payout[] memory leaves) {
         leaves = new Payout[](n);
@@ -34,10 +41,16 @@ contract PayoutTreeTest is Base {
 
     function check(Payout[] memory leaves, uint256 index) private view {
         (bytes32 root, uint128 sum) = PlainTree.root(leaves);
-        (bytes32 gotRoot, uint128 gotSum) =
-            door.climb(leaves[index], PlainTree.proof(leaves, index));
-        eq(gotRoot, root, "root");
-        eq(gotSum, sum, "sum");
+        require(
+            climbsTo(root, sum, leaves[index], PlainTree.proof(leaves, index)),
+            string.concat(
+                "leaf ",
+                Strings.toString(index),
+                " of ",
+                Strings.toString(leaves.length),
+                " doesn't climb to the plain root and sum"
+            )
+        );
     }
 
     function test_every_leaf_of_every_tree_up_to_24_leaves_climbs_to_the_plain_root() public view {
@@ -83,9 +96,10 @@ contract PayoutTreeTest is Base {
         if (what == 6) proof.siblings = abi.encodePacked(proof.siblings, new bytes(48));
         if (what == 7) proof.siblings[seed % proof.siblings.length] ^= bytes1(uint8(how));
         if (what == 8) proof.siblings = cutShort(proof.siblings, proof.siblings.length - 48);
-        try door.climb(payout, proof) returns (bytes32 gotRoot, uint128 gotSum) {
-            require(gotRoot != root, "an altered leaf or proof climbs to the root");
-            require(what != 3 || gotSum != sum, "an altered amount keeps the sum");
+        Batch memory batch;
+        (batch.payoutRoot, batch.committed) = (root, sum);
+        try ledger.verifyPayout(batch, payout, proof) returns (bool climbs) {
+            require(!climbs, "an altered leaf or proof climbs to the root");
         } catch {}
     }
 
@@ -103,50 +117,67 @@ contract PayoutTreeTest is Base {
         Payout[] memory leaves = ascending(4, 9);
         PayoutProof memory proof = PlainTree.proof(leaves, 0);
         proof.leafCount = 2; // as if the right half were a leaf
-        vm.expectRevert(abi.encodeWithSelector(PayoutTree.PayoutProofShape.selector, 0, 2, 96));
-        door.climb(leaves[0], proof);
+        refuse(
+            leaves[0],
+            proof,
+            abi.encodeWithSelector(PayoutTree.PayoutProofShape.selector, 0, 2, 96)
+        );
     }
 
     function test_the_leaf_count_is_part_of_the_root() public view {
         // Leaf 0 of three and of four leaves has two siblings: only the count tells the trees
         // apart.
         Payout[] memory leaves = ascending(4, 9);
-        (bytes32 root,) = PlainTree.root(leaves);
+        (bytes32 root, uint128 sum) = PlainTree.root(leaves);
         PayoutProof memory proof = PlainTree.proof(leaves, 0);
         proof.leafCount = 3;
-        (bytes32 got,) = door.climb(leaves[0], proof);
-        require(got != root, "a wrong leaf count climbs to the root");
+        require(!climbsTo(root, sum, leaves[0], proof), "a wrong leaf count climbs to the root");
     }
 
     function test_an_index_outside_the_tree_is_refused() public {
         Payout[] memory leaves = ascending(5, 1);
         PayoutProof memory proof = PlainTree.proof(leaves, 4);
+        // As many siblings as a walk from there would take.
+        proof.siblings = abi.encodePacked(proof.siblings, proof.siblings);
         proof.index = 5;
-        vm.expectRevert(abi.encodeWithSelector(PayoutTree.PayoutProofShape.selector, 5, 5, 48));
-        door.climb(leaves[4], proof);
-        vm.expectRevert(abi.encodeWithSelector(PayoutTree.PayoutProofShape.selector, 0, 0, 0));
-        door.climb(leaves[0], PayoutProof(0, 0, ""));
+        refuse(
+            leaves[4],
+            proof,
+            abi.encodeWithSelector(PayoutTree.PayoutProofShape.selector, 5, 5, 96)
+        );
+        refuse(
+            leaves[0],
+            PayoutProof(0, 0, ""),
+            abi.encodeWithSelector(PayoutTree.PayoutProofShape.selector, 0, 0, 0)
+        );
     }
 
     function test_siblings_that_are_not_whole_records_are_refused() public {
         Payout[] memory leaves = ascending(2, 1);
         PayoutProof memory proof = PlainTree.proof(leaves, 0);
         proof.siblings = abi.encodePacked(proof.siblings, uint8(0));
-        vm.expectRevert(abi.encodeWithSelector(PayoutTree.PayoutProofShape.selector, 0, 2, 49));
-        door.climb(leaves[0], proof);
+        refuse(
+            leaves[0],
+            proof,
+            abi.encodeWithSelector(PayoutTree.PayoutProofShape.selector, 0, 2, 49)
+        );
     }
 
     function test_a_sum_of_2_to_128_is_refused() public {
         Payout memory payout = Payout(0, bytes32(uint256(1)), 0, 1);
         PayoutProof memory proof =
             PayoutProof(0, 2, abi.encodePacked(bytes32(uint256(7)), type(uint128).max));
-        vm.expectRevert(
+        refuse(
+            payout,
+            proof,
             abi.encodeWithSelector(PayoutTree.PayoutSumOverflow.selector, uint256(1) << 128)
         );
-        door.climb(payout, proof);
+        // One unit less is the largest sum there is.
         payout.amount = 0;
-        (, uint128 sum) = door.climb(payout, proof);
-        eq(sum, type(uint128).max, "the largest sum");
+        bytes32 top =
+            PlainTree.join(PlainTree.leaf(payout), 0, bytes32(uint256(7)), type(uint128).max);
+        bytes32 root = keccak256(abi.encodePacked(uint8(2), top, type(uint128).max, uint32(2)));
+        require(climbsTo(root, type(uint128).max, payout, proof), "the largest sum is refused");
     }
 
     function test_a_proof_may_not_wrap_the_sum_around() public {
@@ -156,11 +187,12 @@ contract PayoutTreeTest is Base {
             siblings = abi.encodePacked(siblings, bytes32(uint256(i)), type(uint128).max);
         }
         PayoutProof memory proof = PayoutProof(0, uint32(1) << 31, siblings);
-        vm.expectRevert(
+        refuse(
+            Payout(0, 0, 0, 31),
+            proof,
             abi.encodeWithSelector(
                 PayoutTree.PayoutSumOverflow.selector, 31 * uint256(type(uint128).max) + 31
             )
         );
-        door.climb(Payout(0, 0, 0, 31), proof);
     }
 }
