@@ -56,12 +56,11 @@ static int make_weight(const struct making *k, struct weight **out, const char *
     const void *parts[3];
     int d_out[3];
     char name[128];
-    const struct tensor *first = NULL;
+    snprintf(name, sizeof name, "%s%s.weight", prefix, names[0]);
+    const struct tensor *first = find(k, name);
     for (int i = 0; i < n_parts; i++) {
         snprintf(name, sizeof name, "%s%s.weight", prefix, names[i]);
         const struct tensor *t = find(k, name);
-        if (first == NULL)
-            first = t;
         if (t->dtype != first->dtype)
             return err_set(k->err, ERR_UNSUPPORTED,
                            "tensor %s is %s, %s is %s: they must be the same", first->name,

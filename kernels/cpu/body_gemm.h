@@ -33,7 +33,8 @@
  *     AVX-512   down 24.4 GB/s, 124.4 GFMA/s    lm_head 29.8 GB/s, 126.5 GFMA/s
  *
  * Tried and left out: prefetching the step's adapters between the register blocks of the base
- * product (no gain: with one row an adapter's expand is bound by the shuffles of its transpose). */
+ * product (no gain in two side-by-side runs). What bounds expand at one row an adapter has not been
+ * established: shrink and expand were not timed apart. */
 #ifndef TRIBUTARY_KERNELS_CPU_BODY_GEMM_H
 #define TRIBUTARY_KERNELS_CPU_BODY_GEMM_H
 
