@@ -21,8 +21,8 @@
 #include "node/service.h"
 
 #include "attribution/attribution.h"
-#include "engine/chat_template/chat_template.h"
 #include "node/answer.h"
+#include "node/service_internal.h"
 #include "node/base/buf.h"
 #include "node/base/clock.h"
 #include "node/base/err.h"
@@ -40,57 +40,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum message_kind { MESSAGE_START, MESSAGE_DRAINED, MESSAGE_GONE, MESSAGE_COMMITTED };
-
-struct message {
-    enum message_kind kind;
-    struct answer *answer; /* a reference */
-    char *receipt;         /* COMMITTED: JSON, or NULL and err */
-    struct err *err;
-};
-
-struct inbox {
-    struct message *messages;
-    size_t n_messages, cap_messages;
-    struct engine_event *events;
-    size_t n_events, cap_events;
-};
-
-struct local_adapter {
-    struct local_adapter *next;
-    char name[SERVICE_NAME_BYTES];
-    struct engine_adapter facts;
-};
-
-struct service {
-    struct service_options opt;
-    char *base_name;
-    struct engine *engine;
-    struct ledger *ledger;
-    pthread_t thread;
-    pthread_t *loaders;
-    int n_loaders_started;
-    bool started;
-    struct queue *loading;
-    _Atomic size_t n_loading;
-
-    pthread_mutex_t names_lock;
-    struct local_adapter *adapters;
-
-    pthread_mutex_t lock; /* inbox, stopping, waiting_since */
-    pthread_cond_t arrived;
-    struct inbox inbox;
-    bool stopping;
-    uint64_t waiting_since_us;         /* when the oldest message came; 0: empty */
-    _Atomic uint64_t working_since_us; /* 0: idle */
-
-    /* service thread */
-    struct answer *answers;
-    bool cancelled_all;
-    _Atomic size_t n_answers; /* being answered, loading included */
-    _Atomic uint64_t n_receipts, n_failed, n_vanished;
-};
-
 /* ---- the inbox ---------------------------------------------------------------------------------
  */
 
@@ -102,8 +51,8 @@ static void note_arrival(struct service *s)
     }
 }
 
-static void post(struct service *s, enum message_kind kind, struct answer *a, char *receipt,
-                 struct err *err)
+void service_post(struct service *s, enum message_kind kind, struct answer *a, char *receipt,
+                  struct err *err)
 {
     atomic_fetch_add(&a->refs, 1);
     pthread_mutex_lock(&s->lock);
@@ -133,10 +82,10 @@ void service_on_events(void *service, const struct engine_event *events, size_t 
     pthread_mutex_unlock(&s->lock);
 }
 
-static void on_http_event(void *user, enum http_event event)
+void service_on_http_event(void *user, enum http_event event)
 {
     struct answer *a = user;
-    post(a->service, event == HTTP_GONE ? MESSAGE_GONE : MESSAGE_DRAINED, a, NULL, NULL);
+    service_post(a->service, event == HTTP_GONE ? MESSAGE_GONE : MESSAGE_DRAINED, a, NULL, NULL);
 }
 
 static void on_committed(void *context, const struct ledger_receipt *receipt, const struct err *err)
@@ -147,8 +96,8 @@ static void on_committed(void *context, const struct ledger_receipt *receipt, co
         copy = xmalloc(sizeof *copy);
         *copy = *err;
     }
-    post(a->service, MESSAGE_COMMITTED, a,
-         receipt != NULL ? xstrndup(receipt->json, receipt->json_bytes) : NULL, copy);
+    service_post(a->service, MESSAGE_COMMITTED, a,
+                 receipt != NULL ? xstrndup(receipt->json, receipt->json_bytes) : NULL, copy);
 }
 
 /* ---- answers -----------------------------------------------------------------------------------
@@ -227,7 +176,7 @@ static void answer_end(struct answer *a)
 }
 
 /* Refuses an answer that hasn't been started. */
-static void answer_refuse(struct answer *a)
+void answer_refuse(struct answer *a)
 {
     a->tokens_prompt = 0;
     a->failed = true;
@@ -238,224 +187,13 @@ static void answer_refuse(struct answer *a)
 /* ---- preparing, on http and loader threads -----------------------------------------------------
  */
 
-static int digest_of(const char *model, struct content_digest *out)
-{
-    if (strncmp(model, "sha256:", 7) == 0)
-        model += 7;
-    return hex_decode(out->bytes, 32, model);
-}
-
-static bool find_local(struct service *s, const char *model, struct resolved *out)
-{
-    *out = (struct resolved){0};
-    if (strcmp(model, s->base_name) == 0) {
-        snprintf(out->name, sizeof out->name, "%s", s->base_name);
-        out->is_base = true;
-        return true;
-    }
-    struct content_digest digest;
-    bool by_digest = digest_of(model, &digest) == 0, found = false;
-    pthread_mutex_lock(&s->names_lock);
-    for (const struct local_adapter *l = s->adapters; l != NULL && !found; l = l->next) {
-        found = strcmp(l->name, model) == 0 || (by_digest && DIGEST_EQ(l->facts.content, digest));
-        if (found) {
-            memcpy(out->name, l->name, sizeof out->name);
-            out->content = l->facts.content;
-        }
-    }
-    pthread_mutex_unlock(&s->names_lock);
-    struct ledger_adapter known;
-    /* Registered or not, a local adapter is served; it earns for its earliest registration. */
-    if (found && ledger_adapter_by_content(s->ledger, &known, out->content, NULL) == 0)
-        out->id = known.id;
-    return found;
-}
-
-static int encode_chat(struct answer *a, struct token_ids *out)
-{
-    struct service *s = a->service;
-    const struct chat_template *t = engine_chat_template(s->engine);
-    if (t == NULL)
-        return api_error_set(&a->failure, ERR_INVALID, "model",
-                             "the model %s has no chat template; use /v1/completions",
-                             s->base_name);
-    struct buf text = BUF_INIT;
-    struct text_spans literal = TEXT_SPANS_INIT;
-    struct chat_template_input input = {
-        .messages = a->request.messages,
-        .extra = a->request.template_kwargs,
-        .add_generation_prompt = true,
-        .now = a->created,
-    };
-    int rc = chat_template_render(t, &text, &literal, &input, &a->failure.err);
-    if (rc == 0)
-        rc = tokenizer_encode(
-            answer_tokenizer(a), out, buf_cstr(&text), text.len,
-            &(struct tokenizer_encode_options){.parse_special = true, .literal = &literal},
-            &a->failure.err);
-    if (rc != 0)
-        snprintf(a->failure.param, sizeof a->failure.param, "messages");
-    text_spans_release(&literal);
-    buf_release(&text);
-    return rc;
-}
-
-static int encode_prompts(struct answer *a)
-{
-    const struct openai_request *r = &a->request;
-    const struct tokenizer *t = answer_tokenizer(a);
-    const struct engine_model *m = engine_model(a->service->engine);
-    a->n_prompts = r->n_prompts;
-    a->prompts = xcalloc(a->n_prompts, sizeof *a->prompts);
-    uint64_t total = 0;
-    for (size_t i = 0; i < a->n_prompts; i++) {
-        struct token_ids *ids = &a->prompts[i];
-        if (r->kind == OPENAI_CHAT) {
-            if (encode_chat(a, ids) != 0)
-                return -1;
-        } else if (r->prompts[i].text != NULL) {
-            struct tokenizer_encode_options options = {.add_special = r->add_special_tokens,
-                                                       .parse_special = true};
-            if (tokenizer_encode(t, ids, r->prompts[i].text, r->prompts[i].n_bytes, &options,
-                                 &a->failure.err) != 0) {
-                snprintf(a->failure.param, sizeof a->failure.param, "prompt");
-                return -1;
-            }
-        } else {
-            for (size_t k = 0; k < r->prompts[i].n_ids; k++) {
-                int32_t id = r->prompts[i].ids[k];
-                if (id >= m->vocab)
-                    return api_error_set(&a->failure, ERR_INVALID, "prompt",
-                                         "'prompt' has the token id %d; the vocabulary ends at %d",
-                                         id, m->vocab - 1);
-                token_ids_append(ids, id);
-            }
-        }
-        const char *param = r->kind == OPENAI_CHAT ? "messages" : "prompt";
-        if (ids->n == 0)
-            return api_error_set(&a->failure, ERR_INVALID, param, "'%s' has no token", param);
-        if (ids->n + (r->max_tokens == 0 ? 0 : 1) > (size_t)m->max_context) {
-            api_error_set(&a->failure, ERR_INVALID, param,
-                          "this model's maximum context length is %d tokens; '%s' has %zu",
-                          m->max_context, param, ids->n);
-            a->failure.code = "context_length_exceeded";
-            return -1;
-        }
-        total += ids->n;
-    }
-    if (total > UINT32_MAX)
-        return api_error_set(&a->failure, ERR_TOO_LARGE, "prompt", "'prompt' has too many tokens");
-    a->tokens_prompt = (uint32_t)total;
-    return 0;
-}
-
-static int check_limits(struct answer *a)
-{
-    struct openai_request *r = &a->request;
-    const struct service *s = a->service;
-    const struct engine_model *m = engine_model(s->engine);
-    for (int32_t i = 0; i < r->n_bias; i++) {
-        if (r->bias_ids[i] >= m->vocab)
-            return api_error_set(&a->failure, ERR_INVALID, "logit_bias",
-                                 "'logit_bias' names the token id %d; the vocabulary ends at %d",
-                                 r->bias_ids[i], m->vocab - 1);
-    }
-    for (int32_t i = 0; i < r->n_stop_ids; i++) {
-        if (r->stop_ids[i] >= m->vocab)
-            return api_error_set(&a->failure, ERR_INVALID, "stop_token_ids",
-                                 "'stop_token_ids' names the token id %d; the vocabulary ends at "
-                                 "%d",
-                                 r->stop_ids[i], m->vocab - 1);
-    }
-    if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens)
-        return api_error_set(&a->failure, ERR_INVALID, "max_tokens",
-                             "'max_tokens' is %lld; this node gives at most %lld",
-                             (long long)r->max_tokens, (long long)s->opt.max_tokens);
-    if (r->max_tokens < 0) {
-        r->max_tokens = s->opt.default_max_tokens > 0 ? s->opt.default_max_tokens : m->max_context;
-        if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens)
-            r->max_tokens = s->opt.max_tokens;
-    }
-    return 0;
-}
-
-static uint32_t count_chars(const char *s, size_t n)
-{
-    uint32_t chars = 0;
-    for (size_t i = 0; i < n; i++)
-        chars += ((unsigned char)s[i] & 0xC0) != 0x80;
-    return chars;
-}
-
-/* The prompt as the beginning of the choice's text, and where each of its tokens begins. */
-static void echo_prompt(struct choice *c)
-{
-    const struct token_ids *prompt = c->prompt;
-    c->prompt_scores.items = xcalloc(prompt->n, sizeof *c->prompt_scores.items);
-    c->prompt_scores.n = c->prompt_scores.cap = prompt->n;
-    for (size_t i = 0; i < prompt->n; i++) {
-        size_t before = c->text.len;
-        c->prompt_scores.items[i].token = prompt->ids[i];
-        c->prompt_scores.items[i].text_offset = c->n_chars;
-        detokenizer_push(c->detokenizer, &c->text, prompt->ids[i]);
-        if (c->text.len > before)
-            c->n_chars += count_chars((char *)c->text.data + before, c->text.len - before);
-    }
-}
-
-static void make_choices(struct answer *a)
-{
-    const struct openai_request *r = &a->request;
-    a->n_choices = a->n_prompts * (size_t)r->n;
-    a->choices = xcalloc(a->n_choices, sizeof *a->choices);
-    for (size_t i = 0; i < a->n_choices; i++) {
-        struct choice *c = &a->choices[i];
-        c->answer = a;
-        c->index = (uint32_t)i;
-        c->prompt = &a->prompts[i / (size_t)r->n];
-        unsigned flags = r->skip_special_tokens ? DETOKENIZER_SKIP_SPECIAL : 0;
-        if (r->kind == OPENAI_COMPLETION && !r->echo)
-            flags |= DETOKENIZER_CONTINUES;
-        c->detokenizer = detokenizer_create(answer_tokenizer(a), flags);
-        if (r->n_stops > 0)
-            c->stop = stop_match_create(r->stops, r->n_stops);
-        if (r->echo)
-            echo_prompt(c);
-    }
-}
-
-/* What was read from the body is needed no more; a client may have put megabytes into fields that
- * nobody looks at, and a request can wait for long. */
-static void forget_json(struct openai_request *r)
-{
-    json_decref(r->root);
-    r->root = r->messages = r->template_kwargs = NULL;
-    r->model = NULL;
-    r->prompts = NULL;
-    r->n_stops = 0;
-}
-
-/* Everything after the model is known. Takes the owner's reference. */
-static void prepare_and_start(struct answer *a)
-{
-    if (check_limits(a) != 0 || encode_prompts(a) != 0) {
-        answer_refuse(a);
-        return;
-    }
-    make_choices(a);
-    forget_json(&a->request);
-    http_listen(a->x, on_http_event, a);
-    /* From here the service thread owns the answer, and the owner's reference with it. */
-    post(a->service, MESSAGE_START, a, NULL, NULL);
-}
-
 static void model_not_found(struct answer *a, const struct err *err)
 {
     api_error_set(&a->failure, ERR_NOT_FOUND, "model", "%s", err->message);
     a->failure.code = "model_not_found";
 }
 
-static bool is_stopping(struct service *s)
+static bool service_is_stopping(struct service *s)
 {
     pthread_mutex_lock(&s->lock);
     bool stopping = s->stopping || !s->started;
@@ -475,7 +213,7 @@ static void *loader_main(void *context)
     struct answer *a;
     while ((a = queue_pop(s->loading)) != NULL) {
         struct err err = {0};
-        if (is_stopping(s)) {
+        if (service_is_stopping(s)) {
             shutting_down(a);
             atomic_fetch_sub(&s->n_loading, 1);
             answer_refuse(a);
@@ -493,7 +231,7 @@ static void *loader_main(void *context)
             answer_refuse(a);
         } else {
             a->model_resolved = true;
-            prepare_and_start(a);
+            answer_prepare(a);
         }
     }
     return NULL;
@@ -503,14 +241,14 @@ void service_answer(struct service *s, struct http_exchange *x, struct openai_re
                     const struct service_customer *customer)
 {
     struct answer *a = answer_create(s, x, request, customer);
-    if (is_stopping(s)) {
+    if (service_is_stopping(s)) {
         shutting_down(a);
         answer_refuse(a);
         return;
     }
-    if (find_local(s, a->request.model, &a->model)) {
+    if (service_find_local(s, a->request.model, &a->model)) {
         a->model_resolved = true;
-        prepare_and_start(a);
+        answer_prepare(a);
         return;
     }
     if (s->opt.resolver.resolve == NULL) {
@@ -598,7 +336,7 @@ static void emit(struct choice *c)
 
 static void take_text(struct choice *c, const char *piece, size_t n)
 {
-    c->n_chars += count_chars(piece, n);
+    c->n_chars += answer_count_chars(piece, n);
     if (c->stop == NULL) {
         buf_append(&c->text, piece, n);
     } else if (stop_match_push(c->stop, &c->text, piece, n)) {
@@ -1129,89 +867,6 @@ void service_free(struct service *s)
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->arrived);
     free(s);
-}
-
-/* ---- names -------------------------------------------------------------------------------------
- */
-
-int service_add_adapter(struct service *s, const char *name, const char *dir, struct err *err)
-{
-    if (name[0] == '\0' || strlen(name) >= SERVICE_NAME_BYTES)
-        return err_set(err, ERR_INVALID, "adapter name \"%s\" must have 1 to %d bytes", name,
-                       SERVICE_NAME_BYTES - 1);
-    struct local_adapter *l = xcalloc(1, sizeof *l);
-    snprintf(l->name, sizeof l->name, "%s", name);
-    if (engine_adapter_load(s->engine, dir, &l->facts, err) != 0) {
-        free(l);
-        return err_wrap(err, "adapter %s", name);
-    }
-    pthread_mutex_lock(&s->names_lock);
-    bool taken = strcmp(name, s->base_name) == 0;
-    struct local_adapter **tail = &s->adapters;
-    for (; *tail != NULL; tail = &(*tail)->next)
-        taken = taken || strcmp((*tail)->name, name) == 0;
-    if (!taken)
-        *tail = l;
-    pthread_mutex_unlock(&s->names_lock);
-    if (taken) {
-        engine_adapter_drop(s->engine, &l->facts.content, NULL);
-        free(l);
-        return err_set(err, ERR_CONFLICT, "two models are named \"%s\"", name);
-    }
-    char hex[65];
-    log_info("service", "adapter %s: rank %d, %d linears (%s), digest %s", name, l->facts.rank_max,
-             l->facts.n_sites, l->facts.targets, hex_encode(hex, l->facts.content.bytes, 32));
-    return 0;
-}
-
-static json_t *model_object(const char *name, const char *owner)
-{
-    return json_pack("{s:s, s:s, s:i, s:s}", "id", name, "object", "model", "created", 0,
-                     "owned_by", owner);
-}
-
-json_t *service_models(struct service *s)
-{
-    json_t *data = json_array();
-    const struct engine_model *m = engine_model(s->engine);
-    json_t *base = model_object(s->base_name, "operator");
-    char hex[67];
-    json_object_set_new(base, "model_id", json_string(hex_encode_0x(hex, m->id.bytes, 32)));
-    json_object_set_new(base, "max_model_len", json_integer(m->max_context));
-    json_array_append_new(data, base);
-    pthread_mutex_lock(&s->names_lock);
-    for (const struct local_adapter *l = s->adapters; l != NULL; l = l->next) {
-        json_t *one = model_object(l->name, "operator");
-        json_object_set_new(one, "parent", json_string(s->base_name));
-        json_object_set_new(one, "content_digest",
-                            json_string(hex_encode(hex, l->facts.content.bytes, 32)));
-        json_object_set_new(one, "rank", json_integer(l->facts.rank_max));
-        json_array_append_new(data, one);
-    }
-    pthread_mutex_unlock(&s->names_lock);
-    if (s->opt.resolver.list != NULL)
-        s->opt.resolver.list(s->opt.resolver.context, data);
-    return json_pack("{s:s, s:o}", "object", "list", "data", data);
-}
-
-json_t *service_model(struct service *s, const char *name, struct err *err)
-{
-    json_t *list = service_models(s), *one, *found = NULL;
-    size_t i;
-    json_array_foreach(json_object_get(list, "data"), i, one)
-    {
-        const char *id = json_string_value(json_object_get(one, "id"));
-        const char *digest = json_string_value(json_object_get(one, "content_digest"));
-        if ((id != NULL && strcmp(id, name) == 0) ||
-            (digest != NULL && strcmp(digest, name) == 0)) {
-            found = json_incref(one);
-            break;
-        }
-    }
-    json_decref(list);
-    if (found == NULL)
-        err_set(err, ERR_NOT_FOUND, "the model '%s' does not exist", name);
-    return found;
 }
 
 void service_stats(struct service *s, struct service_stats *out)

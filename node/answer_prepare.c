@@ -1,0 +1,191 @@
+/* answer_prepare: what happens to a request before the service thread owns it, on an http or loader
+ * thread: limits are checked, the chat template is rendered, prompts
+ * become token ids, and each choice gets its detokenizer and stop matcher. Then the JSON is
+ * forgotten and a START message hands the answer over. See service.h for the whole. */
+#include "node/service_internal.h"
+
+#include "engine/chat_template/chat_template.h"
+#include "node/base/buf.h"
+#include "node/base/err.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int encode_chat(struct answer *a, struct token_ids *out)
+{
+    struct service *s = a->service;
+    const struct chat_template *t = engine_chat_template(s->engine);
+    if (t == NULL)
+        return api_error_set(&a->failure, ERR_INVALID, "model",
+                             "the model %s has no chat template; use /v1/completions",
+                             s->base_name);
+    struct buf text = BUF_INIT;
+    struct text_spans literal = TEXT_SPANS_INIT;
+    struct chat_template_input input = {
+        .messages = a->request.messages,
+        .extra = a->request.template_kwargs,
+        .add_generation_prompt = true,
+        .now = a->created,
+    };
+    int rc = chat_template_render(t, &text, &literal, &input, &a->failure.err);
+    if (rc == 0)
+        rc = tokenizer_encode(
+            answer_tokenizer(a), out, buf_cstr(&text), text.len,
+            &(struct tokenizer_encode_options){.parse_special = true, .literal = &literal},
+            &a->failure.err);
+    if (rc != 0)
+        snprintf(a->failure.param, sizeof a->failure.param, "messages");
+    text_spans_release(&literal);
+    buf_release(&text);
+    return rc;
+}
+
+static int encode_prompts(struct answer *a)
+{
+    const struct openai_request *r = &a->request;
+    const struct tokenizer *t = answer_tokenizer(a);
+    const struct engine_model *m = engine_model(a->service->engine);
+    a->n_prompts = r->n_prompts;
+    a->prompts = xcalloc(a->n_prompts, sizeof *a->prompts);
+    uint64_t total = 0;
+    for (size_t i = 0; i < a->n_prompts; i++) {
+        struct token_ids *ids = &a->prompts[i];
+        if (r->kind == OPENAI_CHAT) {
+            if (encode_chat(a, ids) != 0)
+                return -1;
+        } else if (r->prompts[i].text != NULL) {
+            struct tokenizer_encode_options options = {.add_special = r->add_special_tokens,
+                                                       .parse_special = true};
+            if (tokenizer_encode(t, ids, r->prompts[i].text, r->prompts[i].n_bytes, &options,
+                                 &a->failure.err) != 0) {
+                snprintf(a->failure.param, sizeof a->failure.param, "prompt");
+                return -1;
+            }
+        } else {
+            for (size_t k = 0; k < r->prompts[i].n_ids; k++) {
+                int32_t id = r->prompts[i].ids[k];
+                if (id >= m->vocab)
+                    return api_error_set(&a->failure, ERR_INVALID, "prompt",
+                                         "'prompt' has the token id %d; the vocabulary ends at %d",
+                                         id, m->vocab - 1);
+                token_ids_append(ids, id);
+            }
+        }
+        const char *param = r->kind == OPENAI_CHAT ? "messages" : "prompt";
+        if (ids->n == 0)
+            return api_error_set(&a->failure, ERR_INVALID, param, "'%s' has no token", param);
+        if (ids->n + (r->max_tokens == 0 ? 0 : 1) > (size_t)m->max_context) {
+            api_error_set(&a->failure, ERR_INVALID, param,
+                          "this model's maximum context length is %d tokens; '%s' has %zu",
+                          m->max_context, param, ids->n);
+            a->failure.code = "context_length_exceeded";
+            return -1;
+        }
+        total += ids->n;
+    }
+    if (total > UINT32_MAX)
+        return api_error_set(&a->failure, ERR_TOO_LARGE, "prompt", "'prompt' has too many tokens");
+    a->tokens_prompt = (uint32_t)total;
+    return 0;
+}
+
+static int check_limits(struct answer *a)
+{
+    struct openai_request *r = &a->request;
+    const struct service *s = a->service;
+    const struct engine_model *m = engine_model(s->engine);
+    for (int32_t i = 0; i < r->n_bias; i++) {
+        if (r->bias_ids[i] >= m->vocab)
+            return api_error_set(&a->failure, ERR_INVALID, "logit_bias",
+                                 "'logit_bias' names the token id %d; the vocabulary ends at %d",
+                                 r->bias_ids[i], m->vocab - 1);
+    }
+    for (int32_t i = 0; i < r->n_stop_ids; i++) {
+        if (r->stop_ids[i] >= m->vocab)
+            return api_error_set(&a->failure, ERR_INVALID, "stop_token_ids",
+                                 "'stop_token_ids' names the token id %d; the vocabulary ends at "
+                                 "%d",
+                                 r->stop_ids[i], m->vocab - 1);
+    }
+    if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens)
+        return api_error_set(&a->failure, ERR_INVALID, "max_tokens",
+                             "'max_tokens' is %lld; this node gives at most %lld",
+                             (long long)r->max_tokens, (long long)s->opt.max_tokens);
+    if (r->max_tokens < 0) {
+        r->max_tokens = s->opt.default_max_tokens > 0 ? s->opt.default_max_tokens : m->max_context;
+        if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens)
+            r->max_tokens = s->opt.max_tokens;
+    }
+    return 0;
+}
+
+uint32_t answer_count_chars(const char *s, size_t n)
+{
+    uint32_t chars = 0;
+    for (size_t i = 0; i < n; i++)
+        chars += ((unsigned char)s[i] & 0xC0) != 0x80;
+    return chars;
+}
+
+/* The prompt as the beginning of the choice's text, and where each of its tokens begins. */
+static void echo_prompt(struct choice *c)
+{
+    const struct token_ids *prompt = c->prompt;
+    c->prompt_scores.items = xcalloc(prompt->n, sizeof *c->prompt_scores.items);
+    c->prompt_scores.n = c->prompt_scores.cap = prompt->n;
+    for (size_t i = 0; i < prompt->n; i++) {
+        size_t before = c->text.len;
+        c->prompt_scores.items[i].token = prompt->ids[i];
+        c->prompt_scores.items[i].text_offset = c->n_chars;
+        detokenizer_push(c->detokenizer, &c->text, prompt->ids[i]);
+        if (c->text.len > before)
+            c->n_chars += answer_count_chars((char *)c->text.data + before, c->text.len - before);
+    }
+}
+
+static void make_choices(struct answer *a)
+{
+    const struct openai_request *r = &a->request;
+    a->n_choices = a->n_prompts * (size_t)r->n;
+    a->choices = xcalloc(a->n_choices, sizeof *a->choices);
+    for (size_t i = 0; i < a->n_choices; i++) {
+        struct choice *c = &a->choices[i];
+        c->answer = a;
+        c->index = (uint32_t)i;
+        c->prompt = &a->prompts[i / (size_t)r->n];
+        unsigned flags = r->skip_special_tokens ? DETOKENIZER_SKIP_SPECIAL : 0;
+        if (r->kind == OPENAI_COMPLETION && !r->echo)
+            flags |= DETOKENIZER_CONTINUES;
+        c->detokenizer = detokenizer_create(answer_tokenizer(a), flags);
+        if (r->n_stops > 0)
+            c->stop = stop_match_create(r->stops, r->n_stops);
+        if (r->echo)
+            echo_prompt(c);
+    }
+}
+
+/* What was read from the body is needed no more; a client may have put megabytes into fields that
+ * nobody looks at, and a request can wait for long. */
+static void forget_json(struct openai_request *r)
+{
+    json_decref(r->root);
+    r->root = r->messages = r->template_kwargs = NULL;
+    r->model = NULL;
+    r->prompts = NULL;
+    r->n_stops = 0;
+}
+
+/* Everything after the model is known. Takes the owner's reference. */
+void answer_prepare(struct answer *a)
+{
+    if (check_limits(a) != 0 || encode_prompts(a) != 0) {
+        answer_refuse(a);
+        return;
+    }
+    make_choices(a);
+    forget_json(&a->request);
+    http_listen(a->x, service_on_http_event, a);
+    /* From here the service thread owns the answer, and the owner's reference with it. */
+    service_post(a->service, MESSAGE_START, a, NULL, NULL);
+}

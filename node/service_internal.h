@@ -1,0 +1,92 @@
+/* service_internal: what service.c, answer_prepare.c and service_names.c share. Nobody else
+ * includes it. */
+#ifndef TRIBUTARY_NODE_SERVICE_INTERNAL_H
+#define TRIBUTARY_NODE_SERVICE_INTERNAL_H
+
+#include "engine/engine.h"
+#include "node/answer.h"
+#include "node/http.h"
+#include "node/service.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+struct queue;
+
+enum message_kind { MESSAGE_START, MESSAGE_DRAINED, MESSAGE_GONE, MESSAGE_COMMITTED };
+
+struct message {
+    enum message_kind kind;
+    struct answer *answer; /* a reference */
+    char *receipt;         /* COMMITTED: JSON, or NULL and err */
+    struct err *err;
+};
+
+struct inbox {
+    struct message *messages;
+    size_t n_messages, cap_messages;
+    struct engine_event *events;
+    size_t n_events, cap_events;
+};
+
+struct local_adapter {
+    struct local_adapter *next;
+    char name[SERVICE_NAME_BYTES];
+    struct engine_adapter facts;
+};
+
+struct service {
+    struct service_options opt;
+    char *base_name;
+    struct engine *engine;
+    struct ledger *ledger;
+    pthread_t thread;
+    pthread_t *loaders;
+    int n_loaders_started;
+    bool started;
+    struct queue *loading;
+    _Atomic size_t n_loading;
+
+    pthread_mutex_t names_lock;
+    struct local_adapter *adapters;
+
+    pthread_mutex_t lock; /* inbox, stopping, waiting_since */
+    pthread_cond_t arrived;
+    struct inbox inbox;
+    bool stopping;
+    uint64_t waiting_since_us;         /* when the oldest message came; 0: empty */
+    _Atomic uint64_t working_since_us; /* 0: idle */
+
+    /* service thread */
+    struct answer *answers;
+    bool cancelled_all;
+    _Atomic size_t n_answers; /* being answered, loading included */
+    _Atomic uint64_t n_receipts, n_failed, n_vanished;
+};
+
+/* ---- service.c ---------------------------------------------------------------------------------
+ */
+
+/* Puts a message into the inbox; takes receipt and err, adds a reference to a. Any thread. */
+void service_post(struct service *s, enum message_kind kind, struct answer *a, char *receipt,
+                  struct err *err);
+void service_on_http_event(void *user,
+                           enum http_event event); /* for http_listen; user: the answer */
+/* Answers with a->failure; for an answer that hasn't been started. Takes the owner's reference. */
+void answer_refuse(struct answer *a);
+
+/* ---- answer_prepare.c --------------------------------------------------------------------------
+ */
+
+/* From a known model to a START message, or a refusal. Takes the owner's reference. */
+void answer_prepare(struct answer *a);
+/* Characters of UTF-8 text. */
+uint32_t answer_count_chars(const char *s, size_t n);
+
+/* ---- service_names.c ---------------------------------------------------------------------------
+ */
+
+/* A name given on the command line, or a local adapter's digest. */
+bool service_find_local(struct service *s, const char *model, struct resolved *out);
+
+#endif
