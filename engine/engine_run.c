@@ -311,7 +311,8 @@ static void show_seq(struct engine *e, struct sched_state *state, struct sched_s
                               .n_cached = s->n_cached,
                               .n_blocks = s->n_blocks,
                               .n_bypassed = s->n_bypassed,
-                              .n_adapters = s->n_adapters};
+                              .n_adapters = s->n_adapters,
+                              .n_blocks_max = (s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS};
     for (int i = 0; i < s->n_adapters; i++)
         out->adapters[i] = show_adapter(e, state, s->adapters[i]);
 }

@@ -6,7 +6,7 @@
  * them.
  *
  * Blocks. A sequence is admitted with all the blocks its known tokens need, and takes one more each
- * BLOCK_TOKENS tokens. Admission leaves one free block for each running sequence, so that a step
+ * BLOCK_TOKENS tokens. Admission leaves one free block for each that may still grow, so that a step
  * later nobody need leave. When a decode finds no free block, the youngest running sequence is
  * preempted by recompute: its blocks are dropped and it waits, at its old place in the order, to
  * prefill all its tokens again. The one that asks may itself be the youngest. Since preemption
@@ -60,7 +60,8 @@ struct planning {
     int n_blocks_free;
     size_t adapter_bytes_free;
     int n_rows_left;
-    int n_kept; /* running and not preempted */
+    int n_kept;    /* running and not preempted */
+    int n_growing; /* of these, those that may need another block */
 };
 
 static void check(const struct sched_plan *plan, const struct sched_state *state)
@@ -117,6 +118,7 @@ static void grant_blocks(struct planning *p)
             continue;
         if (need > 0)
             p->n_blocks_free -= need;
+        p->n_growing += s->n_blocks + (need > 0 ? need : 0) < s->n_blocks_max;
         p->plan->run[p->plan->n_run++] = (struct sched_grant){.index = i,
                                                               .n_blocks = need > 0 ? need : 0};
     }
@@ -179,7 +181,7 @@ static void admit(struct planning *p)
             continue;
         }
         int need = blocks_for(s->n_tokens);
-        if (need + p->n_kept > p->n_blocks_free)
+        if (need + p->n_growing > p->n_blocks_free)
             break; /* blocks are the same for everyone: first come, first served */
         p->n_blocks_free -= need;
         p->adapter_bytes_free -= n_bytes;
@@ -188,6 +190,7 @@ static void admit(struct planning *p)
         int n_rows = s->n_tokens < p->n_rows_left ? s->n_tokens : p->n_rows_left;
         p->n_rows_left -= n_rows;
         p->n_kept++;
+        p->n_growing += need < s->n_blocks_max;
         plan->admit[plan->n_admit++] = (struct sched_grant){i, n_rows, need};
         last_admitted = i;
         /* It may yet fail to be placed; then pins must go away for it, too. */

@@ -28,6 +28,7 @@ struct sched_seq {
     int n_bypassed; /* waiting: in how many plans it was skipped so far */
     int n_adapters;
     int adapters[ENGINE_ADAPTERS_MAX]; /* indexes into sched_state.adapters; distinct */
+    int n_blocks_max;                  /* blocks it will have at its longest */
 };
 
 struct sched_adapter {

@@ -42,11 +42,14 @@ static const struct plan_case CASES[] = {
     {"a waiting one is admitted with the blocks of its whole prompt",
      .waiting = {{1, 40}}, .n_blocks_free = 3, .max_seqs = 4, .max_rows = 16,
      .expected = "admit 1:16+3"},
-    {"admission keeps a free block for each that runs",
-     .running = {{1, 17, 16, 2}}, .waiting = {{2, 40}}, .n_blocks_free = 3, .max_seqs = 4,
+    {"admission keeps a free block for each that may grow",
+     .running = {{1, 17, 16, 2, .n_blocks_max = 3}}, .waiting = {{2, 40}}, .n_blocks_free = 3, .max_seqs = 4,
      .max_rows = 16, .expected = "run 1:1"},
+    {"but none for one that has all it will ever need",
+     .running = {{1, 17, 16, 2, .n_blocks_max = 2}}, .waiting = {{2, 40}}, .n_blocks_free = 3,
+     .max_seqs = 4, .max_rows = 16, .expected = "run 1:1 admit 2:15+3"},
     {"and admits when there is one",
-     .running = {{1, 17, 16, 2}}, .waiting = {{2, 40}}, .n_blocks_free = 4, .max_seqs = 4,
+     .running = {{1, 17, 16, 2, .n_blocks_max = 3}}, .waiting = {{2, 40}}, .n_blocks_free = 4, .max_seqs = 4,
      .max_rows = 16, .expected = "run 1:1 admit 2:15+3"},
     {"blocks are first come first served",
      .waiting = {{1, 100}, {2, 4}}, .n_blocks_free = 6, .max_seqs = 4, .max_rows = 16,
@@ -67,7 +70,8 @@ static const struct plan_case CASES[] = {
      .running = {{1, 17, 16, 1}, {2, 17, 16, 1}, {3, 17, 16, 1}, {4, 17, 16, 1}}, .max_seqs = 8,
      .max_rows = 8, .expected = "preempt 4 3 run 1:1+1 2:1+1"},
     {"a preempted one comes back at its old place, before younger ones",
-     .running = {{1, 5, 4, 1}}, .waiting = {{2, 20}, {9, 4}}, .n_blocks_free = 4, .max_seqs = 8,
+     .running = {{1, 5, 4, 1, .n_blocks_max = 4}},
+     .waiting = {{2, 20, .n_blocks_max = 4}, {9, 4, .n_blocks_max = 4}}, .n_blocks_free = 4, .max_seqs = 8,
      .max_rows = 32, .expected = "run 1:1 admit 2:20+2"},
     {"a forced preemption takes whom it is told",
      .running = {{1, 5, 4, 1}, {2, 5, 4, 1}}, .force = 1, .max_seqs = 8, .max_rows = 8,
@@ -210,6 +214,7 @@ static void simulate(uint32_t seed)
         lives[i] = (struct life){.seq = {.order = (uint64_t)i + 1}};
         lives[i].seq.n_tokens = 1 + (int)(next_random(&random) % 90);
         lives[i].n_total = lives[i].seq.n_tokens + 1 + (int)(next_random(&random) % 90);
+        lives[i].seq.n_blocks_max = (lives[i].n_total + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
         if (next_random(&random) % 3 != 0) {
             lives[i].seq.n_adapters = 1;
             lives[i].seq.adapters[0] = (int)(next_random(&random) % ADAPTERS);
