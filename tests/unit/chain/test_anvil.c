@@ -547,8 +547,8 @@ static void creators_register_what_they_signed(void **state)
     datanets[0].bps = 1000;
     splits = (struct splits){payees, 2, datanets, 1};
     json_t *message = manifest_json(&m);
-    struct manifest_digest digest = eip712_manifest(
-        &m, &(struct eip712_domain){CHAIN_ID, registry.address});
+    struct eip712_domain domain = domain_of("Manifest");
+    struct manifest_digest digest = eip712_manifest(&m, &domain);
     expect_digest("Manifest", "manifestDigest", message, digest.bytes);
     struct signature sig = sign(CREATOR, "Manifest", message);
     struct signature wrong = sign(HEIR, "Manifest", message);
