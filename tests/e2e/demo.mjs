@@ -17,12 +17,12 @@ const say = (text = '') => console.log(text);
 const title = (text) => say(`\n\x1b[1m${text}\x1b[0m`);
 
 // One streamed chat; returns {text, receipt}.
-async function chat(url, voice, prompt, seed) {
+async function chat(url, voice, prompt, seed, maxTokens = 48) {
   const response = await fetch(`${url}/v1/chat/completions`, {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
     body: JSON.stringify({
-      model: voice, stream: true, max_tokens: 48, temperature: 0.7, top_p: 0.9, seed, ignore_eos: true,
+      model: voice, stream: true, max_tokens: maxTokens, temperature: 0.7, top_p: 0.9, seed, ignore_eos: true,
       messages: [{ role: 'user', content: prompt }],
     }),
   });
@@ -84,14 +84,14 @@ async function main() {
   const world = await market({ dir, log: say });
 
   title('2. The node starts knowing no adapter');
-  const node = await world.serve();
+  const node = await world.serve(['--confirmations', 1, '--chain-poll', '200ms']);
   say(`node       ${node.url}, base model ${path.basename(model)}`);
 
   title('3. Five voices of one model, streamed at once');
   const prompts = ['What should a wise man do in the winter?', 'Tell me about water.'];
   const voices = ['demo-7m', ...Object.keys(world.published)];
   // The first request for each adapter makes the node fetch it from the registry.
-  await Promise.all(voices.map((voice, i) => chat(node.url, voice, prompts[0], i)));
+  await Promise.all(voices.map((voice, i) => chat(node.url, voice, prompts[0], i, 1)));
   const answers = (await Promise.all(prompts.flatMap((prompt) =>
     voices.flatMap((voice) => [1, 2, 3].map((seed) => chat(node.url, voice, prompt, seed)))))).slice(0);
   for (const voice of voices) {
@@ -115,14 +115,14 @@ async function main() {
     return proof.batch?.state === 'final';
   }, { timeoutMs: 90000, everyMs: 500 });
   const { items: batches } = await rpc(node.url, 'attribution_batches');
-  for (const b of batches) say(`  batch ${b.seq}: ${b.leafCount} receipts, committed ${coins(b.committed)}, tx ${b.transaction}`);
+  for (const b of batches) say(`  batch ${b.seq}: ${b.leafCount} receipts, committed ${coins(b.committed)}, tx ${b.txHash}`);
 
   title('5. Everybody claims');
   await cli(['claim', '--all', '--node', node.url, ...world.chainFlags, ...world.people.flags, '--key', 'med']);
 
   title('6. Owed by signed receipts, paid on chain');
   const manifests = await auditedManifests(world.registry.url, world.published);
-  const paid = await transfersFrom(world, world.contracts.escrow);
+  const paid = await transfersFrom(world, world.contracts.attributionLedger);
   const { books, differences } = settle(receipts, manifests, world, paid);
   const claimedOf = await claimedByAdapter(world);
   say('  adapter   requests   tokens   royalty owed by receipts   claimed on chain         difference');
