@@ -37,7 +37,7 @@ enum {
     V_EIP155 = 35, /* EIP-155 */
 };
 
-/* ---- writing --------------------------------------------------------------------------------- */
+/* ---- writing ------------------------------------------------------------------------------ */
 
 static void write_accesses(struct buf *out, const struct tx *tx)
 {
@@ -152,7 +152,7 @@ int tx_cost_limit(struct u256 *out, const struct tx *tx)
     return 0;
 }
 
-/* ---- parsing --------------------------------------------------------------------------------- */
+/* ---- parsing ------------------------------------------------------------------------------ */
 
 /* Reads fields one after the other; after the first error it reads nothing more and keeps it. */
 struct walk {
