@@ -127,7 +127,7 @@ static void check(void)
         const struct abi_entry *e = abi_find(c->contract, ABI_FUNCTION, c->name);
         if (e == NULL)
             BUG("%s has no function %s", contract_name(c->contract), c->name);
-        if (strcmp(e->inputs, c->inputs) != 0 || strcmp(e->outputs, c->outputs) != 0)
+        else if (strcmp(e->inputs, c->inputs) != 0 || strcmp(e->outputs, c->outputs) != 0)
             BUG("%s.%s is %s -> %s, called as %s -> %s", contract_name(c->contract), c->name,
                 e->inputs, e->outputs, c->inputs, c->outputs);
     }
@@ -256,7 +256,7 @@ void result_word(uint8_t out[32], const json_t *results, size_t i)
 
 struct address result_address(const json_t *results, size_t i)
 {
-    struct address a;
+    struct address a = {{0}};
     BUG_IF(hex_decode(a.bytes, sizeof a.bytes, result_text(results, i)) != 0);
     return a;
 }

@@ -25,9 +25,9 @@ void rpc_node_error_release(struct rpc_node_error *e)
 
 static void copy_printable(char *out, size_t cap, const char *text)
 {
-    size_t n = 0;
-    for (; n + 1 < cap && text[n] != '\0'; n++)
-        out[n] = (unsigned char)text[n] < ' ' || (unsigned char)text[n] >= 127 ? '?' : text[n];
+    size_t n = strnlen(text, cap - 1);
+    for (size_t i = 0; i < n; i++)
+        out[i] = (unsigned char)text[i] < ' ' || (unsigned char)text[i] >= 127 ? '?' : text[i];
     out[n] = '\0';
 }
 

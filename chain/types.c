@@ -38,7 +38,7 @@ char *address_format(char *out, struct address a)
 
 int address_parse(struct address *out, const char *text)
 {
-    struct address a;
+    struct address a = {{0}};
     if (text[0] != '0' || text[1] != 'x' || hex_decode(a.bytes, sizeof a.bytes, text) != 0)
         return -1;
     bool lower = false, upper = false;

@@ -135,7 +135,7 @@ static void slot_give_back(struct http_client *c, struct slot *s)
     slot_release(s);
 }
 
-/* ---- URLs ------------------------------------------------------------------------------------ */
+/* ---- URLs --------------------------------------------------------------------------------- */
 
 char *http_url_redact(char *out, size_t cap, const char *url, bool host_only)
 {
@@ -200,7 +200,7 @@ static int set_url(struct flight *f, const char *url, struct err *err)
     return 0;
 }
 
-/* ---- the header ------------------------------------------------------------------------------ */
+/* ---- the header --------------------------------------------------------------------------- */
 
 static int refuse(struct flight *f, enum err_code code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
@@ -379,7 +379,7 @@ static size_t on_header(char *bytes, size_t size, size_t n_items, void *context)
     return head_line(f, bytes, line) == 0 ? n : 0;
 }
 
-/* ---- the body -------------------------------------------------------------------------------- */
+/* ---- the body ----------------------------------------------------------------------------- */
 
 static size_t on_write(char *bytes, size_t size, size_t n_items, void *context)
 {
@@ -400,7 +400,7 @@ static size_t on_write(char *bytes, size_t size, size_t n_items, void *context)
     return n;
 }
 
-/* ---- one hop --------------------------------------------------------------------------------- */
+/* ---- one hop ------------------------------------------------------------------------------ */
 
 /* Setting an option fails only for a wrong type or for want of memory. */
 #define SET(option, value)                                                             \
@@ -617,7 +617,7 @@ static char *no_proxy_list(void)
 int http_client_call(struct http_client *c, const struct http_call *call, struct http_reply *reply,
                      struct err *err)
 {
-    struct err ignored;
+    struct err ignored = {0};
     struct flight *f = xcalloc(1, sizeof *f);
     struct slot slot = {NULL, NULL};
     struct monotonic_us begun = clock_monotonic_us();
