@@ -154,8 +154,9 @@ static void assign(struct eval *e, const struct node *target, struct value value
             dict_put(e, ns->as.dict, value_string(target->as.namespace_ref.attribute), value);
     } else {
         const struct node_list *targets = &target->as.sequence.items;
-        if (eval_refuse_undefined(e, value))
-            return;
+        if (!value_is_list(value) && value.type != VALUE_STRING && value.type != VALUE_DICT &&
+            value.type != VALUE_UNDEFINED)
+            eval_error(e, "cannot unpack non-iterable %s object", value_type_name(value));
         struct value items = value_items(e, value);
         if (eval_failed(e))
             return;

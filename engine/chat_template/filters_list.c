@@ -88,8 +88,27 @@ static void sort_keyed(struct eval *e, struct keyed *in, struct keyed *spare, si
     }
 }
 
+/* "a,b.c": a list of what the item has there. Python compares such lists, so keys that are equal
+ * without having an order (undefined ones) don't make sorting fail. */
+static struct value sort_keys(struct eval *e, struct value item, struct value attributes,
+                              bool case_sensitive)
+{
+    static const struct string comma = {.bytes = ",", .n = 1};
+    struct value names = value_list(e, VALUE_LIST, 1);
+    if (attributes.type == VALUE_STRING)
+        names = text_split(e, attributes.as.string, &comma, -1, false);
+    else if (!eval_failed(e))
+        names.as.list->items[0] = attributes;
+    if (eval_failed(e))
+        return names;
+    struct value keys = value_list(e, VALUE_LIST, names.as.list->n);
+    for (size_t i = 0; !eval_failed(e) && i < names.as.list->n; i++)
+        keys.as.list->items[i] = sort_key(e, item, names.as.list->items[i], case_sensitive);
+    return keys;
+}
+
 static struct value sorted(struct eval *e, struct value iterable, bool reverse, bool case_sensitive,
-                           struct value attribute)
+                           struct value attribute, bool by_list)
 {
     struct value items = value_items(e, iterable);
     if (eval_failed(e))
@@ -98,7 +117,8 @@ static struct value sorted(struct eval *e, struct value iterable, bool reverse, 
     struct keyed *keyed = eval_alloc(e, n, sizeof *keyed);
     struct keyed *spare = eval_alloc(e, n, sizeof *spare);
     for (size_t i = 0; i < n && !eval_failed(e); i++)
-        keyed[i] = (struct keyed){sort_key(e, items.as.list->items[i], attribute, case_sensitive),
+        keyed[i] = (struct keyed){(by_list ? sort_keys : sort_key)(e, items.as.list->items[i], attribute,
+                                                                   case_sensitive),
                                   items.as.list->items[i]};
     if (!eval_failed(e))
         sort_keyed(e, keyed, spare, n, reverse);
@@ -110,7 +130,7 @@ static struct value sorted(struct eval *e, struct value iterable, bool reverse, 
 
 FILTER(sort)
 {
-    return sorted(e, v[0], value_truth(v[1]), value_truth(v[2]), v[3]);
+    return sorted(e, v[0], value_truth(v[1]), value_truth(v[2]), v[3], true);
 }
 
 FILTER(dictsort)
@@ -127,7 +147,7 @@ FILTER(dictsort)
         pair.as.list->items[1] = v[0].as.dict->entries[i].value;
         list_add(e, pairs, pair);
     }
-    return sorted(e, pairs, value_truth(v[3]), value_truth(v[1]), value_int(by_value));
+    return sorted(e, pairs, value_truth(v[3]), value_truth(v[1]), value_int(by_value), false);
 }
 
 FILTER(unique)
@@ -139,6 +159,8 @@ FILTER(unique)
     struct value out = list_for(e, n), keys = list_for(e, n);
     for (size_t i = 0; i < n && !eval_failed(e); i++) {
         struct value key = sort_key(e, items.as.list->items[i], v[2], value_truth(v[1]));
+        if (key.type == VALUE_LIST || key.type == VALUE_DICT)
+            eval_error(e, "unhashable type: '%s'", value_type_name(key));
         if (!eval_failed(e) && !eval_contains(e, keys, key)) {
             list_add(e, keys, key);
             list_add(e, out, items.as.list->items[i]);
@@ -187,7 +209,7 @@ FILTER(sum)
 FILTER(groupby)
 {
     bool sensitive = value_truth(v[3]);
-    struct value items = sorted(e, v[0], false, sensitive, v[1]);
+    struct value items = sorted(e, v[0], false, sensitive, v[1], false);
     if (eval_failed(e))
         return items;
     size_t n = items.as.list->n;
@@ -377,7 +399,7 @@ FILTER(reverse)
     struct value out = list_for(e, n);
     for (size_t i = n; i > 0 && !eval_failed(e); i--)
         list_add(e, out, items.as.list->items[i - 1]);
-    return value_iterator(e, out, "list_reverseiterator");
+    return v[0].type == VALUE_ITERATOR ? out : value_iterator(e, out, "list_reverseiterator");
 }
 
 FILTER(join)

@@ -55,6 +55,13 @@ FILTER(capitalize)
     return value_string(text_recase(e, value_str(e, v[0]), TEXT_CAPITALIZE));
 }
 
+static void put_titled(struct eval *e, struct builder *b, const struct string *word)
+{
+    size_t first = word->n > 0 ? utf8_char_bytes((uint8_t)word->bytes[0]) : 0;
+    builder_put(e, b, text_recase(e, string_slice(e, word, 0, first), TEXT_UPPER));
+    builder_put(e, b, text_recase(e, string_slice(e, word, first, word->n), TEXT_LOWER));
+}
+
 /* Unlike str.title(): a word begins behind white space, hyphens and opening brackets only. */
 FILTER(title)
 {
@@ -64,13 +71,14 @@ FILTER(title)
     for (size_t at = 0; at < s->n && !eval_failed(e);) {
         size_t here = at;
         uint32_t c = utf8_next(s->bytes, &at);
-        if (!text_is_space(c) && (c >= 0x80 || strchr("-({[<", (int)c) == NULL || c == 0))
+        bool opens = c != 0 && c < 0x80 && strchr("-({[<", (int)c) != NULL;
+        if (!opens && !text_is_space(c))
             continue;
-        builder_put(e, &b, text_recase(e, string_slice(e, s, begin, here), TEXT_CAPITALIZE));
+        put_titled(e, &b, string_slice(e, s, begin, here));
         builder_put(e, &b, string_slice(e, s, here, at));
         begin = at;
     }
-    builder_put(e, &b, text_recase(e, string_slice(e, s, begin, s->n), TEXT_CAPITALIZE));
+    put_titled(e, &b, string_slice(e, s, begin, s->n));
     return value_string(builder_string(e, &b));
 }
 
@@ -122,8 +130,6 @@ FILTER(truncate)
 {
     int64_t length = filter_int_or(e, v[1], 255), leeway = filter_int_or(e, v[4], 5),
             n = value_length(e, v[0]);
-    if (v[0].type != VALUE_STRING)
-        return eval_error(e, "'%s' object is not a string to truncate", value_type_name(v[0]));
     struct value end = filter_given(v[3]) ? v[3] : value_text(e, "...");
     int64_t n_end = value_length(e, end);
     if (length < n_end || leeway < 0)
@@ -131,6 +137,8 @@ FILTER(truncate)
                           (long long)length);
     if (n <= length + leeway || eval_failed(e))
         return v[0];
+    if (v[0].type != VALUE_STRING)
+        return eval_error(e, "'%s' object is not a string to truncate", value_type_name(v[0]));
     struct value kept = eval_slice(e, v[0], value_none(), value_int(length - n_end), value_none());
     static const struct string space = {.bytes = " ", .n = 1};
     if (!value_truth(v[2]) && !eval_failed(e)) {

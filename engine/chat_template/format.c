@@ -171,7 +171,10 @@ struct value eval_format(struct eval *e, const struct string *format, struct val
             return eval_error(e, "incomplete format");
         put_conversion(e, &b, &s, v);
     }
-    if (used < n_args && args.type != VALUE_DICT)
+    /* Python asks this of what can't be indexed only. */
+    bool one = tuple || args.type == VALUE_STRING || value_is_number(args) ||
+               args.type == VALUE_NONE;
+    if (used < n_args && one)
         return eval_error(e, "not all arguments converted during string formatting");
     return value_string(builder_string(e, &b));
 }

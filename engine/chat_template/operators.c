@@ -85,7 +85,8 @@ static struct value operate_ints(struct eval *e, enum operator op, int64_t a, in
     case OP_FLOORDIV:
     case OP_MOD:
         if (b == 0)
-            return eval_error(e, "integer division or modulo by zero");
+            return eval_error(e, op == OP_MOD ? "integer modulo by zero"
+                                              : "integer division or modulo by zero");
         if (b == -1) /* INT64_MIN / -1 has no answer */
             return op == OP_MOD ? value_int(0) : operate_ints(e, OP_SUB, 0, a);
         r = a % b;
@@ -208,8 +209,11 @@ bool eval_contains(struct eval *e, struct value container, struct value v)
         return memmem(container.as.string->bytes, container.as.string->n, v.as.string->bytes,
                       v.as.string->n) != NULL;
     }
-    if (container.type == VALUE_DICT)
+    if (container.type == VALUE_DICT) {
+        if (v.type == VALUE_LIST || v.type == VALUE_DICT)
+            eval_error(e, "unhashable type: '%s'", value_type_name(v));
         return dict_get(e, container.as.dict, v) != NULL;
+    }
     if (!value_is_list(container) && container.type != VALUE_UNDEFINED) {
         eval_error(e, "argument of type '%s' is not iterable", value_type_name(container));
         return false;
@@ -421,8 +425,7 @@ static bool slice_bound(struct eval *e, struct value v, int64_t n, int64_t lowes
     if (v.type == VALUE_NONE)
         return true;
     if (!value_as_int(v, &i)) {
-        if (!eval_refuse_undefined(e, v))
-            eval_error(e, "slice indices must be integers or None or have an __index__ method");
+        eval_error(e, "slice indices must be integers or None or have an __index__ method");
         return false;
     }
     if (i < 0)
@@ -437,8 +440,11 @@ struct value eval_slice(struct eval *e, struct value object, struct value start,
     int64_t by = 1;
     if (eval_refuse_undefined(e, object))
         return object;
+    /* Jinja compiles a slice to Python's, which raises where an index would be undefined. */
+    if (object.type == VALUE_DICT)
+        return eval_error(e, "unhashable type: 'slice'");
     if (!is_sequence(object) && object.type != VALUE_RANGE)
-        return no_element(e, object, value_text(e, "slice"));
+        return eval_error(e, "'%s' object is not subscriptable", value_type_name(object));
     if (step.type != VALUE_NONE && !value_as_int(step, &by))
         return eval_error(e, "slice indices must be integers or None or have an __index__ method");
     if (by == 0)

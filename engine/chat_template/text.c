@@ -154,7 +154,7 @@ static void split_words(struct eval *e, struct pieces *p, const struct string *s
 {
     size_t at = skip(s, 0, true);
     while (at < s->n && !eval_failed(e)) {
-        size_t end = max == 0 ? skip_back(s, s->n, true) : skip(s, at, false);
+        size_t end = max == 0 ? s->n : skip(s, at, false); /* the rest goes as it is */
         max -= max > 0;
         add_piece(e, p, s, at, end);
         at = skip(s, end, true);
@@ -165,7 +165,7 @@ static void split_words_back(struct eval *e, struct pieces *p, const struct stri
 {
     size_t end = skip_back(s, s->n, true);
     while (end > 0 && !eval_failed(e)) {
-        size_t begin = max == 0 ? skip(s, 0, true) : skip_back(s, end, false);
+        size_t begin = max == 0 ? 0 : skip_back(s, end, false);
         max -= max > 0;
         add_piece(e, p, s, begin, end);
         end = skip_back(s, begin, true);
