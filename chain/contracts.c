@@ -155,7 +155,7 @@ static const struct abi_entry *function_of(enum contract c, const char *name)
 void contract_calldata(struct buf *out, enum contract c, const char *function, json_t *args)
 {
     const struct abi_entry *e = function_of(c, function);
-    struct err err;
+    struct err err = {0};
     if (args == NULL)
         args = json_array();
     buf_append(out, e->hash.bytes, SELECTOR_BYTES);
@@ -178,7 +178,7 @@ json_t *contract_view(const struct contract_at *where, enum contract c, const ch
         rc = err_set(err, ERR_UPSTREAM, "there is no contract at %s",
                      address_format(to, where->address));
     } else if (rc == 0) {
-        struct err why;
+        struct err why = {0};
         results = abi_decode(e->outputs, answer.data, answer.len, &why);
         if (results == NULL)
             rc = err_set(err, ERR_UPSTREAM, "%s answers what is no %s: %s",

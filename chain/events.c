@@ -402,7 +402,7 @@ int event_decode(struct event *out, enum contract c, const struct rpc_log *log, 
     for (int kind = EVENT_OTHER + 1; kind < N_EVENT_KINDS && log->n_topics > 0; kind++) {
         if (layouts[kind].contract != c || !DIGEST_EQ(entries[kind]->hash, log->topics[0]))
             continue;
-        struct err why;
+        struct err why = {0};
         if (decode_as(out, (enum event_kind)kind, log, arena, &why) != 0)
             return err_set(err, ERR_UPSTREAM, "a log that is no %s.%s: %s", contract_name(c),
                            entries[kind]->signature, why.message);

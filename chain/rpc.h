@@ -132,8 +132,9 @@ enum rpc_sent {
 const char *rpc_sent_name(enum rpc_sent sent);
 
 /* Broadcasts signed bytes, to every endpoint that answers until one takes them. sender is who
- * signed. why (may be NULL) gets a sentence when the result isn't RPC_SENT or RPC_MINED. -1 only
- * when no endpoint answered: it may or may not have been sent; asking again is safe. */
+ * signed. why (may be NULL) gets a sentence when the result isn't RPC_SENT or RPC_MINED. -1 when no
+ * endpoint answered: it may or may not have been sent; asking again is safe. ERR_CORRUPT: the bytes
+ * are no signed transaction; nothing was sent. */
 int rpc_send(struct rpc *rpc, enum rpc_sent *out, const void *tx_bytes, size_t n,
              struct address sender, struct err *why, struct err *err);
 

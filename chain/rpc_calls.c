@@ -363,10 +363,14 @@ int rpc_send(struct rpc *rpc, enum rpc_sent *out, const void *tx_bytes, size_t n
     bool is_signed;
     json_t *value = NULL;
     struct rpc_node_error e;
-    struct err ignored;
-    int rc = tx_parse(&tx, &sig, &is_signed, &arena, tx_bytes, n, err);
-    /* Only what tx_write_signed made comes here. */
-    BUG_IF(rc != 0 || !is_signed);
+    struct err ignored = {0};
+    /* These bytes come from a store: what was damaged there must not be sent. */
+    int rc = tx_parse(&tx, &sig, &is_signed, &arena, tx_bytes, n, &ignored);
+    if (rc != 0 || !is_signed) {
+        arena_release(&arena);
+        return err_set(err, ERR_CORRUPT, "not sent, for it is no signed transaction%s%s",
+                       rc != 0 ? ": " : "", rc != 0 ? ignored.message : "");
+    }
     if (why == NULL)
         why = &ignored;
     struct tx_hash hash = tx_hash_of(tx_bytes, n);

@@ -799,6 +799,16 @@ static void a_refused_broadcast_is_explained_by_the_chain(void **state)
     assert_int_equal(rpc_send(rpc, &sent, bytes.data, bytes.len, (struct address){{1}}, &why, &err),
                      -1);
     assert_non_null(strstr(err.message, "by another hash"));
+    size_t before = atomic_load(&a->n_calls);
+    assert_int_equal(
+        rpc_send(rpc, &sent, bytes.data, bytes.len - 1, (struct address){{1}}, &why, &err), -1);
+    assert_int_equal(err.code, ERR_CORRUPT);
+    buf_reset(&bytes);
+    tx_write_unsigned(&bytes, &tx);
+    assert_int_equal(rpc_send(rpc, &sent, bytes.data, bytes.len, (struct address){{1}}, &why, &err),
+                     -1);
+    assert_int_equal(err.code, ERR_CORRUPT);
+    assert_int_equal(atomic_load(&a->n_calls), before);
     free(result);
     buf_release(&bytes);
     rpc_close(rpc);
