@@ -208,7 +208,7 @@ static struct value range(struct eval *e, const struct value *v, const struct ar
     list.as.list->stop = n[1];
     list.as.list->step = n[2];
     for (size_t i = 0; i < count; i++)
-        list.as.list->items[i] = value_int(n[0] + (int64_t)i * n[2]);
+        list.as.list->items[i] = value_int((int64_t)((uint64_t)n[0] + i * (uint64_t)n[2]));
     return list;
 }
 

@@ -23,8 +23,8 @@ struct chat_template;
 
 enum {
     CHAT_TEMPLATE_SOURCE_MAX_BYTES = 1 << 20,
-    CHAT_TEMPLATE_OUTPUT_MAX_BYTES = 16 << 20,
-    CHAT_TEMPLATE_MEMORY_MAX_BYTES = 256 << 20, /* values alive during one rendering */
+    CHAT_TEMPLATE_OUTPUT_MAX_BYTES = 8 << 20,   /* as much as tokenizer_encode takes */
+    CHAT_TEMPLATE_MEMORY_MAX_BYTES = 128 << 20, /* values of one rendering */
     CHAT_TEMPLATE_STEPS_MAX = 20 * 1000 * 1000, /* nodes evaluated, items visited */
 };
 

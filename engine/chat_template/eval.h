@@ -12,9 +12,9 @@
 #include <stdint.h>
 
 enum {
-    /* Nested expressions, calls and statements. A C stack frame of the evaluator is about 300 bytes
-     * and there are up to six to a level, so this needs less than half a megabyte of stack. */
-    EVAL_DEPTH_MAX = 200,
+    /* Nested expressions, calls and statements. A level takes up to 1 KiB of C stack (gcc 12, -O2),
+     * so this needs less than half a megabyte. */
+    EVAL_DEPTH_MAX = 400,
     NESTED_VALUES_MAX = 200, /* lists in lists, when printed or compared */
     LIST_MAX = 1000 * 1000,  /* items of a list that an expression makes */
 };
@@ -70,6 +70,17 @@ bool eval_refuse_undefined(struct eval *e, struct value v);
 struct value eval_expression(struct eval *e, const struct node *n);
 void eval_template(struct eval *e, const struct template *t);
 
+/* Counts one level more; false, and failed, when it is one too many. Each call is followed by
+ * e->depth-- whatever it returned. */
+bool eval_enter(struct eval *e);
+
+struct scope *eval_push_scope(struct eval *e, struct scope *parent); /* a new one inside parent */
+
+/* Runs the body and returns what it wrote. */
+struct value eval_capture(struct eval *e, const struct node_list *body);
+
+struct args eval_arguments(struct eval *e, const struct argument_list *list);
+void args_add_named(struct eval *e, struct args *a, const struct dict_entry *entries, size_t n);
 struct value eval_call(struct eval *e, struct value callee, const struct args *args);
 struct value eval_call_macro(struct eval *e, const struct macro *m, const struct args *args);
 struct value eval_call_function(struct eval *e, const struct function *f, const char *kind,

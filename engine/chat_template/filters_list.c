@@ -117,9 +117,9 @@ static struct value sorted(struct eval *e, struct value iterable, bool reverse, 
     struct keyed *keyed = eval_alloc(e, n, sizeof *keyed);
     struct keyed *spare = eval_alloc(e, n, sizeof *spare);
     for (size_t i = 0; i < n && !eval_failed(e); i++)
-        keyed[i] = (struct keyed){(by_list ? sort_keys : sort_key)(e, items.as.list->items[i], attribute,
-                                                                   case_sensitive),
-                                  items.as.list->items[i]};
+        keyed[i] = (struct keyed){
+            (by_list ? sort_keys : sort_key)(e, items.as.list->items[i], attribute, case_sensitive),
+            items.as.list->items[i]};
     if (!eval_failed(e))
         sort_keyed(e, keyed, spare, n, reverse);
     struct value out = list_for(e, n);

@@ -473,6 +473,14 @@ struct value eval_slice(struct eval *e, struct value object, struct value start,
     struct value out = value_list(e, object.type == VALUE_TUPLE ? VALUE_TUPLE : VALUE_LIST, count);
     for (size_t k = 0; k < count && !eval_failed(e); k++)
         out.as.list->items[k] = all.as.list->items[from + (int64_t)k * by];
+    if (object.type == VALUE_RANGE && !eval_failed(e)) {
+        const struct list *r = object.as.list;
+        out.type = VALUE_RANGE;
+        /* Modulo 2^64, as the stop of a range may lie one step beyond what fits. */
+        out.as.list->start = (int64_t)((uint64_t)r->start + (uint64_t)from * (uint64_t)r->step);
+        out.as.list->stop = (int64_t)((uint64_t)r->start + (uint64_t)to * (uint64_t)r->step);
+        out.as.list->step = __builtin_mul_overflow(r->step, by, &by) ? 1 : by;
+    }
     if (object.type != VALUE_STRING || eval_failed(e))
         return out;
     struct builder b = {0};

@@ -105,9 +105,11 @@ static struct node *parse_for(struct parser *p)
     static const char *const until[] = {"else", "endfor", NULL};
     static const char *const until_end[] = {"endfor", NULL};
     struct node *n = node_new(p, NODE_FOR);
+    if (at_word(p, "loop"))
+        parser_unexpected(p, "a name that is not the loop's own");
     n->as.loop.target = parse_target(p, "in");
     if (!skip_word(p, "in"))
-        parser_unexpected(p, "in");
+        parser_unexpected(p, "\"in\"");
     n->as.loop.items = parse_tuple(p, false, "recursive", false);
     if (skip_word(p, "if"))
         n->as.loop.test = parse_expression(p);

@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { PARSER_DEPTH_MAX = 150 };
+enum { PARSER_DEPTH_MAX = 200 };
 
 struct parser {
     struct template *t;
