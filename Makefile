@@ -126,9 +126,10 @@ $(E2E_PROGRAMS): %: %.o $(foreach b,$(BELOW_wallet),$(B)/release/lib$(b).a)
 	$(Q)$(CC) $(LDFLAGS_release) -o $@ $^ $(LDLIBS)
 
 ALL_TESTS := $(foreach r,$(ROOMS),$(TESTS_$(r)))
-# Tests whose first line says so run without sanitizers (whole-model goldens).
-RELEASE_TESTS := $(patsubst %.c,%,$(shell grep -ls 'variant: release' $(addsuffix .c,$(ALL_TESTS)) /dev/null))
-ASAN_TESTS := $(filter-out $(RELEASE_TESTS),$(ALL_TESTS))
+# Tests whose first line says so run without sanitizers, alone or as well (whole-model goldens, CUDA).
+first_line_says = $(patsubst %.c,%,$(shell for f in $(addsuffix .c,$(ALL_TESTS)); do head -1 $$f | grep -q 'variant: $(1)' && echo $$f; done))
+ASAN_TESTS := $(filter-out $(call first_line_says,release),$(ALL_TESTS))
+RELEASE_TESTS := $(call first_line_says,release) $(call first_line_says,both)
 FUZZ_TARGETS := $(patsubst %.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 ABOVE_ALL := $(foreach b,$(BELOW_node),$(B)/asan/lib$(b).a)
 

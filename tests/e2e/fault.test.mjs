@@ -16,7 +16,7 @@ import { allReceipts, auditedManifests, market } from './settlement.mjs';
 import { owed } from './owed.mjs';
 
 const { ethers } = require('ethers');
-const kills = Number(process.env.FAULT_KILLS ?? 12);
+const kills = Number(process.env.FAULT_KILLS ?? 8);
 const points = ['commit.before', 'commit.after', 'generation.after', 'seal.begin', 'seal.middle', 'publish.signed', 'publish.stored', 'publish.sent'];
 const checks = new Checks();
 const random = ((state) => () => { // the same campaign every time, but for scheduling
@@ -24,8 +24,8 @@ const random = ((state) => () => { // the same campaign every time, but for sche
   return state / 2 ** 32;
 })(Number(process.env.FAULT_SEED ?? 7));
 
-const world = await market({ names: ['verse', 'code'], windowSeconds: 2 });
-const policy = ['--batch-max-receipts', 6, '--batch-max-age', '1s', '--confirmations', 1, '--chain-poll', '100ms', '--log-level', 'warn'];
+const world = await market({ names: ['verse', 'code'], windowSeconds: 2, chain: { blockTime: 0.25 } });
+const policy = ['--batch-max-receipts', 60, '--batch-max-age', '1s', '--confirmations', 1, '--chain-poll', '100ms', '--log-level', 'warn'];
 
 let node, nodeUp = false;
 const start = async (fault) => {
@@ -74,7 +74,7 @@ for (let k = 0; k < kills; k++) {
     await node.child.exited;
     const point = named.split(':')[0];
     // Some points are passed before it listens.
-    const died = await start(named).then(() => Promise.race([node.child.exited, sleep(15000).then(() => 'alive')]),
+    const died = await start(named).then(() => Promise.race([node.child.exited, sleep(8000).then(() => 'alive')]),
       (error) => { if (!/ended with SIGKILL/.test(error.message)) throw error; return 'SIGKILL'; });
     if (died === 'SIGKILL') hits[point] = (hits[point] ?? 0) + 1;
   } else {

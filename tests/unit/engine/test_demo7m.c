@@ -1,4 +1,4 @@
-/* demo-7m, base and four adapters: what they say agrees with the golden file, whoever runs beside
+/* variant: both. demo-7m, base and four adapters: what they say agrees with the golden file, whoever runs beside
  * them, and to the bit with what they say alone. Under a sanitizer a part of the golden file is
  * run; all of it in a build without. */
 #include "tests/unit/engine/demo7m.h"

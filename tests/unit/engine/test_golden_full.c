@@ -1,4 +1,4 @@
-/* The held-out matrix: the negative log-likelihood a token of four domains under the base model and
+/* variant: release. The held-out matrix: the negative log-likelihood a token of four domains under the base model and
  * four adapters, all domains and all five "adapters" in flight at once. An adapter must be good at
  * its own domain and do what the golden says on the others; one that leaks into its neighbours
  * can't.
