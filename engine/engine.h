@@ -158,8 +158,9 @@ int adapter_content_digest(const char *dir, struct content_digest *out, struct e
 int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter *out,
                         struct err *err);
 
-/* For creators: the same checks against a model in model_dir, without an engine. model (may be NULL) gets
- * the base model's id and name [128]. Slow for a large model: its id is a hash over all its weights. */
+/* For creators: the same checks against a model in model_dir, without an engine. model (may be
+ * NULL) gets the base model's id and name [128]. Slow for a large model: its id is a hash over all
+ * its weights. */
 int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct model_id *model,
                          char *model_name, struct engine_adapter *out, struct err *err);
 

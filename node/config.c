@@ -373,7 +373,10 @@ int config_read_file(struct config *c, const char *path, struct err *err)
         return err_set_errno(err, errno, "%s", path);
     struct ini_state s = {.config = c, .path = path, .file = f, .err = err};
     int rc = ini_parse_stream(read_line, &s, ini_pair, &s);
+    int read_errno = ferror(f) ? errno : 0; /* a directory opens, and fails only here */
     fclose(f);
+    if (read_errno != 0)
+        return err_set_errno(err, read_errno, "reading %s", path);
     /* A line that is no INI doesn't stop inih: what comes first is what is told. */
     if (s.failed && (rc <= 0 || rc >= s.line))
         return -1;

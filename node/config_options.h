@@ -1,7 +1,7 @@
 /* config_options: every configuration option, once.
  *
- * Flags, names in the environment, keys in the INI file, validation, defaults and help all come from
- * this table. X(id, section, key, type, default, min, max, unit, flag, value, help):
+ * Flags, names in the environment, keys in the INI file, validation, defaults and help all come
+ * from this table. X(id, section, key, type, default, min, max, unit, flag, value, help):
  *
  *   id       CONFIG_<id>, the handle in the code
  *   section, key   "[section] key = value" in tributary.conf; TRIBUTARY_<SECTION>_<KEY>;

@@ -61,6 +61,10 @@ json_t *json_parse(const void *bytes, size_t n_bytes, struct err *err)
         char *near = strstr(text, " near ");
         if (near != NULL)
             *near = '\0';
+        /* ...and not the name of the flag that would allow it. */
+        char *flag = strstr(text, " without JSON_ALLOW_NUL");
+        if (flag != NULL)
+            *flag = '\0';
         for (char *p = text; *p != '\0'; p++) {
             if ((unsigned char)*p >= 0x7F || (unsigned char)*p < 0x20)
                 *p = '?';

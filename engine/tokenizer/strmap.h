@@ -22,7 +22,10 @@ struct strmap {
     uint32_t *slots; /* [n_slots], a power of two: index of the entry + 1, 0 empty */
     size_t n_slots;
 };
-#define STRMAP_INIT {BUF_INIT, NULL, 0, 0, NULL, 0}
+#define STRMAP_INIT                   \
+    {                                 \
+        BUF_INIT, NULL, 0, 0, NULL, 0 \
+    }
 
 /* Copies the key. Returns false, and changes nothing, when the key is there already. Keys are at
  * most 2^32 - 1 bytes, and so many in number. */

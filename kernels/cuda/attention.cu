@@ -1,14 +1,15 @@
 /* attention.cu: rope, the paged KV cache, and attention over it.
  *
  * Attention. One thread block a (row, KV head), four warps. Keys are cut into pieces of 32 at fixed
- * absolute positions; warp w takes pieces w, w + 4, ... in order. In a piece each lane owns one key: it
- * reads that key's K row in 16-byte steps and dots it with the group's query heads (GQA: K is read once
- * for all of them); the warp then takes the maximum and the exponentials, and sums p V with the lanes
- * along head_dim. Online softmax a warp (FlashAttention, arXiv:2205.14135); the four partial results are
- * merged in warp order. The order depends on the row's own position alone, so the bits do too:
- * prefill, decode, any chunking and any batch agree.
+ * absolute positions; warp w takes pieces w, w + 4, ... in order. In a piece each lane owns one
+ * key: it reads that key's K row in 16-byte steps and dots it with the group's query heads (GQA: K
+ * is read once for all of them); the warp then takes the maximum and the exponentials, and sums p V
+ * with the lanes along head_dim. Online softmax a warp (FlashAttention, arXiv:2205.14135); the four
+ * partial results are merged in warp order. The order depends on the row's own position alone, so
+ * the bits do too: prefill, decode, any chunking and any batch agree.
  *
- * Two numbers (decode, batch 32, context 4,096, 8 KV heads, head_dim 128): 537 MB of K and V a layer. */
+ * Two numbers (decode, batch 32, context 4,096, 8 KV heads, head_dim 128): 537 MB of K and V a
+ * layer. */
 #include "kernels/cuda/cuda.cuh"
 
 enum { WARPS = 4, PIECE = 32, GROUP_MAX = 8, HEAD_DIM_MAX = 256 };
@@ -23,7 +24,8 @@ static struct kv_view view_of(const struct kv_layer *kv)
     return {dev<void>(kv->k), dev<void>(kv->v), kv->dtype};
 }
 
-/* ---- rope and cache write ------------------------------------------------------------------------- */
+/* ---- rope and cache write
+ * ------------------------------------------------------------------------- */
 
 /* One warp a (row, head) of q, k and v. */
 __global__ static void rope_kernel(bf16 *qkv, struct kv_view kv, const int32_t *position,
@@ -66,8 +68,8 @@ __global__ static void rope_kernel(bf16 *qkv, struct kv_view kv, const int32_t *
     __syncwarp();
     int half = rotary_dim / 2;
     const float *cs = cos_sin == nullptr ? nullptr : cos_sin + (int64_t)position[row] * rotary_dim;
-    int64_t cache = ((int64_t)slot[row] * n_kv_heads + (is_v ? head - n_heads - n_kv_heads
-                                                             : head - n_heads)) *
+    int64_t cache = ((int64_t)slot[row] * n_kv_heads +
+                     (is_v ? head - n_heads - n_kv_heads : head - n_heads)) *
                     head_dim;
 #pragma unroll
     for (int i = 0; i < HEAD_DIM_MAX / 32; i++) {
@@ -104,7 +106,8 @@ void cuda_rope_kv_write(struct backend *be, struct devptr qkv, const struct kv_l
     CUDA_LAUNCHED(be, "rope_kv_write");
 }
 
-/* ---- attention ------------------------------------------------------------------------------------ */
+/* ---- attention
+ * ------------------------------------------------------------------------------------ */
 
 /* Dot of the lane's key with one query head; q is f32 in shared memory. */
 __device__ static float dot_key(const void *k, int64_t at, int dtype, const float *q, int head_dim)
@@ -143,10 +146,10 @@ __global__ static void __launch_bounds__(WARPS * 32)
     int64_t width = (int64_t)(shape.n_heads + 2 * shape.n_kv_heads) * head_dim;
 
     extern __shared__ float shared[];
-    float *q = shared;                                 /* [group, head_dim] */
-    float *out = q + group * head_dim;                 /* [WARPS, group, head_dim] */
-    float *best = out + WARPS * group * head_dim;      /* [WARPS, group] */
-    float *total = best + WARPS * group;               /* [WARPS, group] */
+    float *q = shared;                            /* [group, head_dim] */
+    float *out = q + group * head_dim;            /* [WARPS, group, head_dim] */
+    float *best = out + WARPS * group * head_dim; /* [WARPS, group] */
+    float *total = best + WARPS * group;          /* [WARPS, group] */
     for (int i = threadIdx.x; i < group * head_dim; i += blockDim.x)
         q[i] = __bfloat162float(qkv[row * width + (int64_t)kv_head * group * head_dim + i]);
     __syncthreads();
@@ -164,9 +167,8 @@ __global__ static void __launch_bounds__(WARPS * 32)
                 continue;
             int key = piece * PIECE + lane;
             bool live = key <= pos && key >= first;
-            int64_t token = live ? (int64_t)blocks[key / BLOCK_TOKENS] * BLOCK_TOKENS +
-                                       key % BLOCK_TOKENS
-                                 : 0;
+            int64_t token =
+                live ? (int64_t)blocks[key / BLOCK_TOKENS] * BLOCK_TOKENS + key % BLOCK_TOKENS : 0;
             int64_t at = (token * shape.n_kv_heads + kv_head) * head_dim;
 #pragma unroll
             for (int h = 0; h < GROUP_MAX; h++) {
@@ -174,7 +176,8 @@ __global__ static void __launch_bounds__(WARPS * 32)
                     break;
                 float s = -INFINITY;
                 if (live) {
-                    s = dot_key(kv.k, at, kv.dtype, q + (h0 + h) * head_dim, head_dim) * shape.scale;
+                    s = dot_key(kv.k, at, kv.dtype, q + (h0 + h) * head_dim, head_dim) *
+                        shape.scale;
                     if (shape.softcap > 0)
                         s = shape.softcap * tanhf(s / shape.softcap);
                 }
@@ -242,17 +245,17 @@ static void launch_attention(struct backend *be, struct devptr y, struct devptr 
                              const struct attention_shape *shape)
 {
     int group = shape->n_heads / shape->n_kv_heads;
-    size_t bytes =
-        sizeof(float) * ((size_t)group * shape->head_dim * (1 + WARPS) + 2 * WARPS * group);
+    size_t bytes = sizeof(float) *
+                   ((size_t)group * shape->head_dim * (1 + WARPS) + 2 * WARPS * group);
     if (bytes > 48 * 1024)
-        CUDA_NOTE(be, cudaFuncSetAttribute(attention_kernel<DIMS>,
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           (int)bytes));
-    attention_kernel<DIMS><<<dim3(batch->n_rows, shape->n_kv_heads), WARPS * 32, bytes,
-                             be->stream>>>(
-        dev<bf16>(y), dev<bf16>(qkv), view_of(kv), dev<int32_t>(batch->d_position),
-        dev<int32_t>(batch->d_row_seq), dev<int32_t>(batch->d_block_table), batch->max_blocks,
-        *shape);
+        CUDA_NOTE(be,
+                  cudaFuncSetAttribute(attention_kernel<DIMS>,
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    attention_kernel<DIMS>
+        <<<dim3(batch->n_rows, shape->n_kv_heads), WARPS * 32, bytes, be->stream>>>(
+            dev<bf16>(y), dev<bf16>(qkv), view_of(kv), dev<int32_t>(batch->d_position),
+            dev<int32_t>(batch->d_row_seq), dev<int32_t>(batch->d_block_table), batch->max_blocks,
+            *shape);
     CUDA_LAUNCHED(be, "attention");
 }
 
@@ -287,8 +290,8 @@ void cuda_kv_copy_blocks(struct backend *be, const struct kv_layer *kv,
                          const struct attention_shape *shape, const int32_t *src,
                          const int32_t *dst, int n)
 {
-    size_t bytes =
-        (size_t)BLOCK_TOKENS * shape->n_kv_heads * shape->head_dim * dtype_bytes(kv->dtype);
+    size_t bytes = (size_t)BLOCK_TOKENS * shape->n_kv_heads * shape->head_dim *
+                   dtype_bytes(kv->dtype);
     for (int i = 0; i < n; i++) {
         struct devptr const sides[2] = {kv->k, kv->v};
         for (int s = 0; s < 2; s++)

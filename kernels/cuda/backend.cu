@@ -1,12 +1,13 @@
 /* backend.cu: the CUDA backend's table, its stream and its memory.
  *
- * One stream; every entry enqueues on it. A fault of any call is kept and told by the next sync, which is
- * the only place the engine looks. Weights are packed at load (linear.cu); activations and the KV cache
- * are bf16 by default, sums f32. No library chooses algorithms on the path: a row's bits depend on the
- * weight's shape, its own inputs and its position, never on the batch around it.
+ * One stream; every entry enqueues on it. A fault of any call is kept and told by the next sync,
+ * which is the only place the engine looks. Weights are packed at load (linear.cu); activations and
+ * the KV cache are bf16 by default, sums f32. No library chooses algorithms on the path: a row's
+ * bits depend on the weight's shape, its own inputs and its position, never on the batch around it.
  *
- * Host memory handed to upload and download is pageable or pinned; from pageable memory cudaMemcpyAsync
- * returns once it has staged the bytes, so that the buffer may be reused at once. */
+ * Host memory handed to upload and download is pageable or pinned; from pageable memory
+ * cudaMemcpyAsync returns once it has staged the bytes, so that the buffer may be reused at once.
+ */
 #include "kernels/cuda/cuda.cuh"
 
 #include <cstdio>
@@ -132,12 +133,14 @@ static void be_host_free(struct backend *be, void *p)
 
 static void be_upload(struct backend *be, struct devptr dst, const void *src, size_t n_bytes)
 {
-    CUDA_NOTE(be, cudaMemcpyAsync(dev<void>(dst), src, n_bytes, cudaMemcpyHostToDevice, be->stream));
+    CUDA_NOTE(be,
+              cudaMemcpyAsync(dev<void>(dst), src, n_bytes, cudaMemcpyHostToDevice, be->stream));
 }
 
 static void be_download(struct backend *be, void *dst, struct devptr src, size_t n_bytes)
 {
-    CUDA_NOTE(be, cudaMemcpyAsync(dst, dev<void>(src), n_bytes, cudaMemcpyDeviceToHost, be->stream));
+    CUDA_NOTE(be,
+              cudaMemcpyAsync(dst, dev<void>(src), n_bytes, cudaMemcpyDeviceToHost, be->stream));
 }
 
 static int be_sync(struct backend *be, struct err *err)

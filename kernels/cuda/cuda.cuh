@@ -38,7 +38,7 @@ struct weight {
 
 /* Notes the first fault of a launch or call; sync returns it. */
 void cuda_note(struct backend *be, cudaError_t status, const char *what);
-#define CUDA_NOTE(be, call) cuda_note(be, call, #call)
+#define CUDA_NOTE(be, call)     cuda_note(be, call, #call)
 #define CUDA_LAUNCHED(be, what) cuda_note(be, cudaGetLastError(), what)
 
 template <typename T> static inline T *dev(struct devptr p)

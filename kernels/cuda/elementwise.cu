@@ -1,10 +1,11 @@
-/* elementwise.cu: norms, SwiGLU, gathers. One pass each; bound by bytes of activations, which stay in
- * L2 at decode. A row's sums run in an order fixed by its width. */
+/* elementwise.cu: norms, SwiGLU, gathers. One pass each; bound by bytes of activations, which stay
+ * in L2 at decode. A row's sums run in an order fixed by its width. */
 #include "kernels/cuda/cuda.cuh"
 
 enum { NORM_THREADS = 256 };
 
-/* The residual is rounded to bf16 before it is squared, so that what is normalised is what is kept. */
+/* The residual is rounded to bf16 before it is squared, so that what is normalised is what is kept.
+ */
 __global__ static void __launch_bounds__(NORM_THREADS)
     add_rmsnorm_kernel(bf16 *y, bf16 *residual, const bf16 *x, const float *w, int d, float eps,
                        float w_offset)
@@ -50,7 +51,8 @@ __global__ static void swiglu_kernel(bf16 *y, const bf16 *x, int64_t n, int d)
     if (i >= n)
         return;
     int64_t row = i / d, j = i % d;
-    float gate = __bfloat162float(x[row * 2 * d + j]), up = __bfloat162float(x[row * 2 * d + d + j]);
+    float gate = __bfloat162float(x[row * 2 * d + j]),
+          up = __bfloat162float(x[row * 2 * d + d + j]);
     y[i] = __float2bfloat16_rn(gate / (1.0f + expf(-gate)) * up);
 }
 
@@ -60,7 +62,7 @@ void cuda_swiglu(struct backend *be, struct devptr y, struct devptr x, int n_row
     if (n == 0)
         return;
     swiglu_kernel<<<(unsigned)((n + 255) / 256), 256, 0, be->stream>>>(dev<bf16>(y), dev<bf16>(x),
-                                                                      n, d);
+                                                                       n, d);
     CUDA_LAUNCHED(be, "swiglu");
 }
 

@@ -1,36 +1,38 @@
 /* linear.cu: y = W x + bias + adapters, for 1 to max_rows rows with the same bits.
  *
- * Idea. Decode reads every weight once for a handful of rows, so it is bound by bytes: the weights lie
- * on the wide side of the tensor core's tile (m16n8k16: 16 outputs) and the rows on the narrow one (8
- * rows). One kernel then serves 1 to 256 rows, and a row's sum runs in an order that depends on d_in
- * alone: a column of the tile never sees its neighbours.
+ * Idea. Decode reads every weight once for a handful of rows, so it is bound by bytes: the weights
+ * lie on the wide side of the tensor core's tile (m16n8k16: 16 outputs) and the rows on the narrow
+ * one (8 rows). One kernel then serves 1 to 256 rows, and a row's sum runs in an order that depends
+ * on d_in alone: a column of the tile never sees its neighbours.
  *
  * Order of a sum. K is cut into chunks of 32, the chunks into SLICES = 8 runs; warp s of the thread
- * block sums run s from its first chunk to its last, and the eight results are added in the order of s.
- * Then bias, then the adapters' deltas in segment order. Nothing else touches the order.
+ * block sums run s from its first chunk to its last, and the eight results are added in the order
+ * of s. Then bias, then the adapters' deltas in segment order. Nothing else touches the order.
  *
- * Packed weights. A dot product doesn't mind in which order k runs, as long as W and x agree. So lane
- * (g = lane / 4, t = lane % 4) takes the eight consecutive k = 32 c + 8 t ... + 7 of its rows, 16 bytes,
- * and the two m16n8k16 steps of a chunk use elements {0,1 | 2,3} and {4,5 | 6,7} of them. x is then
- * read row-major, 16 bytes a lane, with no staging; W is packed once so that a warp reads 512
- * consecutive bytes:
+ * Packed weights. A dot product doesn't mind in which order k runs, as long as W and x agree. So
+ * lane (g = lane / 4, t = lane % 4) takes the eight consecutive k = 32 c + 8 t ... + 7 of its rows,
+ * 16 bytes, and the two m16n8k16 steps of a chunk use elements {0,1 | 2,3} and {4,5 | 6,7} of them.
+ * x is then read row-major, 16 bytes a lane, with no staging; W is packed once so that a warp reads
+ * 512 consecutive bytes:
  *
- *   packed[m_tile][chunk][half][lane][8]     element (row = 16 m_tile + 8 half + g, k = 32 chunk + 8 t + e)
+ *   packed[m_tile][chunk][half][lane][8]     element (row = 16 m_tile + 8 half + g, k = 32 chunk +
+ * 8 t + e)
  *
- * rows and chunks past the end are zero. f16 weights are split exactly into hi + lo bf16 in registers
- * (two matrix steps; decode stays bound by bytes). f32 weights take a plain path.
+ * rows and chunks past the end are zero. f16 weights are split exactly into hi + lo bf16 in
+ * registers (two matrix steps; decode stays bound by bytes). f32 weights take a plain path.
  *
- * Adapters. shrink computes t = A x for tiles of 8 rows of a segment with the same lanes and slices;
- * expand is fused into linear's last lines: each output adds its rank-long dot product B t, so B is
- * read once a row group and the delta costs no pass over y. Ranks are true ranks.
+ * Adapters. shrink computes t = A x for tiles of 8 rows of a segment with the same lanes and
+ * slices; expand is fused into linear's last lines: each output adds its rank-long dot product B t,
+ * so B is read once a row group and the delta costs no pass over y. Ranks are true ranks.
  *
- * Two numbers (8B shape, batch 64): 15.0 GB of weights at the card's read bandwidth, and 2 x 8.0e9 x 64
- * FLOP, a hundredth of what the tensor cores do in that time. */
+ * Two numbers (8B shape, batch 64): 15.0 GB of weights at the card's read bandwidth, and 2 x 8.0e9
+ * x 64 FLOP, a hundredth of what the tensor cores do in that time. */
 #include "kernels/cuda/cuda.cuh"
 
 enum { SLICES = 8, THREADS = SLICES * 32, CHUNK = 32, ROW_SEGS_MAX = 8 };
 
-/* ---- packing ------------------------------------------------------------------------------------- */
+/* ---- packing
+ * ------------------------------------------------------------------------------------- */
 
 static __device__ __host__ inline int64_t packed_index(int row, int k, int n_chunks)
 {
@@ -68,7 +70,8 @@ int cuda_weight_create(struct backend *be, struct weight **out, const void *cons
                        d_in);
     }
     size_t row_bytes = (size_t)d_in * dtype_bytes(dtype);
-    /* Packed through a bounded staging buffer, so that loading needs no second copy of the model. */
+    /* Packed through a bounded staging buffer, so that loading needs no second copy of the model.
+     */
     const size_t staging_bytes = (size_t)64 << 20;
     int rows_a_time = (int)(staging_bytes / row_bytes > 0 ? staging_bytes / row_bytes : 1);
     void *staging = nullptr;
@@ -147,7 +150,8 @@ void cuda_embed(struct backend *be, struct devptr y, struct devptr token, const 
     CUDA_LAUNCHED(be, "embed");
 }
 
-/* ---- adapters: which segments a row is in -------------------------------------------------------- */
+/* ---- adapters: which segments a row is in
+ * -------------------------------------------------------- */
 
 /* What the device needs of lora_args, by value. */
 struct lora_view {
@@ -180,8 +184,8 @@ static struct lora_view view_of(const struct lora_args *lora)
     return v;
 }
 
-/* The first segment that holds the row, or n_segs. Segments ascend by row_begin; those of an ensemble
- * cover the same rows. */
+/* The first segment that holds the row, or n_segs. Segments ascend by row_begin; those of an
+ * ensemble cover the same rows. */
 __device__ static int first_seg_of(const struct lora_view &v, int row)
 {
     int low = 0, high = v.n_segs;
@@ -203,8 +207,7 @@ __device__ static int64_t t_index(const struct lora_view &v, int s, int p, int r
         at = v.offset[s];
         for (int q = 0; q < p; q++)
             at += (int64_t)v.segs[s].n_rows * v.part[q].entries[v.segs[s].slot].rank;
-        return at + (int64_t)(row - v.segs[s].row_begin) *
-                        v.part[p].entries[v.segs[s].slot].rank;
+        return at + (int64_t)(row - v.segs[s].row_begin) * v.part[p].entries[v.segs[s].slot].rank;
     }
     at = (int64_t)row * v.stride;
     for (int u = first_seg_of(v, row); u <= s; u++) {
@@ -217,7 +220,8 @@ __device__ static int64_t t_index(const struct lora_view &v, int s, int p, int r
     return at;
 }
 
-/* ---- the matrix step ------------------------------------------------------------------------------ */
+/* ---- the matrix step
+ * ------------------------------------------------------------------------------ */
 
 __device__ static inline void mma_bf16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {
@@ -285,8 +289,8 @@ __device__ static inline void halves_to_floats(float (&out)[8], const uint4 &v)
     }
 }
 
-/* The lane's eight elements of a row of x; zero past the row's end. ALIGNED: d_in is a multiple of 8,
- * so that a row begins on 16 bytes and a lane's eight elements are all inside or all outside. */
+/* The lane's eight elements of a row of x; zero past the row's end. ALIGNED: d_in is a multiple of
+ * 8, so that a row begins on 16 bytes and a lane's eight elements are all inside or all outside. */
 template <bool ALIGNED>
 __device__ static inline uint4 load_x(const bf16 *x, bool live, int64_t row, int k, int d_in)
 {
@@ -328,8 +332,8 @@ __device__ static float add_deltas(float y, const struct lora_view &v, const flo
         float delta = 0;
         int j = 0;
         if (e.dtype != DTYPE_F32 && e.rank % 8 == 0) {
-            const uint4 *b16 =
-                reinterpret_cast<const uint4 *>(static_cast<const uint16_t *>(b) + b_row);
+            const uint4 *b16 = reinterpret_cast<const uint4 *>(static_cast<const uint16_t *>(b) +
+                                                               b_row);
             for (; j < e.rank; j += 8) {
                 uint4 raw = b16[j / 8];
                 float f[8];
@@ -355,7 +359,8 @@ __device__ static float add_deltas(float y, const struct lora_view &v, const flo
     return y;
 }
 
-/* ---- base product --------------------------------------------------------------------------------- */
+/* ---- base product
+ * --------------------------------------------------------------------------------- */
 
 /* grid: (m tiles of 16 outputs, groups of 8 NT rows). */
 template <int NT, int DTYPE, bool ALIGNED>
@@ -458,10 +463,12 @@ __global__ static void linear_f32_kernel(void *y, bool y_f32, const bf16 *x, con
         static_cast<bf16 *>(y)[at] = __float2bfloat16_rn(sum);
 }
 
-/* ---- shrink --------------------------------------------------------------------------------------- */
+/* ---- shrink
+ * --------------------------------------------------------------------------------------- */
 
-/* grid: (tiles of 8 rows of a segment, parts, tiles of 16 ranks). Tiles of a segment begin at its first
- * row; which tile falls where changes no bits, since a row's column of the product is its own. */
+/* grid: (tiles of 8 rows of a segment, parts, tiles of 16 ranks). Tiles of a segment begin at its
+ * first row; which tile falls where changes no bits, since a row's column of the product is its
+ * own. */
 template <bool ALIGNED>
 __global__ static void __launch_bounds__(THREADS)
     shrink_kernel(float *t, const bf16 *x, int d_in, struct lora_view v)
@@ -567,7 +574,8 @@ static void launch_shrink(struct backend *be, float *t, const bf16 *x, int d_in,
     CUDA_LAUNCHED(be, "sgmv_shrink");
 }
 
-/* ---- entries of the table ------------------------------------------------------------------------- */
+/* ---- entries of the table
+ * ------------------------------------------------------------------------- */
 
 template <int NT, int DTYPE>
 static void launch_linear(struct backend *be, void *y, bool y_f32, const bf16 *x,

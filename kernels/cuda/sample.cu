@@ -1,11 +1,11 @@
 /* sample.cu: greedy choice and log-probabilities on the device; only results come back.
  *
- * One thread block a row. Sums are f64, thread by thread over a fixed stride, then in thread order, so
- * that a row's log-probabilities don't depend on what else is in the batch. The best n_top are found
- * by n_top passes of an ordered maximum (logit descending, id ascending).
+ * One thread block a row. Sums are f64, thread by thread over a fixed stride, then in thread order,
+ * so that a row's log-probabilities don't depend on what else is in the batch. The best n_top are
+ * found by n_top passes of an ordered maximum (logit descending, id ascending).
  *
- * A row that wants more than that (a temperature, penalties, bias) is copied back and drawn on the host
- * by the rules of kernels/ops.h, in f64: exact, and slow for large vocabularies. */
+ * A row that wants more than that (a temperature, penalties, bias) is copied back and drawn on the
+ * host by the rules of kernels/ops.h, in f64: exact, and slow for large vocabularies. */
 #include "kernels/cuda/cuda.cuh"
 
 #include <algorithm>
@@ -77,7 +77,7 @@ __global__ static void __launch_bounds__(SAMPLE_THREADS)
         for (int i = 0; i < SAMPLE_THREADS; i++)
             total += sums[i];
         log_sum = top.logit == -INFINITY ? 0 : (double)top.logit + log(total);
-        int32_t token = wanted[blockIdx.x] >= 0 ? wanted[blockIdx.x]
+        int32_t token = wanted[blockIdx.x] >= 0  ? wanted[blockIdx.x]
                         : top.logit == -INFINITY ? 0
                                                  : top.id;
         r->token = token;
@@ -102,7 +102,8 @@ __global__ static void __launch_bounds__(SAMPLE_THREADS)
     }
 }
 
-/* results, wanted and n_top are host memory; small, so they go through one allocation of the stream. */
+/* results, wanted and n_top are host memory; small, so they go through one allocation of the
+ * stream. */
 static void score(struct backend *be, struct sample_result *results, struct devptr logits, int n,
                   int vocab, const std::vector<int32_t> &wanted, const std::vector<int32_t> &n_top)
 {
@@ -139,10 +140,9 @@ void cuda_score(struct backend *be, struct sample_result *results, struct devptr
 
 static bool is_greedy(const struct sample_params &p, const struct sample_history *h)
 {
-    if (h != nullptr && (h->n_bias > 0 ||
-                         (h->tokens != nullptr &&
-                          (p.repetition_penalty != 1 || p.frequency_penalty != 0 ||
-                           p.presence_penalty != 0))))
+    if (h != nullptr && (h->n_bias > 0 || (h->tokens != nullptr &&
+                                           (p.repetition_penalty != 1 || p.frequency_penalty != 0 ||
+                                            p.presence_penalty != 0))))
         return false;
     return p.temperature == 0;
 }

@@ -1,9 +1,11 @@
-/* sign_messages: signs one of each message with a given key, in C, for signatures.test.mjs to check.
+/* sign_messages: signs one of each message with a given key, in C, for signatures.test.mjs to
+ * check.
  *
  * usage: sign_messages CHAIN_ID LEDGER ESCROW REGISTRY OPERATOR SEED < KEY_HEX
  *
- * Fields are drawn from SEED; the key signs everything, its account being payer and creator. Prints one
- * JSON object: {"Receipt":{"message","signature","digest"},...}. Numbers are decimal strings. */
+ * Fields are drawn from SEED; the key signs everything, its account being payer and creator. Prints
+ * one JSON object: {"Receipt":{"message","signature","digest"},...}. Numbers are decimal strings.
+ */
 #include "chain/eip712.h"
 #include "node/base/err.h"
 #include "node/base/hex.h"
@@ -95,18 +97,18 @@ static void sign_receipt(json_t *out, struct wallet *w, struct address self,
     for (size_t i = 0; i < r.n_adapters; i++) {
         draw_bytes(&shares[i], sizeof shares[i]);
         shares[i].royalty = draw_amount();
-        json_array_append_new(list, json_pack("{s:o,s:o,s:o}", "adapterId", HEX(shares[i].adapter_id),
-                                              "bps", number(shares[i].bps), "royalty",
-                                              money(shares[i].royalty)));
+        json_array_append_new(
+            list, json_pack("{s:o,s:o,s:o}", "adapterId", HEX(shares[i].adapter_id), "bps",
+                            number(shares[i].bps), "royalty", money(shares[i].royalty)));
     }
     struct receipt_digest digest = eip712_receipt(&r, d);
     must(wallet_sign_receipt(w, "key", &s, &digest, &err), &err);
     add(out, "Receipt",
-        json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "requestId",
-                  HEX(r.request_id), "operator", HEX(r.operator_address), "payer", HEX(r.payer),
-                  "channel", HEX(r.channel), "index", number(r.index), "prevReceiptHash",
-                  HEX(r.prev_receipt_hash), "modelId", HEX(r.model_id), "adapters", list,
-                  "promptTokens", number(r.prompt_tokens), "completionTokens",
+        json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}",
+                  "requestId", HEX(r.request_id), "operator", HEX(r.operator_address), "payer",
+                  HEX(r.payer), "channel", HEX(r.channel), "index", number(r.index),
+                  "prevReceiptHash", HEX(r.prev_receipt_hash), "modelId", HEX(r.model_id),
+                  "adapters", list, "promptTokens", number(r.prompt_tokens), "completionTokens",
                   number(r.completion_tokens), "computeFee", money(r.compute_fee), "royalty",
                   money(r.royalty), "channelTotal", money(r.channel_total), "timestampMs",
                   number(r.timestamp_ms), "requestHash", HEX(r.request_hash), "responseHash",

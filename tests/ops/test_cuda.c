@@ -1,7 +1,7 @@
 /* variant: release. The CUDA backend against ref, and against itself in other company.
  *
- * Inputs are rounded to bf16 first, so that both sides compute with the same numbers; the bound is ops.h's for
- * bf16 activations. A machine without a Hopper GPU skips all of it and says so. */
+ * Inputs are rounded to bf16 first, so that both sides compute with the same numbers; the bound is
+ * ops.h's for bf16 activations. A machine without a Hopper GPU skips all of it and says so. */
 #include "tests/ops/harness.h"
 
 enum { SLOTS = 4 };
@@ -34,13 +34,14 @@ static int close_both(void **state)
     return 0;
 }
 
-#define NEEDS_GPU()                                                                                \
-    do {                                                                                           \
-        if (!have_gpu)                                                                             \
-            skip();                                                                                \
+#define NEEDS_GPU()    \
+    do {               \
+        if (!have_gpu) \
+            skip();    \
     } while (0)
 
-/* ---- activations: f32 for ref, bf16 for cuda ---------------------------------------------------------- */
+/* ---- activations: f32 for ref, bf16 for cuda
+ * ---------------------------------------------------------- */
 
 static float *activations(size_t n, uint64_t seed)
 {
@@ -101,7 +102,8 @@ static void compare(const char *what, const float *y, const float *r, size_t n, 
 enum { BOUND_NANO = 50000 }; /* 5e-5 */
 #define BOUND (BOUND_NANO * 1e-9)
 
-/* ---- linear ---------------------------------------------------------------------------------------------- */
+/* ---- linear
+ * ---------------------------------------------------------------------------------------------- */
 
 struct linear_case {
     const char *what;
@@ -120,18 +122,77 @@ static const struct linear_case linear_cases[] = {
     {"odd shape", 37, 1, {53}, DTYPE_BF16, DTYPE_BF16, 9, true, false, {{0}}, 0, {{0}}},
     {"odd shape, f16", 45, 2, {19, 30}, DTYPE_F16, DTYPE_F16, 13, true, false, {{0}}, 0, {{0}}},
     {"f32 weights", 130, 1, {77}, DTYPE_F32, DTYPE_F32, 11, true, true, {{0}}, 0, {{0}}},
-    {"qkv of an 8B model", 4096, 3, {4096, 1024, 1024}, DTYPE_BF16, DTYPE_BF16, 3, false, false,
-     {{16, 16, 16}, {8, 0, 64}, {128, 3, 1}, {0}}, 3, {{0, 1, 0, 1}, {1, 1, 1, 1}, {2, 1, 2, 1}}},
-    {"64 rows, four adapters, base rows and an empty segment between", 768, 3, {768, 256, 256}, DTYPE_BF16,
-     DTYPE_BF16, 64, true, false, {{16, 16, 16}, {8, 0, 64}, {128, 3, 1}, {0}}, 6,
+    {"qkv of an 8B model",
+     4096,
+     3,
+     {4096, 1024, 1024},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     3,
+     false,
+     false,
+     {{16, 16, 16}, {8, 0, 64}, {128, 3, 1}, {0}},
+     3,
+     {{0, 1, 0, 1}, {1, 1, 1, 1}, {2, 1, 2, 1}}},
+    {"64 rows, four adapters, base rows and an empty segment between",
+     768,
+     3,
+     {768, 256, 256},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     64,
+     true,
+     false,
+     {{16, 16, 16}, {8, 0, 64}, {128, 3, 1}, {0}},
+     6,
      {{0, 9, 0, 1}, {9, 0, 1, 1}, {12, 20, 1, 1}, {32, 1, 2, 1}, {40, 8, 3, 1}, {48, 16, 0, 1}}},
-    {"f16 adapters on f16 weights", 256, 2, {100, 60}, DTYPE_F16, DTYPE_F16, 20, false, false,
-     {{16, 4}, {3, 0}, {0, 33}, {8, 8}}, 4, {{0, 4, 0, 1}, {4, 6, 1, 1}, {10, 1, 2, 1}, {11, 9, 3, 1}}},
-    {"f32 adapters on bf16 weights, odd d_in", 61, 1, {150}, DTYPE_BF16, DTYPE_F32, 16, false, false,
-     {{16}, {8}, {33}, {2}}, 4, {{0, 4, 0, 1}, {4, 4, 1, 1}, {8, 4, 2, 1}, {12, 4, 3, 1}}},
-    {"an ensemble", 80, 2, {48, 48}, DTYPE_BF16, DTYPE_BF16, 10, true, false, {{4, 4}, {8, 0}, {0, 6}, {0}}, 4,
+    {"f16 adapters on f16 weights",
+     256,
+     2,
+     {100, 60},
+     DTYPE_F16,
+     DTYPE_F16,
+     20,
+     false,
+     false,
+     {{16, 4}, {3, 0}, {0, 33}, {8, 8}},
+     4,
+     {{0, 4, 0, 1}, {4, 6, 1, 1}, {10, 1, 2, 1}, {11, 9, 3, 1}}},
+    {"f32 adapters on bf16 weights, odd d_in",
+     61,
+     1,
+     {150},
+     DTYPE_BF16,
+     DTYPE_F32,
+     16,
+     false,
+     false,
+     {{16}, {8}, {33}, {2}},
+     4,
+     {{0, 4, 0, 1}, {4, 4, 1, 1}, {8, 4, 2, 1}, {12, 4, 3, 1}}},
+    {"an ensemble",
+     80,
+     2,
+     {48, 48},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     10,
+     true,
+     false,
+     {{4, 4}, {8, 0}, {0, 6}, {0}},
+     4,
      {{0, 2, 0, 1}, {3, 5, 0, 0.25f}, {3, 5, 1, 0.75f}, {3, 5, 2, -0.5f}}},
-    {"prefill", 512, 1, {1024}, DTYPE_BF16, DTYPE_BF16, 300, false, false, {{16}, {8}, {0}, {0}}, 2,
+    {"prefill",
+     512,
+     1,
+     {1024},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     300,
+     false,
+     false,
+     {{16}, {8}, {0}, {0}},
+     2,
      {{0, 200, 0, 1}, {200, 100, 1, 1}}},
 };
 
@@ -176,9 +237,8 @@ static float *run_linear(struct dev *d, const struct linear_case *c, int first, 
             free(a);
             free(b);
         }
-        lora_parts[p] = (struct lora_part){entries[p],
-                                           dev_put(d, entries[p], sizeof entries[p]), begin,
-                                           c->d_out[p]};
+        lora_parts[p] = (struct lora_part){entries[p], dev_put(d, entries[p], sizeof entries[p]),
+                                           begin, c->d_out[p]};
         begin += c->d_out[p];
     }
     struct lora_seg segs[8];
@@ -252,7 +312,8 @@ static void a_row_of_linear_has_the_same_bits_alone_and_in_any_batch(void **stat
     }
 }
 
-/* ---- attention -------------------------------------------------------------------------------------------- */
+/* ---- attention
+ * -------------------------------------------------------------------------------------------- */
 
 struct attention_case {
     const char *what;
@@ -263,24 +324,56 @@ struct attention_case {
 };
 
 static const struct attention_case attention_cases[] = {
-    {"decode, half-full blocks", {4, 2, 64, 0.125f, 0, 0}, DTYPE_BF16, 4, {0, 15, 16, 100}, {1, 1, 1, 1}, false},
-    {"prefill beside decode", {8, 8, 128, 0.088f, 0, 0}, DTYPE_BF16, 3, {0, 33, 7}, {40, 1, 17}, false},
-    {"GQA of 8, long context", {8, 1, 128, 0.088f, 0, 0}, DTYPE_BF16, 2, {1500, 700}, {1, 3}, false},
+    {"decode, half-full blocks",
+     {4, 2, 64, 0.125f, 0, 0},
+     DTYPE_BF16,
+     4,
+     {0, 15, 16, 100},
+     {1, 1, 1, 1},
+     false},
+    {"prefill beside decode",
+     {8, 8, 128, 0.088f, 0, 0},
+     DTYPE_BF16,
+     3,
+     {0, 33, 7},
+     {40, 1, 17},
+     false},
+    {"GQA of 8, long context",
+     {8, 1, 128, 0.088f, 0, 0},
+     DTYPE_BF16,
+     2,
+     {1500, 700},
+     {1, 3},
+     false},
     {"head_dim 8", {8, 4, 8, 0.35f, 0, 0}, DTYPE_BF16, 2, {20, 0}, {2, 5}, false},
-    {"head_dim 80, sliding window", {4, 4, 80, 0.11f, 24, 0}, DTYPE_BF16, 2, {90, 0}, {2, 50}, false},
+    {"head_dim 80, sliding window",
+     {4, 4, 80, 0.11f, 24, 0},
+     DTYPE_BF16,
+     2,
+     {90, 0},
+     {2, 50},
+     false},
     {"head_dim 256, soft cap", {4, 2, 256, 0.0625f, 0, 20}, DTYPE_BF16, 2, {40, 3}, {1, 2}, false},
-    {"head_dim 96, q and k norms, f32 cache", {6, 2, 96, 0.1f, 0, 0}, DTYPE_F32, 2, {40, 3}, {1, 9}, true},
+    {"head_dim 96, q and k norms, f32 cache",
+     {6, 2, 96, 0.1f, 0, 0},
+     DTYPE_F32,
+     2,
+     {40, 3},
+     {1, 9},
+     true},
     {"f16 cache", {4, 2, 64, 0.125f, 0, 0}, DTYPE_F16, 2, {40, 3}, {1, 9}, false},
 };
 
-/* Fills the cache token by token and then runs the step; keep < 0: all sequences, else only that one. */
+/* Fills the cache token by token and then runs the step; keep < 0: all sequences, else only that
+ * one. */
 static float *run_attention(struct dev *d, const struct attention_case *c, int keep, int chunk)
 {
     const struct attention_shape *s = &c->shape;
     int max_blocks = 128, width = (s->n_heads + 2 * s->n_kv_heads) * s->head_dim;
     size_t kv_elements = (size_t)c->n_seqs * (size_t)max_blocks * BLOCK_TOKENS *
                          (size_t)(s->n_kv_heads * s->head_dim);
-    struct kv_layer kv = {empty_activations(d, kv_elements), empty_activations(d, kv_elements), c->kv};
+    struct kv_layer kv = {empty_activations(d, kv_elements), empty_activations(d, kv_elements),
+                          c->kv};
     float *cos_sin = xcalloc((size_t)(4096 * s->head_dim), 4);
     for (int p = 0; p < 4096; p++) {
         for (int i = 0; i < s->head_dim / 2; i++) {
@@ -299,7 +392,8 @@ static float *run_attention(struct dev *d, const struct attention_case *c, int k
     for (int q = 0; q < c->n_seqs; q++)
         n_out += keep < 0 || keep == q ? c->fresh[q] : 0;
     float *result = xcalloc((size_t)n_out * (size_t)(s->n_heads * s->head_dim), 4), *at = result;
-    /* Sequences one after the other for the past, in pieces of `chunk`; the step is the last piece of all. */
+    /* Sequences one after the other for the past, in pieces of `chunk`; the step is the last piece
+     * of all. */
     for (int phase = 0; phase < 2; phase++) {
         for (int piece = 0;; piece++) {
             int32_t indptr[5] = {0}, kv_len[4], position[512], slot[512], row_seq[512];
@@ -417,7 +511,8 @@ static void a_row_of_attention_has_the_same_bits_alone_and_however_its_past_was_
     }
 }
 
-/* ---- the rest ---------------------------------------------------------------------------------------------- */
+/* ---- the rest
+ * ---------------------------------------------------------------------------------------------- */
 
 static void norms_swiglu_embed_and_gather_agree_with_ref(void **state)
 {
@@ -436,12 +531,16 @@ static void norms_swiglu_embed_and_gather_agree_with_ref(void **state)
             struct err err = {0};
             struct weight *weight;
             const void *part = table;
-            assert_ok(dev->ops->weight_create(dev->be, &weight, &part, &vocab, 1, d, DTYPE_BF16, &err), err);
-            struct devptr d_x = put_activations(dev, x, 2 * size), d_r = put_activations(dev, residual, size);
+            assert_ok(
+                dev->ops->weight_create(dev->be, &weight, &part, &vocab, 1, d, DTYPE_BF16, &err),
+                err);
+            struct devptr d_x = put_activations(dev, x, 2 * size),
+                          d_r = put_activations(dev, residual, size);
             struct devptr d_w = dev_put(dev, w, (size_t)d * 4), y[5];
             for (int i = 0; i < 5; i++)
                 y[i] = empty_activations(dev, size);
-            struct devptr d_ids = dev_put(dev, ids, sizeof ids), d_rows = dev_put(dev, rows, sizeof rows);
+            struct devptr d_ids = dev_put(dev, ids, sizeof ids),
+                          d_rows = dev_put(dev, rows, sizeof rows);
             dev->ops->add_rmsnorm(dev->be, y[0], d_r, d_x, d_w, n, d, 1e-5f, 0);
             dev->ops->add_rmsnorm(dev->be, y[1], d_r, (struct devptr){0}, d_w, n, d, 1e-5f, 1);
             dev->ops->swiglu(dev->be, y[2], d_x, n, d);
@@ -481,7 +580,12 @@ static void sampling_agrees_with_ref(void **state)
         struct sample_params p[6] = {
             {.temperature = 0, .top_p = 1, .repetition_penalty = 1, .n_top = 5},
             {.temperature = 0.8f, .top_p = 0.9f, .repetition_penalty = 1, .seed = 5, .position = 9},
-            {.temperature = 1.5f, .top_k = 40, .top_p = 1, .repetition_penalty = 1, .seed = 6, .n_top = 20},
+            {.temperature = 1.5f,
+             .top_k = 40,
+             .top_p = 1,
+             .repetition_penalty = 1,
+             .seed = 6,
+             .n_top = 20},
             {.temperature = 1, .min_p = 0.05f, .top_p = 1, .repetition_penalty = 1, .seed = 7},
             {.temperature = 0, .top_p = 1, .repetition_penalty = 1.3f, .n_top = 1},
             {.temperature = 0, .top_p = 1, .repetition_penalty = 1, .presence_penalty = 30},

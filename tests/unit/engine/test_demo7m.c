@@ -1,6 +1,6 @@
-/* variant: both. demo-7m, base and four adapters: what they say agrees with the golden file, whoever runs beside
- * them, and to the bit with what they say alone. Under a sanitizer a part of the golden file is
- * run; all of it in a build without. */
+/* variant: both. demo-7m, base and four adapters: what they say agrees with the golden file,
+ * whoever runs beside them, and to the bit with what they say alone. Under a sanitizer a part of
+ * the golden file is run; all of it in a build without. */
 #include "tests/unit/engine/demo7m.h"
 
 static const double LOGPROB_TOLERANCE = 1e-3;

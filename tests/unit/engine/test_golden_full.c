@@ -1,7 +1,7 @@
-/* variant: release. The held-out matrix: the negative log-likelihood a token of four domains under the base model and
- * four adapters, all domains and all five "adapters" in flight at once. An adapter must be good at
- * its own domain and do what the golden says on the others; one that leaks into its neighbours
- * can't.
+/* variant: release. The held-out matrix: the negative log-likelihood a token of four domains under
+ * the base model and four adapters, all domains and all five "adapters" in flight at once. An
+ * adapter must be good at its own domain and do what the golden says on the others; one that leaks
+ * into its neighbours can't.
  *
  * 357,000 tokens: too long under a sanitizer, where a part of the sequences is computed twice
  * instead: all at once, and then adapter after adapter, and must give the same bits. */
