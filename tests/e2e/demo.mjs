@@ -124,6 +124,13 @@ async function main() {
   const manifests = await auditedManifests(world.registry.url, world.published);
   const paid = await transfersFrom(world, world.contracts.attributionLedger);
   const { books, differences } = settle(receipts, manifests, world, paid);
+  if (process.env.TRIBUTARY_DEMO_DUMP) { // for demo.test.mjs, which alters it
+    const { contracts, datanets, node: { address: node }, people: { address: people } } = world;
+    fs.writeFileSync(process.env.TRIBUTARY_DEMO_DUMP, JSON.stringify({
+      receipts, manifests, market: { contracts, datanets, node: { address: node }, people: { address: people } },
+      paid: [...paid].map(([who, amount]) => [who, amount.toString()]),
+    }));
+  }
   const claimedOf = await claimedByAdapter(world);
   say('  adapter   requests   tokens   royalty owed by receipts   claimed on chain         difference');
   let wrong = 0;
