@@ -315,8 +315,13 @@ static char *read_line(char *out, int n, void *context)
     struct ini_state *s = context;
     if (s->failed)
         return NULL;
-    if (fgets(out, n, s->file) == NULL)
+    if (fgets(out, n, s->file) == NULL) {
+        if (ferror(s->file)) { /* a directory opens, and fails only here */
+            s->failed = true;
+            err_set_errno(s->err, errno, "reading %s", s->path);
+        }
         return NULL;
+    }
     s->line++;
     size_t len = strlen(out);
     if (len + 1 == (size_t)n && out[len - 1] != '\n' && !feof(s->file)) {
@@ -373,10 +378,7 @@ int config_read_file(struct config *c, const char *path, struct err *err)
         return err_set_errno(err, errno, "%s", path);
     struct ini_state s = {.config = c, .path = path, .file = f, .err = err};
     int rc = ini_parse_stream(read_line, &s, ini_pair, &s);
-    int read_errno = ferror(f) ? errno : 0; /* a directory opens, and fails only here */
     fclose(f);
-    if (read_errno != 0)
-        return err_set_errno(err, read_errno, "reading %s", path);
     /* A line that is no INI doesn't stop inih: what comes first is what is told. */
     if (s.failed && (rc <= 0 || rc >= s.line))
         return -1;

@@ -202,6 +202,10 @@ static void files_are_refused_with_line_and_suggestion(void **state)
     assert_int_equal(config_read_file(c, missing, &err), -1);
     assert_int_equal(err.code, ERR_NOT_FOUND);
     free(missing);
+    err = (struct err){0};
+    assert_int_equal(config_read_file(c, dir, &err), -1); /* a directory can be opened */
+    if (strstr(err.message, "Is a directory") == NULL)
+        fail_msg("a directory as the file: \"%s\"", err.message);
     config_free(c);
     temp_dir_remove(dir);
 }
