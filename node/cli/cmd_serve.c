@@ -249,9 +249,6 @@ static void create_store(struct serving *s)
 static int open_engine(struct serving *s, struct err *err)
 {
     const struct config *c = s->c;
-    if (config_string(c, CONFIG_MODEL_DIR)[0] == '\0')
-        return err_set(err, ERR_INVALID,
-                       "no model: say --model DIR, or model.dir in tributary.conf");
     s->base_name = base_name(c);
     struct service_options so = {
         .base_name = s->base_name,
@@ -279,6 +276,11 @@ static int open_engine(struct serving *s, struct err *err)
     };
     if (engine_open(&s->node.engine, &eo, err) != 0)
         return -1;
+    /* The engine can do without one (bench does); every answer over HTTP is text. */
+    if (engine_tokenizer(s->node.engine) == NULL)
+        return err_set(err, ERR_NOT_FOUND,
+                       "%s/tokenizer.json: no such file; without it there is no text to serve",
+                       eo.model_dir);
     const struct engine_model *m = engine_model(s->node.engine);
     log_info("engine", "%s: %d layers, hidden %d, vocabulary %d, context %d, on %s", s->base_name,
              m->n_layers, m->hidden, m->vocab, m->max_context, m->backend);
@@ -367,6 +369,10 @@ static void raise_descriptor_limit(void)
 
 static int open_all(struct serving *s, struct err *err)
 {
+    /* First: a forgotten option must not leave a data directory and new keys behind. */
+    if (config_string(s->c, CONFIG_MODEL_DIR)[0] == '\0')
+        return err_set(err, ERR_INVALID,
+                       "no model: say --model DIR, or model.dir in tributary.conf");
     return deployment_load(&s->deployment, s->c, err) != 0 ||
                    dir_ensure(config_string(s->c, CONFIG_DATA_DIR), err) != 0 ||
                    open_wallet(s, err) != 0 || open_rpc(s, err) != 0 || open_ledger(s, err) != 0 ||

@@ -343,6 +343,17 @@ await checks.test('TLS, and who may listen where', async () => {
   }
 });
 
+await checks.test('what can never serve is refused at the start', async () => {
+  const bare = path.join(dir, 'bare'), data = path.join(dir, 'never');
+  fs.cpSync(model, bare, { recursive: true });
+  fs.rmSync(path.join(bare, 'tokenizer.json'));
+  const textless = await run('timeout', ['30', tributary, 'serve', '--model', bare, '--listen', '127.0.0.1:0', '--data', path.join(dir, 'bare-data')]);
+  checks.ok(textless.code === 66 && textless.err.includes('tokenizer.json'), 'a model without tokenizer.json', `exit ${textless.code}: ${textless.err}`);
+  const nameless = await run(tributary, ['serve', '--data', data], { cwd: dir });
+  checks.ok(nameless.code === 65 && nameless.err.includes('--model DIR'), 'no model', `exit ${nameless.code}: ${nameless.err}`);
+  checks.ok(!fs.existsSync(data), 'a forgotten --model leaves no data directory behind');
+});
+
 await checks.test('SIGTERM lets a running answer finish', async () => {
   const stream = await client.completions.create({ model: 'verse', prompt: 'O', max_tokens: 120, ignore_eos: true, stream: true });
   let n = 0, receipt, stopping;
