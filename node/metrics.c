@@ -150,15 +150,24 @@ static void histogram(struct buf *b, const struct histogram *h, const char *name
                 (unsigned long long)sum);
 }
 
-/* A label's value: the escapes of a JSON string are a superset of what the format knows, so
- * anything beyond plain characters becomes '?'. */
+/* A label's value is any UTF-8, with three escapes. What differs must stay different: two samples
+ * with the same labels make Prometheus refuse the whole page. */
 static void label(struct buf *b, const char *text)
 {
     buf_append_byte(b, '"');
-    for (; *text != '\0'; text++) {
-        bool plain = (unsigned char)*text >= 0x20 && *text != '"' && *text != '\\' &&
-                     (unsigned char)*text < 0x7F;
-        buf_append_byte(b, (uint8_t)(plain ? *text : '?'));
+    for (size_t n = strlen(text); n > 0;) {
+        size_t len = utf8_char_len(text, n);
+        if (len == 0)
+            buf_appendf(b, "\\\\x%02X", (unsigned)(unsigned char)*text);
+        else if (*text == '\n')
+            buf_append_str(b, "\\n");
+        else if (*text == '"' || *text == '\\')
+            buf_appendf(b, "\\%c", *text);
+        else
+            buf_append(b, text, len);
+        len = len == 0 ? 1 : len;
+        text += len;
+        n -= len;
     }
     buf_append_byte(b, '"');
 }
