@@ -263,22 +263,24 @@ static int move(const struct registry_server *s, const char *hex, const char *su
     return rc;
 }
 
-/* Makes a pending manifest visible. The signature moves first: a manifest is never seen without it.
- * Called with the lock. */
+/* Makes a pending manifest visible. The index comes first: a crash in between leaves the manifest
+ * pending, and the next start publishes it again (its name is then in the index twice, which harms
+ * nobody); the other way round it would be in no index for ever. The signature moves before the
+ * manifest, which is never seen without it. Called with the lock. */
 static int publish(struct registry_server *s, const struct facts *f, struct err *err)
 {
     char hex[HASH_TEXT_BYTES], creator[ADDRESS_TEXT_BYTES];
     hex_encode(hex, f->hash.bytes, 32);
-    if (move(s, hex, ".sig", err) != 0 || move(s, hex, ".json", err) != 0)
+    json_t *entry = json_pack("{s:s,s:s,s:s,s:s,s:I}", "creator",
+                              address_format_lower(creator, f->creator), "kind",
+                              f->is_datanet ? "datanet" : "adapter", "manifest", hex, "name",
+                              f->name, "version", (json_int_t)f->version);
+    if (add_to_index(s, entry, err) != 0 || move(s, hex, ".sig", err) != 0 ||
+        move(s, hex, ".json", err) != 0)
         return -1;
     log_info("registry", "%s %s version %" PRIu64 " is published, manifest %s",
              f->is_datanet ? "Datanet" : "adapter", f->name, f->version, hex);
-    return add_to_index(s,
-                        json_pack("{s:s,s:s,s:s,s:s,s:I}", "creator",
-                                  address_format_lower(creator, f->creator), "kind",
-                                  f->is_datanet ? "datanet" : "adapter", "manifest", hex, "name",
-                                  f->name, "version", (json_int_t)f->version),
-                        err);
+    return 0;
 }
 
 static int store_pending(struct registry_server *s, const char *hex, const void *text, size_t n,
