@@ -63,6 +63,8 @@ void utf8_append_lossy(struct buf *out, const void *bytes, size_t n)
 {
     const uint8_t *p = bytes;
     size_t done = 0, at = 0; /* [done, at) is good and not yet copied */
+    if (n == 0)
+        return; /* bytes may be NULL */
     while (at < n) {
         int len = utf8_scan(p + at, n - at);
         if (len > 0) {
