@@ -1,5 +1,5 @@
-/* strmap: see strmap.h. Open addressing with linear probing, at most half full; the slots hold
- * indexes into a dense array of entries, whose stored hash settles most comparisons. */
+/* strmap: see strmap.h. Open addressing with linear probing, at most half full. A slot is a whole
+ * entry, so that a look-up touches one line of the table and, when the hash agrees, the key. */
 #include "engine/tokenizer/strmap.h"
 
 #include "node/base/err.h"
@@ -30,9 +30,9 @@ static size_t slot_of(const struct strmap *m, const char *key, size_t n_bytes, u
 {
     size_t mask = m->n_slots - 1;
     for (size_t i = hash & mask;; i = (i + 1) & mask) {
-        if (m->slots[i] == 0)
+        const struct strmap_entry *e = &m->slots[i];
+        if (e->n_bytes == UINT32_MAX)
             return i;
-        const struct strmap_entry *e = &m->entries[m->slots[i] - 1];
         if (e->hash == hash && e->n_bytes == n_bytes &&
             memcmp(m->keys.data + e->offset, key, n_bytes) == 0)
             return i;
@@ -46,27 +46,29 @@ static void grow(struct strmap *m)
     free(m->slots);
     m->n_slots = m->cap * 2;
     m->slots = xcalloc(m->n_slots, sizeof *m->slots);
+    for (size_t i = 0; i < m->n_slots; i++)
+        m->slots[i].n_bytes = UINT32_MAX;
     for (size_t k = 0; k < m->n; k++) {
         size_t i = m->entries[k].hash & (m->n_slots - 1);
-        while (m->slots[i] != 0)
+        while (m->slots[i].n_bytes != UINT32_MAX)
             i = (i + 1) & (m->n_slots - 1);
-        m->slots[i] = (uint32_t)k + 1;
+        m->slots[i] = m->entries[k];
     }
 }
 
 bool strmap_put(struct strmap *m, const char *key, size_t n_bytes, int32_t value)
 {
-    BUG_IF(n_bytes > UINT32_MAX || m->n >= UINT32_MAX - 1);
+    BUG_IF(n_bytes >= UINT32_MAX || m->keys.len >= UINT32_MAX - n_bytes - 1);
     if (m->n == m->cap)
         grow(m);
     uint32_t hash = hash_bytes(key, n_bytes);
     size_t slot = slot_of(m, key, n_bytes, hash);
-    if (m->slots[slot] != 0)
+    if (m->slots[slot].n_bytes != UINT32_MAX)
         return false;
-    m->entries[m->n] = (struct strmap_entry){hash, (uint32_t)n_bytes, m->keys.len, value};
+    m->slots[slot] = (struct strmap_entry){hash, (uint32_t)n_bytes, (uint32_t)m->keys.len, value};
+    m->entries[m->n++] = m->slots[slot];
     buf_append(&m->keys, key, n_bytes);
     buf_append_byte(&m->keys, 0);
-    m->slots[slot] = (uint32_t)++m->n;
     return true;
 }
 
@@ -74,8 +76,8 @@ int32_t strmap_get(const struct strmap *m, const char *key, size_t n_bytes)
 {
     if (m->n == 0)
         return -1;
-    uint32_t slot = m->slots[slot_of(m, key, n_bytes, hash_bytes(key, n_bytes))];
-    return slot == 0 ? -1 : m->entries[slot - 1].value;
+    const struct strmap_entry *e = &m->slots[slot_of(m, key, n_bytes, hash_bytes(key, n_bytes))];
+    return e->n_bytes == UINT32_MAX ? -1 : e->value;
 }
 
 void strmap_release(struct strmap *m)

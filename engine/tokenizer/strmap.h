@@ -11,7 +11,7 @@
 struct strmap_entry {
     uint32_t hash;
     uint32_t n_bytes;
-    size_t offset; /* of the key in `keys` */
+    uint32_t offset; /* of the key in `keys` */
     int32_t value;
 };
 
@@ -19,16 +19,14 @@ struct strmap {
     struct buf keys;              /* one after the other, each followed by a NUL */
     struct strmap_entry *entries; /* [n], in the order of insertion */
     size_t n, cap;
-    uint32_t *slots; /* [n_slots], a power of two: index of the entry + 1, 0 empty */
+    struct strmap_entry *slots; /* [n_slots], a power of two: the entries once more, where their hash
+                                   puts them; n_bytes UINT32_MAX: empty */
     size_t n_slots;
 };
-#define STRMAP_INIT                   \
-    {                                 \
-        BUF_INIT, NULL, 0, 0, NULL, 0 \
-    }
+#define STRMAP_INIT {BUF_INIT, NULL, 0, 0, NULL, 0}
 
-/* Copies the key. Returns false, and changes nothing, when the key is there already. Keys are at
- * most 2^32 - 1 bytes, and so many in number. */
+/* Copies the key. Returns false, and changes nothing, when the key is there already. All keys
+ * together are less than 4 GiB. */
 bool strmap_put(struct strmap *m, const char *key, size_t n_bytes, int32_t value);
 
 /* The value, or -1. */

@@ -15,8 +15,8 @@
  * at. Everything else that a file holds is either obeyed or refused by name.
  *
  * Source for all behaviour: github.com/huggingface/tokenizers 0.23, and the golden files that its
- * JavaScript package wrote (tests/fixtures/tokenizers). One deliberate difference: 0.23 doesn't skip
- * a special token with normalized = true when the normalizer changes its spelling (it compares
+ * JavaScript package wrote (tests/fixtures/tokenizers). One deliberate difference: 0.23 doesn't
+ * skip a special token with normalized = true when the normalizer changes its spelling (it compares
  * spellings); we go by the id, as it did before. */
 #include "engine/tokenizer/tokenizer.h"
 

@@ -66,7 +66,7 @@ await start();
 const clients = [0, 1, 2, 3].map(client);
 await until('the first receipts', () => held.size > 3, { timeoutMs: 60000 });
 for (let k = 0; k < kills; k++) {
-  const named = k % 2 === 1 ? `${points[(k >> 1) % points.length]}:${1 + Math.floor(random() * 3)}` : null;
+  const named = k % 2 === 1 ? `${points[(k >> 1) % points.length]}:${1 + Math.floor(random() * 2)}` : null;
   if (named) {
     // Armed from its start: the node is restarted with the fault.
     nodeUp = false;
@@ -74,11 +74,11 @@ for (let k = 0; k < kills; k++) {
     await node.child.exited;
     const point = named.split(':')[0];
     // Some points are passed before it listens.
-    const died = await start(named).then(() => Promise.race([node.child.exited, sleep(8000).then(() => 'alive')]),
+    const died = await start(named).then(() => Promise.race([node.child.exited, sleep(4000).then(() => 'alive')]),
       (error) => { if (!/ended with SIGKILL/.test(error.message)) throw error; return 'SIGKILL'; });
     if (died === 'SIGKILL') hits[point] = (hits[point] ?? 0) + 1;
   } else {
-    await sleep(100 + random() * 1500);
+    await sleep(50 + random() * 1000);
     // What it was at, a moment before: for the record.
     const outbox = await rpc(node.url, 'attribution_outbox').catch(() => ({ items: [] }));
     const open = outbox.items.filter((o) => o.state !== 'confirmed');

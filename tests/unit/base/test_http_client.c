@@ -16,7 +16,7 @@ extern char **environ;
 static struct server *server;
 static struct http_client *client;
 
-/* ---- the other side -------------------------------------------------------------------------- */
+/* ---- the other side ----------------------------------------------------------------------- */
 
 enum { FILE_BYTES = 100000 };
 
@@ -183,7 +183,7 @@ static int close_both(void **state)
     return 0;
 }
 
-/* ---- tests ----------------------------------------------------------------------------------- */
+/* ---- tests -------------------------------------------------------------------------------- */
 
 static void complete_answers_are_successes_whatever_their_status(void **state)
 {
@@ -586,8 +586,7 @@ static void urls_are_redacted(void **state)
     assert_string_equal(http_url_redact(out, 10, "https://a.example/", false), "https://a");
 }
 
-/* ---- TLS: node answers with a certificate that only this test's authority file knows -----------
- */
+/* ---- TLS: node answers with a certificate that only this test's authority file knows ------ */
 
 /* Made for this test, worth nothing: EC P-256, subject alternative name IP:127.0.0.1, until 2120.
  */
