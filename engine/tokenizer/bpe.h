@@ -28,7 +28,10 @@ struct bpe_scratch {
     struct bpe_candidate *heap;
     size_t n_heap, cap_heap;
 };
-#define BPE_SCRATCH_INIT {NULL, 0, 0, NULL, 0, 0}
+#define BPE_SCRATCH_INIT       \
+    {                          \
+        NULL, 0, 0, NULL, 0, 0 \
+    }
 void bpe_scratch_release(struct bpe_scratch *s);
 
 /* Appends the ids of one word [n_bytes]. O(n log n). Any thread, each with its own scratch. */

@@ -22,7 +22,10 @@ struct normalized {
     size_t cap_origin;
     bool with_origin;
 };
-#define NORMALIZED_INIT {BUF_INIT, NULL, 0, false}
+#define NORMALIZED_INIT          \
+    {                            \
+        BUF_INIT, NULL, 0, false \
+    }
 
 /* json: the member "normalizer", or NULL: nothing is done. */
 struct normalizer *normalizer_read(const json_t *json, struct err *err);

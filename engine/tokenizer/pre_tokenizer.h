@@ -21,7 +21,10 @@ struct words { /* reused from text to text */
     struct word *words; /* [n], ascending, not empty */
     size_t n, cap;
 };
-#define WORDS_INIT {BUF_INIT, NULL, 0, 0}
+#define WORDS_INIT           \
+    {                        \
+        BUF_INIT, NULL, 0, 0 \
+    }
 void words_release(struct words *w);
 
 /* json: the member "pre_tokenizer", or NULL: a text is one word. */

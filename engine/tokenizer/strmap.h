@@ -19,11 +19,14 @@ struct strmap {
     struct buf keys;              /* one after the other, each followed by a NUL */
     struct strmap_entry *entries; /* [n], in the order of insertion */
     size_t n, cap;
-    struct strmap_entry *slots; /* [n_slots], a power of two: the entries once more, where their hash
-                                   puts them; n_bytes UINT32_MAX: empty */
+    struct strmap_entry *slots; /* [n_slots], a power of two: the entries once more, where their
+                                   hash puts them; n_bytes UINT32_MAX: empty */
     size_t n_slots;
 };
-#define STRMAP_INIT {BUF_INIT, NULL, 0, 0, NULL, 0}
+#define STRMAP_INIT                   \
+    {                                 \
+        BUF_INIT, NULL, 0, 0, NULL, 0 \
+    }
 
 /* Copies the key. Returns false, and changes nothing, when the key is there already. All keys
  * together are less than 4 GiB. */

@@ -16,7 +16,10 @@ struct text_spans { /* ascending, not empty, neither overlapping nor touching */
     struct text_span *spans;
     size_t n, cap;
 };
-#define TEXT_SPANS_INIT {NULL, 0, 0}
+#define TEXT_SPANS_INIT \
+    {                   \
+        NULL, 0, 0      \
+    }
 
 /* Adds [begin, end); begin must not lie before the end of the last span. A span that touches the
  * last one makes it longer; an empty one changes nothing. */

@@ -43,7 +43,10 @@ struct token_ids {
     int32_t *ids; /* [n] */
     size_t n, cap;
 };
-#define TOKEN_IDS_INIT {NULL, 0, 0}
+#define TOKEN_IDS_INIT \
+    {                  \
+        NULL, 0, 0     \
+    }
 
 void token_ids_append(struct token_ids *list, int32_t id);
 void token_ids_release(struct token_ids *list); /* frees, and returns to TOKEN_IDS_INIT */
