@@ -58,7 +58,7 @@ BELOW_node        := node attribution wallet chain engine kernels base
 ISA = $(if $(filter %_avx2.c,$<),-mavx2 -mfma -mf16c -fno-sanitize=undefined)$(if $(filter %_avx512.c,$<),-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -fno-sanitize=undefined)
 OPT = $(if $(filter kernels/%,$<),$(if $(findstring /release/,$@),-O3))
 
-.PHONY: all help deps deps-lint demo test test-build tsan tsan-build fuzz fault bench lint clean
+.PHONY: all help deps deps-lint demo test test-build tsan tsan-build fuzz fault soak bench bench-programs bench-gpu lint clean
 all: tributary
 ifeq ($(SRC_cuda),)
 	@echo "built without the CUDA backend ($(if $(NVCC),CUDA=0,no nvcc found)); --backend cpu and ref work"
@@ -93,6 +93,12 @@ $(foreach r,$(filter-out kernels,$(ROOMS)),
 $(B)/$(1)/tests/unit/$(r)/%: $(B)/$(1)/tests/unit/$(r)/%.o $(B)/$(1)/tests/support.o $(foreach b,$(BELOW_$(r)),$(B)/$(1)/lib$(b).a)
 	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1)) -lcmocka
 )
+$(B)/$(1)/tests/bench/%: $(B)/$(1)/tests/bench/%.o $(foreach b,$(BELOW_engine),$(B)/$(1)/lib$(b).a)
+	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1))
+
+$(B)/$(1)/tests/soak/%: $(B)/$(1)/tests/soak/%.o $(foreach b,$(BELOW_engine),$(B)/$(1)/lib$(b).a)
+	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1))
+
 $(B)/$(1)/tests/ops/%: $(B)/$(1)/tests/ops/%.o $(B)/$(1)/tests/support.o $(foreach b,$(BELOW_kernels),$(B)/$(1)/lib$(b).a)
 	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1)) -lcmocka
 endef
@@ -152,7 +158,7 @@ test: deps
 	@$(MAKE) --no-print-directory -j2 test-build
 	@bash tests/test.sh $(B)
 
-test-build: $(B)/release/tributary $(E2E_PROGRAMS) $(addprefix $(B)/asan/,$(ASAN_TESTS) $(FUZZ_TARGETS)) $(addprefix $(B)/release/,$(RELEASE_TESTS))
+test-build: $(B)/release/tributary $(B)/release/tests/soak/soak $(E2E_PROGRAMS) $(addprefix $(B)/asan/,$(ASAN_TESTS) $(FUZZ_TARGETS)) $(addprefix $(B)/release/,$(RELEASE_TESTS))
 
 # The threads of every room under ThreadSanitizer.
 tsan: deps
@@ -182,6 +188,18 @@ bench: deps
 	@$(MAKE) --no-print-directory -j2 $(B)/release/tributary
 	@$(B)/release/tributary bench --commit $$(git describe --always --dirty 2>/dev/null || echo unknown)
 
+# Adapters churning under load, every token checked; `make test` runs a short one. For a GPU:
+# make soak SOAK="--backend cuda --shape 1b --tokens 1000000 --streams 128"
+soak: deps
+	@$(MAKE) --no-print-directory -j2 $(B)/release/tests/soak/soak
+	@$(B)/release/tests/soak/soak $(SOAK)
+
+# One H100 (or another Hopper card), 8 minutes: tests/bench/gpu.sh says what.
+BENCH_PROGRAMS := $(patsubst %.c,$(B)/release/%,$(wildcard tests/bench/*.c))
+bench-programs: $(B)/release/tributary $(BENCH_PROGRAMS)
+bench-gpu: bench-programs
+	@bash tests/bench/gpu.sh $(B)/release tests/bench/results
+
 help:
 	@echo 'make            build ./tributary ($(if $(SRC_cuda),with the CUDA backend,without the CUDA backend))'
 	@echo 'make demo       serve four adapters, stream answers, settle on a local chain, show who earned what'
@@ -189,7 +207,9 @@ help:
 	@echo 'make tsan       the threaded rooms under ThreadSanitizer'
 	@echo 'make fuzz       every parser under libFuzzer, FUZZ_SECONDS=60 each'
 	@echo 'make fault      200 kills at random moments; the books must come back equal (KILLS=n)'
+	@echo 'make soak       adapters churning under load, every token compared with its adapter alone (SOAK=flags)'
 	@echo 'make bench      tokens/s of this CPU: base, one adapter, all different'
+	@echo 'make bench-gpu  operators, decode and prefill of an 8B model on a GPU, as CSV under tests/bench/results/'
 	@echo 'make lint       include arrows, third-party rooms, format, cppcheck'
 	@echo 'make deps       apt-get and npm ci of what is missing (deps-lint: the tools of make lint too)'
 	@echo 'make unit-ROOM  the tests of one room: $(ROOMS)'

@@ -8,7 +8,17 @@
  * beside them. Sequences under one adapter with one weight are neighbours and share a segment, so
  * the adapter's matrices are read once a step. Ensembles come last, each with its own segments, in
  * the request's order. The order is a matter of speed only: no row's bits depend on it
- * (kernels/ops.h). */
+ * (kernels/ops.h).
+ *
+ * All arrays of a step lie in one piece of host memory, packed, and go to the device as one copy:
+ *
+ *   token | n_segs | segs | seq_indptr | kv_len | position | row_seq | slot | logit_rows | table
+ *
+ * Tokens lie first, because a step may find them on the device, where the step before it drew them,
+ * and then leaves them out of the copy. In a padded step each place depends on the padded size
+ * alone, and the table's rows have their full length, of which only the used part is written, and
+ * zeros for TABLE_TAIL entries behind it, so that a kernel that looks at a tile of keys at once
+ * finds a block there; what follows is some earlier step's. */
 #include "engine/batch.h"
 
 #include "node/base/buf.h"
@@ -17,57 +27,116 @@
 #include <stdlib.h>
 #include <string.h>
 
-int step_batch_create(struct step_batch *b, const struct ops *ops, struct backend *be, int max_rows,
-                      int max_seqs, int max_blocks, struct err *err)
+enum {
+    ALIGN_INTS = 16, /* each array begins at 64 bytes */
+    TABLE_TAIL = 16,
+};
+
+/* ---- memory ------------------------------------------------------------------------------ */
+
+struct extent { /* how much a step needs of each array */
+    size_t n_rows, n_seqs, n_segs, n_logit_rows, n_blocks;
+};
+
+static size_t cut(size_t *used, size_t n)
 {
-    *b = (struct step_batch){
-        .ops = ops, .be = be, .max_rows = max_rows, .max_seqs = max_seqs, .max_blocks = max_blocks};
-    size_t rows = (size_t)max_rows, seqs = (size_t)max_seqs;
-    size_t n_table = seqs * (size_t)max_blocks;
-    size_t n_segs = seqs * ENGINE_ADAPTERS_MAX * (sizeof(struct lora_seg) / sizeof(int32_t));
-    /* seq_indptr, kv_len, position, token, row_seq, slot, logit_rows, segments, block table */
-    size_t n = (seqs + 1) + seqs + 5 * rows + seqs + n_segs + n_table;
-    void *host = NULL;
-    if (ops->host_alloc(be, &host, n * sizeof(int32_t), err) != 0)
-        return err_wrap(err, "batch of %d rows", max_rows);
-    b->host = host;
-    if (ops->mem_alloc(be, &b->device, n * sizeof(int32_t), err) != 0) {
-        ops->host_free(be, host);
-        b->host = NULL;
-        return err_wrap(err, "batch of %d rows", max_rows);
+    size_t at = *used;
+    *used += (n + ALIGN_INTS - 1) / ALIGN_INTS * ALIGN_INTS;
+    return at;
+}
+
+/* Cuts the piece for this step; returns the ints used. b may be NULL: only to count. */
+static size_t lay_out(struct step_batch *b, const struct extent *x)
+{
+    size_t used = 0, at[10];
+    const size_t n[10] = {x->n_rows,
+                          1,
+                          x->n_segs * sizeof(struct lora_seg) / 4,
+                          x->n_seqs + 1,
+                          x->n_seqs,
+                          x->n_rows,
+                          x->n_rows,
+                          x->n_rows,
+                          x->n_logit_rows,
+                          x->n_seqs * x->n_blocks};
+    for (int i = 0; i < 10; i++)
+        at[i] = cut(&used, n[i]);
+    if (b == NULL)
+        return used;
+    BUG_IF(used > b->n_ints);
+    int32_t **const arrays[10] = {&b->token,      NULL,           NULL,        &b->seq_indptr,
+                                  &b->kv_len,     &b->position,   &b->row_seq, &b->slot,
+                                  &b->logit_rows, &b->block_table};
+    struct devptr d[10];
+    for (int i = 0; i < 10; i++) {
+        d[i] = devptr_at(b->device, at[i] * sizeof(int32_t));
+        if (arrays[i] != NULL)
+            *arrays[i] = b->host + at[i];
     }
-    int32_t *at = b->host;
-    b->segs = (struct lora_seg *)(void *)at; /* first: it is made of int32_t and floats */
-    at += n_segs;
-    b->seq_indptr = at;
-    at += seqs + 1;
-    b->kv_len = at;
-    at += seqs;
-    b->position = at;
-    at += rows;
-    b->token = at;
-    at += rows;
-    b->row_seq = at;
-    at += rows;
-    b->slot = at;
-    at += rows;
-    b->logit_rows = at; /* a row may draw and be scored */
-    at += rows + seqs;
-    b->block_table = at;
-    at += n_table;
-    BUG_IF((size_t)(at - b->host) != n);
-    b->seqs = xcalloc(seqs, sizeof *b->seqs);
-    b->draw_seq = xcalloc(seqs, sizeof *b->draw_seq);
-    b->score_seq = xcalloc(rows, sizeof *b->score_seq);
+    b->n_segs = b->host + at[1];
+    b->segs = (struct lora_seg *)(void *)(b->host + at[2]); /* made of int32_t and floats */
+    b->n_used = used;
+    b->n_tokens = at[1];
+    b->batch = (struct batch){.n_rows = (int)x->n_rows,
+                              .n_seqs = (int)x->n_seqs,
+                              .max_blocks = (int)x->n_blocks,
+                              .seq_indptr = b->seq_indptr,
+                              .kv_len = b->kv_len,
+                              .position = b->position,
+                              .d_token = d[0],
+                              .d_seq_indptr = d[3],
+                              .d_kv_len = d[4],
+                              .d_position = d[5],
+                              .d_row_seq = d[6],
+                              .d_slot = d[7],
+                              .d_block_table = d[9]};
+    b->lora = (struct lora_step){.segs = b->segs, .d_segs = d[2], .d_n_segs = d[1]};
+    b->d_logit_rows = d[8];
+    return used;
+}
+
+static size_t ints_max(int max_rows, int max_seqs, int max_blocks)
+{
+    struct extent x = {.n_rows = (size_t)max_rows,
+                       .n_seqs = (size_t)max_seqs,
+                       .n_segs = (size_t)max_seqs * ENGINE_ADAPTERS_MAX,
+                       .n_logit_rows = (size_t)max_rows + (size_t)max_seqs,
+                       .n_blocks = (size_t)max_blocks};
+    return lay_out(NULL, &x);
+}
+
+size_t step_batch_bytes(int max_rows, int max_seqs, int max_blocks)
+{
+    return ints_max(max_rows, max_seqs, max_blocks) * sizeof(int32_t);
+}
+
+int step_batch_create(struct step_batch *b, const struct ops *ops, struct backend *be,
+                      struct devptr device, int max_rows, int max_seqs, int max_blocks,
+                      int32_t pad_block, struct err *err)
+{
+    *b = (struct step_batch){.ops = ops,
+                             .be = be,
+                             .max_rows = max_rows,
+                             .max_seqs = max_seqs,
+                             .max_blocks = max_blocks,
+                             .pad_block = pad_block,
+                             .device = device,
+                             .n_ints = ints_max(max_rows, max_seqs, max_blocks)};
+    void *host = NULL;
+    if (ops->host_alloc(be, &host, b->n_ints * sizeof(int32_t), err) != 0)
+        return err_wrap(err, "batch of %d rows", max_rows);
+    memset(host, 0, b->n_ints * sizeof(int32_t));
+    b->host = host;
+    b->seqs = xcalloc((size_t)max_seqs, sizeof *b->seqs);
+    b->draw_seq = xcalloc((size_t)max_seqs, sizeof *b->draw_seq);
+    b->score_seq = xcalloc((size_t)max_rows, sizeof *b->score_seq);
     return 0;
 }
 
 void step_batch_release(struct step_batch *b)
 {
-    if (b->host != NULL) {
+    if (b->host != NULL)
         b->ops->host_free(b->be, b->host);
-        b->ops->mem_free(b->be, b->device);
-    }
     free(b->seqs);
     free(b->draw_seq);
     free(b->score_seq);
@@ -126,28 +195,48 @@ static void add_segments(struct step_batch *b, const struct batch_seq *s,
     }
 }
 
-static void add_rows(struct step_batch *b, int index)
+/* Row of sequence `index` at `position`, whose K and V go into `block`. */
+static void add_row(struct step_batch *b, int row, int index, int32_t token, int position,
+                    int32_t block)
 {
-    struct batch_seq *s = &b->seqs[index];
-    struct sequence *q = s->sequence;
-    BUG_IF(s->n_rows < 1 || q->n_cached + s->n_rows > q->n_tokens);
-    BUG_IF(q->n_blocks * BLOCK_TOKENS < q->n_cached + s->n_rows);
-    for (int i = 0; i < s->n_rows; i++) {
-        int row = s->first_row + i, position = q->n_cached + i;
-        b->token[row] = q->tokens[position];
-        b->position[row] = position;
-        b->row_seq[row] = index;
-        b->slot[row] = q->blocks[position / BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS;
-    }
-    b->seq_indptr[index] = s->first_row;
-    b->seq_indptr[index + 1] = s->first_row + s->n_rows;
-    b->kv_len[index] = q->n_cached + s->n_rows;
+    b->token[row] = token;
+    b->position[row] = position;
+    b->row_seq[row] = index;
+    b->slot[row] = block * BLOCK_TOKENS + position % BLOCK_TOKENS;
 }
 
-static bool draws(const struct batch_seq *s)
+static void add_table(struct step_batch *b, int index, const int32_t *blocks, int n)
 {
+    int32_t *table = b->block_table + (size_t)index * (size_t)b->batch.max_blocks;
+    for (int i = 0; i < n + TABLE_TAIL && i < b->batch.max_blocks; i++)
+        table[i] = i < n ? blocks[i] : 0;
+}
+
+static void add_seq(struct step_batch *b, int index)
+{
+    const struct batch_seq *s = &b->seqs[index];
     const struct sequence *q = s->sequence;
-    return q->n_cached + s->n_rows == q->n_tokens && q->n_tokens < q->n_total_max;
+    BUG_IF(s->n_rows < 1 || s->n_cached + s->n_rows > s->n_tokens);
+    BUG_IF(q->n_blocks * BLOCK_TOKENS < s->n_cached + s->n_rows);
+    for (int i = 0; i < s->n_rows; i++) {
+        int position = s->n_cached + i;
+        /* A token that the step before this one draws is not known here. */
+        add_row(b, s->first_row + i, index, position < q->n_tokens ? q->tokens[position] : 0,
+                position, q->blocks[position / BLOCK_TOKENS]);
+    }
+    b->seq_indptr[index] = s->first_row;
+    b->kv_len[index] = s->n_cached + s->n_rows;
+    add_table(b, index, q->blocks, q->n_blocks);
+}
+
+static void add_padding(struct step_batch *b)
+{
+    for (int i = b->n_seqs; i < b->batch.n_seqs; i++) {
+        add_row(b, i, i, 0, 0, b->pad_block);
+        b->seq_indptr[i] = i;
+        b->kv_len[i] = 1;
+        add_table(b, i, &b->pad_block, 1);
+    }
 }
 
 /* Row i of a sequence scores the prompt's token behind it, once: not again after a preemption. */
@@ -156,68 +245,86 @@ static bool scores(const struct sequence *q, int position)
     return q->prompt_logprobs && position + 1 < q->n_prompt && position + 1 > q->n_scored;
 }
 
-static void choose_logit_rows(struct step_batch *b)
+static void choose_logit_rows(struct step_batch *b, bool padded)
 {
     b->n_draw = b->n_score = 0;
-    for (int s = 0; s < b->batch.n_seqs; s++)
-        if (draws(&b->seqs[s])) {
+    for (int s = 0; s < b->n_seqs; s++)
+        if (batch_seq_draws(&b->seqs[s])) {
             b->draw_seq[b->n_draw] = s;
             b->logit_rows[b->n_draw++] = b->seq_indptr[s + 1] - 1;
         }
-    for (int s = 0; s < b->batch.n_seqs; s++)
+    BUG_IF(padded && (b->n_draw != b->n_seqs || b->n_rows != b->n_seqs));
+    b->n_draw_rows = b->n_draw;
+    while (padded && b->n_draw_rows < b->batch.n_rows) {
+        b->logit_rows[b->n_draw_rows] = b->n_draw_rows;
+        b->n_draw_rows++;
+    }
+    for (int s = 0; s < b->n_seqs; s++)
         for (int row = b->seq_indptr[s]; row < b->seq_indptr[s + 1]; row++)
             if (scores(b->seqs[s].sequence, b->position[row])) {
                 b->score_seq[b->n_score] = s;
-                b->logit_rows[b->n_draw + b->n_score++] = row;
+                b->logit_rows[b->n_draw_rows + b->n_score++] = row;
             }
+    BUG_IF(padded && b->n_score > 0);
 }
 
-static struct devptr send(struct step_batch *b, const void *from, size_t n_bytes)
+void step_batch_build(struct step_batch *b, int n_seqs, int n_padded, const struct lora_pool *pool)
 {
-    struct devptr to = devptr_at(b->device,
-                                 (size_t)((const uint8_t *)from - (const uint8_t *)b->host));
-    if (n_bytes > 0)
-        b->ops->upload(b->be, to, from, n_bytes);
-    return to;
-}
-
-void step_batch_build(struct step_batch *b, int n_seqs, const struct lora_pool *pool)
-{
-    BUG_IF(n_seqs < 1 || n_seqs > b->max_seqs);
+    bool padded = n_padded > 0;
+    BUG_IF(n_seqs < (padded ? 0 : 1) || n_seqs > b->max_seqs || n_padded > b->max_seqs ||
+           (padded && n_seqs > n_padded));
     sort_seqs(b->seqs, n_seqs);
-    int n_rows = 0, n_blocks = 0;
-    b->lora.n_segs = 0;
-    for (int s = 0; s < n_seqs; s++) {
-        b->seqs[s].first_row = n_rows;
-        n_rows += b->seqs[s].n_rows;
-        BUG_IF(n_rows > b->max_rows);
-        add_rows(b, s);
-        add_segments(b, &b->seqs[s], pool);
-        if (b->seqs[s].sequence->n_blocks > n_blocks)
-            n_blocks = b->seqs[s].sequence->n_blocks;
-    }
-    BUG_IF(n_blocks > b->max_blocks);
+    struct extent x = {0};
     for (int s = 0; s < n_seqs; s++) {
         const struct sequence *q = b->seqs[s].sequence;
-        int32_t *row = b->block_table + (size_t)s * (size_t)n_blocks;
-        for (int i = 0; i < n_blocks; i++) /* block 0 behind the end: never read */
-            row[i] = i < q->n_blocks ? q->blocks[i] : 0;
+        b->seqs[s].first_row = (int)x.n_rows;
+        x.n_rows += (size_t)b->seqs[s].n_rows;
+        x.n_segs += (size_t)q->n_adapters;
+        if ((size_t)q->n_blocks > x.n_blocks)
+            x.n_blocks = (size_t)q->n_blocks;
     }
-    b->batch = (struct batch){.n_rows = n_rows, .n_seqs = n_seqs, .max_blocks = n_blocks};
-    choose_logit_rows(b);
+    BUG_IF(x.n_rows > (size_t)b->max_rows || x.n_blocks > (size_t)b->max_blocks);
+    b->n_seqs = n_seqs;
+    b->n_rows = (int)x.n_rows;
+    x.n_seqs = (size_t)n_seqs;
+    x.n_logit_rows = x.n_rows + x.n_seqs; /* a row may draw and be scored */
+    if (padded)
+        x = (struct extent){.n_rows = (size_t)n_padded,
+                            .n_seqs = (size_t)n_padded,
+                            .n_segs = (size_t)n_padded * ENGINE_ADAPTERS_MAX,
+                            .n_logit_rows = (size_t)n_padded,
+                            .n_blocks = (size_t)b->max_blocks};
+    lay_out(b, &x);
+    for (int s = 0; s < n_seqs; s++) {
+        add_seq(b, s);
+        add_segments(b, &b->seqs[s], pool);
+    }
+    add_padding(b);
+    b->seq_indptr[b->batch.n_seqs] = b->batch.n_rows;
+    *b->n_segs = b->lora.n_segs;
+    b->has_lora = b->lora.n_segs > 0;
+    choose_logit_rows(b, padded);
+}
 
-    size_t rows = (size_t)n_rows * sizeof(int32_t), seqs = (size_t)n_seqs * sizeof(int32_t);
-    b->batch.seq_indptr = b->seq_indptr;
-    b->batch.kv_len = b->kv_len;
-    b->batch.position = b->position;
-    b->batch.d_seq_indptr = send(b, b->seq_indptr, seqs + sizeof(int32_t));
-    b->batch.d_kv_len = send(b, b->kv_len, seqs);
-    b->batch.d_position = send(b, b->position, rows);
-    b->batch.d_token = send(b, b->token, rows);
-    b->batch.d_row_seq = send(b, b->row_seq, rows);
-    b->batch.d_slot = send(b, b->slot, rows);
-    b->batch.d_block_table = send(b, b->block_table, seqs * (size_t)n_blocks);
-    b->d_logit_rows = send(b, b->logit_rows, (size_t)(b->n_draw + b->n_score) * sizeof(int32_t));
-    b->lora.segs = b->segs;
-    b->lora.d_segs = send(b, b->segs, (size_t)b->lora.n_segs * sizeof *b->segs);
+/* ---- the way to the device --------------------------------------------------------------- */
+
+static void upload(const struct step_batch *b, size_t begin, size_t end)
+{
+    b->ops->upload(b->be, devptr_at(b->device, begin * sizeof(int32_t)), b->host + begin,
+                   (end - begin) * sizeof(int32_t));
+}
+
+void step_batch_upload_tokens(const struct step_batch *b)
+{
+    upload(b, 0, b->n_tokens);
+}
+
+void step_batch_upload_rest(const struct step_batch *b)
+{
+    upload(b, b->n_tokens, b->n_used);
+}
+
+void step_batch_upload(const struct step_batch *b)
+{
+    upload(b, 0, b->n_used);
 }

@@ -37,23 +37,25 @@ static int check_options(struct engine_options *o, struct err *err)
 {
     if (o->backend == NULL)
         o->backend = "cpu";
-    if (o->adapter_bytes == 0)
-        o->adapter_bytes = (size_t)512 << 20;
+    bool wide = strcmp(o->backend, "cuda") == 0; /* wants many rows to be busy */
     if (o->adapter_host_bytes == 0)
         o->adapter_host_bytes = (size_t)2 << 30;
     if (o->max_rows == 0)
-        o->max_rows = 256;
+        o->max_rows = wide ? 2048 : 256;
     if (o->max_seqs == 0)
-        o->max_seqs = 64;
+        o->max_seqs = wide ? 256 : 64;
+    if (fpclassify(o->gpu_memory) == FP_ZERO)
+        o->gpu_memory = 0.9f;
     if (o->max_waiting == 0)
         o->max_waiting = 1024;
     if (o->max_seqs < 1 || o->max_seqs > MAX_SEQS_LIMIT || o->max_rows < 1 ||
         o->max_rows > MAX_ROWS_LIMIT || o->max_waiting < 1 || o->max_waiting > 1 << 20 ||
-        o->max_context < 0 || o->n_threads < 0)
+        o->max_context < 0 || o->n_threads < 0 || !(o->gpu_memory > 0 && o->gpu_memory <= 1))
         return err_set(err, ERR_INVALID,
                        "engine options: max_seqs %d, max_rows %d, max_waiting %d, "
-                       "max_context %d or n_threads %d is out of range",
-                       o->max_seqs, o->max_rows, o->max_waiting, o->max_context, o->n_threads);
+                       "max_context %d, n_threads %d or gpu_memory %g is out of range",
+                       o->max_seqs, o->max_rows, o->max_waiting, o->max_context, o->n_threads,
+                       (double)o->gpu_memory);
     /* Every decoding sequence has its row in every step. */
     if (o->max_seqs > o->max_rows)
         o->max_seqs = o->max_rows;
@@ -64,7 +66,7 @@ static void describe(struct engine *e)
 {
     const struct model_config *c = &e->model->config;
     struct engine_model *m = &e->public_model;
-    *m = (struct engine_model){.id = e->model->id,
+    *m = (struct engine_model){.id = model_identity(e->model), /* hashed beside the upload */
                                .vocab = c->vocab,
                                .hidden = c->hidden,
                                .n_layers = c->n_layers,
@@ -467,8 +469,7 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
 void engine_set_logits_hook(struct engine *e, logits_hook *hook, void *context)
 {
     pthread_mutex_lock(&e->lock);
-    e->sampler.hook = hook;
-    e->sampler.hook_context = context;
+    stepper_set_hook(&e->stepper, hook, context);
     pthread_mutex_unlock(&e->lock);
 }
 

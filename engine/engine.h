@@ -38,14 +38,21 @@ struct engine_options {
     const char *model_dir; /* Hugging Face layout */
     const char *backend;   /* "cpu" (default when NULL), "ref", "cuda" */
     int n_threads;         /* 0: all cores */
-    size_t kv_bytes; /* KV cache; 0: 1 GiB on cpu, or less if max_seqs * max_context needs less */
-    size_t adapter_bytes;      /* device memory for adapters; 0: 512 MiB */
+    /* Device memory. A device with memory of its own (cuda) is filled: of gpu_memory (0: 0.9) times
+     * what was free there when the engine opened, what weights and workspace leave goes to adapters
+     * (adapter_bytes; 0: a quarter of it) and the KV cache (kv_bytes; 0: the rest, or less if
+     * max_seqs * max_context needs less). Elsewhere 0 means 512 MiB and 1 GiB. */
+    float gpu_memory;
+    size_t kv_bytes;
+    size_t adapter_bytes;
     size_t adapter_host_bytes; /* host memory for adapters not on the device; 0: 2 GiB */
-    int max_seqs;              /* sequences running at once; 0: 64; never more than max_rows */
-    int max_rows;              /* rows of a step, i.e. the chunk of prefill; 0: 256 */
-    int max_waiting;           /* sequences waiting; 0: 1024. Beyond: ERR_BUSY */
-    int max_context;           /* 0: the model's */
-    bool debug_preempt;        /* tests: preempt some running sequence every few steps */
+    int max_seqs;       /* sequences running at once; 0: 64 (cuda: 256); never more than max_rows */
+    int max_rows;       /* rows of a step, i.e. the chunk of prefill; 0: 256 (cuda: 2048) */
+    int max_waiting;    /* sequences waiting; 0: 1024. Beyond: ERR_BUSY */
+    int max_context;    /* 0: the model's */
+    bool debug_preempt; /* tests: preempt some running sequence every few steps */
+    bool debug_pad;     /* tests: fill decode steps up as if they were recorded */
+    bool debug_overlap; /* tests: enqueue a step ahead also where nothing is recorded */
 
     void (*on_events)(void *context, const struct engine_event *events, size_t n);
     void *context;
@@ -188,7 +195,8 @@ void engine_cancel(struct engine *e, uint64_t id);
 enum { ENGINE_ENTROPY_BUCKETS = 9 };
 
 struct engine_stats {
-    uint64_t n_steps, n_decode_steps; /* a decode step has at least one decoding row */
+    uint64_t n_steps, n_decode_steps;         /* a decode step has at least one decoding row */
+    uint64_t n_steps_ahead, n_steps_replayed; /* enqueued before the last one was done; recorded */
     uint64_t n_rows_prefill, n_rows_decode;
     uint64_t n_preemptions;
     uint64_t n_adapter_uploads, n_adapter_evictions;

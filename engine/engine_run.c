@@ -3,13 +3,41 @@
  *   1. take what was submitted; end what was cancelled or is too late
  *   2. plan (scheduler.h: a pure function of what is waiting and running)
  *   3. carry out: preempt, take blocks, pin adapters
- *   4. build the batch, enqueue the model, the draws and the scores, sync
- *   5. append tokens, end what is complete
+ *   4. build the batch, enqueue the model, the draws and the scores (step.h)
+ *   5. wait; append tokens, end what is complete
  *   6. hand out the step's events, free what has ended
  *
  * Everything in it was allocated when the engine opened or when a request was submitted; a turn
- * allocates nothing. A failure of the device at sync ends all sequences with ENGINE_FINISH_ERROR
- * and refuses new ones; it does not end the program. */
+ * allocates nothing. A failure of the device ends all sequences with ENGINE_FINISH_ERROR and
+ * refuses new ones; it does not end the program.
+ *
+ * Flying. Between 4 and 5 a step flies: it is enqueued, its results aren't taken. Where it pays
+ * (e->overlaps), a second one is enqueued before the first one's results are waited for, so that
+ * the device goes from step to step while the host plans, looks at tokens and hands out events:
+ *
+ *   host    enqueue N | enqueue N+1 | wait N, take | enqueue N+2, events of N | wait N+1, take
+ *   device            | N                      | N+1                            | N+2
+ *
+ * There, a step's events go out when the next one is enqueued: the device has work meanwhile, also
+ * when nothing could be enqueued ahead. Where the device computes in the call, they go out first.
+ *
+ * The second one (its follower) is possible when every sequence of N draws a token and the plan
+ * made for the state after N, should nobody stop, says: the same sequences, one row each, nobody
+ * comes or goes. All of that is known before N's tokens are; the tokens themselves it finds on the
+ * device. Everything else (admission, preemption, prompts in chunks, penalties) is planned and
+ * carried out only while nothing flies, on the true state. So with two steps in the air at most:
+ *
+ *   1. A plan that takes or gives pins, or gives blocks back, is carried out with nothing flying.
+ *      A follower only takes blocks, for tokens that are certain to come or be dropped.
+ *   2. A sequence that ends (stop, cancelled, too late) while a step with it flies has a row in
+ *      that step that nobody wants. It is finished for the world at once, with its FINISHED event;
+ *      its blocks and pins go back, and its memory is freed, when its last step's results are taken
+ *      (n_flying 0) and dropped. Until then the pools count them as taken, so nobody gets a block
+ *      that a flying step writes, and no slot that it reads is refilled.
+ *   3. A follower has exactly the sequences of the step before it, none of them finished; so after
+ *      an end the air is empty before anybody new begins.
+ *   4. Results are taken in the order of enqueuing: a token's place is where its sequence is then.
+ */
 #include "engine/internal.h"
 
 #include "node/base/buf.h"
@@ -21,140 +49,23 @@
 #include <time.h>
 
 enum {
-    LOGIT_ROWS_MAX = 64,        /* logits made at once: 33 MB for a vocabulary of 128k */
-    SLOTS = 2048,               /* adapters resident at once, if the pool's bytes suffice */
-    IDLE_WAIT_MS = 500,         /* the loop turns at least so often: stats.progress */
-    IDLE_PLANS_MAX = 16,        /* plans in a row that compute nothing although something could */
-    DEBUG_PREEMPT_STEPS = 3,    /* options.debug_preempt */
-    WAITING_EVENTS_EXTRA = 256, /* room for the ends of waiting sequences in one delivery */
+    IDLE_WAIT_MS = 500,      /* the loop turns at least so often: stats.progress */
+    IDLE_PLANS_MAX = 16,     /* plans in a row that compute nothing although something could */
+    DEBUG_PREEMPT_STEPS = 3, /* options.debug_preempt */
 };
-
-/* ---- open and close, in the thread that uses the device ---------------------------------- */
-
-static int max_of(int a, int b)
-{
-    return a > b ? a : b;
-}
-
-static int open_backend(struct engine *e, struct err *err)
-{
-    const struct model_config *c = &e->model->config;
-    const struct engine_options *o = &e->options;
-    e->ops = ops_find(o->backend, err);
-    if (e->ops == NULL)
-        return -1;
-    int heads = c->n_heads * c->head_dim, kv_heads = c->n_kv_heads * c->head_dim;
-    struct backend_options options = {
-        .n_threads = o->n_threads,
-        .max_rows = o->max_rows,
-        .max_d = max_of(max_of(c->hidden, 2 * c->ffn), heads + 2 * kv_heads),
-        .max_rank = LORA_RANK_SUM_MAX,
-        .max_seqs = o->max_seqs,
-        .max_context = e->max_context,
-    };
-    return e->ops->open(&e->be, &options, err);
-}
-
-/* How many blocks the KV cache has; shortens max_context to what one sequence could fill. */
-static int size_kv(struct engine *e, int *n_blocks, struct err *err)
-{
-    struct backend_caps caps;
-    e->ops->caps(e->be, &caps);
-    size_t block_bytes = forward_block_bytes(&e->model->config, caps.activation);
-    size_t per_seq = ((size_t)e->max_context + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-    size_t useful = per_seq * (size_t)e->options.max_seqs;
-    size_t budget = e->options.kv_bytes != 0 ? e->options.kv_bytes : (size_t)1 << 30;
-    size_t n = budget / block_bytes;
-    if (n > useful)
-        n = useful;
-    if (n == 0)
-        return err_set(err, ERR_INVALID, "kv_bytes of %zu is less than one block of %zu bytes",
-                       budget, block_bytes);
-    if (n > INT32_MAX / BLOCK_TOKENS)
-        n = INT32_MAX / BLOCK_TOKENS;
-    if (n * BLOCK_TOKENS < (size_t)e->max_context) {
-        log_warn("engine", "the KV cache holds %zu tokens: context shortened from %d",
-                 n * BLOCK_TOKENS, e->max_context);
-        e->max_context = (int)(n * BLOCK_TOKENS);
-    }
-    *n_blocks = (int)n;
-    return 0;
-}
-
-static int device_open(struct engine *e, struct err *err)
-{
-    const struct engine_options *o = &e->options;
-    const struct model_config *c = &e->model->config;
-    int n_blocks = 0;
-    int n_slots = max_of(SLOTS, o->max_seqs * ENGINE_ADAPTERS_MAX);
-    if (open_backend(e, err) != 0 || size_kv(e, &n_blocks, err) != 0)
-        return -1;
-    int per_seq = (e->max_context + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-    int logit_rows = o->max_rows < LOGIT_ROWS_MAX ? o->max_rows : LOGIT_ROWS_MAX;
-    if (weights_create(&e->weights, e->model, e->ops, e->be, e->max_context, err) != 0 ||
-        forward_create(&e->forward, c, &e->weights, e->ops, e->be, o->max_rows, logit_rows,
-                       n_blocks, err) != 0 ||
-        step_batch_create(&e->batch, e->ops, e->be, o->max_rows, o->max_seqs, per_seq, err) != 0 ||
-        lora_pool_create(&e->lora, c, e->ops, e->be, o->adapter_bytes, n_slots, err) != 0 ||
-        e->ops->sync(e->be, err) != 0)
-        return -1;
-    struct lora_pool_stats pool;
-    lora_pool_stats(e->lora, &pool);
-    e->adapter_pool_bytes = pool.bytes_total;
-    e->kv = kv_pool_create(n_blocks);
-
-    int max_waiting = o->max_waiting + o->max_seqs; /* preempted ones come back */
-    int max_adapters = (max_waiting + o->max_seqs) * ENGINE_ADAPTERS_MAX;
-    sampler_init(&e->sampler, o->max_seqs, o->max_rows);
-    sched_plan_init(&e->plan, o->max_seqs, max_waiting, max_adapters);
-    e->running = xcalloc((size_t)o->max_seqs, sizeof(struct sequence *));
-    e->waiting = xcalloc((size_t)max_waiting, sizeof(struct sequence *));
-    e->done = xcalloc((size_t)(max_waiting + o->max_seqs), sizeof(struct sequence *));
-    e->max_events = o->max_rows + 2 * o->max_seqs + WAITING_EVENTS_EXTRA;
-    e->events = xcalloc((size_t)e->max_events, sizeof *e->events);
-    e->sched_running = xcalloc((size_t)o->max_seqs, sizeof *e->sched_running);
-    e->sched_waiting = xcalloc((size_t)max_waiting, sizeof *e->sched_waiting);
-    e->sched_adapters = xcalloc((size_t)max_adapters, sizeof *e->sched_adapters);
-    e->sched_loaded = xcalloc((size_t)max_adapters, sizeof(struct loaded_adapter *));
-    struct backend_caps caps;
-    e->ops->caps(e->be, &caps);
-    memcpy(e->backend_text, caps.description, sizeof e->backend_text);
-    e->backend_text[sizeof e->backend_text - 1] = '\0';
-    e->counts.n_blocks = e->counts.n_blocks_free = n_blocks;
-    e->counts.adapter_bytes_total = pool.bytes_total;
-    e->counts.progress = clock_monotonic_us();
-    return 0;
-}
-
-static void device_close(struct engine *e)
-{
-    sampler_release(&e->sampler);
-    sched_plan_release(&e->plan);
-    free(e->running);
-    free(e->waiting);
-    free(e->done);
-    free(e->events);
-    free(e->sched_running);
-    free(e->sched_waiting);
-    free(e->sched_adapters);
-    free(e->sched_loaded);
-    kv_pool_free(e->kv);
-    if (e->ops == NULL || e->be == NULL)
-        return;
-    lora_pool_free(e->lora);
-    step_batch_release(&e->batch);
-    forward_release(&e->forward);
-    weights_release(&e->weights, &e->model->config, e->ops, e->be);
-    e->ops->close(e->be);
-}
 
 /* ---- events ------------------------------------------------------------------------------ */
 
 static void free_done(struct engine *e)
 {
-    for (int i = 0; i < e->n_done; i++)
-        sequence_free(e, e->done[i]);
-    e->n_done = 0;
+    int kept = 0;
+    for (int i = 0; i < e->n_done; i++) {
+        if (e->done[i]->n_flying > 0)
+            e->done[kept++] = e->done[i];
+        else
+            sequence_free(e, e->done[i]);
+    }
+    e->n_done = kept;
 }
 
 static void deliver(struct engine *e)
@@ -214,13 +125,14 @@ static void leave_queue(struct engine *e, struct sequence *s)
     pthread_mutex_unlock(&e->lock);
 }
 
-/* The end. The caller takes it out of running or waiting (compact). */
+/* The end. The caller takes it out of running or waiting (compact). What it has on the device goes
+ * back now, or with the last step that flies with it (retire). */
 static void sequence_finish(struct engine *e, struct sequence *s, enum engine_finish finish)
 {
     BUG_IF(s->finished);
     s->finished = true;
     s->finish = finish;
-    if (s->running)
+    if (s->running && s->n_flying == 0)
         sequence_release_device(e, s);
     leave_queue(e, s);
     pthread_mutex_lock(&e->lock);
@@ -304,11 +216,11 @@ static int show_adapter(struct engine *e, struct sched_state *state, struct load
 }
 
 static void show_seq(struct engine *e, struct sched_state *state, struct sched_seq *out,
-                     const struct sequence *s)
+                     const struct sequence *s, bool after)
 {
     *out = (struct sched_seq){.order = s->id,
-                              .n_tokens = s->n_tokens,
-                              .n_cached = s->n_cached,
+                              .n_tokens = after ? s->n_tokens + 1 : s->n_tokens,
+                              .n_cached = after ? s->n_tokens : s->n_cached,
                               .n_blocks = s->n_blocks,
                               .n_bypassed = s->n_bypassed,
                               .n_adapters = s->n_adapters,
@@ -321,9 +233,10 @@ static void show_seq(struct engine *e, struct sched_state *state, struct sched_s
  * admitted, so that all still get to their end, and one in the middle of its prompt only once. */
 static int choose_victim(const struct engine *e)
 {
-    if (!e->options.debug_preempt || e->n_running == 0 || e->n_plans % DEBUG_PREEMPT_STEPS != 0)
+    uint64_t n = e->n_carried + 1;
+    if (!e->options.debug_preempt || e->n_running == 0 || n % DEBUG_PREEMPT_STEPS != 0)
         return -1;
-    int start = (int)(e->n_plans / DEBUG_PREEMPT_STEPS % (uint64_t)e->n_running);
+    int start = (int)(n / DEBUG_PREEMPT_STEPS % (uint64_t)e->n_running);
     for (int i = 0; i < e->n_running; i++) {
         int index = (start + i) % e->n_running;
         const struct sequence *s = e->running[index];
@@ -333,7 +246,9 @@ static int choose_victim(const struct engine *e)
     return -1;
 }
 
-static void make_plan(struct engine *e)
+/* after: for the state behind the flying step, in which every running sequence draws and none is
+ * taken to stop. */
+static void make_plan(struct engine *e, bool after)
 {
     struct lora_pool_stats pool;
     lora_pool_stats(e->lora, &pool);
@@ -351,9 +266,9 @@ static void make_plan(struct engine *e)
         .force_preempt = choose_victim(e),
     };
     for (int i = 0; i < e->n_running; i++)
-        show_seq(e, &state, &e->sched_running[i], e->running[i]);
+        show_seq(e, &state, &e->sched_running[i], e->running[i], after);
     for (int i = 0; i < e->n_waiting; i++)
-        show_seq(e, &state, &e->sched_waiting[i], e->waiting[i]);
+        show_seq(e, &state, &e->sched_waiting[i], e->waiting[i], false);
     sched_plan_make(&e->plan, &state);
 }
 
@@ -406,7 +321,13 @@ static bool adapters_resident(const struct engine *e, const struct sequence *s)
     return true;
 }
 
-static void admit_one(struct engine *e, const struct sched_grant *g, int *n_batch)
+static void join(struct step *st, int *n, struct sequence *s, int n_rows)
+{
+    st->batch.seqs[(*n)++] = (struct batch_seq){
+        .sequence = s, .n_rows = n_rows, .n_cached = s->n_cached, .n_tokens = s->n_tokens};
+}
+
+static void admit_one(struct engine *e, struct step *st, const struct sched_grant *g, int *n_batch)
 {
     struct sequence *s = e->waiting[g->index];
     if (!pin_adapters(e, s)) {
@@ -418,14 +339,15 @@ static void admit_one(struct engine *e, const struct sched_grant *g, int *n_batc
     s->n_decoded = 0;
     s->n_bypassed = 0;
     take_blocks(e, s, g->n_blocks);
-    e->batch.seqs[(*n_batch)++] = (struct batch_seq){.sequence = s, .n_rows = g->n_rows};
+    join(st, n_batch, s, g->n_rows);
 }
 
-/* Carries out the plan; returns the number of sequences of the step. */
-static int apply_plan(struct engine *e)
+/* Carries out the plan, with nothing flying; returns the number of sequences of the step. */
+static int apply_plan(struct engine *e, struct step *st)
 {
     const struct sched_plan *plan = &e->plan;
     int n_batch = 0;
+    e->n_carried++;
     for (int i = 0; i < plan->n_preempt; i++) {
         struct sequence *s = e->running[plan->preempt[i]];
         sequence_release_device(e, s);
@@ -435,16 +357,15 @@ static int apply_plan(struct engine *e)
     for (int i = 0; i < plan->n_run; i++) {
         const struct sched_grant *g = &plan->run[i];
         take_blocks(e, e->running[g->index], g->n_blocks);
-        e->batch.seqs[n_batch++] = (struct batch_seq){.sequence = e->running[g->index],
-                                                      .n_rows = g->n_rows};
+        join(st, &n_batch, e->running[g->index], g->n_rows);
     }
     /* What is resident is pinned first, so that the others' evictions don't take it. */
     for (int i = 0; i < plan->n_admit; i++)
         if (adapters_resident(e, e->waiting[plan->admit[i].index]))
-            admit_one(e, &plan->admit[i], &n_batch);
+            admit_one(e, st, &plan->admit[i], &n_batch);
     for (int i = 0; i < plan->n_admit; i++)
         if (!e->waiting[plan->admit[i].index]->running)
-            admit_one(e, &plan->admit[i], &n_batch);
+            admit_one(e, st, &plan->admit[i], &n_batch);
     for (int i = 0; i < plan->n_bypassed; i++)
         e->waiting[plan->bypassed[i]]->n_bypassed++;
 
@@ -463,7 +384,7 @@ static int apply_plan(struct engine *e)
     }
     e->n_running = kept;
     for (int i = plan->n_run; i < n_batch; i++)
-        insert(e->running, &e->n_running, e->batch.seqs[i].sequence);
+        insert(e->running, &e->n_running, st->batch.seqs[i].sequence);
     return n_batch;
 }
 
@@ -481,37 +402,61 @@ static bool is_stop(const struct engine *e, const struct sequence *s, int32_t to
     return false;
 }
 
-static void apply_results(struct engine *e)
+static void take_draw(struct engine *e, struct sequence *s, const struct sample_result *r)
 {
-    struct step_batch *b = &e->batch;
+    bool stop = is_stop(e, s, r->token);
+    BUG_IF(r->token < 0 || r->token >= e->model->config.vocab || s->n_tokens == s->n_total_max);
+    token_event(e, ENGINE_EVENT_TOKEN, s, s->n_tokens, r, stop);
+    s->tokens[s->n_tokens++] = r->token;
+    s->n_decoded++;
+    if (stop)
+        sequence_finish(e, s, ENGINE_FINISH_STOP);
+    else if (s->n_tokens == s->n_total_max)
+        sequence_finish(e, s, ENGINE_FINISH_LENGTH);
+}
+
+/* Of sequences that haven't ended since the step was enqueued. */
+static void take_results(struct engine *e, const struct step *st)
+{
+    const struct step_batch *b = &st->batch;
     for (int i = 0; i < b->n_score; i++) {
         struct sequence *s = b->seqs[b->score_seq[i]].sequence;
-        int position = b->position[b->logit_rows[b->n_draw + i]] + 1;
-        token_event(e, ENGINE_EVENT_PROMPT, s, position, &e->sampler.scores[i], false);
+        if (s->finished)
+            continue;
+        int position = b->position[b->logit_rows[b->n_draw_rows + i]] + 1;
+        token_event(e, ENGINE_EVENT_PROMPT, s, position, &st->sampler.scores[i], false);
         s->n_scored = position;
     }
-    for (int i = 0; i < b->batch.n_seqs; i++)
-        b->seqs[i].sequence->n_cached += b->seqs[i].n_rows;
+    for (int i = 0; i < b->n_seqs; i++) {
+        struct sequence *s = b->seqs[i].sequence;
+        BUG_IF(!s->finished && s->n_cached != b->seqs[i].n_cached);
+        if (!s->finished)
+            s->n_cached += b->seqs[i].n_rows;
+    }
     for (int i = 0; i < b->n_draw; i++) {
         struct sequence *s = b->seqs[b->draw_seq[i]].sequence;
-        const struct sample_result *r = &e->sampler.draws[i];
-        bool stop = is_stop(e, s, r->token);
-        BUG_IF(r->token < 0 || r->token >= e->model->config.vocab || s->n_tokens == s->n_total_max);
-        token_event(e, ENGINE_EVENT_TOKEN, s, s->n_tokens, r, stop);
-        s->tokens[s->n_tokens++] = r->token;
-        s->n_decoded++;
-        if (stop)
-            sequence_finish(e, s, ENGINE_FINISH_STOP);
-        else if (s->n_tokens == s->n_total_max)
-            sequence_finish(e, s, ENGINE_FINISH_LENGTH);
+        if (!s->finished)
+            take_draw(e, s, &st->sampler.draws[i]);
     }
     /* Prompts that were only to be scored. */
-    for (int i = 0; i < b->batch.n_seqs; i++) {
+    for (int i = 0; i < b->n_seqs; i++) {
         struct sequence *s = b->seqs[i].sequence;
         if (!s->finished && s->n_cached == s->n_tokens)
             sequence_finish(e, s, ENGINE_FINISH_LENGTH);
     }
     compact(e, e->running, &e->n_running);
+}
+
+/* The step flies no more. */
+static void land(struct engine *e, const struct step *st)
+{
+    const struct step_batch *b = &st->batch;
+    for (int i = 0; i < b->n_seqs; i++) {
+        struct sequence *s = b->seqs[i].sequence;
+        BUG_IF(s->n_flying < 1);
+        if (--s->n_flying == 0 && s->finished)
+            sequence_release_device(e, s);
+    }
 }
 
 /* ---- counters ---------------------------------------------------------------------------- */
@@ -525,28 +470,36 @@ static int bucket_of(int n_distinct)
     return i;
 }
 
-/* Before the results are applied: who was in the step. */
-static void count_step(struct engine *e)
+/* Before the results are taken: who was in the step. Rows that nobody wants any more don't count.
+ */
+static void count_step(struct engine *e, const struct step *st)
 {
-    const struct step_batch *b = &e->batch;
+    const struct step_batch *b = &st->batch;
     struct engine_stats *c = &e->counts;
-    int n_decode = 0, n_distinct = 0;
-    for (int i = 0; i < b->batch.n_seqs; i++) {
+    int n_decode = 0, n_rows = 0, n_distinct = 0;
+    c->n_steps++;
+    for (int i = 0; i < b->n_seqs; i++) {
         const struct sequence *s = b->seqs[i].sequence;
-        n_decode += b->seqs[i].n_rows == 1 && s->n_tokens - s->n_cached == 1 &&
-                    s->n_tokens > s->n_prompt;
+        if (s->finished)
+            continue;
+        n_rows += b->seqs[i].n_rows;
+        n_decode += b->seqs[i].n_rows == 1 && b->seqs[i].n_tokens - b->seqs[i].n_cached == 1 &&
+                    b->seqs[i].n_tokens > s->n_prompt;
         for (int a = 0; a < s->n_adapters; a++) {
-            n_distinct += s->adapters[a]->counted_step != e->n_plans;
-            s->adapters[a]->counted_step = e->n_plans;
+            n_distinct += s->adapters[a]->counted_step != c->n_steps;
+            s->adapters[a]->counted_step = c->n_steps;
         }
     }
-    c->n_steps++;
     c->n_rows_decode += (uint64_t)n_decode;
-    c->n_rows_prefill += (uint64_t)(b->batch.n_rows - n_decode);
+    c->n_rows_prefill += (uint64_t)(n_rows - n_decode);
     if (n_decode > 0) {
         c->n_decode_steps++;
         c->steps_by_distinct[bucket_of(n_distinct)]++;
     }
+    struct monotonic_us now = clock_monotonic_us();
+    c->last_step_us = clock_elapsed_us(e->retired.us > st->enqueued.us ? e->retired : st->enqueued,
+                                       now);
+    e->retired = now;
 }
 
 static void publish_stats(struct engine *e)
@@ -558,6 +511,7 @@ static void publish_stats(struct engine *e)
     c->n_adapter_evictions = pool.n_evictions;
     c->adapter_bytes_used = pool.bytes_used;
     c->n_adapters_resident = pool.n_resident;
+    c->n_steps_replayed = e->stepper.n_replayed;
     c->n_running = e->n_running;
     c->n_waiting = e->n_waiting;
     c->n_blocks_free = kv_pool_n_free(e->kv);
@@ -568,26 +522,92 @@ static void publish_stats(struct engine *e)
 
 /* ---- the loop ---------------------------------------------------------------------------- */
 
-static int step(struct engine *e, struct err *err)
+static void fly(struct engine *e, struct step *st, int n_seqs, bool follows)
 {
-    make_plan(e);
-    int n_seqs = apply_plan(e);
+    for (int i = 0; i < n_seqs; i++)
+        st->batch.seqs[i].sequence->n_flying++;
+    stepper_enqueue(&e->stepper, st, n_seqs, follows);
+}
+
+/* Plans on the true state and enqueues; NULL when the plan computes nothing. */
+static struct step *begin_step(struct engine *e)
+{
+    struct step *st = &e->stepper.steps[0];
+    make_plan(e, false);
+    int n_seqs = apply_plan(e, st);
     if (n_seqs == 0) {
         /* A forced preemption may leave one plan empty; more in a row would be for ever. */
         BUG_IF(++e->n_idle_plans > IDLE_PLANS_MAX);
-        return 0;
+        return NULL;
     }
     e->n_idle_plans = 0;
-    struct monotonic_us begin = clock_monotonic_us();
-    step_batch_build(&e->batch, n_seqs, e->lora);
-    forward_run(&e->forward, &e->batch, e->lora);
-    sampler_run(&e->sampler, &e->forward, &e->batch);
-    if (e->ops->sync(e->be, err) != 0)
-        return -1;
-    e->counts.last_step_us = clock_elapsed_us(begin, clock_monotonic_us());
-    count_step(e);
-    apply_results(e);
-    return 0;
+    fly(e, st, n_seqs, false);
+    return st;
+}
+
+/* All that runs is in the step, and wants to go on behind it? */
+static bool may_be_followed(const struct engine *e, const struct step *st)
+{
+    const struct step_batch *b = &st->batch;
+    if (!e->overlaps || st->sampler.hook != NULL || b->n_seqs != e->n_running ||
+        b->n_draw != b->n_seqs)
+        return false;
+    for (int i = 0; i < b->n_seqs; i++)
+        if (b->seqs[i].sequence->finished)
+            return false;
+    return true;
+}
+
+/* Enqueues the step behind st, which flies, if it is a decode step of the same sequences whoever
+ * stops in st; else returns NULL. */
+static struct step *follow_step(struct engine *e, const struct step *st)
+{
+    struct step *next = &e->stepper.steps[st == &e->stepper.steps[0] ? 1 : 0];
+    const struct sched_plan *plan = &e->plan;
+    int n = st->batch.n_seqs;
+    if (!may_be_followed(e, st))
+        return NULL;
+    for (int i = 0; i < n; i++) {
+        struct sequence *s = st->batch.seqs[i].sequence;
+        next->batch.seqs[i] = (struct batch_seq){
+            .sequence = s, .n_rows = 1, .n_cached = s->n_tokens, .n_tokens = s->n_tokens + 1};
+    }
+    if (!stepper_is_decode(&e->stepper, next->batch.seqs, n))
+        return NULL;
+    make_plan(e, true);
+    if (plan->n_preempt > 0 || plan->n_admit > 0 || plan->n_run < n)
+        return NULL;
+    e->n_carried++;
+    for (int i = 0; i < n; i++)
+        take_blocks(e, e->running[plan->run[i].index], plan->run[i].n_blocks);
+    fly(e, next, n, true);
+    e->counts.n_steps_ahead++;
+    return next;
+}
+
+/* Waits for a step, takes its results, lets it land. */
+static int retire(struct engine *e, const struct step *st, struct err *err)
+{
+    int rc = stepper_wait(&e->stepper, st, err);
+    if (rc == 0) {
+        count_step(e, st);
+        land(e, st);
+        take_results(e, st);
+    } else {
+        land(e, st);
+    }
+    return rc;
+}
+
+/* Retires one step, with the next one behind it in the air if that can be. */
+static int turn(struct engine *e, struct err *err)
+{
+    struct step *st = e->flying != NULL ? e->flying : begin_step(e);
+    if (st == NULL)
+        return 0;
+    e->flying = follow_step(e, st);
+    deliver(e); /* what the turn before this one kept */
+    return retire(e, st, err);
 }
 
 static void wait_for_work(struct engine *e)
@@ -626,8 +646,8 @@ void *engine_thread(void *engine)
 {
     struct engine *e = engine;
     struct err err = {0};
-    if (device_open(e, &err) != 0) {
-        device_close(e);
+    if (engine_device_open(e, &err) != 0) {
+        engine_device_close(e);
         become(e, ENGINE_FAILED, &err);
         return NULL;
     }
@@ -639,20 +659,23 @@ void *engine_thread(void *engine)
         end_list(e, e->waiting, e->n_waiting, e->counts.progress);
         compact(e, e->running, &e->n_running);
         compact(e, e->waiting, &e->n_waiting);
-        bool idle = e->n_running + e->n_waiting == 0;
-        if (!idle && step(e, &err) != 0) {
+        bool idle = e->n_running + e->n_waiting == 0 && e->flying == NULL;
+        if (!idle && turn(e, &err) != 0) {
             log_error("engine", "the device failed: %s", err.message);
             become(e, ENGINE_FAILED, &err);
         }
         publish_stats(e);
-        deliver(e);
+        if (!e->overlaps || e->n_running + e->n_waiting == 0)
+            deliver(e);
         if (idle)
             wait_for_work(e);
     }
+    if (e->flying != NULL)
+        (void)retire(e, e->flying, &err); /* failed or not: all are to end */
     take_intake(e);
     end_all(e);
     publish_stats(e);
     deliver(e);
-    device_close(e);
+    engine_device_close(e);
     return NULL;
 }

@@ -30,7 +30,7 @@ size_t forward_block_bytes(const struct model_config *c, enum dtype dtype)
 
 int forward_create(struct forward *f, const struct model_config *config,
                    const struct weights *weights, const struct ops *ops, struct backend *be,
-                   int max_rows, int max_logit_rows, int n_blocks, struct err *err)
+                   int max_rows, int max_logit_rows, struct err *err)
 {
     *f = (struct forward){.ops = ops,
                           .be = be,
@@ -61,19 +61,27 @@ int forward_create(struct forward *f, const struct model_config *config,
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < sizeof buffers / sizeof buffers[0]; i++)
         rc = ops->mem_alloc(be, buffers[i].out, buffers[i].n_bytes, err);
-    if (rc != 0)
-        err_wrap(err, "activations of %d rows", max_rows);
+    if (rc == 0)
+        return 0;
+    forward_release(f);
+    return err_wrap(err, "activations of %d rows", max_rows);
+}
+
+int forward_create_kv(struct forward *f, int n_blocks, struct err *err)
+{
+    const struct model_config *c = f->config;
+    struct backend_caps caps;
+    f->ops->caps(f->be, &caps);
     f->kv = xcalloc((size_t)c->n_layers, sizeof *f->kv);
-    size_t n_layer = (size_t)n_blocks * BLOCK_TOKENS * kv_heads * word;
-    for (int l = 0; rc == 0 && l < c->n_layers; l++) {
+    size_t n_layer = (size_t)n_blocks * BLOCK_TOKENS * (size_t)c->n_kv_heads * (size_t)c->head_dim *
+                     dtype_bytes(caps.activation);
+    for (int l = 0; l < c->n_layers; l++) {
         f->kv[l].dtype = caps.activation;
-        if (ops->mem_alloc(be, &f->kv[l].k, n_layer, err) != 0 ||
-            ops->mem_alloc(be, &f->kv[l].v, n_layer, err) != 0)
-            rc = err_wrap(err, "KV cache of %d blocks", n_blocks);
+        if (f->ops->mem_alloc(f->be, &f->kv[l].k, n_layer, err) != 0 ||
+            f->ops->mem_alloc(f->be, &f->kv[l].v, n_layer, err) != 0)
+            return err_wrap(err, "KV cache of %d blocks", n_blocks);
     }
-    if (rc != 0)
-        forward_release(f);
-    return rc;
+    return 0;
 }
 
 void forward_release(struct forward *f)
@@ -92,14 +100,29 @@ void forward_release(struct forward *f)
     *f = (struct forward){0};
 }
 
+/* The linears of a layer follow one another in the order of enum fused_kind. */
+static struct lora_args adapters(const struct forward *f, const struct step_batch *b,
+                                 const struct lora_pool *pool, int layer, enum fused_kind kind)
+{
+    static const enum site_kind sites[FUSED_KINDS] = {SITE_Q, SITE_O, SITE_GATE, SITE_DOWN};
+    struct lora_args lora = {.step = &b->lora};
+    lora.parts = lora_pool_parts(pool, layer, kind, &lora.n_parts);
+    enum fused_kind next = (enum fused_kind)((kind + 1) % FUSED_KINDS);
+    int next_layer = layer + (next == FUSED_QKV);
+    if (next_layer < f->config->n_layers) {
+        lora.next = lora_pool_parts(pool, next_layer, next, &lora.n_next);
+        lora.next_d_in = model_site_d_in(f->config, sites[next]);
+    }
+    return lora;
+}
+
 /* One linear of a layer with the step's adapters; a step without adapters passes none on. */
 static void linear(struct forward *f, struct devptr y, struct devptr x, const struct weight *w,
                    struct devptr bias, const struct step_batch *b, const struct lora_pool *pool,
                    int layer, enum fused_kind kind)
 {
-    struct lora_args lora = {.step = &b->lora};
-    lora.parts = lora_pool_parts(pool, layer, kind, &lora.n_parts);
-    f->ops->linear(f->be, y, x, w, bias, b->batch.n_rows, false, b->lora.n_segs > 0 ? &lora : NULL);
+    struct lora_args lora = adapters(f, b, pool, layer, kind);
+    f->ops->linear(f->be, y, x, w, bias, b->batch.n_rows, false, b->has_lora ? &lora : NULL);
 }
 
 void forward_run(struct forward *f, const struct step_batch *b, const struct lora_pool *pool)
@@ -129,8 +152,9 @@ void forward_run(struct forward *f, const struct step_batch *b, const struct lor
         ops->attention(be, f->attention, f->qkv, &f->kv[l], &b->batch, &shape);
         linear(f, f->x, f->attention, w->o, w->o_bias, b, pool, l, FUSED_O);
         ops->add_rmsnorm(be, f->x, f->residual, f->x, w->ffn_norm, n, c->hidden, c->norm_eps, 0);
-        linear(f, f->gate_up, f->x, w->gate_up, w->gate_up_bias, b, pool, l, FUSED_GATE_UP);
-        ops->swiglu(be, f->ffn, f->gate_up, n, c->ffn);
+        struct lora_args lora = adapters(f, b, pool, l, FUSED_GATE_UP);
+        ops->linear_swiglu(be, f->ffn, f->gate_up, f->x, w->gate_up, w->gate_up_bias, n,
+                           b->has_lora ? &lora : NULL);
         linear(f, f->x, f->ffn, w->down, w->down_bias, b, pool, l, FUSED_DOWN);
     }
     ops->add_rmsnorm(be, f->x, f->residual, f->x, f->weights->norm, n, c->hidden, c->norm_eps, 0);

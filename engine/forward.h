@@ -31,11 +31,12 @@ struct forward {
 /* Bytes of K and V of one block in all layers. */
 size_t forward_block_bytes(const struct model_config *c, enum dtype dtype);
 
-/* Allocates activations and the KV cache of n_blocks. All pointers must outlive it. */
+/* Allocates activations. All pointers must outlive it. */
 int forward_create(struct forward *f, const struct model_config *config,
                    const struct weights *weights, const struct ops *ops, struct backend *be,
-                   int max_rows, int max_logit_rows, int n_blocks, struct err *err);
-void forward_release(struct forward *f); /* quiet on zeroed */
+                   int max_rows, int max_logit_rows, struct err *err);
+int forward_create_kv(struct forward *f, int n_blocks, struct err *err); /* then the KV cache */
+void forward_release(struct forward *f);                                 /* quiet on zeroed */
 
 /* Enqueues the layers: K and V of all rows are written, f->x holds the final normed rows. */
 void forward_run(struct forward *f, const struct step_batch *b, const struct lora_pool *pool);

@@ -24,7 +24,7 @@ int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct 
                                        .n_bytes = a->n_bytes};
         memcpy(out->targets, a->targets, sizeof out->targets);
         if (model != NULL) {
-            *model = m->id;
+            *model = model_identity(m);
             snprintf(model_name, 128, "%s", m->name);
         }
         lora_close(a);

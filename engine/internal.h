@@ -3,16 +3,15 @@
 #ifndef TRIBUTARY_ENGINE_INTERNAL_H
 #define TRIBUTARY_ENGINE_INTERNAL_H
 
-#include "engine/loaded_adapters.h"
-#include "engine/batch.h"
 #include "engine/engine.h"
 #include "engine/forward.h"
 #include "engine/kv_pool.h"
+#include "engine/loaded_adapters.h"
 #include "engine/lora_pool.h"
 #include "engine/model.h"
-#include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
+#include "engine/step.h"
 #include "engine/weights.h"
 #include "node/base/err.h"
 
@@ -51,25 +50,28 @@ struct engine {
     struct backend *be;
     struct weights weights;
     struct forward forward;
-    struct step_batch batch;
-    struct sampler sampler;
+    struct stepper stepper;
+    bool overlaps;       /* steps are enqueued ahead */
+    struct step *flying; /* enqueued, its results not taken; NULL: none */
     struct kv_pool *kv;
     struct lora_pool *lora;
     struct sequence **running; /* [n_running] ascending by id */
     int n_running;
     struct sequence **waiting; /* [n_waiting] ascending by id */
     int n_waiting;
-    struct sequence **done; /* [n_done] finished, to be freed when their event is out */
+    struct sequence **done; /* [n_done] finished, to be freed when their event is out and they fly
+                               no more */
     int n_done;
     struct engine_event *events; /* [n_events] of max_events */
     int n_events, max_events;
     struct sched_seq *sched_running, *sched_waiting;
     struct sched_adapter *sched_adapters;
-    struct loaded_adapter **sched_loaded; /* whose they are */
     struct sched_plan plan;
-    struct engine_stats counts; /* copied to stats once a step */
-    uint64_t n_plans;
-    int n_idle_plans; /* in a row, that computed nothing */
+    struct engine_stats counts;  /* copied to stats once a step */
+    uint64_t n_plans;            /* made */
+    uint64_t n_carried;          /* plans carried out */
+    int n_idle_plans;            /* of these, in a row, those that computed nothing */
+    struct monotonic_us retired; /* when the newest results were taken */
 };
 
 /* As engine_open, of a model that is already there and is taken over, success or not. No tokenizer.
@@ -82,6 +84,16 @@ int engine_adapter_add(struct engine *e, struct lora_adapter *adapter, struct er
 
 /* engine_run.c: the engine thread. */
 void *engine_thread(void *engine);
+
+/* engine_device.c: opens and closes everything that thread owns; close also after a failed open. */
+int engine_device_open(struct engine *e, struct err *err);
+void engine_device_close(struct engine *e);
+
+enum { ENGINE_WAITING_EVENTS_EXTRA = 256 }; /* room for the ends of waiting ones in one delivery */
+
+/* Tests only: the operators of engines that are opened from now on, whatever their options name;
+ * NULL: as named. */
+extern const struct ops *engine_debug_ops;
 
 /* Tests only; while nothing runs. */
 void engine_set_logits_hook(struct engine *e, logits_hook *hook, void *context);

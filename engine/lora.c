@@ -10,6 +10,7 @@
 
 #include "engine/engine.h"
 #include "engine/lora_config.h"
+#include "engine/noise.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
 #include "node/base/hex.h"
@@ -359,53 +360,44 @@ void lora_close(struct lora_adapter *a)
 
 /* ---- random adapters --------------------------------------------------------------------- */
 
-static uint64_t next_random(uint64_t *state) /* SplitMix64, Steele et al. 2014 */
+struct lora_adapter *lora_random_mixed(const struct model_config *model, const int *ranks,
+                                       const float *scalings, enum dtype dtype, uint64_t seed)
 {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
-
-static void fill(uint8_t *out, size_t n, enum dtype dtype, float spread, uint64_t *state)
-{
-    for (size_t i = 0; i < n; i++) {
-        float f = spread * ((float)(next_random(state) >> 40 | 1) * 0x1p-23f - 1.0f); /* never 0 */
-        uint32_t bits;
-        memcpy(&bits, &f, 4);
-        uint16_t half = (uint16_t)(bits >> 16);
-        if (dtype == DTYPE_F32)
-            memcpy(out + 4 * i, &bits, 4);
-        else
-            memcpy(out + 2 * i, &half, 2);
+    struct lora_adapter *a = xcalloc(1, sizeof *a);
+    int n_sites = model_n_sites(model);
+    size_t word = dtype_bytes(dtype);
+    a->sites = xcalloc((size_t)n_sites, sizeof *a->sites);
+    for (int site = 0; site < n_sites; site++)
+        if (ranks[site] > 0)
+            add_site(a, model, site, ranks[site], scalings != NULL ? scalings[site] : 1.0f, dtype);
+    sum_ranks(a);
+    BUG_IF(a->n_sites == 0 || a->rank_sum_max > LORA_RANK_SUM_MAX);
+    a->data = noise_alloc(a->n_bytes);
+    BUG_IF(a->data == NULL);
+    for (int i = 0; i < a->n_sites; i++) {
+        const struct lora_site *s = &a->sites[i];
+        enum site_kind kind = (enum site_kind)(s->site % SITE_KINDS);
+        int d_in = model_site_d_in(model, kind), d_out = model_site_d_out(model, kind);
+        size_t n_a = (size_t)s->rank * (size_t)d_in, n_b = (size_t)s->rank * (size_t)d_out;
+        uint8_t *at_a = a->data + s->a_offset, *at_b = a->data + s->b_offset;
+        uint64_t seed_a = seed << 32 | (uint64_t)(2 * i);
+        noise_fill(at_a, dtype, n_a, seed_a, 0, sqrtf(3.0f / (float)d_in), 1);
+        noise_fill(at_b, dtype, n_b, seed_a + 1, 0, 0.1f / (float)s->rank, 1);
+        memset(at_a + n_a * word, 0, s->b_offset - s->a_offset - n_a * word); /* between them */
+        memset(at_b + n_b * word, 0, s->end_offset - s->b_offset - n_b * word);
     }
+    struct sha256_digest digest = sha256(a->data, a->n_bytes);
+    memcpy(a->content.bytes, digest.bytes, 32);
+    return a;
 }
 
 struct lora_adapter *lora_random(const struct model_config *model, int rank, enum dtype dtype,
                                  uint64_t seed)
 {
-    BUG_IF(dtype == DTYPE_F16);
-    struct lora_adapter *a = xcalloc(1, sizeof *a);
-    int n_sites = model_n_sites(model);
-    a->sites = xcalloc((size_t)n_sites, sizeof *a->sites);
+    int n_sites = model_n_sites(model), *ranks = xcalloc((size_t)n_sites, sizeof *ranks);
     for (int site = 0; site < n_sites; site++)
-        add_site(a, model, site, rank, 1.0f, dtype);
-    sum_ranks(a);
-    BUG_IF(a->rank_sum_max > LORA_RANK_SUM_MAX);
-    a->data = aligned_alloc(LORA_ALIGN_BYTES, a->n_bytes);
-    BUG_IF(a->data == NULL);
-    memset(a->data, 0, a->n_bytes);
-    uint64_t state = seed;
-    for (int i = 0; i < n_sites; i++) {
-        const struct lora_site *s = &a->sites[i];
-        enum site_kind kind = (enum site_kind)(s->site % SITE_KINDS);
-        int d_in = model_site_d_in(model, kind), d_out = model_site_d_out(model, kind);
-        fill(a->data + s->a_offset, (size_t)rank * (size_t)d_in, dtype, sqrtf(3.0f / (float)d_in),
-             &state);
-        fill(a->data + s->b_offset, (size_t)rank * (size_t)d_out, dtype, 0.1f / (float)rank,
-             &state);
-    }
-    struct sha256_digest digest = sha256(a->data, a->n_bytes);
-    memcpy(a->content.bytes, digest.bytes, 32);
+        ranks[site] = rank;
+    struct lora_adapter *a = lora_random_mixed(model, ranks, NULL, dtype, seed);
+    free(ranks);
     return a;
 }

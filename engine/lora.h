@@ -47,4 +47,8 @@ void lora_close(struct lora_adapter *a); /* quiet on NULL */
 struct lora_adapter *lora_random(const struct model_config *model, int rank, enum dtype dtype,
                                  uint64_t seed);
 
+/* The same with the sites' own ranks [model_n_sites], 0: left alone, and scalings (NULL: 1). */
+struct lora_adapter *lora_random_mixed(const struct model_config *model, const int *ranks,
+                                       const float *scalings, enum dtype dtype, uint64_t seed);
+
 #endif

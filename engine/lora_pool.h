@@ -37,7 +37,7 @@ void lora_pool_free(struct lora_pool *p); /* quiet on NULL; nothing may be pinne
 
 /* Makes the adapter resident, evicting unpinned ones as needed (least recently pinned first), and
  * pins it. False: what is pinned leaves no room, and nothing of the asked-for adapter changed (some
- * unpinned ones may be gone). `a` must live until the backend's next sync. */
+ * unpinned ones may be gone). `a` must live until the device has done what was enqueued so far. */
 bool lora_pool_pin(struct lora_pool *p, const struct lora_adapter *a, struct lora_pin *out);
 void lora_pool_unpin(struct lora_pool *p, struct lora_pin pin);
 

@@ -1,10 +1,10 @@
 /* model: see model.h. Opens config, generation config and weights, checks one against the other and
- * computes the identity. The expected tensors are enumerated by one function, `each_tensor`, which
- * both the check of a directory and the making of a random model walk, so that they can't differ.
- */
+ * has the identity computed. The expected tensors are enumerated by one function, `each_tensor`,
+ * which both the check of a directory and the making of a random model walk: they can't differ. */
 #include "engine/model.h"
 
 #include "engine/config_json.h"
+#include "engine/noise.h"
 #include "node/base/err.h"
 #include "node/base/hex.h"
 #include "node/base/sha256.h"
@@ -12,12 +12,13 @@
 #include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { CONFIG_MAX_BYTES = 4 << 20, HASH_THREADS_MAX = 32 };
+enum { CONFIG_MAX_BYTES = 4 << 20, HASH_THREADS_MAX = 32, HASH_PIECE_BYTES = 16 << 20 };
 
 /* ---- sites ------------------------------------------------------------------------------- */
 
@@ -196,41 +197,66 @@ static int check_tensors(struct model *m, struct err *err)
 
 /* ---- identity ---------------------------------------------------------------------------- */
 
-struct hash_job { /* files taken one by one by several threads */
-    pthread_mutex_t lock;
+/* The weight files' hashes, by threads that take them one by one. They read mapped memory that
+ * nobody changes and write each its file's digest; whoever asks for the id helps with what is left
+ * and joins them. */
+struct model_hashing {
     struct tensor_dir *tensors;
-    size_t next;
+    atomic_size_t next; /* file */
+    atomic_bool stop;   /* nobody wants the id any more */
+    struct sha256_digest config;
+    size_t config_bytes;
+    pthread_t threads[HASH_THREADS_MAX];
+    int n_threads;
 };
+
+static bool is_index(const struct tensor_dir_file *f)
+{
+    return strstr(f->name, ".index.json") != NULL;
+}
 
 static void *hash_files(void *context)
 {
-    struct hash_job *job = context;
-    for (;;) {
-        pthread_mutex_lock(&job->lock);
-        size_t i = job->next++;
-        pthread_mutex_unlock(&job->lock);
-        if (i >= job->tensors->n_files)
-            return NULL;
+    struct model_hashing *job = context;
+    for (size_t i; (i = atomic_fetch_add(&job->next, 1)) < job->tensors->n_files;) {
         struct tensor_dir_file *f = &job->tensors->files[i];
-        f->digest = sha256(f->bytes, f->n_bytes);
+        struct sha256 h;
+        sha256_init(&h);
+        size_t at = is_index(f) ? f->n_bytes : 0; /* the index isn't in the id */
+        while (at < f->n_bytes && !atomic_load(&job->stop)) {
+            size_t n = f->n_bytes - at < HASH_PIECE_BYTES ? f->n_bytes - at : HASH_PIECE_BYTES;
+            sha256_update(&h, f->bytes + at, n);
+            at += n;
+        }
+        f->digest = sha256_final(&h);
     }
+    return NULL;
 }
 
-static void hash_all(struct tensor_dir *tensors)
+static void begin_hashing(struct model *m, const struct buf *config)
 {
-    struct hash_job job = {.tensors = tensors};
-    pthread_mutex_init(&job.lock, NULL);
-    pthread_t threads[HASH_THREADS_MAX];
+    struct model_hashing *job = xcalloc(1, sizeof *job);
+    job->tensors = &m->tensors;
+    job->config = sha256(config->data, config->len);
+    job->config_bytes = config->len;
     long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
-    int n_started = 0;
-    while (n_started < HASH_THREADS_MAX && n_started + 1 < n_cores &&
-           (size_t)n_started + 1 < tensors->n_files &&
-           pthread_create(&threads[n_started], NULL, hash_files, &job) == 0)
-        n_started++;
-    hash_files(&job);
-    for (int i = 0; i < n_started; i++)
-        pthread_join(threads[i], NULL);
-    pthread_mutex_destroy(&job.lock);
+    size_t n_files = 0;
+    for (size_t i = 0; i < m->tensors.n_files; i++)
+        n_files += !is_index(&m->tensors.files[i]);
+    while (job->n_threads < HASH_THREADS_MAX && job->n_threads < n_cores &&
+           (size_t)job->n_threads < n_files &&
+           pthread_create(&job->threads[job->n_threads], NULL, hash_files, job) == 0)
+        job->n_threads++;
+    m->hashing = job;
+}
+
+static void end_hashing(struct model *m)
+{
+    hash_files(m->hashing);
+    for (int i = 0; i < m->hashing->n_threads; i++)
+        pthread_join(m->hashing->threads[i], NULL);
+    free(m->hashing);
+    m->hashing = NULL;
 }
 
 struct line { /* of the text whose hash is the id */
@@ -244,15 +270,18 @@ static int line_by_name(const void *a, const void *b)
     return strcmp(((const struct line *)a)->name, ((const struct line *)b)->name);
 }
 
-static struct model_id identity(struct tensor_dir *tensors, const struct buf *config)
+struct model_id model_identity(struct model *m)
 {
-    hash_all(tensors);
+    if (m->hashing == NULL)
+        return m->id;
+    const struct tensor_dir *tensors = &m->tensors;
     struct line *lines = xcalloc(tensors->n_files + 1, sizeof *lines);
     size_t n = 0;
-    lines[n++] = (struct line){"config.json", config->len, sha256(config->data, config->len)};
+    lines[n++] = (struct line){"config.json", m->hashing->config_bytes, m->hashing->config};
+    end_hashing(m);
     for (size_t i = 0; i < tensors->n_files; i++) {
         const struct tensor_dir_file *f = &tensors->files[i];
-        if (strstr(f->name, ".index.json") == NULL)
+        if (!is_index(f))
             lines[n++] = (struct line){f->name, f->n_bytes, f->digest};
     }
     qsort(lines, n, sizeof *lines, line_by_name);
@@ -264,9 +293,8 @@ static struct model_id identity(struct tensor_dir *tensors, const struct buf *co
     struct sha256_digest digest = sha256(text.data, text.len);
     buf_release(&text);
     free(lines);
-    struct model_id id;
-    memcpy(id.bytes, digest.bytes, 32);
-    return id;
+    memcpy(m->id.bytes, digest.bytes, 32);
+    return m->id;
 }
 
 /* ---- open -------------------------------------------------------------------------------- */
@@ -306,7 +334,7 @@ int model_open(struct model **out, const char *dir, struct err *err)
         err_wrap(err, "%s", dir);
         goto out;
     }
-    m->id = identity(&m->tensors, &text);
+    begin_hashing(m, &text);
     rc = 0;
 out:
     json_decref(config);
@@ -327,6 +355,10 @@ void model_close(struct model *m)
 {
     if (m == NULL)
         return;
+    if (m->hashing != NULL) {
+        atomic_store(&m->hashing->stop, true);
+        end_hashing(m);
+    }
     tensor_dir_close(&m->tensors);
     free(m);
 }
@@ -355,30 +387,12 @@ static int count_tensor(void *context, const char *name, int64_t d0, int64_t d1,
     return 0;
 }
 
-static uint64_t next_random(uint64_t *state) /* SplitMix64, Steele et al. 2014 */
+static void fill_random(const struct tensor *t, uint64_t seed)
 {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
-
-static uint16_t bf16(float f)
-{
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-static void fill_random(const struct tensor *t, uint64_t *state)
-{
-    uint16_t *p = (uint16_t *)(uintptr_t)t->data;
-    size_t n = t->n_bytes / 2;
     /* Norm weights about 1; matrices uniform in +-sqrt(3 / d_in): variance 1 / d_in. */
     float spread = t->n_dims == 1 ? 0.2f : sqrtf(3.0f / (float)t->shape[1]);
     float centre = t->n_dims == 1 && strstr(t->name, "norm") != NULL ? 1.0f : 0.0f;
-    for (size_t i = 0; i < n; i++)
-        p[i] = bf16(centre + spread * ((float)(next_random(state) >> 40) * 0x1p-23f - 1.0f));
+    noise_fill((void *)(uintptr_t)t->data, DTYPE_BF16, t->n_bytes / 2, seed, centre, spread, 0);
 }
 
 static int tensor_by_name(const void *a, const void *b)
@@ -401,19 +415,18 @@ int model_random(struct model **out, const struct model_config *config, const ch
     each_tensor(config, count_tensor, &make, NULL);
     f->parsed.names = buf_detach(&make.names);
     f->n_bytes = make.n_bytes;
-    f->bytes = aligned_alloc(64, make.n_bytes);
+    f->bytes = noise_alloc(make.n_bytes);
     if (f->bytes == NULL) {
         size_t n_bytes = make.n_bytes;
         model_close(m);
         return err_set(err, ERR_NO_MEMORY, "a random model of shape %s needs %zu bytes", name,
                        n_bytes);
     }
-    uint64_t state = seed;
     for (size_t i = 0; i < f->parsed.n_tensors; i++) {
         struct tensor *t = &f->parsed.tensors[i];
         t->name = f->parsed.names + (uintptr_t)t->name;
         t->data = f->bytes + (uintptr_t)t->data;
-        fill_random(t, &state);
+        fill_random(t, seed << 32 | i);
     }
     qsort(f->parsed.tensors, f->parsed.n_tensors, sizeof *f->parsed.tensors, tensor_by_name);
     m->tensors.n_tensors = f->parsed.n_tensors;

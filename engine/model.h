@@ -66,8 +66,9 @@ char *model_site_name(char out[SITE_NAME_BYTES], int site);
 
 struct model {
     struct model_config config;
-    char name[128]; /* the directory's last component */
-    struct model_id id;
+    char name[128];                /* the directory's last component */
+    struct model_id id;            /* ask model_identity */
+    struct model_hashing *hashing; /* in progress; NULL: id is there */
     uint64_t n_params;
     struct tensor_dir tensors;
 };
@@ -78,9 +79,17 @@ struct model {
  * The id is sha256 over lines, sorted by name, one for config.json and one for each weight file:
  *   "<sha256 of the file, hex>  <size in bytes>  <name>\n"
  * The index of shards is not among them: it adds nothing that the shards don't say. Every byte is
- * read for that, by as many threads as there are cores: about a second for each GB a thread. */
+ * read for that, which takes a thread about half a second to a second for each GB, by a thread for
+ * each file while there are cores. They begin in model_open and go on while the caller brings the
+ * weights to the device. */
 int model_open(struct model **out, const char *dir, struct err *err);
-void model_close(struct model *m); /* quiet on NULL */
+
+/* The id; waits until it is computed, which can't fail. The thread that has m calls it; others may
+ * use the tensors meanwhile. */
+struct model_id model_identity(struct model *m);
+
+/* Quiet on NULL. Doesn't wait for an id that nobody asked for. */
+void model_close(struct model *m);
 
 /* A model of the given shape with seeded random bf16 weights, in memory, for measurements and
  * tests. Weights are uniform with the variance that keeps activations near 1. */

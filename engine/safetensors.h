@@ -99,8 +99,9 @@ struct tensor_dir_file {
     char *name; /* without directory */
     uint8_t *bytes;
     size_t n_bytes;
-    struct sha256_digest digest; /* TENSOR_DIR_READ only */
-    struct safetensors parsed;   /* no tensors: the index */
+    struct sha256_digest
+        digest;                /* of TENSOR_DIR_READ; of a mapped one when model.c has hashed it */
+    struct safetensors parsed; /* no tensors: the index */
 };
 
 struct tensor_dir {

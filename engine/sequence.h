@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 /* Allocated whole by the thread that submits, so that no step allocates for it; freed by the engine
- * thread after its FINISHED event was delivered. */
+ * thread after its FINISHED event was delivered and no step with it is on its way. */
 struct sequence {
     uint64_t id; /* also its place in the order of arrival */
     void *user;
@@ -39,6 +39,7 @@ struct sequence {
     bool was_admitted;
     int n_bypassed, n_preempted;
     int n_decoded; /* since it was admitted last */
+    int n_flying;  /* steps enqueued with it whose results weren't taken */
     struct lora_pin pins[ENGINE_ADAPTERS_MAX];
     int32_t *blocks; /* [n_blocks] of blocks_for(n_total_max) */
     int n_blocks;

@@ -16,6 +16,8 @@
 #include <string.h>
 
 struct making {
+    float **sent; /* [n_sent] on their way to the device until the last sync */
+    size_t n_sent;
     struct weights *out;
     const struct model *m;
     const struct ops *ops;
@@ -74,16 +76,19 @@ static int make_weight(const struct making *k, struct weight **out, const char *
     return 0;
 }
 
-static int make_floats(const struct making *k, struct devptr *out, const float *values, size_t n)
+/* Takes values. No sync: the loading of weights goes on meanwhile. */
+static int make_floats(struct making *k, struct devptr *out, float *values, size_t n)
 {
+    k->sent = xrealloc_array(k->sent, k->n_sent + 1, sizeof *k->sent);
+    k->sent[k->n_sent++] = values;
     if (k->ops->mem_alloc(k->be, out, n * sizeof(float), k->err) != 0)
         return -1;
     k->ops->upload(k->be, *out, values, n * sizeof(float));
-    return k->ops->sync(k->be, k->err); /* values may go */
+    return 0;
 }
 
 /* Vectors stacked as f32: norms and biases. */
-static int make_vector(const struct making *k, struct devptr *out, const char *prefix,
+static int make_vector(struct making *k, struct devptr *out, const char *prefix,
                        const char *const *names, int n_parts, const char *suffix)
 {
     char name[128];
@@ -99,11 +104,10 @@ static int make_vector(const struct making *k, struct devptr *out, const char *p
         n += n_part;
     }
     int rc = make_floats(k, out, values, n);
-    free(values);
     return rc != 0 ? err_wrap(k->err, "tensor %s", name) : 0;
 }
 
-static int make_rope(const struct making *k, int max_context)
+static int make_rope(struct making *k, int max_context)
 {
     const struct model_config *c = &k->m->config;
     int half = c->head_dim / 2;
@@ -120,11 +124,10 @@ static int make_rope(const struct making *k, int max_context)
     }
     int rc = make_floats(k, &k->out->cos_sin, table, (size_t)max_context * (size_t)c->head_dim);
     free(inv_freq);
-    free(table);
     return rc != 0 ? err_wrap(k->err, "rope table of %d positions", max_context) : 0;
 }
 
-static int make_layer(const struct making *k, int layer)
+static int make_layer(struct making *k, int layer)
 {
     static const char *const qkv[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"};
     static const char *const o[] = {"self_attn.o_proj"};
@@ -164,7 +167,7 @@ int weights_create(struct weights *out, const struct model *m, const struct ops 
     static const char *const norm[] = {"model.norm"};
     static const char *const lm_head[] = {"lm_head"};
     *out = (struct weights){0};
-    struct making k = {out, m, ops, be, err};
+    struct making k = {.out = out, .m = m, .ops = ops, .be = be, .err = err};
     out->layers = xcalloc((size_t)m->config.n_layers, sizeof *out->layers);
     int rc = make_weight(&k, &out->embed, "", embed, 1);
     if (rc == 0 && m->config.tied)
@@ -177,6 +180,11 @@ int weights_create(struct weights *out, const struct model *m, const struct ops 
         rc = make_layer(&k, l);
     if (rc == 0)
         rc = make_rope(&k, max_context);
+    if (ops->sync(be, rc == 0 ? err : NULL) != 0)
+        rc = -1;
+    for (size_t i = 0; i < k.n_sent; i++)
+        free(k.sent[i]);
+    free(k.sent);
     if (rc != 0)
         weights_release(out, &m->config, ops, be);
     return rc;

@@ -13,9 +13,9 @@
  * the file.
  *
  * Stream order. Compute entries enqueue and return; they take effect in the order called. Inputs
- * and outputs must live until the next sync. ref and cpu run at once; only cuda defers. Wrong
- * shapes are a bug (BUG_IF). Device faults show at sync. One thread, the engine's, calls everything
- * but where said.
+ * and outputs must live until the next sync, or until a mark behind the call was waited for. ref
+ * and cpu run at once; only cuda defers. Wrong shapes are a bug (BUG_IF). Device faults show at
+ * sync. One thread, the engine's, calls everything but where said.
  *
  * Determinism (DESIGN: a row never depends on its neighbours). For a given backend, machine and
  * weight, the bits of an output row are a function of that row's own inputs, its sequence's KV
@@ -57,8 +57,9 @@ static inline struct devptr devptr_at(struct devptr p, size_t offset_bytes)
     return (struct devptr){p.addr + offset_bytes};
 }
 
-struct backend; /* one device: its stream, its worker threads, its scratch memory */
-struct weight;  /* a base weight in whatever layout the backend likes best */
+struct backend;   /* one device: its stream, its worker threads, its scratch memory */
+struct weight;    /* a base weight in whatever layout the backend likes best */
+struct recording; /* a step's calls, to be replayed (cuda: a graph) */
 
 struct backend_options {
     int n_threads;   /* cpu: workers, caller included; 0: one a physical core of this process's mask
@@ -75,6 +76,7 @@ struct backend_caps {
     enum dtype
         activation; /* of x, y, q, k, v and the residual stream: f32 on ref and cpu, bf16 on cuda */
     bool loads_in_place; /* weight_create keeps `host` (an mmap) instead of copying it */
+    bool own_memory;     /* not the host's: what is free there is for the engine to take */
     size_t memory_free_bytes;
     size_t memory_total_bytes;
     char description[128]; /* "cpu: AVX2, 2 threads" */
@@ -118,6 +120,10 @@ struct lora_step {
     int n_segs;
     const struct lora_seg *segs; /* host */
     struct devptr d_segs;        /* struct lora_seg [n_segs] */
+    /* i32, or addr 0: the number of segments where the device reads it, at most 8 times n_rows, so
+     * that a recorded step serves whatever adapters come; then n_segs and segs are not looked at
+     * while recording. */
+    struct devptr d_n_segs;
 };
 
 /* What an adapter slot holds at a site. rank 0: the adapter leaves this module alone. */
@@ -141,6 +147,10 @@ struct lora_args { /* pass NULL for `lora` when no row of the step has an adapte
     const struct lora_step *step;
     const struct lora_part *parts; /* host [n_parts] */
     int n_parts;
+    /* A hint, or NULL: the parts of the linear that will be asked for next with this step, and its
+     * d_in, so that a device may fetch its adapters ahead. */
+    const struct lora_part *next; /* host [n_next] */
+    int n_next, next_d_in;
 };
 
 /* ---- attention ---------------------------------------------------------------------------------
@@ -209,6 +219,8 @@ struct sample_result {
     float top_logprobs[SAMPLE_TOP_MAX];
 };
 
+enum { OPS_MARKS = 8 }; /* see `mark` */
+
 /* ---- the table ---------------------------------------------------------------------------------
  */
 
@@ -229,6 +241,11 @@ struct ops {
     void (*upload)(struct backend *be, struct devptr dst, const void *src, size_t n_bytes);
     void (*download)(struct backend *be, void *dst, struct devptr src, size_t n_bytes);
     int (*sync)(struct backend *be, struct err *err); /* ERR_INTERNAL: the device failed */
+    /* A place in the stream, behind all that was enqueued; wait returns when the device has come
+     * there, and leaves running what was enqueued since. It is a sync of what lies before the mark:
+     * inputs may go and outputs are there. Only the newest OPS_MARKS marks can be waited for. */
+    uint64_t (*mark)(struct backend *be);
+    int (*wait)(struct backend *be, uint64_t mark, struct err *err);
 
     /* A base weight of one or more parts stacked along d_out (q, k, v). parts[i] is host memory
      * [d_out[i], d_in] of the given dtype; it must outlive the weight when caps.loads_in_place. */
@@ -257,9 +274,18 @@ struct ops {
     void (*linear)(struct backend *be, struct devptr y, struct devptr x, const struct weight *w,
                    struct devptr bias, int n_rows, bool y_f32, const struct lora_args *lora);
 
+    /* y[i, j] = silu(gate) * up with gate and up the two halves of what `linear` would give: w has
+     * two parts of one width d. scratch [n_rows, 2 d] activation may be written. y [n_rows, d].
+     * Source: Shazeer, GLU variants, arXiv:2002.05202. */
+    void (*linear_swiglu)(struct backend *be, struct devptr y, struct devptr scratch,
+                          struct devptr x, const struct weight *w, struct devptr bias, int n_rows,
+                          const struct lora_args *lora);
+
     /* The two halves of the adapter's product alone, for tests and measurements; `linear` may fuse
      * them. shrink: t[i, seg] = A x[i]; expand: y[i, part] += weight * scaling * B t[i, seg].
-     * t f32, [for each segment, for each part: n_rows x rank] packed in that order. */
+     * t is memory for [for each segment, for each part: n_rows x rank] f32, packed in that order;
+     * a backend may keep the product elsewhere, so expand follows the shrink of the same lora_args.
+     * d_in is a multiple of 8. */
     void (*sgmv_shrink)(struct backend *be, struct devptr t, struct devptr x, int n_rows, int d_in,
                         const struct lora_args *lora);
     void (*sgmv_expand)(struct backend *be, struct devptr y, struct devptr t, int n_rows,
@@ -288,15 +314,29 @@ struct ops {
                         int n, int d);
 
     /* Draws one token a row. logits f32 [n, vocab], unchanged; params and history host [n] (history
-     * may be NULL); results host [n], valid after sync. */
-    void (*sample)(struct backend *be, struct sample_result *results, struct devptr logits, int n,
-                   int vocab, const struct sample_params *params,
+     * may be NULL); results host [n], valid after sync. tokens i32 [n] in device memory, or addr 0:
+     * the drawn tokens once more, for a next step that doesn't wait for the host. While recording,
+     * history is NULL, and params and results are of host_alloc and read and written at replay. */
+    void (*sample)(struct backend *be, struct sample_result *results, struct devptr tokens,
+                   struct devptr logits, int n, int vocab, const struct sample_params *params,
                    const struct sample_history *history);
 
     /* Log-probability of given tokens (prompt log-probabilities): results as in sample, with token
      * taken from tokens[i] instead of drawn. tokens host [n], n_top host [n] (or NULL: 0). */
     void (*score)(struct backend *be, struct sample_result *results, struct devptr logits, int n,
                   int vocab, const int32_t *tokens, const int32_t *n_top);
+
+    /* Recording: a step whose calls and shapes come again is enqueued once between record_begin and
+     * record_end, which note instead of doing, and then done by replay, in stream order, as often
+     * as wanted. What the entries were given by value (shapes, device addresses, addresses of host
+     * memory) stays; what lies at those addresses is read at each replay. Between the two only
+     * compute entries, upload and download, the latter two with memory of host_alloc.
+     * record_begin returns false, and nothing changes, on a backend that can't (ref, cpu).
+     * record_end fails with ERR_INTERNAL; *out is then NULL and the backend works as before. */
+    bool (*record_begin)(struct backend *be);
+    int (*record_end)(struct backend *be, struct recording **out, struct err *err);
+    void (*replay)(struct backend *be, struct recording *recording);
+    void (*recording_free)(struct backend *be, struct recording *recording); /* quiet on NULL */
 
     /* Copies whole KV blocks of one layer, in order: block dst[i] = block src[i] (copy on write).
      * src, dst host [n]. */

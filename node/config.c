@@ -198,6 +198,10 @@ static int parse_value(const struct config_option *o, const char *text, struct v
                        : o->unit[0] != '\0'       ? " "
                                                   : "",
                        o->type == CONFIG_DURATION ? "" : o->unit);
+    if (o->type == CONFIG_NUMBER && (o->min != 0 || o->max != 0) &&
+        (v->number < (double)o->min || v->number > (double)o->max))
+        return err_set(err, ERR_INVALID, "%s.%s = \"%s\" is outside %lld to %lld", o->section,
+                       o->key, text, (long long)o->min, (long long)o->max);
     return 0;
 }
 

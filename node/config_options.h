@@ -9,7 +9,7 @@
  *   type     STRING, PATH, INT, BOOL, BYTES (k, m, g: powers of 1,024), DURATION (ms, s, m, h;
  *            kept in milliseconds), AMOUNT (decimal, smallest unit), ADDRESS (0x and 40 digits),
  *            NUMBER (a decimal fraction), LIST (may be given more than once)
- *   min, max inclusive, for INT, BYTES, DURATION (both 0: any that is not negative)
+ *   min, max inclusive, for INT, BYTES, DURATION, NUMBER (both 0: any that is not negative)
  *   unit     for help; "" when the type says it
  *   flag     the long option, or NULL for "section-key"
  *   value    the value's name in help
@@ -79,6 +79,8 @@ X(ENGINE_BACKEND, "engine", "backend", STRING, "cpu", 0, 0, "", "backend", "cpu|
   "Who does the arithmetic.") \
 X(ENGINE_THREADS, "engine", "threads", INT, "0", 0, 1024, "threads", "threads", "N", \
   "Threads of the cpu backend; 0: one a core.") \
+X(ENGINE_GPU_MEMORY, "engine", "gpu_memory", NUMBER, "0.9", 0, 1, "", "gpu-memory", "FRACTION", \
+  "How much of the memory that is free on the GPU to take: what weights and workspace leave of it holds adapters and KV cache.") \
 X(ENGINE_KV_BYTES, "engine", "kv_bytes", BYTES, "0", 0, 1099511627776, "bytes", "kv-bytes", "BYTES", \
   "Memory of the KV cache; 0: the engine's default.") \
 X(ENGINE_ADAPTER_BYTES, "engine", "adapter_bytes", BYTES, "0", 0, 1099511627776, "bytes", NULL, "BYTES", \

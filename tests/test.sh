@@ -42,6 +42,7 @@ for room in base kernels engine chain wallet attribution node; do
     done
     suite "unit-$room" bash tests/run.sh "${programs[@]}"
 done
+suite soak bash tests/soak/soak.sh "$B"
 suite contracts bash tests/contracts.sh
 for test in tests/e2e/*.test.mjs; do
     [ -e "$test" ] || continue

@@ -53,6 +53,9 @@ void cpu_sgmv_shrink(struct backend *be, struct devptr t, struct devptr x, int n
                      const struct lora_args *lora);
 void cpu_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int n_rows,
                      int d_out_total, const struct lora_args *lora);
+void cpu_linear_swiglu(struct backend *be, struct devptr y, struct devptr scratch, struct devptr x,
+                       const struct weight *w, struct devptr bias, int n_rows,
+                       const struct lora_args *lora);
 void cpu_swiglu(struct backend *be, struct devptr y, struct devptr x, int n_rows, int d);
 void cpu_gather_rows(struct backend *be, struct devptr y, struct devptr x, struct devptr rows,
                      int n, int d);
@@ -67,8 +70,8 @@ void cpu_kv_copy_blocks(struct backend *be, const struct kv_layer *kv,
                         const struct attention_shape *shape, const int32_t *src, const int32_t *dst,
                         int n);
 
-void cpu_sample(struct backend *be, struct sample_result *results, struct devptr logits, int n,
-                int vocab, const struct sample_params *params,
+void cpu_sample(struct backend *be, struct sample_result *results, struct devptr tokens,
+                struct devptr logits, int n, int vocab, const struct sample_params *params,
                 const struct sample_history *history);
 void cpu_score(struct backend *be, struct sample_result *results, struct devptr logits, int n,
                int vocab, const int32_t *tokens, const int32_t *n_top);

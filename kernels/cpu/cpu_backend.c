@@ -178,6 +178,21 @@ static void cpu_download(struct backend *be, void *dst, struct devptr src, size_
         memcpy(dst, (const void *)src.addr, n_bytes);
 }
 
+/* Everything before it is done: any number will do. */
+static uint64_t cpu_mark(struct backend *be)
+{
+    (void)be;
+    return 0;
+}
+
+static int cpu_wait(struct backend *be, uint64_t mark, struct err *err)
+{
+    (void)be;
+    (void)mark;
+    (void)err;
+    return 0;
+}
+
 static int cpu_sync(struct backend *be, struct err *err)
 {
     (void)be;
@@ -262,6 +277,34 @@ static void cpu_weight_free(struct backend *be, struct weight *w)
     free(w);
 }
 
+/* Entries run at once: there is nothing to gain from recording. */
+static bool cpu_record_begin(struct backend *be)
+{
+    (void)be;
+    return false;
+}
+
+static int cpu_record_end(struct backend *be, struct recording **out, struct err *err)
+{
+    (void)be;
+    (void)out;
+    (void)err;
+    BUG("record_end without record_begin");
+}
+
+static void cpu_replay(struct backend *be, struct recording *recording)
+{
+    (void)be;
+    (void)recording;
+    BUG("there are no recordings");
+}
+
+static void cpu_recording_free(struct backend *be, struct recording *recording)
+{
+    (void)be;
+    BUG_IF(recording != NULL);
+}
+
 const struct ops ops_cpu = {
     .name = "cpu",
     .open = cpu_open,
@@ -274,6 +317,8 @@ const struct ops ops_cpu = {
     .upload = cpu_upload,
     .download = cpu_download,
     .sync = cpu_sync,
+    .mark = cpu_mark,
+    .wait = cpu_wait,
     .weight_create = cpu_weight_create,
     .weight_free = cpu_weight_free,
     .embed = cpu_embed,
@@ -283,9 +328,14 @@ const struct ops ops_cpu = {
     .sgmv_expand = cpu_sgmv_expand,
     .rope_kv_write = cpu_rope_kv_write,
     .attention = cpu_attention,
+    .linear_swiglu = cpu_linear_swiglu,
     .swiglu = cpu_swiglu,
     .gather_rows = cpu_gather_rows,
     .sample = cpu_sample,
     .score = cpu_score,
+    .record_begin = cpu_record_begin,
+    .record_end = cpu_record_end,
+    .replay = cpu_replay,
+    .recording_free = cpu_recording_free,
     .kv_copy_blocks = cpu_kv_copy_blocks,
 };

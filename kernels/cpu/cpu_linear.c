@@ -345,3 +345,11 @@ void cpu_gather_rows(struct backend *be, struct devptr y, struct devptr x, struc
                (const float *)x.addr + (size_t)((const int32_t *)rows.addr)[i] * (size_t)d,
                (size_t)d * sizeof(float));
 }
+
+void cpu_linear_swiglu(struct backend *be, struct devptr y, struct devptr scratch, struct devptr x,
+                       const struct weight *w, struct devptr bias, int n_rows,
+                       const struct lora_args *lora)
+{
+    cpu_linear(be, scratch, x, w, bias, n_rows, false, lora);
+    cpu_swiglu(be, y, scratch, n_rows, w->d_out / 2);
+}

@@ -332,8 +332,9 @@ static void sample_run(struct sample_job *job, int n)
     tiles_run(job->be, n, (double)n * job->vocab, sample_tile, job);
 }
 
-void cpu_sample(struct backend *be, struct sample_result *results, struct devptr logits, int n,
-                int vocab, const struct sample_params *params, const struct sample_history *history)
+void cpu_sample(struct backend *be, struct sample_result *results, struct devptr tokens,
+                struct devptr logits, int n, int vocab, const struct sample_params *params,
+                const struct sample_history *history)
 {
     struct sample_job job = {.be = be,
                              .results = results,
@@ -342,6 +343,8 @@ void cpu_sample(struct backend *be, struct sample_result *results, struct devptr
                              .params = params,
                              .history = history};
     sample_run(&job, n);
+    for (int i = 0; tokens.addr != 0 && i < n; i++)
+        ((int32_t *)tokens.addr)[i] = results[i].token;
 }
 
 void cpu_score(struct backend *be, struct sample_result *results, struct devptr logits, int n,

@@ -1,91 +1,176 @@
-/* attention.cu: rope, the paged KV cache, and attention over it.
+/* attention.cu: rope, the paged KV cache, and the choice of an attention kernel.
  *
- * Attention. One thread block a (row, KV head), four warps. Keys are cut into pieces of 32 at fixed
- * absolute positions; warp w takes pieces w, w + 4, ... in order. In a piece each lane owns one
- * key: it reads that key's K row in 16-byte steps and dots it with the group's query heads (GQA: K
- * is read once for all of them); the warp then takes the maximum and the exponentials, and sums p V
- * with the lanes along head_dim. Online softmax a warp (FlashAttention, arXiv:2205.14135); the four
- * partial results are merged in warp order. The order depends on the row's own position alone, so
- * the bits do too: prefill, decode, any chunking and any batch agree.
+ * rope_kv_write is one kernel: a lane holds two 16-byte chunks of a head that rotate into each
+ * other, so that nothing is exchanged but the norm's sum of squares. What it reads of tables and
+ * norms it reads before the kernel ahead of it has finished.
  *
- * Two numbers (decode, batch 32, context 4,096, 8 KV heads, head_dim 128): 537 MB of K and V a
- * layer. */
-#include "kernels/cuda/cuda.cuh"
+ * attention. A bf16 cache and a head_dim of 64, 80, 96, 128 or 256 go to the tensor cores:
+ * attention.cuh has the argument why decode and prefill give the same bits. When every sequence has
+ * one row all are decode's, and nothing is read of the batch's host arrays, so that a recording
+ * serves every length. Otherwise, also while recording, seq_indptr (host) says which sequences have
+ * few rows in the step, decode's, and which many, prefill's; a mixed batch launches both and each
+ * passes over the other's sequences. A recording of such a batch is good for the same row counts.
+ * Everything else (f16 and f32 caches, odd head_dims) takes the plain kernel of this file, which is
+ * right and slow. */
+#include "kernels/cuda/attention.cuh"
 
-enum { WARPS = 4, PIECE = 32, GROUP_MAX = 8, HEAD_DIM_MAX = 256 };
-
-struct kv_view {
-    void *k, *v;
-    int dtype;
+enum {
+    HEAD_DIM_MAX = 256,
+    DECODE_PACKED_MAX = 64, /* query rows; above, prefill */
+    SLOTS_MAX = 65536,
+    /* 64 MiB: 31,000 pieces of a group of 4 heads of 128; beyond, decode merges in registers. */
+    PARTIAL_FLOATS = 16 << 20,
 };
 
-static struct kv_view view_of(const struct kv_layer *kv)
+/* ---- rope and cache write
+ * ------------------------------------------------------------------------------------ */
+
+struct rope_args {
+    bf16 *qkv;   /* [n_rows, n_heads + 2 n_kv_heads, head_dim] */
+    void *k, *v; /* [n_slots, n_kv_heads, head_dim] */
+    const int32_t *position, *slot;
+    const float *cos_sin; /* [max_context, rotary_dim], or null: no rotation */
+    const float *q_norm, *k_norm;
+    float eps;
+    int n_rows, n_heads, n_kv_heads, head_dim, rotary_dim, kv_dtype;
+};
+
+__device__ static inline void unpack_8(float x[8], uint4 raw)
 {
-    return {dev<void>(kv->k), dev<void>(kv->v), kv->dtype};
+    const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        x[2 * i] = __uint_as_float(word[i] << 16);
+        x[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
+    }
 }
 
-/* ---- rope and cache write
- * ------------------------------------------------------------------------- */
-
-/* One warp a (row, head) of q, k and v. */
-__global__ static void rope_kernel(bf16 *qkv, struct kv_view kv, const int32_t *position,
-                                   const int32_t *slot, int n_rows, int n_heads, int n_kv_heads,
-                                   int head_dim, const float *cos_sin, int rotary_dim,
-                                   const float *q_norm, const float *k_norm, float eps)
+__device__ static inline uint4 pack_8(const float x[8])
 {
-    int heads = n_heads + 2 * n_kv_heads;
-    int unit = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x & 31;
-    if (unit >= n_rows * heads)
-        return;
-    int row = unit / heads, head = unit % heads;
-    bf16 *x = qkv + (int64_t)unit * head_dim;
-    bool is_q = head < n_heads, is_v = head >= n_heads + n_kv_heads;
-    float value[HEAD_DIM_MAX / 32];
+    return {pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
+            pack_bf16(x[6], x[7])};
+}
+
+__device__ static inline void load_8(float x[8], const float *p)
+{
+    float4 a = __ldg(reinterpret_cast<const float4 *>(p));
+    float4 b = __ldg(reinterpret_cast<const float4 *>(p) + 1);
+    x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+    x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+}
+
+/* head_dim and rotary_dim are multiples of 16, the cache is bf16. A head has head_dim / 16 lanes
+ * out of `lanes`, the next power of two. Lane j < rotary_dim / 16 has the chunks j and j +
+ * rotary_dim / 16, which rotate; the lanes after have the rest, two neighbours each. */
+__global__ static void __launch_bounds__(128)
+    rope_kernel(const __grid_constant__ struct rope_args a, int lanes)
+{
+    pdl_trigger();
+    int thread = blockIdx.x * 128 + threadIdx.x;
+    int unit = thread / lanes, j = thread % lanes, heads = a.n_heads + 2 * a.n_kv_heads;
+    int row = unit / heads, head = unit - row * heads, pairs = a.rotary_dim / 16;
+    bool is_q = head < a.n_heads, is_v = head >= a.n_heads + a.n_kv_heads;
+    const float *norm = is_v ? nullptr : is_q ? a.q_norm : a.k_norm;
+    bool rotates = !is_v && a.cos_sin != nullptr, changes = norm != nullptr || rotates;
+    bool active = row < a.n_rows && j < a.head_dim / 16 && (changes || !is_q);
+    int c0 = j < pairs ? j : 2 * pairs + 2 * (j - pairs), c1 = j < pairs ? j + pairs : c0 + 1;
+    rotates = rotates && j < pairs;
+
+    float cosine[8], sine[8], weight[2][8];
+    int64_t slot = 0;
+    if (active && rotates) {
+        const float *cs = a.cos_sin + (int64_t)a.position[row] * a.rotary_dim + j * 8;
+        load_8(cosine, cs);
+        load_8(sine, cs + a.rotary_dim / 2);
+    }
+    if (active && norm != nullptr) {
+        load_8(weight[0], norm + c0 * 8);
+        load_8(weight[1], norm + c1 * 8);
+    }
+    if (active && !is_q)
+        slot = a.slot[row];
+    pdl_wait();
+
+    bf16 *x = a.qkv + (int64_t)unit * a.head_dim;
+    float v[2][8] = {};
+    if (active) {
+        unpack_8(v[0], *reinterpret_cast<const uint4 *>(x + c0 * 8));
+        unpack_8(v[1], *reinterpret_cast<const uint4 *>(x + c1 * 8));
+    }
     float squares = 0;
 #pragma unroll
-    for (int i = 0; i < HEAD_DIM_MAX / 32; i++) {
-        int d = lane + 32 * i;
-        value[i] = d < head_dim ? __bfloat162float(x[d]) : 0.0f;
-        squares += value[i] * value[i];
-    }
-    const float *norm = is_v ? nullptr : is_q ? q_norm : k_norm;
+    for (int i = 0; i < 8; i++)
+        squares += v[0][i] * v[0][i] + v[1][i] * v[1][i];
+    for (int o = lanes / 2; o > 0; o >>= 1)
+        squares += __shfl_xor_sync(0xffffffffu, squares, o);
+    if (!active)
+        return;
     if (norm != nullptr) {
-        float scale = rsqrtf(warp_sum(squares) / (float)head_dim + eps);
+        float scale = rsqrtf(squares / (float)a.head_dim + a.eps);
 #pragma unroll
-        for (int i = 0; i < HEAD_DIM_MAX / 32; i++) {
-            int d = lane + 32 * i;
-            if (d < head_dim)
-                value[i] = value[i] * scale * norm[d];
+        for (int i = 0; i < 8; i++) {
+            v[0][i] = v[0][i] * scale * weight[0][i];
+            v[1][i] = v[1][i] * scale * weight[1][i];
         }
     }
-    __shared__ float exchange[8][HEAD_DIM_MAX];
-    float *mine = exchange[threadIdx.x / 32];
+    if (rotates) {
 #pragma unroll
-    for (int i = 0; i < HEAD_DIM_MAX / 32; i++) {
-        if (lane + 32 * i < head_dim)
-            mine[lane + 32 * i] = value[i];
+        for (int i = 0; i < 8; i++) {
+            float x0 = v[0][i], x1 = v[1][i];
+            v[0][i] = x0 * cosine[i] - x1 * sine[i];
+            v[1][i] = x1 * cosine[i] + x0 * sine[i];
+        }
     }
+    uint4 out0 = pack_8(v[0]), out1 = pack_8(v[1]);
+    if (changes) {
+        *reinterpret_cast<uint4 *>(x + c0 * 8) = out0;
+        *reinterpret_cast<uint4 *>(x + c1 * 8) = out1;
+    }
+    if (!is_q) {
+        int kv_head = head - a.n_heads - (is_v ? a.n_kv_heads : 0);
+        bf16 *cache = static_cast<bf16 *>(is_v ? a.v : a.k) +
+                      (slot * a.n_kv_heads + kv_head) * a.head_dim;
+        *reinterpret_cast<uint4 *>(cache + c0 * 8) = out0;
+        *reinterpret_cast<uint4 *>(cache + c1 * 8) = out1;
+    }
+}
+
+/* Any head_dim, rotary_dim and cache: a warp a head, lanes along head_dim. */
+__global__ static void __launch_bounds__(128)
+    rope_plain_kernel(const __grid_constant__ struct rope_args a)
+{
+    pdl_trigger();
+    pdl_wait();
+    __shared__ float exchange[4][HEAD_DIM_MAX];
+    int heads = a.n_heads + 2 * a.n_kv_heads, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    int unit = blockIdx.x * 4 + warp, row = unit / heads, head = unit % heads;
+    if (row >= a.n_rows)
+        return;
+    bf16 *x = a.qkv + (int64_t)unit * a.head_dim;
+    bool is_q = head < a.n_heads, is_v = head >= a.n_heads + a.n_kv_heads;
+    const float *norm = is_v ? nullptr : is_q ? a.q_norm : a.k_norm;
+    float *value = exchange[warp], squares = 0, scale = 1;
+    for (int d = lane; d < a.head_dim; d += 32)
+        squares += __bfloat162float(x[d]) * __bfloat162float(x[d]);
+    if (norm != nullptr)
+        scale = rsqrtf(warp_sum(squares) / (float)a.head_dim + a.eps);
+    for (int d = lane; d < a.head_dim; d += 32)
+        value[d] = __bfloat162float(x[d]) * (norm == nullptr ? 1.0f : scale * norm[d]);
     __syncwarp();
-    int half = rotary_dim / 2;
-    const float *cs = cos_sin == nullptr ? nullptr : cos_sin + (int64_t)position[row] * rotary_dim;
-    int64_t cache = ((int64_t)slot[row] * n_kv_heads +
-                     (is_v ? head - n_heads - n_kv_heads : head - n_heads)) *
-                    head_dim;
-#pragma unroll
-    for (int i = 0; i < HEAD_DIM_MAX / 32; i++) {
-        int d = lane + 32 * i;
-        if (d >= head_dim)
-            break;
-        float v = value[i];
-        if (!is_v && cs != nullptr && d < rotary_dim) {
-            int j = d < half ? d : d - half;
-            float c = cs[j], s = cs[half + j];
-            v = d < half ? v * c - mine[d + half] * s : v * c + mine[d - half] * s;
-        }
-        if (is_q || norm != nullptr || cs != nullptr)
+    int half = a.rotary_dim / 2, kv_head = head - a.n_heads - (is_v ? a.n_kv_heads : 0);
+    bool rotates = !is_v && a.cos_sin != nullptr;
+    const float *cs = rotates ? a.cos_sin + (int64_t)a.position[row] * a.rotary_dim : nullptr;
+    int64_t cache = ((int64_t)a.slot[row] * a.n_kv_heads + kv_head) * a.head_dim;
+    for (int d = lane; d < a.head_dim; d += 32) {
+        float v = value[d];
+        if (rotates && d < half)
+            v = v * cs[d] - value[d + half] * cs[half + d];
+        else if (rotates && d < a.rotary_dim)
+            v = v * cs[d - half] + value[d - half] * cs[d];
+        if (rotates || norm != nullptr)
             x[d] = __float2bfloat16_rn(v);
         if (!is_q)
-            store_from_float(is_v ? kv.v : kv.k, cache + d, kv.dtype, v);
+            store_from_float(is_v ? a.v : a.k, cache + d, a.kv_dtype, v);
     }
 }
 
@@ -95,168 +180,191 @@ void cuda_rope_kv_write(struct backend *be, struct devptr qkv, const struct kv_l
 {
     if (batch->n_rows == 0)
         return;
-    BUG_IF(shape->head_dim > HEAD_DIM_MAX);
-    int units = batch->n_rows * (shape->n_heads + 2 * shape->n_kv_heads);
-    rope_kernel<<<ceil_div(units, 8), 256, 0, be->stream>>>(
-        dev<bf16>(qkv), view_of(kv), dev<int32_t>(batch->d_position), dev<int32_t>(batch->d_slot),
-        batch->n_rows, shape->n_heads, shape->n_kv_heads, shape->head_dim,
-        rope ? dev<float>(rope->cos_sin) : nullptr, rope ? rope->rotary_dim : 0,
-        rope ? dev<float>(rope->q_norm) : nullptr, rope ? dev<float>(rope->k_norm) : nullptr,
-        rope ? rope->norm_eps : 0.0f);
-    CUDA_LAUNCHED(be, "rope_kv_write");
+    struct rope_args a = {.qkv = dev<bf16>(qkv),
+                          .k = dev<void>(kv->k),
+                          .v = dev<void>(kv->v),
+                          .position = dev<int32_t>(batch->d_position),
+                          .slot = dev<int32_t>(batch->d_slot),
+                          .cos_sin = rope ? dev<float>(rope->cos_sin) : nullptr,
+                          .q_norm = rope ? dev<float>(rope->q_norm) : nullptr,
+                          .k_norm = rope ? dev<float>(rope->k_norm) : nullptr,
+                          .eps = rope ? rope->norm_eps : 0.0f,
+                          .n_rows = batch->n_rows,
+                          .n_heads = shape->n_heads,
+                          .n_kv_heads = shape->n_kv_heads,
+                          .head_dim = shape->head_dim,
+                          .rotary_dim = rope ? rope->rotary_dim : 0,
+                          .kv_dtype = kv->dtype};
+    BUG_IF(a.head_dim > HEAD_DIM_MAX || a.rotary_dim > a.head_dim || a.rotary_dim % 2 != 0);
+    int units = a.n_rows * (a.n_heads + 2 * a.n_kv_heads);
+    if (a.kv_dtype != DTYPE_BF16 || a.head_dim % 16 != 0 || a.rotary_dim % 16 != 0) {
+        launch(be, "rope_kv_write", rope_plain_kernel, dim3((unsigned)ceil_div(units, 4)), 128, 0,
+               a);
+        return;
+    }
+    int lanes = 1;
+    while (lanes < a.head_dim / 16)
+        lanes *= 2;
+    launch(be, "rope_kv_write", rope_kernel, dim3((unsigned)ceil_div(units, 128 / lanes)), 128, 0,
+           a, lanes);
+}
+
+/* ---- open and close
+ * ------------------------------------------------------------------------------------------ */
+
+int cuda_attention_open(struct backend *be, struct err *err)
+{
+    const struct backend_options *o = &be->options;
+    struct attention_scratch *s = new attention_scratch();
+    be->attention = s;
+    s->n_slots = SLOTS_MAX;
+    s->n_floats = PARTIAL_FLOATS;
+    cudaError_t rc = cudaMalloc(&s->partial, s->n_floats * sizeof(float));
+    if (rc == cudaSuccess)
+        rc = cudaMalloc(&s->arrived, SLOTS_MAX * sizeof(unsigned));
+    if (rc != cudaSuccess)
+        return err_set(err, ERR_NO_MEMORY, "cuda: attention scratch of %zu floats: %s", s->n_floats,
+                       cudaGetErrorString(rc));
+    rc = fill_async(be, s->arrived, 0, SLOTS_MAX * sizeof(unsigned));
+    if (rc == cudaSuccess)
+        rc = kernel_shared_limit(rope_kernel, 0);
+    if (rc == cudaSuccess)
+        rc = attention_decode_open(o->max_seqs);
+    if (rc == cudaSuccess)
+        rc = attention_prefill_open(o->max_seqs);
+    if (rc != cudaSuccess)
+        return err_set(err, ERR_UNSUPPORTED, "cuda: attention for %d sequences: %s", o->max_seqs,
+                       cudaGetErrorString(rc));
+    return 0;
+}
+
+void cuda_attention_close(struct backend *be)
+{
+    struct attention_scratch *s = be->attention;
+    if (s == nullptr)
+        return;
+    cudaFree(s->partial);
+    cudaFree(s->arrived);
+    delete s;
+    be->attention = nullptr;
 }
 
 /* ---- attention
- * ------------------------------------------------------------------------------------ */
+ * -----------------------------------------------------------------------------------------------
+ */
 
-/* Dot of the lane's key with one query head; q is f32 in shared memory. */
-__device__ static float dot_key(const void *k, int64_t at, int dtype, const float *q, int head_dim)
+struct plain_args {
+    bf16 *y;
+    const bf16 *qkv;
+    const void *k, *v;
+    const int32_t *position, *row_seq, *block_table;
+    int max_blocks, kv_dtype;
+    struct attention_shape shape;
+};
+
+/* Any head_dim and cache. One thread block a (row, query head), four warps. Keys are cut into
+ * pieces of 32 at fixed absolute positions; warp w takes pieces w, w + 4, ... in order: a lane a
+ * key for q . k, then the lanes along head_dim for p V. The four results are merged in warp
+ * order. */
+__global__ static void __launch_bounds__(128)
+    plain_kernel(const __grid_constant__ struct plain_args a)
 {
-    float sum = 0;
-    if (dtype == DTYPE_BF16 && head_dim % 8 == 0) {
-        const uint4 *p = reinterpret_cast<const uint4 *>(static_cast<const bf16 *>(k) + at);
-        for (int d = 0; d < head_dim; d += 8) {
-            uint4 raw = p[d / 8];
-            const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                sum = fmaf(__uint_as_float(word[i] << 16), q[d + 2 * i], sum);
-                sum = fmaf(__uint_as_float(word[i] & 0xffff0000u), q[d + 2 * i + 1], sum);
-            }
-        }
-        return sum;
-    }
-    for (int d = 0; d < head_dim; d++)
-        sum = fmaf(load_as_float(k, at + d, dtype), q[d], sum);
-    return sum;
-}
-
-template <int DIMS> /* ceil(head_dim / 32): output elements a lane */
-__global__ static void __launch_bounds__(WARPS * 32)
-    attention_kernel(bf16 *y, const bf16 *qkv, struct kv_view kv, const int32_t *position,
-                     const int32_t *row_seq, const int32_t *block_table, int max_blocks,
-                     struct attention_shape shape)
-{
-    int row = blockIdx.x, kv_head = blockIdx.y;
-    int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-    int group = shape.n_heads / shape.n_kv_heads, head_dim = shape.head_dim;
-    int pos = position[row];
-    int first = shape.window > 0 && pos - shape.window + 1 > 0 ? pos - shape.window + 1 : 0;
-    const int32_t *blocks = block_table + (int64_t)row_seq[row] * max_blocks;
-    int64_t width = (int64_t)(shape.n_heads + 2 * shape.n_kv_heads) * head_dim;
-
-    extern __shared__ float shared[];
-    float *q = shared;                            /* [group, head_dim] */
-    float *out = q + group * head_dim;            /* [WARPS, group, head_dim] */
-    float *best = out + WARPS * group * head_dim; /* [WARPS, group] */
-    float *total = best + WARPS * group;          /* [WARPS, group] */
-    for (int i = threadIdx.x; i < group * head_dim; i += blockDim.x)
-        q[i] = __bfloat162float(qkv[row * width + (int64_t)kv_head * group * head_dim + i]);
+    enum { WARPS = 4, DIMS = HEAD_DIM_MAX / 32 };
+    pdl_trigger();
+    pdl_wait();
+    __shared__ float q[HEAD_DIM_MAX], out[WARPS][HEAD_DIM_MAX], best[WARPS], total[WARPS];
+    int row = blockIdx.x, head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    int n_kv_heads = a.shape.n_kv_heads, head_dim = a.shape.head_dim, window = a.shape.window;
+    int kv_head = head / (a.shape.n_heads / n_kv_heads), pos = a.position[row];
+    int first = window > 0 && pos - window + 1 > 0 ? pos - window + 1 : 0;
+    const int32_t *blocks = a.block_table + (int64_t)a.row_seq[row] * a.max_blocks;
+    const bf16 *q_row = a.qkv +
+                        ((int64_t)row * (a.shape.n_heads + 2 * n_kv_heads) + head) * head_dim;
+    for (int d = threadIdx.x; d < head_dim; d += 128)
+        q[d] = __bfloat162float(q_row[d]);
     __syncthreads();
 
-    for (int h0 = 0; h0 < group; h0 += GROUP_MAX) {
-        int n_heads = group - h0 < GROUP_MAX ? group - h0 : GROUP_MAX;
-        float acc[GROUP_MAX][DIMS] = {}, m[GROUP_MAX], l[GROUP_MAX];
-#pragma unroll
-        for (int h = 0; h < GROUP_MAX; h++) {
-            m[h] = -INFINITY;
-            l[h] = 0;
+    float acc[DIMS] = {}, m = -INFINITY, l = 0;
+    for (int begin = first / 32 * 32 + 32 * ((warp + WARPS - first / 32 % WARPS) % WARPS);
+         begin <= pos; begin += 32 * WARPS) {
+        int key = begin + lane;
+        bool live = key <= pos && key >= first;
+        int64_t token =
+            live ? (int64_t)blocks[key / BLOCK_TOKENS] * BLOCK_TOKENS + key % BLOCK_TOKENS : 0;
+        int64_t at = (token * n_kv_heads + kv_head) * head_dim;
+        float s = -INFINITY;
+        if (live) {
+            s = 0;
+            for (int d = 0; d < head_dim; d++)
+                s = fmaf(load_as_float(a.k, at + d, a.kv_dtype), q[d], s);
+            s *= a.shape.scale;
+            if (a.shape.softcap > 0)
+                s = a.shape.softcap * tanhf(s / a.shape.softcap);
         }
-        for (int piece = warp; piece * PIECE <= pos; piece += WARPS) {
-            if (piece * PIECE + PIECE <= first)
-                continue;
-            int key = piece * PIECE + lane;
-            bool live = key <= pos && key >= first;
-            int64_t token =
-                live ? (int64_t)blocks[key / BLOCK_TOKENS] * BLOCK_TOKENS + key % BLOCK_TOKENS : 0;
-            int64_t at = (token * shape.n_kv_heads + kv_head) * head_dim;
+        float m_new = fmaxf(m, warp_max(s)); /* some key of the piece is live */
+        float p = live ? __expf(s - m_new) : 0.0f, keep = __expf(m - m_new);
+        l = l * keep + warp_sum(p);
+        m = m_new;
 #pragma unroll
-            for (int h = 0; h < GROUP_MAX; h++) {
-                if (h >= n_heads)
-                    break;
-                float s = -INFINITY;
-                if (live) {
-                    s = dot_key(kv.k, at, kv.dtype, q + (h0 + h) * head_dim, head_dim) *
-                        shape.scale;
-                    if (shape.softcap > 0)
-                        s = shape.softcap * tanhf(s / shape.softcap);
-                }
-                float m_new = fmaxf(m[h], warp_max(s)); /* some key of the piece is live */
-                float p = live ? __expf(s - m_new) : 0.0f;
-                float keep = __expf(m[h] - m_new);
-                l[h] = l[h] * keep + warp_sum(p);
-                m[h] = m_new;
-#pragma unroll
-                for (int i = 0; i < DIMS; i++)
-                    acc[h][i] *= keep;
-                /* p of this head for the V pass below: one register a head is enough, since the
-                 * lanes exchange it by shuffles. */
-                for (int j = 0; j < PIECE; j++) {
-                    float pj = __shfl_sync(0xffffffffu, p, j);
-                    int64_t vj = __shfl_sync(0xffffffffu, at, j);
-                    if (pj == 0.0f)
-                        continue; /* the whole warp agrees */
-#pragma unroll
-                    for (int i = 0; i < DIMS; i++) {
-                        int d = lane + 32 * i;
-                        if (d < head_dim)
-                            acc[h][i] = fmaf(pj, load_as_float(kv.v, vj + d, kv.dtype), acc[h][i]);
-                    }
-                }
-            }
-        }
-#pragma unroll
-        for (int h = 0; h < GROUP_MAX; h++) {
-            if (h >= n_heads)
-                break;
-            if (lane == 0) {
-                best[warp * group + h0 + h] = m[h];
-                total[warp * group + h0 + h] = l[h];
-            }
+        for (int i = 0; i < DIMS; i++)
+            acc[i] *= keep;
+        for (int j = 0; j < 32; j++) {
+            float pj = __shfl_sync(0xffffffffu, p, j);
+            int64_t vj = __shfl_sync(0xffffffffu, at, j);
+            if (pj == 0.0f)
+                continue; /* the whole warp agrees */
 #pragma unroll
             for (int i = 0; i < DIMS; i++) {
                 int d = lane + 32 * i;
                 if (d < head_dim)
-                    out[(warp * group + h0 + h) * head_dim + d] = acc[h][i];
+                    acc[i] = fmaf(pj, load_as_float(a.v, vj + d, a.kv_dtype), acc[i]);
             }
         }
     }
+    if (lane == 0) {
+        best[warp] = m;
+        total[warp] = l;
+    }
+#pragma unroll
+    for (int i = 0; i < DIMS; i++)
+        out[warp][lane + 32 * i] = acc[i];
     __syncthreads();
-    for (int i = threadIdx.x; i < group * head_dim; i += blockDim.x) {
-        int h = i / head_dim;
-        float top = best[h];
-        for (int w = 1; w < WARPS; w++)
-            top = fmaxf(top, best[w * group + h]);
+    float top = fmaxf(fmaxf(best[0], best[1]), fmaxf(best[2], best[3]));
+    for (int d = threadIdx.x; d < head_dim; d += 128) {
         float sum = 0, denominator = 0;
         for (int w = 0; w < WARPS; w++) {
-            float b = best[w * group + h];
-            float scale = b == -INFINITY ? 0.0f : __expf(b - top);
-            sum += out[w * group * head_dim + i] * scale;
-            denominator += total[w * group + h] * scale;
+            float scale = best[w] == -INFINITY ? 0.0f : __expf(best[w] - top);
+            sum += out[w][d] * scale;
+            denominator += total[w] * scale;
         }
-        y[((int64_t)row * shape.n_heads + (int64_t)kv_head * group) * head_dim + i] =
-            __float2bfloat16_rn(sum / denominator);
+        a.y[((int64_t)row * a.shape.n_heads + head) * head_dim + d] = __float2bfloat16_rn(
+            sum / denominator);
     }
 }
 
-template <int DIMS>
-static void launch_attention(struct backend *be, struct devptr y, struct devptr qkv,
-                             const struct kv_layer *kv, const struct batch *batch,
-                             const struct attention_shape *shape)
+static void attention_plain(struct backend *be, struct devptr y, struct devptr qkv,
+                            const struct kv_layer *kv, const struct batch *batch,
+                            const struct attention_shape *shape)
 {
-    int group = shape->n_heads / shape->n_kv_heads;
-    size_t bytes = sizeof(float) *
-                   ((size_t)group * shape->head_dim * (1 + WARPS) + 2 * WARPS * group);
-    if (bytes > 48 * 1024)
-        CUDA_NOTE(be,
-                  cudaFuncSetAttribute(attention_kernel<DIMS>,
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-    attention_kernel<DIMS>
-        <<<dim3(batch->n_rows, shape->n_kv_heads), WARPS * 32, bytes, be->stream>>>(
-            dev<bf16>(y), dev<bf16>(qkv), view_of(kv), dev<int32_t>(batch->d_position),
-            dev<int32_t>(batch->d_row_seq), dev<int32_t>(batch->d_block_table), batch->max_blocks,
-            *shape);
-    CUDA_LAUNCHED(be, "attention");
+    struct plain_args a = {.y = dev<bf16>(y),
+                           .qkv = dev<bf16>(qkv),
+                           .k = dev<void>(kv->k),
+                           .v = dev<void>(kv->v),
+                           .position = dev<int32_t>(batch->d_position),
+                           .row_seq = dev<int32_t>(batch->d_row_seq),
+                           .block_table = dev<int32_t>(batch->d_block_table),
+                           .max_blocks = batch->max_blocks,
+                           .kv_dtype = kv->dtype,
+                           .shape = *shape};
+    launch(be, "attention, plain", plain_kernel,
+           dim3((unsigned)batch->n_rows, (unsigned)shape->n_heads), 128, 0, a);
+}
+
+static bool on_tensor_cores(const struct kv_layer *kv, const struct attention_shape *shape)
+{
+    int d = shape->head_dim;
+    return kv->dtype == DTYPE_BF16 && shape->scale > 0 &&
+           (d == 64 || d == 80 || d == 96 || d == 128 || d == 256);
 }
 
 void cuda_attention(struct backend *be, struct devptr y, struct devptr qkv,
@@ -265,38 +373,103 @@ void cuda_attention(struct backend *be, struct devptr y, struct devptr qkv,
 {
     if (batch->n_rows == 0)
         return;
-    int dims = ceil_div(shape->head_dim, 32);
-    BUG_IF(dims > 8);
-    switch (dims) {
-    case 1:
-        launch_attention<1>(be, y, qkv, kv, batch, shape);
-        break;
-    case 2:
-        launch_attention<2>(be, y, qkv, kv, batch, shape);
-        break;
-    case 3:
-        launch_attention<3>(be, y, qkv, kv, batch, shape);
-        break;
-    case 4:
-        launch_attention<4>(be, y, qkv, kv, batch, shape);
-        break;
-    default:
-        launch_attention<8>(be, y, qkv, kv, batch, shape);
-        break;
+    BUG_IF(shape->n_kv_heads < 1 || shape->n_heads % shape->n_kv_heads != 0 ||
+           shape->head_dim > HEAD_DIM_MAX);
+    if (!on_tensor_cores(kv, shape)) {
+        attention_plain(be, y, qkv, kv, batch, shape);
+        return;
     }
+    BUG_IF(batch->n_seqs > be->options.max_seqs);
+    const float log2_e = 1.44269504f;
+    float cap = shape->softcap;
+    struct attention_args a = {.y = dev<bf16>(y),
+                               .qkv = dev<bf16>(qkv),
+                               .k = dev<bf16>(kv->k),
+                               .v = dev<bf16>(kv->v),
+                               .seq_indptr = dev<int32_t>(batch->d_seq_indptr),
+                               .kv_len = dev<int32_t>(batch->d_kv_len),
+                               .block_table = dev<int32_t>(batch->d_block_table),
+                               .n_seqs = batch->n_seqs,
+                               .max_blocks = batch->max_blocks,
+                               .n_heads = shape->n_heads,
+                               .n_kv_heads = shape->n_kv_heads,
+                               .group = shape->n_heads / shape->n_kv_heads,
+                               .window = shape->window,
+                               .to_log2 = cap > 0 ? log2_e : shape->scale * log2_e,
+                               .cap = cap,
+                               .cap_in = cap > 0 ? 2 * log2_e * shape->scale / cap : 0.0f,
+                               .few = INT_MAX,
+                               .partial = be->attention->partial,
+                               .arrived = be->attention->arrived,
+                               .n_slots = be->attention->n_slots,
+                               .slot_rows = 0};
+    if (batch->n_rows == batch->n_seqs) {
+        attention_decode(be, &a, shape->head_dim, batch->n_rows);
+        return;
+    }
+    a.few = DECODE_PACKED_MAX > a.group ? DECODE_PACKED_MAX : a.group;
+    int n_decode = 0, n_tiles = 0, rows = attention_prefill_rows(shape->head_dim);
+    for (int s = 0; s < batch->n_seqs; s++) {
+        int packed = (batch->seq_indptr[s + 1] - batch->seq_indptr[s]) * a.group;
+        n_decode += packed <= a.few;
+        n_tiles += packed <= a.few ? 0 : ceil_div(packed, rows);
+    }
+    if (n_tiles > 0)
+        attention_prefill(be, &a, shape->head_dim, n_tiles);
+    if (n_decode > 0)
+        attention_decode(be, &a, shape->head_dim, batch->n_rows);
+}
+
+/* ---- copy on write
+ * ------------------------------------------------------------------------------------------- */
+
+enum { COPY_PAIRS = 128 };
+
+struct copy_args {
+    uint4 *k, *v;
+    int chunks; /* of 16 bytes, of a block */
+    int32_t src[COPY_PAIRS], dst[COPY_PAIRS];
+};
+
+/* Thread blocks: (part of a block, pair, K or V). It lets the next kernel start only when it is
+ * done, because attention reads blocks of earlier steps before its pdl_wait. */
+__global__ static void __launch_bounds__(256)
+    copy_kernel(const __grid_constant__ struct copy_args a)
+{
+    pdl_wait();
+    uint4 *side = blockIdx.z == 0 ? a.k : a.v;
+    const uint4 *from = side + (int64_t)a.src[blockIdx.y] * a.chunks;
+    uint4 *to = side + (int64_t)a.dst[blockIdx.y] * a.chunks;
+    for (int i = blockIdx.x * 256 + threadIdx.x; i < a.chunks; i += gridDim.x * 256)
+        to[i] = from[i];
+    __threadfence();
+    pdl_trigger();
 }
 
 void cuda_kv_copy_blocks(struct backend *be, const struct kv_layer *kv,
                          const struct attention_shape *shape, const int32_t *src,
                          const int32_t *dst, int n)
 {
+    /* A block is 16 tokens, so whole 16-byte chunks whatever the shape. */
     size_t bytes = (size_t)BLOCK_TOKENS * shape->n_kv_heads * shape->head_dim *
                    dtype_bytes(kv->dtype);
-    for (int i = 0; i < n; i++) {
-        struct devptr const sides[2] = {kv->k, kv->v};
-        for (int s = 0; s < 2; s++)
-            CUDA_NOTE(be, cudaMemcpyAsync(dev<char>(sides[s]) + (size_t)dst[i] * bytes,
-                                          dev<char>(sides[s]) + (size_t)src[i] * bytes, bytes,
-                                          cudaMemcpyDeviceToDevice, be->stream));
+    struct copy_args a;
+    a.k = dev<uint4>(kv->k);
+    a.v = dev<uint4>(kv->v);
+    a.chunks = (int)(bytes / 16);
+    for (int i = 0; i < n;) {
+        /* The pairs of a launch run at once: a pair that touches what an earlier one wrote, or
+         * writes what an earlier one reads, waits for the next launch. */
+        int m = 0;
+        for (bool apart = true; i < n && m < COPY_PAIRS; i++, m++) {
+            for (int j = 0; j < m && apart; j++)
+                apart = src[i] != a.dst[j] && dst[i] != a.dst[j] && dst[i] != a.src[j];
+            if (!apart)
+                break;
+            a.src[m] = src[i];
+            a.dst[m] = dst[i];
+        }
+        unsigned parts = (unsigned)ceil_div(a.chunks, 1024);
+        launch(be, "kv_copy_blocks", copy_kernel, dim3(parts, (unsigned)m, 2), 256, 0, a);
     }
 }

@@ -17,12 +17,6 @@ extern "C" {
 #include "kernels/backends.h"
 }
 
-void cuda_score(struct backend *be, struct sample_result *results, struct devptr logits, int n,
-                int vocab, const int32_t *tokens, const int32_t *n_top);
-void cuda_sample(struct backend *be, struct sample_result *results, struct devptr logits, int n,
-                 int vocab, const struct sample_params *params,
-                 const struct sample_history *history);
-
 void cuda_note(struct backend *be, cudaError_t status, const char *what)
 {
     if (status != cudaSuccess && be->fault == cudaSuccess) {
@@ -39,8 +33,13 @@ static void be_close(struct backend *be)
         cudaStreamSynchronize(be->stream);
         cudaStreamDestroy(be->stream);
     }
-    cudaFree(be->lora_t);
-    cudaFree(be->seg_offset);
+    for (cudaEvent_t mark : be->marks)
+        if (mark != nullptr)
+            cudaEventDestroy(mark);
+    cuda_attention_close(be);
+    cuda_sample_close(be);
+    cuda_linear_close(be);
+    staging_close(be);
     delete be;
 }
 
@@ -68,18 +67,25 @@ static int be_open(struct backend **out, const struct backend_options *options, 
                        prop.name, prop.major, prop.minor);
     struct backend *be = new backend();
     be->options = *options;
+    be->n_multiprocessors = prop.multiProcessorCount;
     snprintf(be->description, sizeof be->description, "cuda: %.80s, %d multiprocessors", prop.name,
              prop.multiProcessorCount);
-    size_t rows = (size_t)options->max_rows;
     rc = cudaStreamCreateWithFlags(&be->stream, cudaStreamNonBlocking);
-    if (rc == cudaSuccess)
-        rc = cudaMalloc(&be->lora_t, rows * (size_t)(options->max_rank + 1) * sizeof(float));
-    if (rc == cudaSuccess)
-        rc = cudaMalloc(&be->seg_offset, rows * 8 * sizeof(int64_t));
     if (rc != cudaSuccess) {
         be_close(be);
-        return err_set(err, ERR_NO_MEMORY, "cuda: scratch memory for %zu rows: %s", rows,
-                       cudaGetErrorString(rc));
+        return err_set(err, ERR_UNSUPPORTED, "cuda: %s", cudaGetErrorString(rc));
+    }
+    for (cudaEvent_t &mark : be->marks)
+        if (rc == cudaSuccess)
+            rc = cudaEventCreateWithFlags(&mark, cudaEventDisableTiming);
+    if (rc != cudaSuccess) {
+        be_close(be);
+        return err_set(err, ERR_UNSUPPORTED, "cuda: events: %s", cudaGetErrorString(rc));
+    }
+    if (cuda_linear_open(be, err) != 0 || cuda_attention_open(be, err) != 0 ||
+        cuda_sample_open(be, err) != 0) {
+        be_close(be);
+        return -1;
     }
     *out = be;
     return 0;
@@ -90,6 +96,7 @@ static void be_caps(struct backend *be, struct backend_caps *out)
     memset(out, 0, sizeof *out);
     out->activation = DTYPE_BF16;
     out->loads_in_place = false;
+    out->own_memory = true;
     CUDA_NOTE(be, cudaMemGetInfo(&out->memory_free_bytes, &out->memory_total_bytes));
     snprintf(out->description, sizeof out->description, "%s", be->description);
 }
@@ -133,23 +140,97 @@ static void be_host_free(struct backend *be, void *p)
 
 static void be_upload(struct backend *be, struct devptr dst, const void *src, size_t n_bytes)
 {
-    CUDA_NOTE(be,
-              cudaMemcpyAsync(dev<void>(dst), src, n_bytes, cudaMemcpyHostToDevice, be->stream));
+    CUDA_NOTE(be, copy_async(be, dev<void>(dst), src, n_bytes, cudaMemcpyHostToDevice));
 }
 
 static void be_download(struct backend *be, void *dst, struct devptr src, size_t n_bytes)
 {
-    CUDA_NOTE(be,
-              cudaMemcpyAsync(dst, dev<void>(src), n_bytes, cudaMemcpyDeviceToHost, be->stream));
+    CUDA_NOTE(be, copy_async(be, dst, dev<void>(src), n_bytes, cudaMemcpyDeviceToHost));
+}
+
+static int tell_fault(const struct backend *be, struct err *err)
+{
+    if (be->fault == cudaSuccess)
+        return 0;
+    return err_set(err, ERR_INTERNAL, "cuda: %s: %s", be->fault_what,
+                   cudaGetErrorString(be->fault));
 }
 
 static int be_sync(struct backend *be, struct err *err)
 {
     CUDA_NOTE(be, cudaStreamSynchronize(be->stream));
-    if (be->fault == cudaSuccess)
-        return 0;
-    return err_set(err, ERR_INTERNAL, "cuda: %s: %s", be->fault_what,
-                   cudaGetErrorString(be->fault));
+    return tell_fault(be, err);
+}
+
+static uint64_t be_mark(struct backend *be)
+{
+    CUDA_NOTE(be, cudaEventRecord(be->marks[be->n_marks % OPS_MARKS], be->stream));
+    return be->n_marks++;
+}
+
+/* Spins: a sleeping thread is woken some 20 us late, which is a step's whole slack. */
+static int be_wait(struct backend *be, uint64_t mark, struct err *err)
+{
+    BUG_IF(mark >= be->n_marks || be->n_marks - mark > OPS_MARKS);
+    cudaError_t rc;
+    while ((rc = cudaEventQuery(be->marks[mark % OPS_MARKS])) == cudaErrorNotReady)
+        cudaGetLastError(); /* not ready is no error, but it is noted as one */
+    CUDA_NOTE(be, rc);
+    return tell_fault(be, err);
+}
+
+/* ---- recording: a stream capture, instantiated as a graph
+ * --------------------------------------------- */
+
+struct recording {
+    cudaGraphExec_t exec;
+};
+
+static bool be_record_begin(struct backend *be)
+{
+    BUG_IF(be->recording);
+    if (cudaStreamBeginCapture(be->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) {
+        cudaGetLastError();
+        return false;
+    }
+    be->recording = true;
+    return true;
+}
+
+static int be_record_end(struct backend *be, struct recording **out, struct err *err)
+{
+    BUG_IF(!be->recording);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t exec = nullptr;
+    be->recording = false;
+    *out = nullptr;
+    cudaError_t rc = cudaStreamEndCapture(be->stream, &graph);
+    if (rc == cudaSuccess)
+        rc = cudaGraphInstantiate(&exec, graph, 0);
+    if (graph != nullptr)
+        cudaGraphDestroy(graph);
+    if (rc == cudaSuccess)
+        rc = cudaGraphUpload(exec, be->stream);
+    if (rc != cudaSuccess) {
+        cudaGetLastError();
+        return err_set(err, ERR_INTERNAL, "cuda: recording a step: %s", cudaGetErrorString(rc));
+    }
+    *out = new recording{exec};
+    return 0;
+}
+
+static void be_replay(struct backend *be, struct recording *recording)
+{
+    be->copied = true;
+    CUDA_NOTE(be, cudaGraphLaunch(recording->exec, be->stream));
+}
+
+static void be_recording_free(struct backend *be, struct recording *recording)
+{
+    if (recording == nullptr)
+        return;
+    CUDA_NOTE(be, cudaGraphExecDestroy(recording->exec));
+    delete recording;
 }
 
 extern "C" const struct ops ops_cuda = {
@@ -164,11 +245,14 @@ extern "C" const struct ops ops_cuda = {
     .upload = be_upload,
     .download = be_download,
     .sync = be_sync,
+    .mark = be_mark,
+    .wait = be_wait,
     .weight_create = cuda_weight_create,
     .weight_free = cuda_weight_free,
     .embed = cuda_embed,
     .add_rmsnorm = cuda_add_rmsnorm,
     .linear = cuda_linear,
+    .linear_swiglu = cuda_linear_swiglu,
     .sgmv_shrink = cuda_sgmv_shrink,
     .sgmv_expand = cuda_sgmv_expand,
     .rope_kv_write = cuda_rope_kv_write,
@@ -177,5 +261,9 @@ extern "C" const struct ops ops_cuda = {
     .gather_rows = cuda_gather_rows,
     .sample = cuda_sample,
     .score = cuda_score,
+    .record_begin = be_record_begin,
+    .record_end = be_record_end,
+    .replay = be_replay,
+    .recording_free = be_recording_free,
     .kv_copy_blocks = cuda_kv_copy_blocks,
 };

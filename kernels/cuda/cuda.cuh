@@ -17,23 +17,41 @@ extern "C" {
 
 typedef __nv_bfloat16 bf16;
 
+/* linear.cu's and lora.cu's. */
+struct linear_scratch {
+    bf16 *t; /* A x, scaled, of the step's segments: [max_rows, t_stride] */
+    int t_stride;
+    float *slices;        /* narrow: sums of units, still to be added to one another */
+    unsigned *slice_done; /* narrow: how many of a unit's slices are there */
+    int n_units_max;
+    int *n_done;          /* [2] see linear_args */
+    int n_clusters[5][3]; /* resident together, of each narrow kernel with 1, 2, 4 blocks each */
+    void *encode_tiled;   /* cuTensorMapEncodeTiled */
+};
+
+/* weight.cu: a piece of a weight on its way. */
+struct staging {
+    void *host, *device;
+    size_t bytes;
+    cudaEvent_t free; /* when the device has taken it */
+};
+
 struct backend {
     struct backend_options options;
     cudaStream_t stream;
+    int n_multiprocessors;
+    bool copied;                         /* see dependent */
+    bool recording;                      /* between record_begin and record_end: a stream capture */
+    struct linear_scratch *linear;       /* linear.cu */
+    struct attention_scratch *attention; /* attention.cu */
+    struct sample_scratch *sampling;     /* sample.cu */
+    struct staging staging[2];           /* weight.cu */
+    unsigned n_staged;
+    cudaEvent_t marks[OPS_MARKS]; /* of the newest marks, in turn */
+    uint64_t n_marks;
     cudaError_t fault;      /* the first error of any call; sync reports it */
     const char *fault_what; /* the call that saw it */
-    float *lora_t;          /* [max_rows, max_rank]: A x of the step's segments */
-    int64_t *seg_offset;    /* [max_rows * 8]: of sgmv_shrink's packed layout */
-    int32_t *staging;       /* [max_rows]: small tables on their way to the device */
     char description[128];
-};
-
-/* A base weight, [d_out, d_in]. bf16 and f16 are packed for the tensor cores (linear.cu draws the
- * layout); f32 stays row-major. */
-struct weight {
-    void *data;
-    int d_out, d_in;
-    enum dtype dtype;
 };
 
 /* Notes the first fault of a launch or call; sync returns it. */
@@ -44,6 +62,67 @@ void cuda_note(struct backend *be, cudaError_t status, const char *what);
 template <typename T> static inline T *dev(struct devptr p)
 {
     return reinterpret_cast<T *>(p.addr);
+}
+
+/* Programmatic dependent launch. Every kernel of this backend is launched with `launch`: its thread
+ * blocks may start while the kernel before it still runs, as soon as that one's have all called
+ * pdl_trigger. So every thread of every kernel
+ *   1. calls pdl_trigger() first,
+ *   2. may read what no kernel writes (weights, adapters, and what an upload brought before the
+ *      step), and
+ *   3. calls pdl_wait() before it reads or writes anything that a kernel before it may write or
+ *      read (activations, caches, scratch). pdl_wait returns when all earlier kernels are complete.
+ * Captured into a graph these become programmatic edges. */
+__device__ static inline void pdl_trigger()
+{
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+__device__ static inline void pdl_wait()
+{
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/* May the next kernel be launched as a dependent of the one before it? Not right behind a copy, a
+ * fill or a graph: pdl_wait waits for kernels alone, and a kernel launched early behind a small
+ * copy has been seen to read what was there before the copy. So these go through the two functions
+ * below. */
+static inline bool dependent(struct backend *be)
+{
+    bool yes = !be->copied;
+    be->copied = false;
+    return yes;
+}
+
+static inline cudaError_t copy_async(struct backend *be, void *dst, const void *src, size_t n_bytes,
+                                     cudaMemcpyKind kind)
+{
+    be->copied = true;
+    return cudaMemcpyAsync(dst, src, n_bytes, kind, be->stream);
+}
+
+static inline cudaError_t fill_async(struct backend *be, void *dst, int byte, size_t n_bytes)
+{
+    be->copied = true;
+    return cudaMemsetAsync(dst, byte, n_bytes, be->stream);
+}
+
+/* Dynamic shared memory above 48 KiB: raise the kernel's limit once before (cuda_shared_limit). */
+template <typename... Params, typename... Args>
+static inline void launch(struct backend *be, const char *what, void (*kernel)(Params...),
+                          dim3 grid, int n_threads, size_t shared_bytes, Args... args)
+{
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3((unsigned)n_threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = be->stream;
+    config.attrs = &attribute;
+    config.numAttrs = dependent(be) ? 1 : 0;
+    cuda_note(be, cudaLaunchKernelEx(&config, kernel, Params(args)...), what);
 }
 
 static inline int ceil_div(int a, int b)
@@ -93,12 +172,17 @@ __device__ static inline float warp_max(float v)
     return v;
 }
 
-/* linear.cu */
+/* weight.cu */
 int cuda_weight_create(struct backend *be, struct weight **out, const void *const *parts,
                        const int *d_out, int n_parts, int d_in, enum dtype dtype, struct err *err);
 void cuda_weight_free(struct backend *be, struct weight *w);
+void staging_close(struct backend *be);
 void cuda_embed(struct backend *be, struct devptr y, struct devptr token, const struct weight *w,
                 int n_rows, float scale);
+
+/* linear.cu */
+int cuda_linear_open(struct backend *be, struct err *err);
+void cuda_linear_close(struct backend *be);
 void cuda_linear(struct backend *be, struct devptr y, struct devptr x, const struct weight *w,
                  struct devptr bias, int n_rows, bool y_f32, const struct lora_args *lora);
 void cuda_sgmv_shrink(struct backend *be, struct devptr t, struct devptr x, int n_rows, int d_in,
@@ -106,7 +190,13 @@ void cuda_sgmv_shrink(struct backend *be, struct devptr t, struct devptr x, int 
 void cuda_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int n_rows,
                       int d_out_total, const struct lora_args *lora);
 
+void cuda_linear_swiglu(struct backend *be, struct devptr y, struct devptr scratch, struct devptr x,
+                        const struct weight *w, struct devptr bias, int n_rows,
+                        const struct lora_args *lora);
+
 /* attention.cu */
+int cuda_attention_open(struct backend *be, struct err *err);
+void cuda_attention_close(struct backend *be);
 void cuda_rope_kv_write(struct backend *be, struct devptr qkv, const struct kv_layer *kv,
                         const struct batch *batch, const struct attention_shape *shape,
                         const struct rope_shape *rope);
@@ -116,6 +206,15 @@ void cuda_attention(struct backend *be, struct devptr y, struct devptr qkv,
 void cuda_kv_copy_blocks(struct backend *be, const struct kv_layer *kv,
                          const struct attention_shape *shape, const int32_t *src,
                          const int32_t *dst, int n);
+
+/* sample.cu */
+int cuda_sample_open(struct backend *be, struct err *err);
+void cuda_sample_close(struct backend *be);
+void cuda_sample(struct backend *be, struct sample_result *results, struct devptr tokens,
+                 struct devptr logits, int n, int vocab, const struct sample_params *params,
+                 const struct sample_history *history);
+void cuda_score(struct backend *be, struct sample_result *results, struct devptr logits, int n,
+                int vocab, const int32_t *tokens, const int32_t *n_top);
 
 /* elementwise.cu */
 void cuda_add_rmsnorm(struct backend *be, struct devptr y, struct devptr residual, struct devptr x,

@@ -1,240 +1,1333 @@
-/* sample.cu: greedy choice and log-probabilities on the device; only results come back.
+/* sample.cu: from logits to a token, without sorting them.
  *
- * One thread block a row. Sums are f64, thread by thread over a fixed stride, then in thread order,
- * so that a row's log-probabilities don't depend on what else is in the batch. The best n_top are
- * found by n_top passes of an ordered maximum (logit descending, id ascending).
+ * A row is the work of one cluster of eight thread blocks, each with an eighth of the vocabulary.
+ * They meet by storing into one another's shared memory, counted by a barrier of the receiver, and
+ * all decide the same. Nothing but a row's own numbers and the vocabulary's size enters its result.
+ * What is launched depends on n and vocab alone, so that it can be recorded; each row takes its own
+ * way on the device.
  *
- * A row that wants more than that (a temperature, penalties, bias) is copied back and drawn on the
- * host by the rules of kernels/ops.h, in f64: exact, and slow for large vocabularies. */
+ *   scan     one pass over the logits: the best candidate, and the sum of exponentials online in
+ *            f32, merged in f64. A greedy row is done here. The logits stay in shared memory.
+ *   tops     each thread block lists its n_top best, the first of the cluster merges the lists.
+ *   select   all filters and the draw ask one question: in ops.h's order of candidates, which is
+ *            the first at which the cumulative weight reaches a goal? The weight is 1 for top-k and
+ *            the probability else. A histogram over 256 equal steps of (best - logit) / temperature
+ *            tells the step. Its candidates, when they aren't many, are sent to all, and each block
+ *            picks among them on its own; many are first narrowed by a digit of their place.
+ *
+ * A candidate's *place* is a u64: its *order*, a u32 that ascends where logits descend, above its
+ * id. Places ascend as ops.h's candidates do, and no two are the same.
+ *
+ * Probabilities relative to the best are computed in f64 and counted in units of 2^-44. So their
+ * sums are integers: exact in any order, which makes atomics harmless, and prefix sums agree
+ * between levels. The unit is far below the generator's (2^-24), so that what it rounds to nothing,
+ * a whole vocabulary of it, can't be drawn.
+ * A filter leaves a prefix of the candidates, and a prefix is told by its sum alone: the next
+ * goal is a share of that sum. Nothing is ever marked or moved.
+ *
+ * Parameters and results in pinned memory are read and written by the kernel itself: copies would
+ * take longer than a greedy row. Others are copied.
+ *
+ * Rows with penalties or bias get a changed copy of their logits first (penalise_kernel). That
+ * needs memory sized by the vocabulary, so it is outside of recordings.
+ *
+ * Source of select: radix selection as in Alabi et al., Fast k-Selection Algorithms for Graphics
+ * Processing Units, JEA 2012, with sums in place of counts. */
 #include "kernels/cuda/cuda.cuh"
 
-#include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <vector>
+#include <cstddef>
+#include <cstring>
 
-enum { SAMPLE_THREADS = 512 };
-
-struct best {
-    float logit;
-    int32_t id;
+enum {
+    RANKS = 8, /* thread blocks of a row; a rank is one of them */
+    SAMPLE_THREADS = 512,
+    SAMPLE_WARPS = SAMPLE_THREADS / 32,
+    VECTORS = 8, /* of four logits, in flight in each thread */
+    SWEEP = SAMPLE_THREADS * 4,
+    DIGIT_BITS = 8,
+    BINS = 1 << DIGIT_BITS,
+    LIST_MAX = 128,             /* candidates of a thread block that are sent to all */
+    KEPT_BYTES_MAX = 184 << 10, /* of shared memory; a larger part is read from memory each time */
+    ROWS_MAX = 256,             /* of one launch */
+    SEEN_MAX = 4, /* rows whose parameters and results are read and written in host memory, without
+                     a copy; for more the bus is slower than two copies */
+    SPECIAL_MAX = 64, /* rows with penalties or bias in one launch */
+    PENALISE_THREADS = 1024,
+    VOCAB_MAX = 1 << 19, /* times a unit's 2^44 is below 2^64 */
 };
 
-__device__ __host__ static inline bool before(const struct best &a, const struct best &b)
+static constexpr uint32_t FORBIDDEN =
+    0xff800000u; /* the order of -inf; what isn't there is above */
+static constexpr uint32_t NOT_HERE = 0xffffffffu;
+static constexpr uint64_t NO_PLACE = ~0ull;
+static constexpr uint64_t WHOLE = 1ull << 44; /* the best candidate's weight, in units */
+
+/* A row with penalties or bias; *_at count words of the upload. */
+struct special {
+    int32_t row, n_prompt, n_tokens, n_bias, tokens_at, bias_at;
+};
+
+struct sample_scratch {
+    struct sample_params *params;  /* device [ROWS_MAX] */
+    struct sample_result *results; /* device [ROWS_MAX] */
+    int32_t *wanted, *n_top;       /* device [ROWS_MAX] */
+    int32_t *host, *device;        /* the upload of the special rows, [n_words] */
+    size_t n_words;
+    cudaEvent_t taken; /* when the device has `host` */
+    float *penalised;  /* device [n_special, vocab] */
+    int32_t *counts;   /* the same shape, all 0 between calls */
+    size_t n_penalised;
+};
+
+struct sample_args {
+    struct sample_result *results;      /* [n]; it and params perhaps in the host's memory */
+    int32_t *tokens;                    /* [n] or NULL */
+    const float *logits;                /* [n, vocab] */
+    const struct sample_params *params; /* [n], or NULL: take `wanted` and `n_top` */
+    const int32_t *wanted;              /* [n] */
+    const int32_t *n_top;               /* [n], or NULL: 0 */
+    const int32_t *special;             /* [n]: row of penalised or -1; or NULL: all -1 */
+    const float *penalised;             /* [, vocab] */
+    int vocab, part;                    /* logits of a thread block, a multiple of 4 */
+    bool keeps;                         /* part * 4 bytes of shared memory are there */
+};
+
+/* ---- orders and places ----------------------------------------------------------------------- */
+
+/* No number is -inf, +inf the largest finite, -0 equals 0. */
+__device__ static inline float tame(float v)
 {
-    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+    return v == v ? fminf(v, FLT_MAX) + 0.0f : -INFINITY;
 }
 
-__device__ __host__ static inline float tame(float v)
+__device__ static inline uint32_t order_of(float tamed)
 {
-    return v != v ? -INFINITY : v > FLT_MAX ? FLT_MAX : v;
+    uint32_t bits = __float_as_uint(tamed);
+    return bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
 }
 
-__device__ static struct best block_best(struct best mine)
+__device__ static inline float logit_of(uint32_t order)
 {
-    __shared__ struct best warps[SAMPLE_THREADS / 32];
-    for (int o = 16; o > 0; o >>= 1) {
-        struct best other = {__shfl_xor_sync(0xffffffffu, mine.logit, o),
-                             __shfl_xor_sync(0xffffffffu, mine.id, o)};
-        if (before(other, mine))
-            mine = other;
-    }
-    if ((threadIdx.x & 31) == 0)
-        warps[threadIdx.x / 32] = mine;
-    __syncthreads();
-    mine = warps[0];
-    for (int i = 1; i < SAMPLE_THREADS / 32; i++) {
-        if (before(warps[i], mine))
-            mine = warps[i];
-    }
-    __syncthreads();
-    return mine;
+    return __uint_as_float(order & 0x80000000u ? order : ~order & 0x7fffffffu);
 }
 
-/* wanted[row] < 0: the greedy token. */
-__global__ static void __launch_bounds__(SAMPLE_THREADS)
-    score_kernel(struct sample_result *results, const float *logits, int vocab,
-                 const int32_t *wanted, const int32_t *n_top)
+/* A place in the order of candidates: order above, id below. */
+__device__ static inline uint64_t place_of(uint32_t order, uint32_t id)
 {
-    const float *row = logits + (int64_t)blockIdx.x * vocab;
-    struct sample_result *r = results + blockIdx.x;
-    struct best mine = {-INFINITY, INT32_MAX};
-    for (int i = threadIdx.x; i < vocab; i += SAMPLE_THREADS) {
-        struct best c = {tame(row[i]), i};
-        if (before(c, mine))
-            mine = c;
-    }
-    struct best top = block_best(mine);
-    __shared__ double sums[SAMPLE_THREADS];
-    double sum = 0;
-    for (int i = threadIdx.x; i < vocab; i += SAMPLE_THREADS)
-        sum += exp((double)tame(row[i]) - (double)top.logit);
-    sums[threadIdx.x] = sum;
+    return (uint64_t)order << 32 | id;
+}
+
+__device__ static inline uint32_t place_order(uint64_t place)
+{
+    return (uint32_t)(place >> 32);
+}
+
+/* ---- the thread block and the cluster -------------------------------------------------------- */
+
+struct message {
+    uint64_t a, b;
+};
+
+/* What the ranks of a row send one another at a time: messages, and one kind of the rest. */
+struct inbox {
+    struct message messages[RANKS];
+    union {
+        uint64_t bins[RANKS][BINS];
+        uint64_t places[RANKS][LIST_MAX];
+    };
+};
+
+struct sample_shared {
+    struct inbox inbox[2];
+    uint64_t full[2]; /* barrier: all of inbox is there */
+    struct message warps[2][SAMPLE_WARPS];
+    uint32_t low[BINS], high[BINS]; /* histogram of u64 */
+    uint64_t bin_sums[2][BINS / 32];
+    uint64_t masses[BINS], other[BINS]; /* histograms found, as sums of bins up to each */
+    int found_bin[2];
+    uint64_t found_before[2];
+    uint64_t list[LIST_MAX]; /* the first n_listed places */
+    int n_listed;
+    uint64_t heads[2 * SAMPLE_WARPS];
+    uint64_t tops[RANKS][SAMPLE_TOP_MAX]; /* of rank 0; tops_full: all of it is there */
+    uint64_t tops_full;
+    double log_sum;
+    union {
+        struct sample_params params;
+        uint64_t params_words[sizeof(struct sample_params) / sizeof(uint64_t)];
+    };
+    union {
+        struct sample_result result;
+        uint32_t result_words[sizeof(struct sample_result) / sizeof(uint32_t)];
+    };
+};
+
+enum {
+    PARAMS_WORDS = sizeof(struct sample_params) / sizeof(uint64_t),
+    RESULT_WORDS = sizeof(struct sample_result) / sizeof(uint32_t),
+};
+
+/* What every thread knows of its part. Buffers that others read or write come in pairs, used in
+ * turn: whoever uses the first one again has passed a barrier that all others reached after they
+ * had done with it. */
+struct part {
+    struct sample_shared *s;
+    float *kept;      /* tamed logits of [begin, end), padded to a multiple of 4; or NULL */
+    const float *row; /* [vocab] */
+    int begin, end;
+    bool wide; /* row can be read by 16 bytes */
+    unsigned inbox_turn, warps_turn, bins_turn, found_turn;
+    float best;            /* logit */
+    float steps_per_logit; /* of the first histogram */
+    double log2_per_logit; /* log2(e) / temperature */
+};
+
+__device__ static inline int rank_here()
+{
+    return (int)blockIdx.x;
+}
+
+__device__ static inline uint32_t shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* The barriers' phases end by one arrival and the bytes it expects. */
+__device__ static inline void barriers_init(struct sample_shared *s)
+{
+    uint64_t *const barriers[] = {&s->full[0], &s->full[1], &s->tops_full};
+    for (uint64_t *b : barriers)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(b)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ static inline void barrier_expect(uint64_t *b, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+__device__ static inline void barrier_wait(uint64_t *b, uint32_t parity)
+{
+    asm volatile("{.reg .pred done;\n"
+                 "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;}" ::"r"(shared_address(b)),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* Not a fence: release and acquire at the cluster are fences of the whole device. */
+__device__ static inline void cluster_arrive()
+{
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+
+__device__ static inline void cluster_wait()
+{
+    asm volatile("barrier.cluster.wait;" ::: "memory");
+}
+
+/* Stores at the same place in the thread block `rank` of the cluster, and counts the bytes on that
+ * one's barrier: who waits there sees them. */
+__device__ static inline void send_one(uint64_t *to, int rank, uint64_t *barrier, uint64_t a)
+{
+    asm volatile(
+        "{.reg .b32 r, b; mapa.shared::cluster.u32 r, %0, %1;\n"
+        "mapa.shared::cluster.u32 b, %2, %1;\n"
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [r], %3, [b];}" ::"r"(
+            shared_address(to)),
+        "r"(rank), "r"(shared_address(barrier)), "l"(a)
+        : "memory");
+}
+
+__device__ static inline void send_two(void *to, int rank, uint64_t *barrier, uint64_t a,
+                                       uint64_t b)
+{
+    asm volatile("{.reg .b32 r, b; mapa.shared::cluster.u32 r, %0, %1;\n"
+                 "mapa.shared::cluster.u32 b, %2, %1;\n"
+                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 "
+                 "[r], {%3, %4}, [b];}" ::"r"(shared_address(to)),
+                 "r"(rank), "r"(shared_address(barrier)), "l"(a), "l"(b)
+                 : "memory");
+}
+
+/* An exchange: inbox_begin, anything sent to all ranks' inbox_barrier, inbox_end. All ranks send
+ * as much to each. */
+__device__ static inline uint64_t *inbox_barrier(struct part *p)
+{
+    return &p->s->full[p->inbox_turn & 1];
+}
+
+__device__ static inline struct inbox *inbox_begin(struct part *p, size_t bytes_each)
+{
+    if (threadIdx.x == 0)
+        barrier_expect(inbox_barrier(p), (uint32_t)(RANKS * bytes_each));
+    return &p->s->inbox[p->inbox_turn & 1];
+}
+
+__device__ static inline void inbox_end(struct part *p)
+{
+    barrier_wait(inbox_barrier(p), p->inbox_turn >> 1 & 1);
+    p->inbox_turn++;
+}
+
+/* Brings one message of each rank to all. a and b must be right on threads 0 to RANKS - 1. */
+__device__ static inline const struct message *exchange(struct part *p, uint64_t a, uint64_t b)
+{
+    struct inbox *inbox = inbox_begin(p, sizeof(struct message));
+    if (threadIdx.x < RANKS)
+        send_two(&inbox->messages[rank_here()], (int)threadIdx.x, inbox_barrier(p), a, b);
+    inbox_end(p);
+    return inbox->messages;
+}
+
+__device__ static inline uint64_t warp_first(uint64_t place)
+{
+    uint32_t order = __reduce_min_sync(0xffffffffu, place_order(place));
+    uint32_t id = place_order(place) == order ? (uint32_t)place : NOT_HERE;
+    return place_of(order, __reduce_min_sync(0xffffffffu, id));
+}
+
+__device__ static inline uint64_t block_first(struct part *p, uint64_t place)
+{
+    struct message *warps = p->s->warps[p->warps_turn++ & 1];
+    place = warp_first(place);
+    if (threadIdx.x % 32 == 0)
+        warps[threadIdx.x / 32].a = place;
     __syncthreads();
-    __shared__ double log_sum;
+    return warp_first(warps[threadIdx.x % SAMPLE_WARPS].a);
+}
+
+/* Of the thread block: the first of `first`, the last of `last`. */
+__device__ static inline void block_range(struct part *p, uint64_t *first, uint64_t *last)
+{
+    struct message *warps = p->s->warps[p->warps_turn++ & 1];
+    uint64_t a = warp_first(*first), b = warp_first(~*last);
+    if (threadIdx.x % 32 == 0)
+        warps[threadIdx.x / 32] = (struct message){a, b};
+    __syncthreads();
+    *first = warp_first(warps[threadIdx.x % SAMPLE_WARPS].a);
+    *last = ~warp_first(warps[threadIdx.x % SAMPLE_WARPS].b);
+}
+
+__device__ static inline void row_range(struct part *p, uint64_t *first, uint64_t *last)
+{
+    block_range(p, first, last);
+    const struct message *all = exchange(p, *first, *last);
+    for (int r = 0; r < RANKS; r++) {
+        *first = min(*first, all[r].a);
+        *last = max(*last, all[r].b);
+    }
+}
+
+__device__ static inline uint64_t row_sum(struct part *p, uint64_t v)
+{
+    struct message *warps = p->s->warps[p->warps_turn++ & 1];
+    for (int o = 16; o > 0; o >>= 1)
+        v += __shfl_xor_sync(0xffffffffu, v, o);
+    if (threadIdx.x % 32 == 0)
+        warps[threadIdx.x / 32].a = v;
+    __syncthreads();
+    v = 0;
+    for (int i = 0; i < SAMPLE_WARPS; i++)
+        v += warps[i].a;
+    const struct message *all = exchange(p, v, 0);
+    v = 0;
+    for (int r = 0; r < RANKS; r++)
+        v += all[r].a;
+    return v;
+}
+
+/* ---- scan ------------------------------------------------------------------------------------ */
+
+/* Four logits at i, as they are; -inf from `end` on. */
+template <bool WIDE> __device__ static inline float4 load_four(const float *row, int i, int end)
+{
+    float4 v = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+    if (WIDE) {
+        if (i < end)
+            v = *reinterpret_cast<const float4 *>(row + i);
+    } else {
+        v.x = i < end ? row[i] : v.x;
+        v.y = i + 1 < end ? row[i + 1] : v.y;
+        v.z = i + 2 < end ? row[i + 2] : v.z;
+        v.w = i + 3 < end ? row[i + 3] : v.w;
+    }
+    return v;
+}
+
+__device__ static inline float4 tame_four(float4 v)
+{
+    return make_float4(tame(v.x), tame(v.y), tame(v.z), tame(v.w));
+}
+
+struct scanned {
+    uint64_t mine;  /* place of this thread's best */
+    uint64_t first; /* of the thread block's */
+    double sum;     /* of exponentials, relative to that */
+};
+
+/* Reads p->row, and keeps it if there is room. Element i of a part belongs to the same thread and
+ * the same place in its sum whatever the address. Thread i's params_word becomes word i of the
+ * parameters in shared memory: they had time to come here meanwhile. */
+__device__ static struct scanned scan(struct part *p, uint64_t params_word)
+{
+    float best = -INFINITY, sum = 0;
+    uint32_t id = NOT_HERE;
+    for (int base = p->begin; base < p->end; base += VECTORS * SWEEP) {
+        const int mine = base + (int)threadIdx.x * 4; /* the first of them */
+        const int left = p->end - mine;
+        float4 v[VECTORS];
+        float top = -INFINITY;
+        if (p->wide) { /* no branches, so that all are under way together */
+#pragma unroll
+            for (int k = 0; k < VECTORS; k++)
+                v[k] = k * SWEEP < left
+                           ? *reinterpret_cast<const float4 *>(p->row + mine + k * SWEEP)
+                           : make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+        } else {
+#pragma unroll
+            for (int k = 0; k < VECTORS; k++)
+                v[k] = load_four<false>(p->row, mine + k * SWEEP, p->end);
+        }
+#pragma unroll
+        for (int k = 0; k < VECTORS; k++) {
+            v[k] = tame_four(v[k]);
+            if (p->kept != nullptr && k * SWEEP < left)
+                *reinterpret_cast<float4 *>(p->kept + mine - p->begin + k * SWEEP) = v[k];
+            top = fmaxf(top, fmaxf(fmaxf(v[k].x, v[k].y), fmaxf(v[k].z, v[k].w)));
+        }
+        if (top > best || (id == NOT_HERE && left > 0)) {
+            int lowest = 0; /* the lowest id: what is past the end is -inf, and behind */
+#pragma unroll
+            for (int k = VECTORS - 1; k >= 0; k--) {
+                lowest = v[k].w == top ? k * SWEEP + 3 : lowest;
+                lowest = v[k].z == top ? k * SWEEP + 2 : lowest;
+                lowest = v[k].y == top ? k * SWEEP + 1 : lowest;
+                lowest = v[k].x == top ? k * SWEEP : lowest;
+            }
+            id = (uint32_t)(mine + lowest);
+        }
+        float next = fmaxf(best, top), from = next == -INFINITY ? 0.0f : next;
+        sum *= __expf(best - from);
+#pragma unroll
+        for (int k = 0; k < VECTORS; k++)
+            sum += (__expf(v[k].x - from) + __expf(v[k].y - from)) +
+                   (__expf(v[k].z - from) + __expf(v[k].w - from));
+        best = next;
+    }
+    if (threadIdx.x < PARAMS_WORDS)
+        p->s->params_words[threadIdx.x] = params_word;
+    struct scanned result;
+    result.mine = id == NOT_HERE ? NO_PLACE : place_of(order_of(best), id);
+    auto best_of = [](uint64_t place) {
+        return place_order(place) < FORBIDDEN ? logit_of(place_order(place)) : 0.0f;
+    };
+    struct message *warps = p->s->warps[p->warps_turn++ & 1];
+    uint64_t first = warp_first(result.mine);
+    sum = warp_sum(sum * __expf(best - best_of(first)));
+    if (threadIdx.x % 32 == 0)
+        warps[threadIdx.x / 32] = (struct message){first, __float_as_uint(sum)};
+    __syncthreads();
+    struct message m = warps[threadIdx.x % SAMPLE_WARPS];
+    result.first = warp_first(m.a);
+    sum = __uint_as_float((uint32_t)m.b);
+    result.sum = sum > 0 ? (double)(sum * __expf(best_of(m.a) - best_of(result.first))) : 0;
+    for (int o = SAMPLE_WARPS / 2; o > 0; o >>= 1)
+        result.sum += __shfl_xor_sync(0xffffffffu, result.sum, o);
+    return result;
+}
+
+/* Returns the place of the row's best. Thread 0 of rank 0 leaves log_sum, 0 when all are -inf. */
+__device__ static uint64_t scan_end(struct part *p, const struct scanned &mine, bool want_sum)
+{
+    const struct message *all = exchange(p, mine.first, (uint64_t)__double_as_longlong(mine.sum));
+    uint64_t first = NO_PLACE;
+    for (int r = 0; r < RANKS; r++)
+        first = min(first, all[r].a);
+    if (want_sum && rank_here() == 0 && threadIdx.x < 32) {
+        const struct message &one = all[threadIdx.x % RANKS];
+        bool any = place_order(one.a) < FORBIDDEN;
+        double top = (double)logit_of(place_order(first));
+        double sum = any ? __longlong_as_double((long long)one.b) *
+                               exp((double)logit_of(place_order(one.a)) - top)
+                         : 0;
+        for (int o = RANKS / 2; o > 0; o >>= 1)
+            sum += __shfl_xor_sync(0xffffffffu, sum, o);
+        if (threadIdx.x == 0)
+            p->s->log_sum = place_order(first) < FORBIDDEN ? top + log(sum) : 0;
+    }
+    return first;
+}
+
+/* f(orders, i) for this thread's candidates i to i + 3, ascending: those that it kept itself. The
+ * order of what isn't there is NOT_HERE. */
+template <typename F> __device__ static inline void each_four(const struct part *p, F f)
+{
+    for (int i = p->begin + (int)threadIdx.x * 4; i < p->end; i += SWEEP) {
+        float4 v = p->kept != nullptr ? *reinterpret_cast<const float4 *>(p->kept + i - p->begin)
+                   : p->wide          ? tame_four(load_four<true>(p->row, i, p->end))
+                                      : tame_four(load_four<false>(p->row, i, p->end));
+        uint32_t orders[4] = {order_of(v.x), i + 1 < p->end ? order_of(v.y) : NOT_HERE,
+                              i + 2 < p->end ? order_of(v.z) : NOT_HERE,
+                              i + 3 < p->end ? order_of(v.w) : NOT_HERE};
+        f(orders, (uint32_t)i);
+    }
+}
+
+template <typename F> __device__ static inline void each(const struct part *p, F f)
+{
+    each_four(p, [&](const uint32_t(&orders)[4], uint32_t i) {
+#pragma unroll
+        for (uint32_t k = 0; k < 4; k++)
+            f(orders[k], i + k);
+    });
+}
+
+/* Lists the thread block's candidates that are `in`; s->n_listed says how many there are, even if
+ * not all have room. It is 0 before. */
+template <typename In> __device__ static inline int list_places(struct part *p, In in)
+{
+    struct sample_shared *s = p->s;
+    each(p, [&](uint32_t order, uint32_t id) {
+        if (!in(order, id))
+            return;
+        int at = atomicAdd(&s->n_listed, 1);
+        if (at < LIST_MAX)
+            s->list[at] = place_of(order, id);
+    });
+    __syncthreads();
+    return s->n_listed;
+}
+
+/* ---- tops ------------------------------------------------------------------------------------ */
+
+__device__ static inline int count_before(const uint64_t *places, int n, uint64_t place)
+{
+    int before = 0;
+#pragma unroll 8
+    for (int i = 0; i < n; i++)
+        before += places[i] < place;
+    return before;
+}
+
+__device__ static inline uint64_t first_behind(const struct part *p, uint64_t last)
+{
+    uint64_t first = NO_PLACE;
+    each(p, [&](uint32_t order, uint32_t id) {
+        uint64_t place = place_of(order, id);
+        if (order != NOT_HERE && place > last)
+            first = min(first, place);
+    });
+    return first;
+}
+
+/* 1 <= n <= SAMPLE_TOP_MAX; `mine` is this thread's best. Rank 0's go into s->result. */
+__device__ static void tops(struct part *p, uint64_t mine, int n)
+{
+    struct sample_shared *s = p->s;
+    /* The n-th of some is no better than the n-th of all: so all n are up to there. Some are the
+     * bests of the two best threads of each warp. */
+    int lane = (int)threadIdx.x % 32;
+    uint64_t first = warp_first(mine), second = warp_first(mine == first ? NO_PLACE : mine);
+    if (lane == 0) {
+        s->heads[threadIdx.x / 32 * 2] = first;
+        s->heads[threadIdx.x / 32 * 2 + 1] = second;
+    }
     if (threadIdx.x == 0) {
-        double total = 0;
-        for (int i = 0; i < SAMPLE_THREADS; i++)
-            total += sums[i];
-        log_sum = top.logit == -INFINITY ? 0 : (double)top.logit + log(total);
-        int32_t token = wanted[blockIdx.x] >= 0  ? wanted[blockIdx.x]
-                        : top.logit == -INFINITY ? 0
-                                                 : top.id;
-        r->token = token;
-        r->logprob = (float)((double)tame(row[token]) - log_sum);
-        r->n_top = n_top[blockIdx.x] < vocab ? n_top[blockIdx.x] : vocab;
+        s->n_listed = 0;
+        if (rank_here() == 0)
+            barrier_expect(&s->tops_full, (uint32_t)(RANKS * n * (int)sizeof(uint64_t)));
     }
     __syncthreads();
-    int n = n_top[blockIdx.x] < vocab ? n_top[blockIdx.x] : vocab;
-    struct best last = {INFINITY, -1};
-    for (int k = 0; k < n; k++) {
-        mine = {-INFINITY, INT32_MAX};
-        for (int i = threadIdx.x; i < vocab; i += SAMPLE_THREADS) {
-            struct best c = {tame(row[i]), i};
-            if (before(last, c) && before(c, mine))
-                mine = c;
+    static_assert(2 * SAMPLE_WARPS == 32, "a head for each lane");
+    uint64_t head = s->heads[lane];
+    uint64_t bound = warp_first(count_before(s->heads, 32, head) == n - 1 ? head : NO_PLACE);
+    int n_listed = list_places(p, [&](uint32_t order, uint32_t id) {
+        return order != NOT_HERE && place_of(order, id) <= bound;
+    });
+    if (n_listed <= LIST_MAX) {
+        if ((int)threadIdx.x < LIST_MAX) {
+            bool is = (int)threadIdx.x < n_listed;
+            uint64_t place = is ? s->list[threadIdx.x] : NO_PLACE;
+            int at = is ? count_before(s->list, n_listed, place) : (int)threadIdx.x;
+            if (at < n)
+                send_one(&s->tops[rank_here()][at], 0, &s->tops_full, place);
         }
-        last = block_best(mine);
-        if (threadIdx.x == 0) {
-            r->top_ids[k] = last.id;
-            r->top_logprobs[k] = (float)((double)last.logit - log_sum);
+    } else { /* many equal ones, or most of the best in one warp */
+        for (int k = 0; k < n; k++) {
+            first = block_first(p, mine);
+            if (threadIdx.x == 0)
+                send_one(&s->tops[rank_here()][k], 0, &s->tops_full, first);
+            if (mine == first && first != NO_PLACE)
+                mine = first_behind(p, first);
+        }
+    }
+    if (rank_here() != 0)
+        return;
+    barrier_wait(&s->tops_full, 0);
+    if ((int)threadIdx.x < RANKS * n) {
+        uint64_t place = s->tops[(int)threadIdx.x / n][(int)threadIdx.x % n];
+        int at = 0;
+        for (int r = 0; r < RANKS; r++)
+            at += count_before(s->tops[r], n, place);
+        if (at < n && place != NO_PLACE) {
+            s->result.top_ids[at] = (int32_t)(uint32_t)place;
+            s->result.top_logprobs[at] = (float)((double)logit_of(place_order(place)) - s->log_sum);
         }
     }
 }
 
-/* results, wanted and n_top are host memory; small, so they go through one allocation of the
- * stream. */
-static void score(struct backend *be, struct sample_result *results, struct devptr logits, int n,
-                  int vocab, const std::vector<int32_t> &wanted, const std::vector<int32_t> &n_top)
+/* ---- select ---------------------------------------------------------------------------------- */
+
+/* exp((logit - best) / temperature) */
+__device__ static inline double probability(const struct part *p, uint32_t order)
 {
-    size_t bytes = (size_t)n * (sizeof(struct sample_result) + 2 * sizeof(int32_t));
-    void *scratch = nullptr;
-    CUDA_NOTE(be, cudaMallocAsync(&scratch, bytes, be->stream));
-    if (scratch == nullptr)
+    double x = ((double)logit_of(order) - (double)p->best) / (double)p->s->params.temperature;
+    return x > -32.0 ? exp(x) : 0; /* e^-32 is less than half a unit */
+}
+
+/* The same in units, by a polynomial for 2^f, |f| <= 0.5, of relative error below 2^-44
+ * (interpolated at Chebyshev's points), and without a conversion. 0 of what is forbidden or isn't
+ * there. */
+__device__ static inline uint64_t mass_of(const struct part *p, uint32_t order)
+{
+    constexpr double TO_INTEGER = 0x1.8p52;
+    double d = (double)logit_of(order) - (double)p->best, scale = p->log2_per_logit;
+    double z = fma(d, scale, TO_INTEGER);        /* its low word is the integer part, n */
+    double f = fma(d, scale, -(z - TO_INTEGER)); /* nonsense below -46, where the mass is 0 */
+    double y = 0x1.b63880a30e9ffp-24;
+    y = fma(y, f, 0x1.63d136366db24p-20);
+    y = fma(y, f, 0x1.ffcb9515a8016p-17);
+    y = fma(y, f, 0x1.4308ac85aa947p-13);
+    y = fma(y, f, 0x1.5d87fe86fe88ep-10);
+    y = fma(y, f, 0x1.3b2ab7181b755p-7);
+    y = fma(y, f, 0x1.c6b08d7047e52p-5);
+    y = fma(y, f, 0x1.ebfbdff823cedp-3);
+    y = fma(y, f, 0x1.62e42fefa39efp-1);
+    y = fma(y, f, 1.0);
+    uint32_t n = (uint32_t)__double_as_longlong(z);
+    double whole = __longlong_as_double((long long)((uint64_t)(1023 + 44 + n) << 52));
+    uint64_t bits = (uint64_t)__double_as_longlong(fma(y, whole, 0x1p52)); /* rounds to units */
+    return order < FORBIDDEN && z >= TO_INTEGER - 46 ? bits & ((1ull << 52) - 1) : 0;
+}
+
+/* Monotonic in the order: every operation rounds monotonically. */
+__device__ static inline int step_of(const struct part *p, uint32_t order)
+{
+    return (int)fminf((p->best - logit_of(order)) * p->steps_per_logit, (float)(BINS - 1));
+}
+
+/* A thread's additions to the histogram; those of one bin in a row are made at once. */
+struct tally {
+    uint32_t bin;
+    uint64_t sum;
+};
+
+__device__ static inline void tally_flush(struct part *p, struct tally *t)
+{
+    if (t->sum == 0)
         return;
-    struct sample_result *d_results = static_cast<struct sample_result *>(scratch);
-    int32_t *d_wanted = reinterpret_cast<int32_t *>(d_results + n), *d_top = d_wanted + n;
-    CUDA_NOTE(be, cudaMemsetAsync(d_results, 0, (size_t)n * sizeof *results, be->stream));
-    CUDA_NOTE(be, cudaMemcpyAsync(d_wanted, wanted.data(), (size_t)n * 4, cudaMemcpyHostToDevice,
-                                  be->stream));
-    CUDA_NOTE(be, cudaMemcpyAsync(d_top, n_top.data(), (size_t)n * 4, cudaMemcpyHostToDevice,
-                                  be->stream));
-    score_kernel<<<n, SAMPLE_THREADS, 0, be->stream>>>(d_results, dev<float>(logits), vocab,
-                                                       d_wanted, d_top);
-    CUDA_LAUNCHED(be, "score");
-    CUDA_NOTE(be, cudaMemcpyAsync(results, d_results, (size_t)n * sizeof *results,
-                                  cudaMemcpyDeviceToHost, be->stream));
-    CUDA_NOTE(be, cudaFreeAsync(scratch, be->stream));
+    uint32_t add = (uint32_t)t->sum, before = atomicAdd(&p->s->low[t->bin], add);
+    uint32_t high = (uint32_t)(t->sum >> 32) + (before + add < before); /* the carry */
+    if (high != 0)
+        atomicAdd(&p->s->high[t->bin], high);
+}
+
+__device__ static inline void tally_add(struct part *p, struct tally *t, uint32_t bin,
+                                        uint64_t weight)
+{
+    if (weight == 0)
+        return;
+    if (bin != t->bin) {
+        tally_flush(p, t);
+        t->bin = bin;
+        t->sum = 0;
+    }
+    t->sum += weight;
+}
+
+/* Writes the cumulative sums; `sum` is that of bin threadIdx.x. Empties the thread block's
+ * histogram; who adds to it next has to pass a barrier first. */
+__device__ static inline void accumulate(struct part *p, uint64_t sum, uint64_t *upto)
+{
+    struct sample_shared *s = p->s;
+    uint64_t *bin_sums = s->bin_sums[p->bins_turn++ & 1];
+    for (int o = 1; o < 32; o <<= 1) {
+        uint64_t other = __shfl_up_sync(0xffffffffu, sum, o);
+        if ((int)(threadIdx.x % 32) >= o)
+            sum += other;
+    }
+    if (threadIdx.x < BINS && threadIdx.x % 32 == 31)
+        bin_sums[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x < BINS) {
+#pragma unroll
+        for (int w = 0; w < BINS / 32 - 1; w++)
+            sum += w < (int)threadIdx.x / 32 ? bin_sums[w] : 0;
+        upto[threadIdx.x] = sum;
+        s->low[threadIdx.x] = 0;
+        s->high[threadIdx.x] = 0;
+    }
+    __syncthreads();
+}
+
+__device__ static inline uint64_t bin_sum(const struct sample_shared *s, int bin)
+{
+    return (uint64_t)s->high[bin] << 32 | s->low[bin];
+}
+
+/* After all of a thread block's additions: the histogram of the thread block alone. */
+__device__ static inline void block_histogram(struct part *p, uint64_t *upto)
+{
+    __syncthreads();
+    accumulate(p, threadIdx.x < BINS ? bin_sum(p->s, (int)threadIdx.x) : 0, upto);
+}
+
+/* The same of the row. */
+__device__ static inline void row_histogram(struct part *p, uint64_t *upto)
+{
+    __syncthreads();
+    struct inbox *inbox = inbox_begin(p, BINS * sizeof(uint64_t));
+#pragma unroll
+    for (int k = (int)threadIdx.x; k < RANKS * BINS / 2; k += SAMPLE_THREADS) {
+        int bin = k % (BINS / 2) * 2;
+        send_two(&inbox->bins[rank_here()][bin], k / (BINS / 2), inbox_barrier(p),
+                 bin_sum(p->s, bin), bin_sum(p->s, bin + 1));
+    }
+    inbox_end(p);
+    uint64_t sum = 0;
+    if (threadIdx.x < BINS) {
+#pragma unroll
+        for (int r = 0; r < RANKS; r++)
+            sum += inbox->bins[r][threadIdx.x];
+    }
+    accumulate(p, sum, upto);
+}
+
+struct located {
+    int bin;
+    uint64_t before;
+};
+
+/* The first bin at which the cumulative sum reaches goal; 1 <= goal <= upto[BINS - 1]. */
+__device__ static struct located locate(struct part *p, const uint64_t *upto, uint64_t goal)
+{
+    struct sample_shared *s = p->s;
+    unsigned turn = p->found_turn++ & 1;
+    if (threadIdx.x < BINS) {
+        uint64_t before = threadIdx.x > 0 ? upto[threadIdx.x - 1] : 0;
+        if (upto[threadIdx.x] >= goal && before < goal) {
+            s->found_bin[turn] = (int)threadIdx.x;
+            s->found_before[turn] = before;
+        }
+    }
+    __syncthreads();
+    return (struct located){s->found_bin[turn], s->found_before[turn]};
+}
+
+__device__ static inline int digit_shift(uint64_t first, uint64_t last)
+{
+    return max(64 - __clzll((long long)(last - first)) - (int)DIGIT_BITS, 0);
+}
+
+/* Among the places sent to all: the first at which the cumulative weight reaches *goal; *goal
+ * becomes what was missing before it. */
+template <typename Weight>
+__device__ static uint64_t pick(struct part *p, const struct inbox *inbox, Weight weight,
+                                uint64_t *goal)
+{
+    enum { EACH = RANKS * LIST_MAX / SAMPLE_THREADS };
+    uint64_t places[EACH];
+#pragma unroll
+    for (int k = 0; k < EACH; k++) {
+        int i = (int)threadIdx.x + k * SAMPLE_THREADS;
+        places[k] = inbox->places[i / LIST_MAX][i % LIST_MAX];
+    }
+    for (;;) {
+        uint64_t first = NO_PLACE, last = 0;
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            first = min(first, places[k]);
+            last = max(last, places[k] != NO_PLACE ? places[k] : 0);
+        }
+        block_range(p, &first, &last);
+        if (first >= last) /* one is left */
+            return first;
+        int shift = digit_shift(first, last);
+        struct tally t = {0, 0};
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            if (places[k] != NO_PLACE)
+                tally_add(p, &t, (uint32_t)((places[k] - first) >> shift),
+                          weight(place_order(places[k])));
+        }
+        tally_flush(p, &t);
+        block_histogram(p, p->s->other);
+        struct located l = locate(p, p->s->other, *goal);
+        *goal -= l.before;
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            if (places[k] != NO_PLACE && (places[k] - first) >> shift != (uint64_t)l.bin)
+                places[k] = NO_PLACE;
+        }
+    }
+}
+
+struct selected {
+    uint64_t place;
+    uint64_t upto; /* cumulative weight, its own included */
+};
+
+/* upto: the first histogram, by the same weight; 1 <= goal <= upto[BINS - 1]. */
+template <typename Weight>
+__device__ static struct selected select(struct part *p, const uint64_t *upto, uint64_t goal,
+                                         Weight weight)
+{
+    struct sample_shared *s = p->s;
+    struct located l = locate(p, upto, goal);
+    uint64_t missing = goal - l.before, first = 0, last = NO_PLACE; /* candidates from, to */
+    bool by_step = true;                                            /* only those of step l.bin */
+    auto in = [&](uint32_t order, uint32_t id) {
+        uint64_t place = place_of(order, id);
+        return order < FORBIDDEN &&
+               (by_step ? step_of(p, order) == l.bin : place >= first && place <= last);
+    };
+    for (;;) {
+        if (threadIdx.x == 0)
+            s->n_listed = 0;
+        __syncthreads();
+        int n = list_places(p, in);
+        struct inbox *inbox = inbox_begin(p, sizeof(struct message) + LIST_MAX * sizeof(uint64_t));
+        if (threadIdx.x < RANKS)
+            send_two(&inbox->messages[rank_here()], (int)threadIdx.x, inbox_barrier(p), (uint64_t)n,
+                     0);
+#pragma unroll
+        for (int k = (int)threadIdx.x; k < RANKS * LIST_MAX / 2; k += SAMPLE_THREADS) {
+            int at = k % (LIST_MAX / 2) * 2;
+            send_two(&inbox->places[rank_here()][at], k / (LIST_MAX / 2), inbox_barrier(p),
+                     at < n ? s->list[at] : NO_PLACE, at + 1 < n ? s->list[at + 1] : NO_PLACE);
+        }
+        inbox_end(p);
+        bool fit = true;
+#pragma unroll
+        for (int r = 0; r < RANKS; r++)
+            fit = fit && inbox->messages[r].a <= LIST_MAX;
+        if (fit) {
+            struct selected result;
+            result.place = pick(p, inbox, weight, &missing);
+            result.upto = goal - missing + weight(place_order(result.place));
+            return result;
+        }
+        uint64_t low = NO_PLACE, high = 0;
+        each(p, [&](uint32_t order, uint32_t id) {
+            if (in(order, id)) {
+                low = min(low, place_of(order, id));
+                high = max(high, place_of(order, id));
+            }
+        });
+        row_range(p, &low, &high);
+        int shift = digit_shift(low, high);
+        struct tally t = {0, 0};
+        each(p, [&](uint32_t order, uint32_t id) {
+            uint64_t place = place_of(order, id);
+            if (place >= low && place <= high)
+                tally_add(p, &t, (uint32_t)((place - low) >> shift), weight(order));
+        });
+        tally_flush(p, &t);
+        row_histogram(p, s->other);
+        struct located digit = locate(p, s->other, missing);
+        missing -= digit.before;
+        first = low + ((uint64_t)digit.bin << shift);
+        last = min(high, first + ((uint64_t)1 << shift) - 1);
+        by_step = false;
+    }
+}
+
+/* weight: of any order, 0 of what is no candidate. */
+template <typename Weight>
+__device__ static void first_histogram(struct part *p, Weight weight, uint64_t *upto)
+{
+    __syncthreads();
+    struct tally t = {0, 0};
+    each_four(p, [&](const uint32_t(&orders)[4], uint32_t) {
+        uint64_t weights[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            weights[k] = weight(orders[k]);
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            tally_add(p, &t, (uint32_t)step_of(p, orders[k]), weights[k]);
+    });
+    tally_flush(p, &t);
+    row_histogram(p, upto);
+}
+
+/* Philox4x32-10 as in kernels/philox.h: ops_uniform. */
+__device__ static float uniform(uint64_t seed, uint64_t position)
+{
+    uint32_t c0 = (uint32_t)position, c1 = (uint32_t)(position >> 32), c2 = 0, c3 = 0;
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 10; round++) {
+        uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
+        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
+        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+        c1 = (uint32_t)p1;
+        c3 = (uint32_t)p0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return (float)(c0 >> 8) * 0x1p-24f;
+}
+
+/* temperature > 0 and a candidate that isn't forbidden. Returns the place drawn. */
+__device__ static uint64_t draw(struct part *p, uint64_t best)
+{
+    struct sample_shared *s = p->s;
+    const struct sample_params &o = s->params;
+    p->best = logit_of(place_order(best));
+    p->log2_per_logit = 1.4426950408889634 / (double)o.temperature;
+    p->steps_per_logit = fminf(8.0f / o.temperature, FLT_MAX); /* 256 steps reach e^-32 */
+    for (int i = (int)threadIdx.x; i < BINS; i += SAMPLE_THREADS)
+        s->low[i] = s->high[i] = 0;
+    auto mass = [&](uint32_t order) { return mass_of(p, order); };
+    auto one = [](uint32_t order) { return (uint64_t)(order < FORBIDDEN); };
+    first_histogram(p, mass, s->masses);
+    uint64_t kept = s->masses[BINS - 1];
+    if (o.top_k > 0) {
+        first_histogram(p, one, s->other);
+        if ((uint64_t)o.top_k < s->other[BINS - 1]) {
+            uint64_t last = select(p, s->other, (uint64_t)o.top_k, one).place, sum = 0;
+            each(p, [&](uint32_t order, uint32_t id) {
+                if (place_of(order, id) <= last)
+                    sum += mass(order);
+            });
+            kept = row_sum(p, sum);
+        }
+    }
+    if (o.top_p < 1) {
+        /* A prefix reaches p * kept when its sum, an integer, reaches that rounded up. */
+        uint64_t goal = o.top_p > 0 ? (uint64_t)ceil((double)o.top_p * (double)kept) : 1;
+        goal = min(max(goal, (uint64_t)1), kept);
+        kept = select(p, s->masses, goal, mass).upto;
+    }
+    if (o.min_p > 0) {
+        uint64_t sum = 0;
+        each(p, [&](uint32_t order, uint32_t) {
+            if (order < FORBIDDEN && probability(p, order) >= (double)o.min_p)
+                sum += mass(order);
+        });
+        kept = min(kept, max(row_sum(p, sum), WHOLE));
+    }
+    /* The first whose cumulative sum exceeds u * kept reaches that rounded down, and one. */
+    uint64_t goal = (uint64_t)((double)uniform(o.seed, o.position) * (double)kept) + 1;
+    goal = min(goal, kept);
+    uint64_t place = select(p, s->masses, goal, mass).place;
+    return place != NO_PLACE ? place : place_of(order_of(p->best), 0); /* never */
+}
+
+/* ---- kernels --------------------------------------------------------------------------------- */
+
+/* A row's parameters by words. To score a token is to draw greedily and have `seed` say what. The
+ * host may have written them just before the launch, so a cache may be wrong about them. */
+__device__ static inline uint64_t params_word(const struct sample_args &args, int row, int i)
+{
+    if (args.params != nullptr)
+        return reinterpret_cast<const volatile uint64_t *>(args.params + row)[i];
+    if (i == (int)offsetof(struct sample_params, n_top) / 8 && args.n_top != nullptr)
+        return (uint64_t)(uint32_t) reinterpret_cast<const volatile int32_t *>(args.n_top)[row]
+               << offsetof(struct sample_params, n_top) % 8 * 8;
+    if (i == (int)offsetof(struct sample_params, seed) / 8)
+        return (uint64_t)(uint32_t) reinterpret_cast<const volatile int32_t *>(args.wanted)[row];
+    return 0;
+}
+
+/* Grid [RANKS, n]; dynamic shared memory: args.part logits when args.keeps. A rank may leave when
+ * it has had all that is sent to it. */
+__global__ static void __cluster_dims__(RANKS, 1, 1) __launch_bounds__(SAMPLE_THREADS, 2)
+    sample_kernel(const struct sample_args args)
+{
+    extern __shared__ uint4 kept[];
+    __shared__ struct sample_shared s;
+    pdl_trigger();
+    const int row = (int)blockIdx.y, vocab = args.vocab;
+    if (threadIdx.x == 0)
+        barriers_init(&s);
+    cluster_arrive(); /* nobody sends to a thread block that hasn't begun */
+    uint64_t word = 0;
+    if (threadIdx.x < PARAMS_WORDS) /* uploaded before the step, or written by the host */
+        word = params_word(args, row, (int)threadIdx.x);
+    if (threadIdx.x < RESULT_WORDS)
+        s.result_words[threadIdx.x] = 0;
+    pdl_wait();
+    const int special = args.special != nullptr ? args.special[row] : -1;
+    const float *logits = args.logits + (int64_t)row * vocab;
+    struct part p = {};
+    p.s = &s;
+    p.kept = args.keeps ? reinterpret_cast<float *>(kept) : nullptr;
+    p.row = logits;
+    p.begin = min(rank_here() * args.part, vocab);
+    p.end = min(p.begin + args.part, vocab);
+    p.wide = vocab % 4 == 0 && reinterpret_cast<uintptr_t>(p.row) % 16 == 0;
+
+    struct scanned mine = scan(&p, word);
+    cluster_wait();
+    uint64_t place = scan_end(&p, mine, true);
+    const int n_top = min(min(max(s.params.n_top, 0), (int)SAMPLE_TOP_MAX), vocab);
+    if (n_top > 0)
+        tops(&p, mine.mine, n_top);
+    if (args.params != nullptr) {
+        if (special >= 0) {
+            __syncthreads(); /* other threads may still read what was kept */
+            p.row = args.penalised + (int64_t)special * vocab;
+            p.wide = vocab % 4 == 0;
+            place = scan_end(&p, scan(&p, word), false);
+        }
+        if (s.params.temperature > 0 && place_order(place) < FORBIDDEN)
+            place = draw(&p, place);
+    }
+    if (rank_here() != 0)
+        return;
+    if (threadIdx.x == 0) {
+        bool known = args.params != nullptr && place_order(place) < FORBIDDEN;
+        int32_t token = known                    ? (int32_t)(uint32_t)place
+                        : args.params != nullptr ? 0
+                                                 : (int32_t)s.params.seed;
+        float logit = known && special < 0 ? logit_of(place_order(place)) : tame(logits[token]);
+        s.result.token = token;
+        s.result.logprob = (float)((double)logit - s.log_sum);
+        s.result.n_top = n_top;
+        if (args.tokens != nullptr)
+            args.tokens[row] = token;
+    }
+    __syncthreads();
+    if (threadIdx.x < RESULT_WORDS)
+        reinterpret_cast<uint32_t *>(args.results + row)[threadIdx.x] = s.result_words[threadIdx.x];
+}
+
+/* Grid [specials]. counts is all 0 before and after: a token's bit 0 says that it was seen, the
+ * rest how often in the output, and who takes it away applies it. Products and differences round
+ * one by one, as ref's do. */
+__global__ static void __launch_bounds__(PENALISE_THREADS)
+    penalise_kernel(float *penalised, int32_t *counts, const float *logits, int vocab,
+                    const struct sample_params *params, const struct special *specials,
+                    const int32_t *words)
+{
+    pdl_trigger();
+    pdl_wait();
+    const struct special h = specials[blockIdx.x];
+    const struct sample_params o = params[h.row];
+    const float *from = logits + (int64_t)h.row * vocab;
+    float *to = penalised + (int64_t)blockIdx.x * vocab;
+    int32_t *count = counts + (int64_t)blockIdx.x * vocab;
+    const int32_t *tokens = words + h.tokens_at, *bias_ids = words + h.bias_at;
+    const int32_t *bias_values = bias_ids + h.n_bias; /* bits of f32 */
+#pragma unroll 8
+    for (int i = (int)threadIdx.x; i < vocab; i += PENALISE_THREADS)
+        to[i] = tame(from[i]);
+    for (int i = (int)threadIdx.x; i < h.n_tokens; i += PENALISE_THREADS) {
+        atomicOr(&count[tokens[i]], 1);
+        if (i >= h.n_prompt)
+            atomicAdd(&count[tokens[i]], 2);
+    }
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < h.n_tokens; i += PENALISE_THREADS) {
+        int32_t c = atomicExch(&count[tokens[i]], 0);
+        if (c == 0)
+            continue;
+        float v = to[tokens[i]];
+        if (o.repetition_penalty != 1)
+            v = v > 0 ? __fdiv_rn(v, o.repetition_penalty) : __fmul_rn(v, o.repetition_penalty);
+        if (c > 1) {
+            v = __fsub_rn(v, __fmul_rn(o.frequency_penalty, (float)(c >> 1)));
+            v = __fsub_rn(v, o.presence_penalty);
+        }
+        to[tokens[i]] = v;
+    }
+    __syncthreads();
+    /* In order where an id comes twice: its first one adds them all. */
+    for (int i = (int)threadIdx.x; i < h.n_bias; i += PENALISE_THREADS) {
+        int32_t id = bias_ids[i];
+        bool is_first = true;
+        for (int k = 0; k < i; k++)
+            is_first = is_first && bias_ids[k] != id;
+        if (!is_first)
+            continue;
+        float v = to[id];
+        for (int k = i; k < h.n_bias; k++) {
+            if (bias_ids[k] == id)
+                v = __fadd_rn(v, __int_as_float(bias_values[k]));
+        }
+        to[id] = v;
+    }
+}
+
+/* ---- host ------------------------------------------------------------------------------------ */
+
+int cuda_sample_open(struct backend *be, struct err *err)
+{
+    struct sample_scratch *s = new sample_scratch();
+    be->sampling = s;
+    cudaError_t rc = cudaMalloc(&s->params, ROWS_MAX * sizeof *s->params);
+    if (rc == cudaSuccess)
+        rc = cudaMalloc(&s->results, ROWS_MAX * sizeof *s->results);
+    if (rc == cudaSuccess)
+        rc = cudaMalloc(&s->wanted, ROWS_MAX * sizeof *s->wanted);
+    if (rc == cudaSuccess)
+        rc = cudaMalloc(&s->n_top, ROWS_MAX * sizeof *s->n_top);
+    if (rc == cudaSuccess)
+        rc = cudaEventCreateWithFlags(&s->taken, cudaEventDisableTiming);
+    if (rc == cudaSuccess)
+        rc = cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  KEPT_BYTES_MAX);
+    if (rc != cudaSuccess)
+        return err_set(err, ERR_NO_MEMORY, "cuda: scratch memory for sampling: %s",
+                       cudaGetErrorString(rc));
+    return 0;
+}
+
+void cuda_sample_close(struct backend *be)
+{
+    struct sample_scratch *s = be->sampling;
+    if (s == nullptr)
+        return;
+    cudaFree(s->params);
+    cudaFree(s->results);
+    cudaFree(s->wanted);
+    cudaFree(s->n_top);
+    cudaFree(s->device);
+    cudaFree(s->penalised);
+    cudaFree(s->counts);
+    if (s->host != nullptr)
+        cudaFreeHost(s->host);
+    if (s->taken != nullptr)
+        cudaEventDestroy(s->taken);
+    delete s;
+    be->sampling = nullptr;
+}
+
+static void copy_in(struct backend *be, void *device, const void *host, size_t n_bytes)
+{
+    CUDA_NOTE(be, copy_async(be, device, host, n_bytes, cudaMemcpyHostToDevice));
+}
+
+/* Where the device finds host memory, or NULL when it isn't pinned. */
+template <typename T> static T *seen_by_device(T *host, int n)
+{
+    if (n > SEEN_MAX)
+        return nullptr;
+    cudaPointerAttributes a = {};
+    if (cudaPointerGetAttributes(&a, host) != cudaSuccess) {
+        cudaGetLastError();
+        return nullptr;
+    }
+    return a.type == cudaMemoryTypeHost ? static_cast<T *>(a.devicePointer) : nullptr;
+}
+
+/* The same, or a copy in `device`. */
+template <typename T> static const T *bring(struct backend *be, T *device, const T *host, int n)
+{
+    const T *seen = seen_by_device(host, n);
+    if (seen == nullptr)
+        copy_in(be, device, host, (size_t)n * sizeof *host);
+    return seen != nullptr ? seen : device;
+}
+
+/* n <= ROWS_MAX; everything else of args is the caller's. */
+static void sample_rows(struct backend *be, struct sample_result *results, struct sample_args args,
+                        int n)
+{
+    BUG_IF(args.vocab < 1 || args.vocab > VOCAB_MAX);
+    struct sample_result *seen = seen_by_device(results, n);
+    args.results = seen != nullptr ? seen : be->sampling->results;
+    args.part = ceil_div(ceil_div(args.vocab, RANKS), 4) * 4;
+    size_t kept_bytes = (size_t)args.part * sizeof(float);
+    args.keeps = kept_bytes <= KEPT_BYTES_MAX;
+    launch(be, "sample", sample_kernel, dim3(RANKS, (unsigned)n), SAMPLE_THREADS,
+           args.keeps ? kept_bytes : 0, args);
+    if (seen == nullptr)
+        CUDA_NOTE(be, copy_async(be, results, args.results, (size_t)n * sizeof *results,
+                                 cudaMemcpyDeviceToHost));
 }
 
 void cuda_score(struct backend *be, struct sample_result *results, struct devptr logits, int n,
                 int vocab, const int32_t *tokens, const int32_t *n_top)
 {
-    if (n == 0)
-        return;
-    std::vector<int32_t> wanted(tokens, tokens + n), top((size_t)n, 0);
-    if (n_top != nullptr)
-        top.assign(n_top, n_top + n);
-    score(be, results, logits, n, vocab, wanted, top);
+    struct sample_scratch *s = be->sampling;
+    for (int first = 0, rows; first < n; first += rows) {
+        rows = n - first < ROWS_MAX ? n - first : ROWS_MAX;
+        struct sample_args args = {};
+        args.logits = dev<float>(logits) + (int64_t)first * vocab;
+        args.vocab = vocab;
+        args.wanted = bring(be, s->wanted, tokens + first, rows);
+        if (n_top != nullptr)
+            args.n_top = bring(be, s->n_top, n_top + first, rows);
+        sample_rows(be, results + first, args, rows);
+    }
 }
 
-static bool is_greedy(const struct sample_params &p, const struct sample_history *h)
+/* ---- host: rows with penalties or bias ------------------------------------------------------- */
+
+static bool is_penalised(const struct sample_params &o, const struct sample_history &h)
 {
-    if (h != nullptr && (h->n_bias > 0 || (h->tokens != nullptr &&
-                                           (p.repetition_penalty != 1 || p.frequency_penalty != 0 ||
-                                            p.presence_penalty != 0))))
+    return h.tokens != nullptr && h.n_tokens > 0 &&
+           (o.repetition_penalty != 1 || o.frequency_penalty != 0 || o.presence_penalty != 0);
+}
+
+static bool is_special(const struct sample_params &o, const struct sample_history &h)
+{
+    return is_penalised(o, h) || h.n_bias > 0;
+}
+
+/* Makes room for the changed logits of up to n rows; returns how many there is room for. The engine
+ * may have taken most of the memory, so fewer will do. */
+static int reserve_penalised(struct backend *be, int n, int vocab)
+{
+    struct sample_scratch *s = be->sampling;
+    if (s->n_penalised >= (size_t)n * (size_t)vocab)
+        return n;
+    int room = (int)(s->n_penalised / (size_t)vocab);
+    int more = 1;
+    while (more < n)
+        more *= 2; /* so that it grows seldom */
+    for (; more > room; more /= 2) {
+        size_t size = (size_t)more * (size_t)vocab;
+        float *penalised = nullptr;
+        int32_t *counts = nullptr;
+        if (cudaMalloc(&penalised, size * sizeof *penalised) != cudaSuccess ||
+            cudaMalloc(&counts, size * sizeof *counts) != cudaSuccess) {
+            cudaGetLastError();
+            cudaFree(penalised);
+            continue;
+        }
+        cudaFree(s->penalised); /* waits for who uses it */
+        cudaFree(s->counts);
+        s->penalised = penalised;
+        s->counts = counts;
+        s->n_penalised = size;
+        CUDA_NOTE(be, fill_async(be, counts, 0, size * sizeof *counts));
+        room = more;
+        break;
+    }
+    return room < n ? room : n;
+}
+
+static bool reserve_words(struct backend *be, size_t n_words)
+{
+    struct sample_scratch *s = be->sampling;
+    if (n_words <= s->n_words)
+        return true;
+    n_words += n_words / 2; /* a history grows by a token a step */
+    cudaFree(s->device);
+    if (s->host != nullptr)
+        cudaFreeHost(s->host);
+    s->device = s->host = nullptr;
+    s->n_words = 0;
+    cudaError_t rc = cudaMallocHost(&s->host, n_words * sizeof *s->host);
+    if (rc == cudaSuccess)
+        rc = cudaMalloc(&s->device, n_words * sizeof *s->device);
+    CUDA_NOTE(be, rc);
+    if (rc == cudaSuccess)
+        s->n_words = n_words;
+    return rc == cudaSuccess;
+}
+
+static int32_t *put_ids(int32_t *to, const int32_t *ids, int n, int vocab)
+{
+    for (int i = 0; i < n; i++) {
+        BUG_IF(ids[i] < 0 || ids[i] >= vocab);
+        to[i] = ids[i];
+    }
+    return to + n;
+}
+
+/* Enqueues the changed logits of the special ones of n rows, and sets args accordingly. The upload
+ * is: the index of each row among the specials or -1; the specials; their tokens, bias ids and bias
+ * values. */
+static bool penalise(struct backend *be, struct sample_args *args, int n,
+                     const struct sample_params *params, const struct sample_history *history)
+{
+    struct sample_scratch *s = be->sampling;
+    size_t n_words = (size_t)n;
+    int n_special = 0;
+    for (int i = 0; i < n; i++) {
+        if (!is_special(params[i], history[i]))
+            continue;
+        n_special++;
+        n_words += sizeof(struct special) / sizeof(int32_t) + 2 * (size_t)history[i].n_bias +
+                   (is_penalised(params[i], history[i]) ? (size_t)history[i].n_tokens : 0);
+    }
+    CUDA_NOTE(be, cudaEventSynchronize(s->taken));
+    if (!reserve_words(be, n_words))
         return false;
-    return p.temperature == 0;
+    struct special *special = reinterpret_cast<struct special *>(s->host + n);
+    int32_t *at = reinterpret_cast<int32_t *>(special + n_special);
+    for (int i = 0, k = 0; i < n; i++) {
+        const struct sample_history &h = history[i];
+        s->host[i] = -1;
+        if (!is_special(params[i], h))
+            continue;
+        s->host[i] = k;
+        struct special *sp = &special[k++];
+        sp->row = i;
+        sp->n_prompt = h.n_prompt;
+        sp->n_tokens = is_penalised(params[i], h) ? h.n_tokens : 0;
+        sp->n_bias = h.n_bias;
+        sp->tokens_at = (int32_t)(at - s->host);
+        at = put_ids(at, h.tokens, sp->n_tokens, args->vocab);
+        sp->bias_at = (int32_t)(at - s->host);
+        at = put_ids(at, h.bias_ids, h.n_bias, args->vocab);
+        if (h.n_bias > 0)
+            memcpy(at, h.bias_values, (size_t)h.n_bias * sizeof *at);
+        at += h.n_bias;
+    }
+    copy_in(be, s->device, s->host, n_words * sizeof *s->host);
+    CUDA_NOTE(be, cudaEventRecord(s->taken, be->stream));
+    launch(be, "penalise", penalise_kernel, dim3((unsigned)n_special), PENALISE_THREADS, 0,
+           s->penalised, s->counts, args->logits, args->vocab, args->params,
+           reinterpret_cast<const struct special *>(s->device + n), s->device);
+    args->special = s->device;
+    args->penalised = s->penalised;
+    return true;
 }
 
-static void penalise(std::vector<float> &logits, const struct sample_params &p,
-                     const struct sample_history &h)
-{
-    if (h.tokens != nullptr) {
-        std::vector<int> seen(logits.size()), output(logits.size());
-        for (int i = 0; i < h.n_tokens; i++) {
-            seen[(size_t)h.tokens[i]]++;
-            output[(size_t)h.tokens[i]] += i >= h.n_prompt;
-        }
-        for (size_t i = 0; i < logits.size(); i++) {
-            if (seen[i] > 0 && p.repetition_penalty != 1)
-                logits[i] = logits[i] > 0 ? logits[i] / p.repetition_penalty
-                                          : logits[i] * p.repetition_penalty;
-            if (output[i] > 0) {
-                logits[i] -= p.frequency_penalty * (float)output[i];
-                logits[i] -= p.presence_penalty;
-            }
-        }
-    }
-    for (int i = 0; i < h.n_bias; i++)
-        logits[(size_t)h.bias_ids[i]] += h.bias_values[i];
-}
-
-static int32_t draw(std::vector<float> &logits, const struct sample_params &p)
-{
-    std::vector<struct best> c(logits.size());
-    for (size_t i = 0; i < logits.size(); i++)
-        c[i] = {logits[i], (int32_t)i};
-    std::sort(c.begin(), c.end(), before);
-    if (c[0].logit == -INFINITY)
-        return 0;
-    if (p.temperature == 0)
-        return c[0].id;
-    size_t n = p.top_k > 0 && (size_t)p.top_k < c.size() ? (size_t)p.top_k : c.size();
-    std::vector<double> mass(n);
-    double sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        mass[i] = std::exp(((double)c[i].logit - (double)c[0].logit) / (double)p.temperature);
-        sum += mass[i];
-    }
-    if (p.top_p < 1) {
-        double kept = 0;
-        size_t m = 0;
-        for (; m < n && (m == 0 || kept < (double)p.top_p * sum); m++)
-            kept += mass[m];
-        n = m;
-        sum = kept;
-    }
-    if (p.min_p > 0) {
-        double kept = mass[0];
-        size_t m = 1;
-        for (; m < n && mass[m] >= (double)p.min_p * mass[0]; m++)
-            kept += mass[m];
-        n = m;
-        sum = kept;
-    }
-    double target = (double)ops_uniform(p.seed, p.position) * sum, cumulative = 0;
-    int32_t id = c[0].id;
-    for (size_t i = 0; i < n && mass[i] > 0; i++) {
-        id = c[i].id;
-        cumulative += mass[i];
-        if (cumulative > target)
-            break;
-    }
-    return id;
-}
-
-void cuda_sample(struct backend *be, struct sample_result *results, struct devptr logits, int n,
-                 int vocab, const struct sample_params *params,
+void cuda_sample(struct backend *be, struct sample_result *results, struct devptr tokens,
+                 struct devptr logits, int n, int vocab, const struct sample_params *params,
                  const struct sample_history *history)
 {
-    if (n == 0)
-        return;
-    std::vector<int32_t> wanted((size_t)n, -1), top((size_t)n);
-    std::vector<float> row((size_t)vocab);
-    for (int i = 0; i < n; i++) {
-        const struct sample_history *h = history != nullptr ? &history[i] : nullptr;
-        top[(size_t)i] = params[i].n_top;
-        if (is_greedy(params[i], h))
-            continue;
-        CUDA_NOTE(be, cudaMemcpyAsync(row.data(), dev<float>(logits) + (size_t)i * vocab,
-                                      (size_t)vocab * 4, cudaMemcpyDeviceToHost, be->stream));
-        CUDA_NOTE(be, cudaStreamSynchronize(be->stream));
-        for (float &v : row)
-            v = tame(v);
-        if (h != nullptr)
-            penalise(row, params[i], *h);
-        wanted[(size_t)i] = draw(row, params[i]);
+    struct sample_scratch *s = be->sampling;
+    BUG_IF(be->recording && history != nullptr);
+    for (int first = 0, rows; first < n; first += rows) {
+        rows = n - first < ROWS_MAX ? n - first : ROWS_MAX;
+        int n_special = 0;
+        for (int i = first; history != nullptr && i < first + rows; i++)
+            n_special += is_special(params[i], history[i]);
+        if (n_special > 0) { /* as many rows as there is room for special ones among them */
+            int room = reserve_penalised(be, n_special < SPECIAL_MAX ? n_special : SPECIAL_MAX,
+                                         vocab);
+            if (room == 0) {
+                CUDA_NOTE(be, cudaErrorMemoryAllocation);
+                return;
+            }
+            n_special = 0;
+            for (int i = first; i < first + rows; i++) {
+                bool more = is_special(params[i], history[i]);
+                if (more && n_special == room)
+                    rows = i - first;
+                else
+                    n_special += more;
+            }
+        }
+        struct sample_args args = {};
+        args.logits = dev<float>(logits) + (int64_t)first * vocab;
+        args.tokens = tokens.addr != 0 ? dev<int32_t>(tokens) + first : nullptr;
+        args.vocab = vocab;
+        args.params = bring(be, s->params, params + first, rows);
+        if (n_special > 0 && !penalise(be, &args, rows, params + first, history + first))
+            return;
+        sample_rows(be, results + first, args, rows);
     }
-    score(be, results, logits, n, vocab, wanted, top);
 }

@@ -40,6 +40,9 @@ void ref_sgmv_shrink(struct backend *be, struct devptr t, struct devptr x, int n
                      const struct lora_args *lora);
 void ref_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int n_rows,
                      int d_out_total, const struct lora_args *lora);
+void ref_linear_swiglu(struct backend *be, struct devptr y, struct devptr scratch, struct devptr x,
+                       const struct weight *w, struct devptr bias, int n_rows,
+                       const struct lora_args *lora);
 void ref_swiglu(struct backend *be, struct devptr y, struct devptr x, int n_rows, int d);
 void ref_gather_rows(struct backend *be, struct devptr y, struct devptr x, struct devptr rows,
                      int n, int d);
@@ -54,8 +57,8 @@ void ref_kv_copy_blocks(struct backend *be, const struct kv_layer *kv,
                         const struct attention_shape *shape, const int32_t *src, const int32_t *dst,
                         int n);
 
-void ref_sample(struct backend *be, struct sample_result *results, struct devptr logits, int n,
-                int vocab, const struct sample_params *params,
+void ref_sample(struct backend *be, struct sample_result *results, struct devptr tokens,
+                struct devptr logits, int n, int vocab, const struct sample_params *params,
                 const struct sample_history *history);
 void ref_score(struct backend *be, struct sample_result *results, struct devptr logits, int n,
                int vocab, const int32_t *tokens, const int32_t *n_top);

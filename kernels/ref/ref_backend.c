@@ -95,6 +95,21 @@ static int ref_sync(struct backend *be, struct err *err)
     return 0;
 }
 
+/* Everything before it is done: any number will do. */
+static uint64_t ref_mark(struct backend *be)
+{
+    (void)be;
+    return 0;
+}
+
+static int ref_wait(struct backend *be, uint64_t mark, struct err *err)
+{
+    (void)be;
+    (void)mark;
+    (void)err;
+    return 0;
+}
+
 static int ref_weight_create(struct backend *be, struct weight **out, const void *const *parts,
                              const int *d_out, int n_parts, int d_in, enum dtype dtype,
                              struct err *err)
@@ -126,6 +141,34 @@ static void ref_weight_free(struct backend *be, struct weight *w)
     free(w);
 }
 
+/* Entries run at once: there is nothing to gain from recording. */
+static bool ref_record_begin(struct backend *be)
+{
+    (void)be;
+    return false;
+}
+
+static int ref_record_end(struct backend *be, struct recording **out, struct err *err)
+{
+    (void)be;
+    (void)out;
+    (void)err;
+    BUG("record_end without record_begin");
+}
+
+static void ref_replay(struct backend *be, struct recording *recording)
+{
+    (void)be;
+    (void)recording;
+    BUG("there are no recordings");
+}
+
+static void ref_recording_free(struct backend *be, struct recording *recording)
+{
+    (void)be;
+    BUG_IF(recording != NULL);
+}
+
 const struct ops ops_ref = {
     .name = "ref",
     .open = ref_open,
@@ -138,6 +181,8 @@ const struct ops ops_ref = {
     .upload = ref_upload,
     .download = ref_download,
     .sync = ref_sync,
+    .mark = ref_mark,
+    .wait = ref_wait,
     .weight_create = ref_weight_create,
     .weight_free = ref_weight_free,
     .embed = ref_embed,
@@ -147,9 +192,14 @@ const struct ops ops_ref = {
     .sgmv_expand = ref_sgmv_expand,
     .rope_kv_write = ref_rope_kv_write,
     .attention = ref_attention,
+    .linear_swiglu = ref_linear_swiglu,
     .swiglu = ref_swiglu,
     .gather_rows = ref_gather_rows,
     .sample = ref_sample,
     .score = ref_score,
+    .record_begin = ref_record_begin,
+    .record_end = ref_record_end,
+    .replay = ref_replay,
+    .recording_free = ref_recording_free,
     .kv_copy_blocks = ref_kv_copy_blocks,
 };

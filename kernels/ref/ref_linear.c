@@ -175,3 +175,11 @@ void ref_gather_rows(struct backend *be, struct devptr y, struct devptr x, struc
         memcpy(ref_f32(y) + (size_t)i * (size_t)d,
                ref_f32(x) + (size_t)ref_i32(rows)[i] * (size_t)d, (size_t)d * sizeof(float));
 }
+
+void ref_linear_swiglu(struct backend *be, struct devptr y, struct devptr scratch, struct devptr x,
+                       const struct weight *w, struct devptr bias, int n_rows,
+                       const struct lora_args *lora)
+{
+    ref_linear(be, scratch, x, w, bias, n_rows, false, lora);
+    ref_swiglu(be, y, scratch, n_rows, w->d_out / 2);
+}

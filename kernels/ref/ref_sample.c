@@ -141,8 +141,9 @@ static int32_t draw(const struct candidate *c, int vocab, const struct sample_pa
     return id;
 }
 
-void ref_sample(struct backend *be, struct sample_result *results, struct devptr logits, int n,
-                int vocab, const struct sample_params *params, const struct sample_history *history)
+void ref_sample(struct backend *be, struct sample_result *results, struct devptr tokens,
+                struct devptr logits, int n, int vocab, const struct sample_params *params,
+                const struct sample_history *history)
 {
     (void)be;
     float *changed = xcalloc((size_t)vocab, sizeof *changed);
@@ -156,6 +157,8 @@ void ref_sample(struct backend *be, struct sample_result *results, struct devptr
         int32_t token = draw(c, vocab, &params[i]);
         free(c);
         logprobs(&results[i], row, vocab, token, params[i].n_top);
+        if (tokens.addr != 0)
+            ((int32_t *)tokens.addr)[i] = token;
     }
     free(changed);
 }

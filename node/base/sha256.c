@@ -1,42 +1,51 @@
-/* sha256: see sha256.h. libsodium's implementation behind our own type, so that sodium.h stays out
- * of the headers of the floor. */
+/* sha256: see sha256.h. OpenSSL's, because it uses the machine's SHA instructions: seven times as
+ * fast as libsodium's where there are any (1.3 against 0.18 GB/s on one core of a Xeon), which
+ * matters to a node that hashes tens of gigabytes of weights when it starts. Of its two doors this
+ * takes the older one, SHA256_*: its state is a plain struct that lives wherever ours does and may
+ * be copied, nothing is allocated, nothing can fail, and short texts don't pay for finding the
+ * algorithm (80 ns for 40 bytes, EVP_* 800). OpenSSL 3 calls it deprecated in favour of providers,
+ * and this asks for none. */
 #include "node/base/sha256.h"
 
 #include "node/base/err.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sodium.h>
+#define OPENSSL_SUPPRESS_DEPRECATED
+#include <openssl/sha.h>
 #include <unistd.h>
 
-_Static_assert(sizeof(crypto_hash_sha256_state) <= sizeof(struct sha256), "state must fit");
+_Static_assert(sizeof(SHA256_CTX) <= sizeof(struct sha256), "state must fit");
 
-static crypto_hash_sha256_state *state_of(struct sha256 *h)
+static SHA256_CTX *state_of(struct sha256 *h)
 {
-    return (crypto_hash_sha256_state *)(void *)h->state;
+    return (SHA256_CTX *)(void *)h; /* its only member */
 }
 
 void sha256_init(struct sha256 *h)
 {
-    crypto_hash_sha256_init(state_of(h));
+    SHA256_Init(state_of(h));
 }
 
 void sha256_update(struct sha256 *h, const void *bytes, size_t n)
 {
-    crypto_hash_sha256_update(state_of(h), bytes, n);
+    SHA256_Update(state_of(h), bytes, n);
 }
 
 struct sha256_digest sha256_final(struct sha256 *h)
 {
     struct sha256_digest d;
-    crypto_hash_sha256_final(state_of(h), d.bytes);
+    SHA256_Final(d.bytes, state_of(h));
     return d;
 }
 
 struct sha256_digest sha256(const void *bytes, size_t n)
 {
     struct sha256_digest d;
-    crypto_hash_sha256(d.bytes, bytes, n);
+    SHA256_CTX c;
+    SHA256_Init(&c);
+    SHA256_Update(&c, bytes, n);
+    SHA256_Final(d.bytes, &c);
     return d;
 }
 

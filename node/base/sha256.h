@@ -1,4 +1,4 @@
-/* sha256: FIPS 180-4, by libsodium. */
+/* sha256: FIPS 180-4, by OpenSSL. */
 #ifndef TRIBUTARY_BASE_SHA256_H
 #define TRIBUTARY_BASE_SHA256_H
 

@@ -2,6 +2,7 @@
 #include "engine/bench.h"
 #include "node/cli/commands.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +25,9 @@ static const struct {
     {"generate", offsetof(struct bench_options, n_generate), 1 << 20},
     {"rank", offsetof(struct bench_options, rank), 1024},
     {"rounds", offsetof(struct bench_options, n_rounds), BENCH_ROUNDS_MAX},
-    {"rows", offsetof(struct bench_options, max_rows), 1 << 16},
+    {"max-rows", offsetof(struct bench_options, max_rows), 1 << 16},
+    {"adapters", offsetof(struct bench_options, n_adapters), BENCH_ADAPTERS_MAX},
+    {"bandwidth", offsetof(struct bench_options, bandwidth_gbs), 1 << 20},
 };
 
 static int read_streams(struct bench_options *o, const char *text)
@@ -41,11 +44,28 @@ static int read_streams(struct bench_options *o, const char *text)
     return v > 0 ? 0 : -1;
 }
 
+static int read_kinds(struct bench_options *o, const char *text)
+{
+    char *copy = strdup(text), *rest = copy;
+    bool known = copy != NULL;
+    for (char *word = strsep(&rest, ","); known && word != NULL; word = strsep(&rest, ",")) {
+        known = false;
+        for (int k = 0; k < BENCH_KINDS; k++)
+            if (strcmp(word, bench_kind_names[k]) == 0) {
+                o->kinds |= 1u << k;
+                known = true;
+            }
+    }
+    free(copy);
+    return known ? 0 : -1;
+}
+
 /* The options as they were given, to be told beside the numbers. */
 static void flags_text(const struct cli_args *a, char *out, size_t n_out)
 {
-    static const char *const values[] = {"shape",    "backend", "streams", "threads", "prompt",
-                                         "generate", "rank",    "rounds",  "rows"};
+    static const char *const values[] = {"shape",    "backend",  "kinds",   "streams",
+                                         "adapters", "rank",     "prompt",  "generate",
+                                         "rounds",   "max-rows", "threads", "bandwidth"};
     size_t at = 0;
     out[0] = '\0';
     for (size_t i = 0; i < sizeof values / sizeof values[0] && at < n_out; i++)
@@ -63,6 +83,7 @@ static int run_bench(const struct cli_args *a)
     flags_text(a, flags, sizeof flags);
     struct bench_options o = {.shape = cli_value(a, "shape", NULL),
                               .backend = cli_value(a, "backend", NULL),
+                              .show_memory = cli_has(a, "show-memory"),
                               .csv = cli_has(a, "csv"),
                               .commit = cli_value(a, "commit", NULL),
                               .flags = flags};
@@ -79,6 +100,9 @@ static int run_bench(const struct cli_args *a)
     if (cli_has(a, "streams") && read_streams(&o, cli_value(a, "streams", "")) != 0)
         return cli_usage(a, "--streams %s is not a list of at most %d numbers from 1 to %d",
                          cli_value(a, "streams", ""), BENCH_STREAM_COUNTS_MAX, BENCH_STREAMS_MAX);
+    if (cli_has(a, "kinds") && read_kinds(&o, cli_value(a, "kinds", "")) != 0)
+        return cli_usage(a, "--kinds %s is not a list of base, shared, distinct, uniform, skewed",
+                         cli_value(a, "kinds", ""));
     if (bench_run(&o, stdout, &err) != 0)
         return cli_fail(a, &err);
     return 0;
@@ -87,28 +111,41 @@ static int run_bench(const struct cli_args *a)
 const struct cli_command cmd_bench = {
     .name = "bench",
     .summary = "measure tokens per second on this machine",
-    .synopsis = "[--shape NAME] [--backend NAME] [--streams LIST] [--rounds N] [--csv] [...]",
+    .synopsis = "[--shape NAME] [--backend NAME] [--kinds LIST] [--streams LIST] [--csv] [...]",
     .description =
-        "Makes a random model of a named shape and a random adapter for each stream, in memory, "
-        "and "
-        "measures prefill and decode for the base model, for one adapter shared by all streams, "
-        "and "
-        "for as many different adapters as streams. Rounds take turns among the three; medians are "
-        "printed, with the machine, the commit and the flags beside them.",
-    .examples = "    tributary bench\n"
-                "    tributary bench --shape 8b --streams 1,16 --rounds 3 --csv\n",
+        "Makes a random model of a named shape and random adapters, in memory, and measures "
+        "prefill and decode of as many streams at once as asked for, by kind of traffic: base (no "
+        "adapter), shared (one for all), distinct (each stream its own), uniform (each draws one "
+        "of --adapters) and skewed (group sizes growing by 1.5, as in Punica). Rounds take turns "
+        "among the kinds; medians are printed, with the machine, the commit and the flags beside "
+        "them.\n\n"
+        "decode counts the tokens while every stream is generating: prefill is out; the output "
+        "matrix, sampling and planning are in. bound is what it would be if a step took as long as "
+        "reading its bytes once (weights, KV cache, the distinct adapters), share is decode / "
+        "bound. ttft is the time to the first token, itl the time between two, in milliseconds.",
+    .examples =
+        "    tributary bench\n"
+        "    tributary bench --shape 8b --backend cuda --streams 1,8,32,64,128\n"
+        "    tributary bench --kinds base,uniform,skewed --adapters 64 --streams 64 --csv\n",
     .options =
         (const struct cli_option[]){
             {"shape", CLI_VALUE, "NAME", "110m (default), 1b, 8b or tiny."},
             {"backend", CLI_VALUE, "NAME", "cpu (default), ref or cuda."},
+            {"kinds", CLI_VALUE, "LIST",
+             "Of base, shared, distinct, uniform and skewed; base,shared,distinct."},
             {"streams", CLI_VALUE, "LIST", "Requests at once, separated by commas; 1,8,16."},
-            {"threads", CLI_VALUE, "N", "Worker threads; all cores."},
+            {"adapters", CLI_VALUE, "N", "How many there are; as many as streams at most."},
+            {"rank", CLI_VALUE, "N", "Rank of every adapter; 16."},
             {"prompt", CLI_VALUE, "N", "Tokens of each prompt; 128."},
             {"generate", CLI_VALUE, "N", "Tokens of each answer; 64."},
-            {"rank", CLI_VALUE, "N", "Rank of every adapter; 16."},
             {"rounds", CLI_VALUE, "N", "Rounds of which the median is told; 5."},
-            {"rows", CLI_VALUE, "N", "Rows of a step at most; 256."},
+            {"max-rows", CLI_VALUE, "N", "Rows of a step at most; 256, on cuda 2048."},
+            {"threads", CLI_VALUE, "N", "Worker threads; all cores."},
+            {"bandwidth", CLI_VALUE, "GB/S",
+             "Read bandwidth for the bound; measured, on cuda 3100."},
             {"commit", CLI_VALUE, "ID", "What to print as the commit that was measured."},
+            {"show-memory", CLI_SWITCH, NULL,
+             "Print where each adapter lies on the device, and how many bytes it has there."},
             {"csv", CLI_SWITCH, NULL, "Print CSV."},
             {0},
         },

@@ -264,6 +264,7 @@ static int open_engine(struct serving *s, struct err *err)
         .model_dir = config_string(c, CONFIG_MODEL_DIR),
         .backend = config_string(c, CONFIG_ENGINE_BACKEND),
         .n_threads = (int)config_int(c, CONFIG_ENGINE_THREADS),
+        .gpu_memory = (float)config_number(c, CONFIG_ENGINE_GPU_MEMORY),
         .kv_bytes = (size_t)config_int(c, CONFIG_ENGINE_KV_BYTES),
         .adapter_bytes = (size_t)config_int(c, CONFIG_ENGINE_ADAPTER_BYTES),
         .adapter_host_bytes = (size_t)config_int(c, CONFIG_ENGINE_ADAPTER_HOST_BYTES),
@@ -483,7 +484,7 @@ const struct cli_command cmd_serve = {
         "to standard error. SIGTERM and SIGINT end it: running answers may finish "
         "(server.drain_timeout), a second signal cancels them.",
     .examples = "    tributary serve --model models/demo-7m --adapter law=adapters/law\n"
-                "    curl http://127.0.0.1:8080/v1/completions -d "
+                "    curl http://127.0.0.1:8080/v1/completions --json "
                 "'{\"model\":\"law\",\"prompt\":\"The people\"}'\n",
     .takes_config = true,
     .run = run_serve,

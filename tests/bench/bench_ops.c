@@ -210,7 +210,7 @@ static void bench_lora(const struct bench *b, const struct shape *s, int n_rows)
     struct lora_part *parts = xcalloc((size_t)n_w, sizeof *parts);
     struct lora_args *args = xcalloc((size_t)n_w, sizeof *args);
     struct lora_seg *segs = xcalloc((size_t)n_rows, sizeof *segs);
-    struct lora_step step = {0, segs, {(uintptr_t)segs}};
+    struct lora_step step = {.segs = segs, .d_segs = {(uintptr_t)segs}};
     struct devptr host = random_mem(b, (size_t)d_in * (size_t)d_out, DTYPE_BF16, 1);
     struct devptr pool = random_mem(b, adapter * (size_t)(n_w * n_rows), DTYPE_BF16, 4);
     struct err err = {0};
@@ -219,7 +219,7 @@ static void bench_lora(const struct bench *b, const struct shape *s, int n_rows)
         if (b->ops->weight_create(b->be, &w[i], &part, &d_out, 1, d_in, DTYPE_BF16, &err) != 0)
             exit(1);
         parts[i] = (struct lora_part){&entries[i * n_rows], {0}, 0, d_out};
-        args[i] = (struct lora_args){&step, &parts[i], 1};
+        args[i] = (struct lora_args){.step = &step, .parts = &parts[i], .n_parts = 1};
         for (int r = 0; r < n_rows; r++) {
             struct devptr a = devptr_at(pool, (size_t)(i * n_rows + r) * adapter * 2);
             entries[i * n_rows + r] = (struct lora_entry){
@@ -337,7 +337,8 @@ struct sample_call {
 static void sample_run(void *context)
 {
     struct sample_call *c = context;
-    c->b->ops->sample(c->b->be, c->results, c->logits, c->n, c->vocab, c->params, NULL);
+    c->b->ops->sample(c->b->be, c->results, (struct devptr){0}, c->logits, c->n, c->vocab,
+                      c->params, NULL);
 }
 
 static void bench_sample(const struct bench *b, int vocab)

@@ -2,315 +2,7 @@
  *
  * Inputs are rounded to bf16 first, so that both sides compute with the same numbers; the bound is
  * ops.h's for bf16 activations. A machine without a Hopper GPU skips all of it and says so. */
-#include "tests/ops/harness.h"
-
-enum { SLOTS = 4 };
-
-static const struct ops *cuda; /* NULL: not in this build */
-static struct dev gpu, ref;
-static bool have_gpu;
-
-static int open_both(void **state)
-{
-    (void)state;
-    struct err err = {0};
-    struct backend_options options = {
-        .max_rows = 512, .max_d = 16384, .max_rank = 1024, .max_seqs = 64, .max_context = 4096};
-    cuda = ops_find("cuda", &err);
-    gpu.ops = cuda;
-    have_gpu = cuda != NULL && cuda->open(&gpu.be, &options, &err) == 0;
-    if (!have_gpu)
-        printf("note: CUDA tests are skipped: %s\n", err.message);
-    ref.ops = ops_find("ref", &err);
-    return ref.ops->open(&ref.be, &options, &err);
-}
-
-static int close_both(void **state)
-{
-    (void)state;
-    dev_close(&ref);
-    if (have_gpu)
-        dev_close(&gpu);
-    return 0;
-}
-
-#define NEEDS_GPU()    \
-    do {               \
-        if (!have_gpu) \
-            skip();    \
-    } while (0)
-
-/* ---- activations: f32 for ref, bf16 for cuda
- * ---------------------------------------------------------- */
-
-static float *activations(size_t n, uint64_t seed)
-{
-    float *x = random_f32(n, seed, 1.0f);
-    for (size_t i = 0; i < n; i++)
-        x[i] = bf16_to_f32(f32_to_bf16(x[i]));
-    return x;
-}
-
-static struct devptr put_activations(struct dev *d, const float *x, size_t n)
-{
-    if (d == &ref)
-        return dev_put(d, x, n * 4);
-    uint16_t *h = xcalloc(n, 2);
-    for (size_t i = 0; i < n; i++)
-        h[i] = f32_to_bf16(x[i]);
-    struct devptr p = dev_put(d, h, n * 2);
-    struct err err = {0};
-    assert_ok(d->ops->sync(d->be, &err), err);
-    free(h);
-    return p;
-}
-
-static struct devptr empty_activations(struct dev *d, size_t n)
-{
-    struct devptr p = dev_alloc(d, n * 4);
-    uint8_t *poison = xmalloc(n * 4);
-    memset(poison, 0xff, n * 4); /* NaN in every format */
-    d->ops->upload(d->be, p, poison, n * 4);
-    struct err err = {0};
-    assert_ok(d->ops->sync(d->be, &err), err);
-    free(poison);
-    return p;
-}
-
-static float *get_activations(struct dev *d, struct devptr p, size_t n)
-{
-    float *x = xcalloc(n, 4);
-    if (d == &ref) {
-        dev_get(d, x, p, n * 4);
-        return x;
-    }
-    uint16_t *h = xcalloc(n, 2);
-    dev_get(d, h, p, n * 2);
-    for (size_t i = 0; i < n; i++)
-        x[i] = bf16_to_f32(h[i]);
-    free(h);
-    return x;
-}
-
-static void compare(const char *what, const float *y, const float *r, size_t n, double bound)
-{
-    double e = nmse(y, r, n);
-    if (!(e <= bound))
-        fail_msg("%s: normalised MSE %.3g, at most %.3g is allowed", what, e, bound);
-}
-
-enum { BOUND_NANO = 50000 }; /* 5e-5 */
-#define BOUND (BOUND_NANO * 1e-9)
-
-/* ---- linear
- * ---------------------------------------------------------------------------------------------- */
-
-struct linear_case {
-    const char *what;
-    int d_in, n_parts, d_out[3];
-    enum dtype weight, adapter;
-    int n_rows;
-    bool bias, y_f32;
-    int rank[SLOTS][3];
-    int n_segs;
-    struct lora_seg segs[8];
-};
-
-static const struct linear_case linear_cases[] = {
-    {"one row", 64, 1, {64}, DTYPE_BF16, DTYPE_BF16, 1, false, false, {{0}}, 0, {{0}}},
-    {"down of stories260K", 172, 1, {64}, DTYPE_BF16, DTYPE_BF16, 7, true, false, {{0}}, 0, {{0}}},
-    {"odd shape", 37, 1, {53}, DTYPE_BF16, DTYPE_BF16, 9, true, false, {{0}}, 0, {{0}}},
-    {"odd shape, f16", 45, 2, {19, 30}, DTYPE_F16, DTYPE_F16, 13, true, false, {{0}}, 0, {{0}}},
-    {"f32 weights", 130, 1, {77}, DTYPE_F32, DTYPE_F32, 11, true, true, {{0}}, 0, {{0}}},
-    {"qkv of an 8B model",
-     4096,
-     3,
-     {4096, 1024, 1024},
-     DTYPE_BF16,
-     DTYPE_BF16,
-     3,
-     false,
-     false,
-     {{16, 16, 16}, {8, 0, 64}, {128, 3, 1}, {0}},
-     3,
-     {{0, 1, 0, 1}, {1, 1, 1, 1}, {2, 1, 2, 1}}},
-    {"64 rows, four adapters, base rows and an empty segment between",
-     768,
-     3,
-     {768, 256, 256},
-     DTYPE_BF16,
-     DTYPE_BF16,
-     64,
-     true,
-     false,
-     {{16, 16, 16}, {8, 0, 64}, {128, 3, 1}, {0}},
-     6,
-     {{0, 9, 0, 1}, {9, 0, 1, 1}, {12, 20, 1, 1}, {32, 1, 2, 1}, {40, 8, 3, 1}, {48, 16, 0, 1}}},
-    {"f16 adapters on f16 weights",
-     256,
-     2,
-     {100, 60},
-     DTYPE_F16,
-     DTYPE_F16,
-     20,
-     false,
-     false,
-     {{16, 4}, {3, 0}, {0, 33}, {8, 8}},
-     4,
-     {{0, 4, 0, 1}, {4, 6, 1, 1}, {10, 1, 2, 1}, {11, 9, 3, 1}}},
-    {"f32 adapters on bf16 weights, odd d_in",
-     61,
-     1,
-     {150},
-     DTYPE_BF16,
-     DTYPE_F32,
-     16,
-     false,
-     false,
-     {{16}, {8}, {33}, {2}},
-     4,
-     {{0, 4, 0, 1}, {4, 4, 1, 1}, {8, 4, 2, 1}, {12, 4, 3, 1}}},
-    {"an ensemble",
-     80,
-     2,
-     {48, 48},
-     DTYPE_BF16,
-     DTYPE_BF16,
-     10,
-     true,
-     false,
-     {{4, 4}, {8, 0}, {0, 6}, {0}},
-     4,
-     {{0, 2, 0, 1}, {3, 5, 0, 0.25f}, {3, 5, 1, 0.75f}, {3, 5, 2, -0.5f}}},
-    {"prefill",
-     512,
-     1,
-     {1024},
-     DTYPE_BF16,
-     DTYPE_BF16,
-     300,
-     false,
-     false,
-     {{16}, {8}, {0}, {0}},
-     2,
-     {{0, 200, 0, 1}, {200, 100, 1, 1}}},
-};
-
-/* One run of a case on rows [first, first + n) of its input, with the segments that touch them. */
-static float *run_linear(struct dev *d, const struct linear_case *c, int first, int n)
-{
-    int total = 0;
-    for (int p = 0; p < c->n_parts; p++)
-        total += c->d_out[p];
-    float *x = activations((size_t)c->n_rows * (size_t)c->d_in, 1);
-    float *bias = random_f32((size_t)total, 2, 1.0f);
-    void *parts[3];
-    const void *const_parts[3];
-    for (int p = 0; p < c->n_parts; p++) {
-        parts[p] = random_as(c->weight, (size_t)c->d_out[p] * (size_t)c->d_in, 3 + (uint64_t)p,
-                             1.0f / sqrtf((float)c->d_in));
-        const_parts[p] = parts[p];
-    }
-    struct weight *w;
-    struct err err = {0};
-    assert_ok(d->ops->weight_create(d->be, &w, const_parts, c->d_out, c->n_parts, c->d_in,
-                                    c->weight, &err),
-              err);
-    struct lora_entry entries[3][SLOTS];
-    struct lora_part lora_parts[3];
-    int begin = 0;
-    for (int p = 0; p < c->n_parts; p++) {
-        for (int s = 0; s < SLOTS; s++) {
-            int r = c->rank[s][p];
-            void *a = random_as(c->adapter, (size_t)(r * c->d_in + 1), 100 + (uint64_t)(10 * p + s),
-                                1.0f / sqrtf((float)c->d_in));
-            void *b = random_as(c->adapter, (size_t)(r * c->d_out[p] + 1),
-                                200 + (uint64_t)(10 * p + s), 1.0f);
-            entries[p][s] = (struct lora_entry){
-                .a = dev_put(d, a, (size_t)(r * c->d_in + 1) * dtype_bytes(c->adapter)),
-                .b = dev_put(d, b, (size_t)(r * c->d_out[p] + 1) * dtype_bytes(c->adapter)),
-                .rank = r,
-                .scaling = 0.5f,
-                .dtype = (int32_t)c->adapter,
-            };
-            assert_ok(d->ops->sync(d->be, &err), err);
-            free(a);
-            free(b);
-        }
-        lora_parts[p] = (struct lora_part){entries[p], dev_put(d, entries[p], sizeof entries[p]),
-                                           begin, c->d_out[p]};
-        begin += c->d_out[p];
-    }
-    struct lora_seg segs[8];
-    int n_segs = 0;
-    for (int i = 0; i < c->n_segs; i++) {
-        int from = c->segs[i].row_begin < first ? first : c->segs[i].row_begin;
-        int to = c->segs[i].row_begin + c->segs[i].n_rows;
-        to = to > first + n ? first + n : to;
-        if (from > to)
-            continue;
-        segs[n_segs] = c->segs[i];
-        segs[n_segs].row_begin = from - first;
-        segs[n_segs++].n_rows = to - from;
-    }
-    struct lora_step step = {n_segs, segs, dev_put(d, segs, sizeof segs)};
-    struct lora_args lora = {&step, lora_parts, c->n_parts};
-    struct devptr d_x = put_activations(d, x + (size_t)first * (size_t)c->d_in,
-                                        (size_t)n * (size_t)c->d_in);
-    struct devptr d_y = empty_activations(d, (size_t)n * (size_t)total);
-    struct devptr d_bias = c->bias ? dev_put(d, bias, (size_t)total * 4) : (struct devptr){0};
-    d->ops->linear(d->be, d_y, d_x, w, d_bias, n, c->y_f32, n_segs > 0 ? &lora : NULL);
-    float *y;
-    if (c->y_f32) {
-        y = xcalloc((size_t)n * (size_t)total, 4);
-        dev_get(d, y, d_y, (size_t)n * (size_t)total * 4);
-    } else {
-        y = get_activations(d, d_y, (size_t)n * (size_t)total);
-    }
-    d->ops->weight_free(d->be, w);
-    dev_free_held(d);
-    for (int p = 0; p < c->n_parts; p++)
-        free(parts[p]);
-    free(bias);
-    free(x);
-    return y;
-}
-
-static void linear_with_adapters_agrees_with_ref(void **state)
-{
-    (void)state;
-    NEEDS_GPU();
-    for (size_t i = 0; i < COUNT(linear_cases); i++) {
-        const struct linear_case *c = &linear_cases[i];
-        int total = c->d_out[0] + c->d_out[1] + c->d_out[2];
-        float *y = run_linear(&gpu, c, 0, c->n_rows), *r = run_linear(&ref, c, 0, c->n_rows);
-        compare(c->what, y, r, (size_t)c->n_rows * (size_t)total, BOUND);
-        free(y);
-        free(r);
-    }
-}
-
-static void a_row_of_linear_has_the_same_bits_alone_and_in_any_batch(void **state)
-{
-    (void)state;
-    NEEDS_GPU();
-    for (size_t i = 0; i < COUNT(linear_cases); i++) {
-        const struct linear_case *c = &linear_cases[i];
-        size_t total = (size_t)(c->d_out[0] + c->d_out[1] + c->d_out[2]);
-        float *whole = run_linear(&gpu, c, 0, c->n_rows);
-        static const int sizes[] = {1, 2, 5, 9, 17, 33, 65};
-        for (size_t k = 0; k < COUNT(sizes); k++) {
-            int n = sizes[k] < c->n_rows ? sizes[k] : c->n_rows;
-            int first = (c->n_rows - n) * 2 / 3;
-            float *some = run_linear(&gpu, c, first, n);
-            if (memcmp(some, whole + (size_t)first * total, (size_t)n * total * 4) != 0)
-                fail_msg("%s: rows %d to %d differ when they are alone", c->what, first,
-                         first + n - 1);
-            free(some);
-        }
-        free(whole);
-    }
-}
+#include "tests/ops/cuda_pair.h"
 
 /* ---- attention
  * -------------------------------------------------------------------------------------------- */
@@ -511,6 +203,250 @@ static void a_row_of_attention_has_the_same_bits_alone_and_however_its_past_was_
     }
 }
 
+/* A cache of whole sequences, and steps over any of their rows: a step sees the keys up to its own
+ * last row, while the cache holds what comes later too. */
+enum { SCENE_SEQS = 64 };
+
+struct scene {
+    const struct attention_shape *shape;
+    struct kv_layer kv;
+    int n_seqs, len[SCENE_SEQS];
+    float *x[SCENE_SEQS]; /* [len, width]: q, k, v */
+    int max_blocks;
+    int32_t *table; /* [n_seqs, max_blocks], scattered */
+};
+
+struct scene_rows { /* rows [from, to) of a sequence */
+    int seq, from, to;
+};
+
+static int scene_width(const struct scene *c)
+{
+    return (c->shape->n_heads + 2 * c->shape->n_kv_heads) * c->shape->head_dim;
+}
+
+/* One step; attention's result for all of its rows, or NULL when it only writes the cache. */
+static float *scene_step(struct dev *d, const struct scene *c, const struct scene_rows *rows, int n,
+                         bool write)
+{
+    size_t width = (size_t)scene_width(c);
+    int held = d->n_held, n_rows = 0;
+    int32_t indptr[SCENE_SEQS + 1] = {0}, kv_len[SCENE_SEQS], position[512], slot[512],
+                                row_seq[512];
+    int32_t *table = xcalloc((size_t)(n * c->max_blocks), sizeof *table);
+    float *qkv = xcalloc(512 * width, 4);
+    for (int i = 0; i < n; i++) {
+        const int32_t *blocks = c->table + rows[i].seq * c->max_blocks;
+        memcpy(table + i * c->max_blocks, blocks, (size_t)c->max_blocks * 4);
+        for (int t = rows[i].from; t < rows[i].to; t++, n_rows++) {
+            position[n_rows] = t;
+            row_seq[n_rows] = i;
+            slot[n_rows] = blocks[t / BLOCK_TOKENS] * BLOCK_TOKENS + t % BLOCK_TOKENS;
+            memcpy(qkv + (size_t)n_rows * width, c->x[rows[i].seq] + (size_t)t * width, width * 4);
+        }
+        kv_len[i] = rows[i].to;
+        indptr[i + 1] = n_rows;
+    }
+    struct batch batch = {
+        .n_rows = n_rows,
+        .n_seqs = n,
+        .max_blocks = c->max_blocks,
+        .seq_indptr = indptr,
+        .kv_len = kv_len,
+        .position = position,
+        .d_seq_indptr = dev_put(d, indptr, (size_t)(n + 1) * 4),
+        .d_kv_len = dev_put(d, kv_len, (size_t)n * 4),
+        .d_position = dev_put(d, position, (size_t)n_rows * 4),
+        .d_row_seq = dev_put(d, row_seq, (size_t)n_rows * 4),
+        .d_slot = dev_put(d, slot, (size_t)n_rows * 4),
+        .d_block_table = dev_put(d, table, (size_t)(n * c->max_blocks) * 4),
+    };
+    struct devptr d_qkv = put_activations(d, qkv, (size_t)n_rows * width);
+    float *y = NULL;
+    if (write) {
+        d->ops->rope_kv_write(d->be, d_qkv, &c->kv, &batch, c->shape, NULL);
+    } else {
+        size_t n_y = (size_t)n_rows * (size_t)(c->shape->n_heads * c->shape->head_dim);
+        struct devptr d_y = empty_activations(d, n_y);
+        d->ops->attention(d->be, d_y, d_qkv, &c->kv, &batch, c->shape);
+        y = get_activations(d, d_y, n_y);
+    }
+    struct err err = {0};
+    assert_ok(d->ops->sync(d->be, &err), err);
+    while (d->n_held > held)
+        d->ops->mem_free(d->be, d->held[--d->n_held]);
+    free(table);
+    free(qkv);
+    return y;
+}
+
+static struct scene scene_create(const struct attention_shape *shape, int n_seqs, const int *len)
+{
+    struct scene c = {.shape = shape, .n_seqs = n_seqs};
+    for (int s = 0; s < n_seqs; s++) {
+        c.len[s] = len[s];
+        c.x[s] = activations((size_t)len[s] * (size_t)scene_width(&c), 77 + (uint64_t)s);
+        int blocks = (len[s] + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+        c.max_blocks = blocks > c.max_blocks ? blocks : c.max_blocks;
+    }
+    int n_blocks = n_seqs * c.max_blocks;
+    c.table = xcalloc((size_t)n_blocks, sizeof *c.table);
+    for (int i = 0; i < n_blocks; i++)
+        c.table[i] = (int32_t)((int64_t)i * 7919 % n_blocks); /* a prime: a permutation */
+    return c;
+}
+
+static void scene_fill(struct dev *d, struct scene *c)
+{
+    size_t n = (size_t)(c->n_seqs * c->max_blocks * BLOCK_TOKENS) *
+               (size_t)(c->shape->n_kv_heads * c->shape->head_dim);
+    enum dtype dtype = d == &ref ? DTYPE_F32 : DTYPE_BF16;
+    c->kv = (struct kv_layer){empty_activations(d, n), empty_activations(d, n), dtype};
+    for (int s = 0; s < c->n_seqs; s++)
+        for (int t = 0; t < c->len[s]; t += 512)
+            scene_step(d, c, &(struct scene_rows){s, t, t + 512 < c->len[s] ? t + 512 : c->len[s]},
+                       1, true);
+}
+
+static void scene_free(struct scene *c)
+{
+    for (int s = 0; s < c->n_seqs; s++)
+        free(c->x[s]);
+    free(c->table);
+}
+
+static const struct attention_shape scene_shapes[] = {
+    {8, 2, 64, 0.125f, 0, 0},    {4, 1, 128, 0.088f, 0, 0}, {8, 1, 128, 0.088f, 0, 100},
+    {4, 2, 256, 0.0625f, 20, 0}, {3, 3, 80, 0.11f, 0, 24},  {14, 2, 96, 0.1f, 30, 300},
+    {20, 1, 64, 0.5f, 0, 0},     {3, 1, 40, 0.15f, 0, 0},
+};
+
+static void a_row_decoded_has_the_same_bits_as_in_a_prefill_chunk_of_any_size(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    /* 512 rows, the edges of tiles (64) and pieces (256) among them: 63, 64, 65, 255, 256, 257,
+     * 511, 512, 519. */
+    enum { FROM = 8, TO = 520 };
+    static const int chunks[] = {512, 1, 7, 50, 128, 300};
+    for (size_t i = 0; i < COUNT(scene_shapes); i++) {
+        const struct attention_shape *shape = &scene_shapes[i];
+        size_t width = (size_t)(shape->n_heads * shape->head_dim);
+        struct scene c = scene_create(shape, 1, (const int[]){TO + 30});
+        scene_fill(&ref, &c);
+        float *r = scene_step(&ref, &c, &(struct scene_rows){0, FROM, TO}, 1, false);
+        scene_fill(&gpu, &c);
+        float *whole = NULL;
+        for (size_t k = 0; k < COUNT(chunks); k++) {
+            float *all = xcalloc((TO - FROM) * width, 4);
+            for (int t = FROM; t < TO; t += chunks[k]) {
+                int to = t + chunks[k] < TO ? t + chunks[k] : TO;
+                float *y = scene_step(&gpu, &c, &(struct scene_rows){0, t, to}, 1, false);
+                memcpy(all + (size_t)(t - FROM) * width, y, (size_t)(to - t) * width * 4);
+                free(y);
+            }
+            char what[96];
+            snprintf(what, sizeof what, "%d heads on %d of %d, window %d, chunks of %d",
+                     shape->n_heads, shape->n_kv_heads, shape->head_dim, shape->window, chunks[k]);
+            compare(what, all, r, (TO - FROM) * width, BOUND);
+            if (whole == NULL) {
+                whole = all;
+                continue;
+            }
+            for (size_t t = 0; t < TO - FROM; t++)
+                if (memcmp(all + t * width, whole + t * width, width * 4) != 0)
+                    fail_msg("%s: the row at position %zu differs from the one in a chunk of 512",
+                             what, FROM + t);
+            free(all);
+        }
+        free(whole);
+        free(r);
+        dev_free_held(&gpu);
+        dev_free_held(&ref);
+        scene_free(&c);
+    }
+}
+
+static void decodes_of_all_lengths_share_a_step_and_each_has_the_bits_it_has_alone(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    static const struct attention_shape shapes[] = {
+        {8, 2, 64, 0.125f, 0, 0}, {4, 1, 128, 0.088f, 0, 0}, {4, 1, 128, 0.088f, 0, 1000}};
+    int len[SCENE_SEQS];
+    for (int s = 0; s < SCENE_SEQS; s++)
+        len[s] = 1 + s * 37 % SCENE_SEQS * 2999 / (SCENE_SEQS - 1); /* 1 to 3000 */
+    for (size_t i = 0; i < COUNT(shapes); i++) {
+        size_t width = (size_t)(shapes[i].n_heads * shapes[i].head_dim);
+        struct scene c = scene_create(&shapes[i], SCENE_SEQS, len);
+        struct scene_rows last[SCENE_SEQS], mixed[SCENE_SEQS];
+        for (int s = 0; s < SCENE_SEQS; s++) {
+            last[s] = (struct scene_rows){s, len[s] - 1, len[s]};
+            int more = s % 16 == 3 ? 100 : s % 16 == 7 ? 2 : 1; /* prefill beside decode */
+            mixed[s] = (struct scene_rows){s, len[s] > more ? len[s] - more : 0, len[s]};
+        }
+        scene_fill(&ref, &c);
+        float *r = scene_step(&ref, &c, last, SCENE_SEQS, false);
+        scene_fill(&gpu, &c);
+        float *y = scene_step(&gpu, &c, last, SCENE_SEQS, false);
+        compare("64 decodes", y, r, SCENE_SEQS * width, BOUND);
+        float *beside = scene_step(&gpu, &c, mixed, SCENE_SEQS, false);
+        size_t end = 0;
+        for (int s = 0; s < SCENE_SEQS; s++) {
+            float *alone = scene_step(&gpu, &c, &last[s], 1, false), *row = y + (size_t)s * width;
+            if (memcmp(alone, row, width * 4) != 0)
+                fail_msg("shape %zu: the decode at length %d differs when it is alone", i, len[s]);
+            end += (size_t)(mixed[s].to - mixed[s].from);
+            if (memcmp(beside + (end - 1) * width, row, width * 4) != 0)
+                fail_msg("shape %zu: the row at length %d differs in a mixed step", i, len[s]);
+            free(alone);
+        }
+        free(beside);
+        free(y);
+        free(r);
+        dev_free_held(&gpu);
+        dev_free_held(&ref);
+        scene_free(&c);
+    }
+}
+
+static void copied_blocks_are_equal_and_copies_take_effect_in_order(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    enum { BLOCKS = 400, PAIRS = 200 };
+    const struct attention_shape shape = {2, 2, 40, 1, 0, 0};
+    size_t n = (size_t)(BLOCKS * BLOCK_TOKENS * 2 * 40);
+    int32_t src[PAIRS + 3], dst[PAIRS + 3];
+    for (int i = 0; i < PAIRS; i++) {
+        src[i] = i * 7 % PAIRS;
+        dst[i] = PAIRS + i;
+    }
+    /* A chain: each reads what the one before wrote, and the last writes what the first read. */
+    const int32_t chain[4] = {0, 1, 2, 0};
+    for (int i = 0; i < 3; i++) {
+        src[PAIRS + i] = chain[i];
+        dst[PAIRS + i] = chain[i + 1];
+    }
+    float *x = activations(n, 5), *v = activations(n, 6), *got[2][2];
+    struct dev *devs[2] = {&ref, &gpu};
+    for (int d = 0; d < 2; d++) {
+        struct kv_layer kv = {put_activations(devs[d], x, n), put_activations(devs[d], v, n),
+                              d == 0 ? DTYPE_F32 : DTYPE_BF16};
+        devs[d]->ops->kv_copy_blocks(devs[d]->be, &kv, &shape, src, dst, PAIRS + 3);
+        got[d][0] = get_activations(devs[d], kv.k, n);
+        got[d][1] = get_activations(devs[d], kv.v, n);
+        dev_free_held(devs[d]);
+    }
+    for (int side = 0; side < 2; side++) {
+        assert_memory_equal(got[0][side], got[1][side], n * 4);
+        free(got[0][side]);
+        free(got[1][side]);
+    }
+    free(x);
+    free(v);
+}
+
 /* ---- the rest
  * ---------------------------------------------------------------------------------------------- */
 
@@ -597,9 +533,9 @@ static void sampling_agrees_with_ref(void **state)
         struct devptr g = dev_put(&gpu, logits, (size_t)(n * vocab) * 4);
         struct devptr r = dev_put(&ref, logits, (size_t)(n * vocab) * 4);
         struct err err = {0};
-        gpu.ops->sample(gpu.be, got, g, n, vocab, p, h);
+        gpu.ops->sample(gpu.be, got, (struct devptr){0}, g, n, vocab, p, h);
         assert_ok(gpu.ops->sync(gpu.be, &err), err);
-        ref.ops->sample(ref.be, want, r, n, vocab, p, h);
+        ref.ops->sample(ref.be, want, (struct devptr){0}, r, n, vocab, p, h);
         for (int i = 0; i < n; i++) {
             assert_int_equal(got[i].token, want[i].token);
             assert_true(fabsf(got[i].logprob - want[i].logprob) < 2e-5f);
@@ -618,10 +554,11 @@ static void sampling_agrees_with_ref(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(linear_with_adapters_agrees_with_ref),
-        cmocka_unit_test(a_row_of_linear_has_the_same_bits_alone_and_in_any_batch),
         cmocka_unit_test(attention_agrees_with_ref),
         cmocka_unit_test(a_row_of_attention_has_the_same_bits_alone_and_however_its_past_was_cut),
+        cmocka_unit_test(a_row_decoded_has_the_same_bits_as_in_a_prefill_chunk_of_any_size),
+        cmocka_unit_test(decodes_of_all_lengths_share_a_step_and_each_has_the_bits_it_has_alone),
+        cmocka_unit_test(copied_blocks_are_equal_and_copies_take_effect_in_order),
         cmocka_unit_test(norms_swiglu_embed_and_gather_agree_with_ref),
         cmocka_unit_test(sampling_agrees_with_ref),
     };

@@ -96,15 +96,16 @@ static void cpu_draws_what_ref_draws(void **state)
                 }
                 size_t bytes = (size_t)(n * vocab) * sizeof *x;
                 struct devptr xr = dev_put(&ref, x, bytes), xc = dev_put(&cpu, x, bytes);
-                ref.ops->sample(ref.be, r, xr, n, vocab, params, histories);
-                cpu.ops->sample(cpu.be, y, xc, n, vocab, params, histories);
+                ref.ops->sample(ref.be, r, (struct devptr){0}, xr, n, vocab, params, histories);
+                cpu.ops->sample(cpu.be, y, (struct devptr){0}, xc, n, vocab, params, histories);
                 for (int i = 0; i < n; i++) {
                     char what[120];
                     snprintf(what, sizeof what, "vocab %d, %s logits, parameters %d", vocab,
                              kind_names[kind], i);
                     compare(&y[i], &r[i], what);
-                    cpu.ops->sample(cpu.be, &one, devptr_at(xc, (size_t)(i * vocab) * sizeof *x), 1,
-                                    vocab, &params[i], &histories[i]);
+                    cpu.ops->sample(cpu.be, &one, (struct devptr){0},
+                                    devptr_at(xc, (size_t)(i * vocab) * sizeof *x), 1, vocab,
+                                    &params[i], &histories[i]);
                     if (one.token != y[i].token || f32_bits(one.logprob) != f32_bits(y[i].logprob))
                         fail_msg("%s: another result when alone", what);
                     n_compared++;
@@ -140,7 +141,8 @@ static int32_t draw_one(const char *backend, const float *x, int vocab, struct s
     struct dev dev;
     struct sample_result r;
     dev_open(&dev, backend, 1, "");
-    dev.ops->sample(dev.be, &r, dev_put(&dev, x, (size_t)vocab * sizeof *x), 1, vocab, &p, h);
+    dev.ops->sample(dev.be, &r, (struct devptr){0}, dev_put(&dev, x, (size_t)vocab * sizeof *x), 1,
+                    vocab, &p, h);
     dev_close(&dev);
     return r.token;
 }
@@ -232,7 +234,7 @@ static void draws_follow_the_distribution(void **state)
                 struct sample_result r;
                 params.seed = c + 1;
                 params.position = (uint64_t)i;
-                dev.ops->sample(dev.be, &r, d_x, 1, 6, &params, NULL);
+                dev.ops->sample(dev.be, &r, (struct devptr){0}, d_x, 1, 6, &params, NULL);
                 count[r.token]++;
             }
             dev_close(&dev);
@@ -266,7 +268,7 @@ static void logprobs_are_of_the_raw_logits(void **state)
         float ban = -INFINITY;
         struct sample_history h = {.bias_ids = &banned, .bias_values = &ban, .n_bias = 1};
         dev_open(&dev, both[b], 1, "");
-        dev.ops->sample(dev.be, &r, dev_put(&dev, x, sizeof x), 1, 4, &p, &h);
+        dev.ops->sample(dev.be, &r, (struct devptr){0}, dev_put(&dev, x, sizeof x), 1, 4, &p, &h);
         dev_close(&dev);
         assert_int_equal(r.token, 1);
         assert_true(fabs((double)r.logprob - log(0.25)) < 1e-6);

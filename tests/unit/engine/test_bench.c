@@ -43,6 +43,35 @@ static void a_table_has_a_row_for_every_kind_and_number_of_streams(void **state)
     free(text);
 }
 
+static void other_kinds_share_adapters_as_they_say(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    char *text = NULL;
+    size_t n_text = 0;
+    FILE *out = open_memstream(&text, &n_text);
+    struct bench_options o = {.shape = "tiny",
+                              .backend = "ref",
+                              .kinds = 1u << BENCH_DISTINCT | 1u << BENCH_SKEWED,
+                              .n_prompt = 5,
+                              .n_generate = 6,
+                              .n_adapters = 3,
+                              .rank = 2,
+                              .n_rounds = 1,
+                              .streams = {7},
+                              .bandwidth_gbs = 10,
+                              .show_memory = true,
+                              .csv = true};
+    assert_ok(bench_run(&o, out, &err), err);
+    fclose(out);
+    /* 2 layers of 7 linears, A and B each, of 3 adapters */
+    assert_non_null(strstr(text, "# 84 matrices on the device, 0 of them overlap another\n"));
+    assert_non_null(strstr(text, "\n7,distinct,"));
+    assert_non_null(strstr(text, ",3.0,3,0\n")); /* 3 adapters, as the engine counted; no uploads */
+    assert_non_null(strstr(text, "\n7,skewed,")); /* 1, 1, 2, 3 of adapters 0, 1, 2 and 0 again */
+    free(text);
+}
+
 static void shapes_and_sizes_that_make_no_sense_are_refused(void **state)
 {
     (void)state;
@@ -62,6 +91,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_table_has_a_row_for_every_kind_and_number_of_streams),
+        cmocka_unit_test(other_kinds_share_adapters_as_they_say),
         cmocka_unit_test(shapes_and_sizes_that_make_no_sense_are_refused),
     };
     return cmocka_run_group_tests_name("bench", tests, NULL, NULL);

@@ -2,6 +2,8 @@
 #include "tests/unit/engine/run.h"
 
 #include "engine/tokenizer/tokenizer.h"
+#include "node/base/hex.h"
+#include "node/base/sha256.h"
 
 static const int32_t PROMPT[] = {1, 403, 407, 261, 378}; /* "<s> Once upon a time" */
 enum { N_PROMPT = 5, VOCAB = 512 };
@@ -47,6 +49,36 @@ static void the_model_tells_what_it_is(void **state)
     assert_non_null(engine_tokenizer(run.engine));
     assert_int_equal(tokenizer_vocab_size(engine_tokenizer(run.engine)), VOCAB);
     run_close(&run);
+}
+
+static void the_model_s_id_is_the_hash_of_its_files_hashes(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"config.json", "model.safetensors"};
+    struct err err = {0};
+    struct sha256 lines;
+    sha256_init(&lines);
+    for (int i = 0; i < 2; i++) {
+        struct sha256_digest digest;
+        uint64_t n_bytes;
+        char path[256], hex[65], line[256];
+        snprintf(path, sizeof path, MODELS "stories260K/%s", names[i]);
+        assert_ok(sha256_file(path, &digest, &n_bytes, &err), err);
+        snprintf(line, sizeof line, "%s  %llu  %s\n", hex_encode(hex, digest.bytes, 32),
+                 (unsigned long long)n_bytes, names[i]);
+        sha256_update(&lines, line, strlen(line));
+    }
+    struct sha256_digest expected = sha256_final(&lines);
+    for (int i = 0; i < 3; i++) { /* it is being computed while the model is used */
+        struct model *m;
+        assert_ok(model_open(&m, MODELS "stories260K", &err), err);
+        if (i < 2) {
+            struct model_id id = model_identity(m), again = model_identity(m);
+            assert_memory_equal(id.bytes, expected.bytes, 32);
+            assert_memory_equal(again.bytes, expected.bytes, 32);
+        }
+        model_close(m); /* the last time nobody has asked */
+    }
 }
 
 static void requests_that_break_a_rule_are_refused_and_no_event_comes(void **state)
@@ -504,6 +536,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_model_tells_what_it_is),
+        cmocka_unit_test(the_model_s_id_is_the_hash_of_its_files_hashes),
         cmocka_unit_test(requests_that_break_a_rule_are_refused_and_no_event_comes),
         cmocka_unit_test(generation_ends_at_max_tokens_at_the_context_at_stop_ids_and_at_eos),
         cmocka_unit_test(nothing_asked_for_is_answered_at_once),

@@ -49,7 +49,7 @@ static void count_events(void *context, const struct engine_event *events, size_
 
 /* Requests of many kinds; returns when all have finished. */
 static void submit_wave(struct engine *e, const int32_t *prompt,
-                        const struct engine_adapter loaded[3])
+                        const struct engine_adapter loaded[3], bool penalties)
 {
     struct err err = {0};
     memset(watch.n_tokens, 0, sizeof watch.n_tokens);
@@ -60,7 +60,7 @@ static void submit_wave(struct engine *e, const int32_t *prompt,
         r.prompt_logprobs = i % 3 == 0;
         r.sampling.temperature = i % 2 ? 0.8f : 0;
         r.sampling.top_p = 0.9f;
-        r.sampling.frequency_penalty = i % 4 == 1 ? 0.2f : 0;
+        r.sampling.frequency_penalty = i % 4 == 1 && penalties ? 0.2f : 0;
         r.user = &watch.n_tokens[i];
         if (i % 4 > 0) {
             r.n_adapters = 1;
@@ -75,12 +75,11 @@ static void submit_wave(struct engine *e, const int32_t *prompt,
     pthread_mutex_unlock(&watch.lock);
 }
 
-static void no_step_allocates(void **state)
+static void count_allocations(bool ahead)
 {
     static const char *const adapters[] = {ADAPTERS "stories260K-test/r8-all-linear",
                                            ADAPTERS "stories260K-test/r16-rslora",
                                            ADAPTERS "stories260K-law"};
-    (void)state;
     struct err err = {0};
     struct engine *e;
     struct engine_options o = run_options(MODELS "stories260K");
@@ -88,26 +87,35 @@ static void no_step_allocates(void **state)
     o.max_rows = 9;
     o.adapter_bytes = 800000; /* two of the three: evictions while counting */
     o.debug_preempt = true;
+    o.debug_pad = o.debug_overlap = ahead;
     o.on_events = count_events;
     assert_ok(engine_open(&e, &o, &err), err);
     engine_thread_id = e->thread;
     struct engine_adapter loaded[3];
     for (int i = 0; i < 3; i++)
         assert_ok(engine_adapter_load(e, adapters[i], &loaded[i], &err), err);
-    assert_true(__sanitizer_install_malloc_and_free_hooks(on_malloc, on_free) != 0);
     int32_t prompt[30];
     for (int i = 0; i < 30; i++)
         prompt[i] = 1 + i * 7 % 500;
-    submit_wave(e, prompt, loaded); /* a backend's scratch memory may grow to its size */
+    submit_wave(e, prompt, loaded, !ahead); /* a backend's scratch memory may grow to its size */
     atomic_store(&counting, true);
-    submit_wave(e, prompt, loaded);
+    submit_wave(e, prompt, loaded, !ahead);
     struct engine_stats stats;
     engine_stats(e, &stats);
     assert_true(stats.n_preemptions > 3 && stats.n_adapter_uploads >= 3);
+    assert_true((stats.n_steps_ahead > 3) == ahead);
     assert_false(atomic_load(&counting));
     if (atomic_load(&n_allocations) != 0)
         fail_msg("the engine thread allocated %d times in its steps", atomic_load(&n_allocations));
     engine_close(e);
+}
+
+static void no_step_allocates(void **state)
+{
+    (void)state;
+    assert_true(__sanitizer_install_malloc_and_free_hooks(on_malloc, on_free) != 0);
+    count_allocations(false);
+    count_allocations(true); /* filled up, one step ahead */
 }
 #else
 static void no_step_allocates(void **state)

@@ -151,6 +151,8 @@ static void wrong_values_are_refused_with_option_and_source(void **state)
         {"price-prompt", "-1", "is not a valid amount"},
         {"price-prompt", "340282366920938463463374607431768211456", "is not a valid amount"},
         {"limits-requests-per-second", "inf", "is not a valid number"},
+        {"gpu-memory", "1.01", "outside 0 to 1"},
+        {"gpu-memory", "-0.5", "is not a valid number"},
         {"no-such-flag", "1", "no option --no-such-flag"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

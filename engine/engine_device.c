@@ -1,0 +1,254 @@
+/* engine_device: what the engine has on its device, opened in an order that lets the last ones take
+ * what memory is left. Engine thread only.
+ *
+ *     backend > weights > activations > adapter pool > KV cache > batch > recordings
+ *
+ * Memory is divided at open and never after. Where the device's memory is the host's (cpu, ref),
+ * the two pools have fixed sizes, from the options or their defaults: nobody can say what else the
+ * machine wants its memory for. A device with memory of its own is there for the engine, so the
+ * pools take what is left:
+ *
+ *     |<------------------- free when the engine opened ------------------->|
+ *     | weights, activations | batch, graphs |  adapters  |   KV cache   | kept free |
+ *     |                      |<-- RESERVE -->|<-- 1/4 --->|              |           |
+ *     |<----------------- gpu_memory of it -------------------------------->|
+ */
+#include "engine/internal.h"
+
+#include "node/base/buf.h"
+#include "node/base/err.h"
+#include "node/base/log.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    LOGIT_ROWS_HOST = 64, /* logits made at once: 33 MB for a vocabulary of 128k */
+    SLOTS = 2048,         /* adapters resident at once, if the pool's bytes suffice */
+};
+
+/* For what is allocated behind the pools: the batch, which is counted, and recordings, which are
+ * not known before. A quarter of what is left at most, for small devices. */
+static const size_t RESERVE_BYTES = (size_t)256 << 20;
+
+const struct ops *engine_debug_ops;
+
+static int max_of(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+static int min_of(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static int open_backend(struct engine *e, struct backend_caps *caps, struct err *err)
+{
+    const struct model_config *c = &e->model->config;
+    const struct engine_options *o = &e->options;
+    e->ops = engine_debug_ops != NULL ? engine_debug_ops : ops_find(o->backend, err);
+    if (e->ops == NULL)
+        return -1;
+    int heads = c->n_heads * c->head_dim, kv_heads = c->n_kv_heads * c->head_dim;
+    struct backend_options options = {
+        .n_threads = o->n_threads,
+        .max_rows = o->max_rows,
+        .max_d = max_of(max_of(c->hidden, 2 * c->ffn), heads + 2 * kv_heads),
+        .max_rank = LORA_RANK_SUM_MAX,
+        .max_seqs = o->max_seqs,
+        .max_context = e->max_context,
+    };
+    if (e->ops->open(&e->be, &options, err) != 0)
+        return -1;
+    e->ops->caps(e->be, caps);
+    memcpy(e->backend_text, caps->description, sizeof e->backend_text);
+    e->backend_text[sizeof e->backend_text - 1] = '\0';
+    return 0;
+}
+
+/* ---- memory ------------------------------------------------------------------------------ */
+
+struct budget {
+    size_t adapter_bytes, kv_bytes;
+};
+
+static int blocks_for(int n_tokens)
+{
+    return (n_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+}
+
+/* Fixed sizes: known before anything else is there. */
+static struct budget fixed_budget(const struct engine_options *o)
+{
+    return (struct budget){
+        .adapter_bytes = o->adapter_bytes != 0 ? o->adapter_bytes : (size_t)512 << 20,
+        .kv_bytes = o->kv_bytes != 0 ? o->kv_bytes : (size_t)1 << 30,
+    };
+}
+
+/* What weights and activations left. */
+static int divide_memory(struct engine *e, size_t free_at_open, struct budget *out, struct err *err)
+{
+    const struct engine_options *o = &e->options;
+    struct backend_caps caps;
+    if (e->ops->sync(e->be, err) != 0)
+        return -1;
+    e->ops->caps(e->be, &caps);
+    size_t taken = free_at_open > caps.memory_free_bytes ? free_at_open - caps.memory_free_bytes
+                                                         : 0;
+    size_t ours = (size_t)((double)free_at_open * (double)o->gpu_memory);
+    size_t left = ours > taken ? ours - taken : 0;
+    size_t batch = stepper_bytes(o->max_rows, o->max_seqs, blocks_for(e->max_context));
+    size_t reserve = RESERVE_BYTES < left / 4 ? RESERVE_BYTES : left / 4;
+    left = left > reserve + batch ? left - reserve - batch : 0;
+    out->adapter_bytes = o->adapter_bytes != 0 ? o->adapter_bytes : left / 4;
+    size_t rest = left > out->adapter_bytes ? left - out->adapter_bytes : 0;
+    out->kv_bytes = o->kv_bytes != 0 ? o->kv_bytes : rest;
+    if (out->adapter_bytes > left || out->kv_bytes > left - out->adapter_bytes)
+        return err_set(
+            err, ERR_NO_MEMORY,
+            "%zu MiB of %zu MiB of device memory (gpu_memory %g) are left beside weights "
+            "and workspace; adapters (%zu MiB) and KV cache (%zu MiB) don't fit",
+            left >> 20, ours >> 20, (double)o->gpu_memory, out->adapter_bytes >> 20,
+            out->kv_bytes >> 20);
+    return 0;
+}
+
+/* How many blocks the KV cache has; shortens max_context to what one sequence could fill. */
+static int size_kv(struct engine *e, enum dtype dtype, size_t budget, int *n_blocks,
+                   struct err *err)
+{
+    size_t block_bytes = forward_block_bytes(&e->model->config, dtype);
+    size_t useful = (size_t)blocks_for(e->max_context) * (size_t)e->options.max_seqs;
+    size_t n = budget / block_bytes;
+    if (n > useful)
+        n = useful;
+    if (n == 0)
+        return err_set(err, ERR_INVALID, "kv_bytes of %zu is less than one block of %zu bytes",
+                       budget, block_bytes);
+    if (n > INT32_MAX / BLOCK_TOKENS - 1)
+        n = INT32_MAX / BLOCK_TOKENS - 1;
+    if (n * BLOCK_TOKENS < (size_t)e->max_context) {
+        log_warn("engine", "the KV cache holds %zu tokens: context shortened from %d",
+                 n * BLOCK_TOKENS, e->max_context);
+        e->max_context = (int)(n * BLOCK_TOKENS);
+    }
+    *n_blocks = (int)n;
+    return 0;
+}
+
+/* ---- opening ----------------------------------------------------------------------------- */
+
+static int open_weights(struct engine *e, const struct backend_caps *caps, struct err *err)
+{
+    const struct engine_options *o = &e->options;
+    int logit_rows = caps->own_memory ? max_of(LOGIT_ROWS_HOST, STEP_DECODE_ROWS_MAX)
+                                      : LOGIT_ROWS_HOST;
+    if (weights_create(&e->weights, e->model, e->ops, e->be, e->max_context, err) != 0)
+        return -1;
+    return forward_create(&e->forward, &e->model->config, &e->weights, e->ops, e->be, o->max_rows,
+                          min_of(logit_rows, o->max_rows), err);
+}
+
+static int open_pools(struct engine *e, const struct budget *budget, int n_blocks, struct err *err)
+{
+    const struct engine_options *o = &e->options;
+    int n_slots = max_of(SLOTS, o->max_seqs * ENGINE_ADAPTERS_MAX);
+    if (lora_pool_create(&e->lora, &e->model->config, e->ops, e->be, budget->adapter_bytes, n_slots,
+                         err) != 0)
+        return -1;
+    struct lora_pool_stats pool;
+    lora_pool_stats(e->lora, &pool);
+    e->adapter_pool_bytes = pool.bytes_total;
+    e->counts.adapter_bytes_total = pool.bytes_total;
+    e->counts.n_blocks = e->counts.n_blocks_free = n_blocks;
+    e->kv = kv_pool_create(n_blocks);
+    return forward_create_kv(&e->forward, n_blocks + 1, err); /* the last is padding's */
+}
+
+static int open_steps(struct engine *e, int n_blocks, struct err *err)
+{
+    const struct engine_options *o = &e->options;
+    if (stepper_create(&e->stepper, e->ops, e->be, &e->forward, e->lora, o->max_rows, o->max_seqs,
+                       blocks_for(e->max_context), n_blocks, o->debug_pad, err) != 0 ||
+        stepper_record(&e->stepper, err) != 0)
+        return -1;
+    e->overlaps = e->stepper.recorded || o->debug_overlap;
+    return e->ops->sync(e->be, err);
+}
+
+static void open_lists(struct engine *e)
+{
+    const struct engine_options *o = &e->options;
+    int max_waiting = o->max_waiting + o->max_seqs; /* preempted ones come back */
+    int max_adapters = (max_waiting + o->max_seqs) * ENGINE_ADAPTERS_MAX;
+    sched_plan_init(&e->plan, o->max_seqs, max_waiting, max_adapters);
+    e->running = xcalloc((size_t)o->max_seqs, sizeof(struct sequence *));
+    e->waiting = xcalloc((size_t)max_waiting, sizeof(struct sequence *));
+    /* All that may end from one delivery to the next, and those that ended before and still fly. */
+    e->done = xcalloc((size_t)(max_waiting + 3 * o->max_seqs), sizeof(struct sequence *));
+    e->max_events = o->max_rows + 2 * o->max_seqs + ENGINE_WAITING_EVENTS_EXTRA;
+    e->events = xcalloc((size_t)e->max_events, sizeof *e->events);
+    e->sched_running = xcalloc((size_t)o->max_seqs, sizeof *e->sched_running);
+    e->sched_waiting = xcalloc((size_t)max_waiting, sizeof *e->sched_waiting);
+    e->sched_adapters = xcalloc((size_t)max_adapters, sizeof *e->sched_adapters);
+}
+
+static void tell_memory(const struct engine *e, const struct backend_caps *at_open, int n_blocks)
+{
+    struct backend_caps now;
+    e->ops->caps(e->be, &now);
+    size_t kv = (size_t)n_blocks * forward_block_bytes(&e->model->config, now.activation);
+    if (now.own_memory)
+        log_info(
+            "engine",
+            "device memory, MiB: %zu of %zu were free; weights, workspace and recordings %zu, "
+            "adapters %zu, KV cache %zu (%d blocks); left %zu",
+            at_open->memory_free_bytes >> 20, at_open->memory_total_bytes >> 20,
+            (at_open->memory_free_bytes - now.memory_free_bytes - kv - e->adapter_pool_bytes) >> 20,
+            e->adapter_pool_bytes >> 20, kv >> 20, n_blocks, now.memory_free_bytes >> 20);
+}
+
+int engine_device_open(struct engine *e, struct err *err)
+{
+    struct backend_caps caps;
+    struct budget budget;
+    int n_blocks = 0;
+    if (open_backend(e, &caps, err) != 0)
+        return -1;
+    budget = fixed_budget(&e->options);
+    /* Before the weights where it can be: the rope table is as long as the context. */
+    if ((!caps.own_memory && size_kv(e, caps.activation, budget.kv_bytes, &n_blocks, err) != 0) ||
+        open_weights(e, &caps, err) != 0)
+        return -1;
+    if (caps.own_memory && (divide_memory(e, caps.memory_free_bytes, &budget, err) != 0 ||
+                            size_kv(e, caps.activation, budget.kv_bytes, &n_blocks, err) != 0))
+        return -1;
+    if (open_pools(e, &budget, n_blocks, err) != 0 || open_steps(e, n_blocks, err) != 0)
+        return -1;
+    open_lists(e);
+    tell_memory(e, &caps, n_blocks);
+    e->counts.progress = clock_monotonic_us();
+    return 0;
+}
+
+void engine_device_close(struct engine *e)
+{
+    sched_plan_release(&e->plan);
+    free(e->running);
+    free(e->waiting);
+    free(e->done);
+    free(e->events);
+    free(e->sched_running);
+    free(e->sched_waiting);
+    free(e->sched_adapters);
+    kv_pool_free(e->kv);
+    if (e->ops == NULL || e->be == NULL)
+        return;
+    stepper_release(&e->stepper);
+    lora_pool_free(e->lora);
+    forward_release(&e->forward);
+    weights_release(&e->weights, &e->model->config, e->ops, e->be);
+    e->ops->close(e->be);
+}

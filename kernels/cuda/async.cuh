@@ -1,0 +1,102 @@
+/* async.cuh: copies into shared memory by the TMA unit, and the barriers that count them.
+ *
+ * A barrier is full when as many threads as it was made for have arrived and the bytes announced by
+ * barrier_expect (which arrives, too) have come. Its phases have parities 0, 1, 0, ...; waiting for
+ * parity 1 of a new barrier returns at once. */
+#ifndef TRIBUTARY_KERNELS_CUDA_ASYNC_CUH
+#define TRIBUTARY_KERNELS_CUDA_ASYNC_CUH
+
+#include "kernels/cuda/cuda.cuh"
+
+#include <cuda.h>
+
+__device__ static inline uint32_t shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+__device__ static inline void barrier_init(uint64_t *b, int count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(count)
+                 : "memory");
+}
+
+/* After the last barrier_init, by the thread that did it and before the others are let on. */
+__device__ static inline void barrier_init_done()
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ static inline void barrier_expect(uint64_t *b, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+__device__ static inline void barrier_arrive(uint64_t *b)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
+}
+
+__device__ static inline void barrier_wait(uint64_t *b, uint32_t parity)
+{
+    asm volatile("{.reg .pred done;\n"
+                 "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;}" ::"r"(shared_address(b)),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* Of n_threads threads, whole warps; 0 is __syncthreads. */
+__device__ static inline void named_sync(int barrier, int n_threads)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(n_threads) : "memory");
+}
+
+/* Makes this thread's writes to shared memory visible to copies that start later. */
+__device__ static inline void fence_before_copies()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* A box of a matrix, from (column, row) on. */
+__device__ static inline void copy_box(void *to, const CUtensorMap *map, int column, int row,
+                                       uint64_t *barrier)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
+                 "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+                 : "memory");
+}
+
+__device__ static inline void prefetch_map(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/* A bf16 matrix [n_rows, n_columns] in boxes of [box_rows, box_columns]. A box's row is 32, 64 or
+ * 128 bytes, and its 16-byte chunks are swizzled over that width: see swizzle in
+ * attention_decode.cu. encode: be->linear->encode_tiled. */
+static inline CUtensorMap map_boxes(void *encode, const bf16 *x, uint64_t n_rows,
+                                    uint64_t n_columns, int box_rows, int box_columns)
+{
+    typedef CUresult encode_tiled(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                                  const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                                  const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                  CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+    CUtensorMap map;
+    cuuint64_t dims[2] = {n_columns, n_rows}, strides[1] = {n_columns * sizeof(bf16)};
+    cuuint32_t box[2] = {(cuuint32_t)box_columns, (cuuint32_t)box_rows}, steps[2] = {1, 1};
+    CUtensorMapSwizzle swizzle = box_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                                 : box_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                                     : CU_TENSOR_MAP_SWIZZLE_32B;
+    CUresult rc = reinterpret_cast<encode_tiled *>(encode)(
+        &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<bf16 *>(x), dims, strides, box, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    BUG_IF(rc != CUDA_SUCCESS);
+    return map;
+}
+
+#endif

@@ -1,0 +1,415 @@
+/* variant: release. linear of the CUDA backend, its adapters, against ref and against itself in
+ * other company. See cuda_pair.h. */
+#include "tests/ops/cuda_pair.h"
+
+/* ---- linear
+ * ---------------------------------------------------------------------------------------------- */
+
+enum { SLOTS = 4 };
+
+struct linear_case {
+    const char *what;
+    int d_in, n_parts, d_out[3];
+    enum dtype weight, adapter;
+    int n_rows;
+    bool bias, y_f32;
+    int rank[SLOTS][3];
+    int n_segs;
+    struct lora_seg segs[8];
+};
+
+static const struct linear_case linear_cases[] = {
+    {"one row", 64, 1, {64}, DTYPE_BF16, DTYPE_BF16, 1, false, false, {{0}}, 0, {{0}}},
+    {"down of stories260K", 172, 1, {64}, DTYPE_BF16, DTYPE_BF16, 7, true, false, {{0}}, 0, {{0}}},
+    {"odd shape", 37, 1, {53}, DTYPE_BF16, DTYPE_BF16, 9, true, false, {{0}}, 0, {{0}}},
+    {"odd shape, f16", 45, 2, {19, 30}, DTYPE_F16, DTYPE_F16, 13, true, false, {{0}}, 0, {{0}}},
+    {"f32 weights", 130, 1, {77}, DTYPE_F32, DTYPE_F32, 11, true, true, {{0}}, 0, {{0}}},
+    {"qkv of an 8B model",
+     4096,
+     3,
+     {4096, 1024, 1024},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     3,
+     false,
+     false,
+     {{16, 16, 16}, {8, 0, 64}, {128, 3, 1}, {0}},
+     3,
+     {{0, 1, 0, 1}, {1, 1, 1, 1}, {2, 1, 2, 1}}},
+    {"64 rows, four adapters, base rows and an empty segment between",
+     768,
+     3,
+     {768, 256, 256},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     64,
+     true,
+     false,
+     {{16, 16, 16}, {8, 0, 64}, {128, 3, 1}, {0}},
+     6,
+     {{0, 9, 0, 1}, {9, 0, 1, 1}, {12, 20, 1, 1}, {32, 1, 2, 1}, {40, 8, 3, 1}, {48, 16, 0, 1}}},
+    {"f16 adapters on f16 weights",
+     256,
+     2,
+     {100, 60},
+     DTYPE_F16,
+     DTYPE_F16,
+     20,
+     false,
+     false,
+     {{16, 4}, {3, 0}, {0, 33}, {8, 8}},
+     4,
+     {{0, 4, 0, 1}, {4, 6, 1, 1}, {10, 1, 2, 1}, {11, 9, 3, 1}}},
+    {"f32 adapters on bf16 weights, odd d_in",
+     61,
+     1,
+     {150},
+     DTYPE_BF16,
+     DTYPE_F32,
+     16,
+     false,
+     false,
+     {{16}, {8}, {33}, {2}},
+     4,
+     {{0, 4, 0, 1}, {4, 4, 1, 1}, {8, 4, 2, 1}, {12, 4, 3, 1}}},
+    {"an ensemble",
+     80,
+     2,
+     {48, 48},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     10,
+     true,
+     false,
+     {{4, 4}, {8, 0}, {0, 6}, {0}},
+     4,
+     {{0, 2, 0, 1}, {3, 5, 0, 0.25f}, {3, 5, 1, 0.75f}, {3, 5, 2, -0.5f}}},
+    {"o of an 8B model: a cluster of two",
+     4096,
+     1,
+     {4096},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     130,
+     false,
+     false,
+     {{16}, {8}, {40}, {0}},
+     4,
+     {{0, 1, 0, 1}, {1, 60, 1, 1}, {61, 30, 2, 1}, {100, 30, 0, 1}}},
+    {"down of an 8B model, cut: a cluster of four, 14 slices",
+     14336,
+     1,
+     {320},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     140,
+     true,
+     true,
+     {{16}, {64}, {3}, {0}},
+     3,
+     {{0, 1, 0, 1}, {3, 70, 1, 1}, {80, 20, 2, 1}}},
+    {"gate and up, interleaved, 260 rows",
+     1024,
+     2,
+     {584, 584},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     260,
+     true,
+     false,
+     {{16, 16}, {8, 0}, {0, 24}, {256, 5}},
+     5,
+     {{0, 1, 0, 1}, {1, 60, 1, 1}, {61, 30, 2, 1}, {100, 8, 0, 1}, {130, 130, 3, 1}}},
+    {"f16 weights on the fast path, f32 adapters",
+     192,
+     1,
+     {200},
+     DTYPE_F16,
+     DTYPE_F32,
+     40,
+     true,
+     true,
+     {{16}, {8}, {33}, {2}},
+     4,
+     {{0, 4, 0, 1}, {4, 4, 1, 1}, {8, 4, 2, 1}, {12, 4, 3, 1}}},
+    {"ensembles across tiles of eight rows",
+     256,
+     1,
+     {256},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     40,
+     false,
+     false,
+     {{16}, {40}, {24}, {4}},
+     7,
+     {{0, 2, 0, 1},
+      {2, 9, 1, 0.5f},
+      {2, 9, 2, 0.5f},
+      {11, 1, 3, 1},
+      {12, 20, 2, 0.25f},
+      {12, 20, 0, 0.75f},
+      {12, 20, 3, -1}}},
+    {"a wide vocabulary: many tiles",
+     128,
+     1,
+     {20000},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     70,
+     false,
+     true,
+     {{0}},
+     0,
+     {{0}}},
+    {"prefill",
+     512,
+     1,
+     {1024},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     300,
+     false,
+     false,
+     {{16}, {8}, {0}, {0}},
+     2,
+     {{0, 200, 0, 1}, {200, 100, 1, 1}}},
+};
+
+/* One run of a case on rows [first, first + n) of its input, with the segments that touch them. */
+static float *run_linear(struct dev *d, const struct linear_case *c, int first, int n)
+{
+    int total = 0;
+    for (int p = 0; p < c->n_parts; p++)
+        total += c->d_out[p];
+    float *x = activations((size_t)c->n_rows * (size_t)c->d_in, 1);
+    float *bias = random_f32((size_t)total, 2, 1.0f);
+    void *parts[3];
+    const void *const_parts[3];
+    for (int p = 0; p < c->n_parts; p++) {
+        parts[p] = random_as(c->weight, (size_t)c->d_out[p] * (size_t)c->d_in, 3 + (uint64_t)p,
+                             1.0f / sqrtf((float)c->d_in));
+        const_parts[p] = parts[p];
+    }
+    struct weight *w;
+    struct err err = {0};
+    assert_ok(d->ops->weight_create(d->be, &w, const_parts, c->d_out, c->n_parts, c->d_in,
+                                    c->weight, &err),
+              err);
+    struct lora_entry entries[3][SLOTS];
+    struct lora_part lora_parts[3];
+    int begin = 0;
+    for (int p = 0; p < c->n_parts; p++) {
+        for (int s = 0; s < SLOTS; s++) {
+            int r = c->rank[s][p];
+            void *a = random_as(c->adapter, (size_t)(r * c->d_in + 1), 100 + (uint64_t)(10 * p + s),
+                                1.0f / sqrtf((float)c->d_in));
+            void *b = random_as(c->adapter, (size_t)(r * c->d_out[p] + 1),
+                                200 + (uint64_t)(10 * p + s), 1.0f);
+            entries[p][s] = (struct lora_entry){
+                .a = dev_put(d, a, (size_t)(r * c->d_in + 1) * dtype_bytes(c->adapter)),
+                .b = dev_put(d, b, (size_t)(r * c->d_out[p] + 1) * dtype_bytes(c->adapter)),
+                .rank = r,
+                .scaling = 0.5f,
+                .dtype = (int32_t)c->adapter,
+            };
+            assert_ok(d->ops->sync(d->be, &err), err);
+            free(a);
+            free(b);
+        }
+        lora_parts[p] = (struct lora_part){entries[p], dev_put(d, entries[p], sizeof entries[p]),
+                                           begin, c->d_out[p]};
+        begin += c->d_out[p];
+    }
+    struct lora_seg segs[8];
+    int n_segs = 0;
+    for (int i = 0; i < c->n_segs; i++) {
+        int from = c->segs[i].row_begin < first ? first : c->segs[i].row_begin;
+        int to = c->segs[i].row_begin + c->segs[i].n_rows;
+        to = to > first + n ? first + n : to;
+        if (from > to)
+            continue;
+        segs[n_segs] = c->segs[i];
+        segs[n_segs].row_begin = from - first;
+        segs[n_segs++].n_rows = to - from;
+    }
+    struct lora_step step = {
+        .n_segs = n_segs, .segs = segs, .d_segs = dev_put(d, segs, sizeof segs)};
+    struct lora_args lora = {.step = &step, .parts = lora_parts, .n_parts = c->n_parts};
+    struct devptr d_x = put_activations(d, x + (size_t)first * (size_t)c->d_in,
+                                        (size_t)n * (size_t)c->d_in);
+    struct devptr d_y = empty_activations(d, (size_t)n * (size_t)total);
+    struct devptr d_bias = c->bias ? dev_put(d, bias, (size_t)total * 4) : (struct devptr){0};
+    d->ops->linear(d->be, d_y, d_x, w, d_bias, n, c->y_f32, n_segs > 0 ? &lora : NULL);
+    float *y;
+    if (c->y_f32) {
+        y = xcalloc((size_t)n * (size_t)total, 4);
+        dev_get(d, y, d_y, (size_t)n * (size_t)total * 4);
+    } else {
+        y = get_activations(d, d_y, (size_t)n * (size_t)total);
+    }
+    d->ops->weight_free(d->be, w);
+    dev_free_held(d);
+    for (int p = 0; p < c->n_parts; p++)
+        free(parts[p]);
+    free(bias);
+    free(x);
+    return y;
+}
+
+static void linear_with_adapters_agrees_with_ref(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    for (size_t i = 0; i < COUNT(linear_cases); i++) {
+        const struct linear_case *c = &linear_cases[i];
+        int total = c->d_out[0] + c->d_out[1] + c->d_out[2];
+        float *y = run_linear(&gpu, c, 0, c->n_rows), *r = run_linear(&ref, c, 0, c->n_rows);
+        compare(c->what, y, r, (size_t)c->n_rows * (size_t)total, BOUND);
+        free(y);
+        free(r);
+    }
+}
+
+static void a_row_of_linear_has_the_same_bits_alone_and_in_any_batch(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    for (size_t i = 0; i < COUNT(linear_cases); i++) {
+        const struct linear_case *c = &linear_cases[i];
+        size_t total = (size_t)(c->d_out[0] + c->d_out[1] + c->d_out[2]);
+        float *whole = run_linear(&gpu, c, 0, c->n_rows);
+        static const int sizes[] = {1, 2, 5, 9, 17, 33, 65, 128, 200};
+        for (size_t k = 0; k < COUNT(sizes); k++) {
+            int n = sizes[k] < c->n_rows ? sizes[k] : c->n_rows;
+            int first = (c->n_rows - n) * 2 / 3;
+            float *some = run_linear(&gpu, c, first, n);
+            if (memcmp(some, whole + (size_t)first * total, (size_t)n * total * 4) != 0)
+                fail_msg("%s: rows %d to %d differ when they are alone", c->what, first,
+                         first + n - 1);
+            free(some);
+        }
+        free(whole);
+    }
+}
+
+/* As linear, but the two halves go through silu(gate) * up. */
+static void linear_swiglu_agrees_with_ref_and_with_itself(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    static const struct {
+        int d_in, d, n_rows;
+    } shapes[] = {{64, 64, 3}, {768, 2048, 17}, {4096, 512, 70}, {512, 136, 300}, {172, 64, 9}};
+    for (size_t k = 0; k < COUNT(shapes); k++) {
+        int d_in = shapes[k].d_in, d = shapes[k].d, n = shapes[k].n_rows;
+        size_t n_x = (size_t)(n * d_in), n_y = (size_t)(n * d);
+        float *x = activations(n_x, 41), *y[2];
+        uint16_t *one = NULL;
+        const int widths[] = {d, d};
+        for (int side = 0; side < 2; side++) {
+            struct dev *dev = side == 0 ? &gpu : &ref;
+            struct err err = {0};
+            struct weight *w;
+            void *parts[2];
+            for (int p = 0; p < 2; p++)
+                parts[p] = random_as(DTYPE_BF16, (size_t)(d * d_in), 42 + (uint64_t)p,
+                                     2.0f / sqrtf((float)d_in));
+            assert_ok(dev->ops->weight_create(dev->be, &w, (const void *const *)parts, widths, 2,
+                                              d_in, DTYPE_BF16, &err),
+                      err);
+            struct devptr d_x = put_activations(dev, x, n_x), d_y = empty_activations(dev, n_y),
+                          scratch = empty_activations(dev, 2 * n_y);
+            dev->ops->linear_swiglu(dev->be, d_y, scratch, d_x, w, (struct devptr){0}, n, NULL);
+            y[side] = get_activations(dev, d_y, n_y);
+            if (side == 0) { /* the last row alone */
+                struct devptr d_one = empty_activations(dev, (size_t)d);
+                one = xcalloc((size_t)d, 2);
+                dev->ops->linear_swiglu(dev->be, d_one, scratch,
+                                        devptr_at(d_x, (n_x - (size_t)d_in) * 2), w,
+                                        (struct devptr){0}, 1, NULL);
+                dev_get(dev, one, d_one, (size_t)d * 2);
+            }
+            dev->ops->weight_free(dev->be, w);
+            dev_free_held(dev);
+            free(parts[0]);
+            free(parts[1]);
+        }
+        compare("linear_swiglu", y[0], y[1], n_y, BOUND);
+        for (int i = 0; i < d; i++)
+            if (bf16_to_f32(one[i]) != y[0][n_y - (size_t)d + (size_t)i])
+                fail_msg("linear_swiglu of %d rows: the last differs when it is alone", n);
+        free(one);
+        free(x);
+        free(y[0]);
+        free(y[1]);
+    }
+}
+
+/* The two halves alone, over distinct and shared adapters. */
+static void sgmv_halves_agree_with_ref(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    static const struct {
+        int d_in, d_out, n_rows, n_adapters, rank;
+    } shapes[] = {{4096, 320, 64, 64, 16},
+                  {512, 4096, 64, 1, 64},
+                  {1024, 200, 9, 3, 5},
+                  {768, 768, 300, 7, 24}};
+    for (size_t k = 0; k < COUNT(shapes); k++) {
+        int d_in = shapes[k].d_in, d_out = shapes[k].d_out, n = shapes[k].n_rows;
+        int m = shapes[k].n_adapters, r = shapes[k].rank;
+        size_t n_a = (size_t)(r * d_in), n_b = (size_t)(r * d_out);
+        float *x = activations((size_t)(n * d_in), 51), *y0 = activations((size_t)(n * d_out), 52);
+        void *a = random_as(DTYPE_BF16, n_a * (size_t)m, 53, 1.0f / sqrtf((float)d_in));
+        void *b = random_as(DTYPE_BF16, n_b * (size_t)m, 54, 1.0f);
+        float *y[2];
+        for (int side = 0; side < 2; side++) {
+            struct dev *dev = side == 0 ? &gpu : &ref;
+            struct devptr d_a = dev_put(dev, a, n_a * (size_t)m * 2),
+                          d_b = dev_put(dev, b, n_b * (size_t)m * 2);
+            struct lora_entry *entries = xcalloc((size_t)m, sizeof *entries);
+            struct lora_seg *segs = xcalloc((size_t)m, sizeof *segs);
+            for (int i = 0; i < m; i++) {
+                entries[i] = (struct lora_entry){.a = devptr_at(d_a, n_a * (size_t)i * 2),
+                                                 .b = devptr_at(d_b, n_b * (size_t)i * 2),
+                                                 .rank = r,
+                                                 .scaling = 0.5f,
+                                                 .dtype = DTYPE_BF16};
+                segs[i] = (struct lora_seg){n * i / m, n * (i + 1) / m - n * i / m, m - 1 - i, 1};
+            }
+            struct lora_part part = {entries, dev_put(dev, entries, (size_t)m * sizeof *entries), 0,
+                                     d_out};
+            struct lora_step step = {m, segs, dev_put(dev, segs, (size_t)m * sizeof *segs), {0}};
+            struct lora_args lora = {.step = &step, .parts = &part, .n_parts = 1};
+            struct devptr d_x = put_activations(dev, x, (size_t)(n * d_in)),
+                          d_y = put_activations(dev, y0, (size_t)(n * d_out)),
+                          d_t = empty_activations(dev, (size_t)(n * r));
+            dev->ops->sgmv_shrink(dev->be, d_t, d_x, n, d_in, &lora);
+            dev->ops->sgmv_expand(dev->be, d_y, d_t, n, d_out, &lora);
+            y[side] = get_activations(dev, d_y, (size_t)(n * d_out));
+            dev_free_held(dev);
+            free(entries);
+            free(segs);
+        }
+        compare("sgmv", y[0], y[1], (size_t)(n * d_out), BOUND);
+        free(a);
+        free(b);
+        free(x);
+        free(y0);
+        free(y[0]);
+        free(y[1]);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(linear_with_adapters_agrees_with_ref),
+        cmocka_unit_test(a_row_of_linear_has_the_same_bits_alone_and_in_any_batch),
+        cmocka_unit_test(linear_swiglu_agrees_with_ref_and_with_itself),
+        cmocka_unit_test(sgmv_halves_agree_with_ref),
+    };
+    return cmocka_run_group_tests(tests, open_both, close_both);
+}

@@ -1,0 +1,358 @@
+/* Steps on their way through the device: filled up, enqueued ahead, recorded and replayed, they
+ * give the bits of plain ones. On stories260K, with everything in the mix that ends or changes a
+ * step: stops, lengths, cancels, preemption, adapters that come and go, prompts in chunks, scores,
+ * penalties. The deferring backend stands for the GPU. */
+#include "tests/unit/engine/deferring.h"
+#include "tests/unit/engine/run.h"
+
+enum { MIX = 40, PROMPT_MAX = 60, CONTEXT = 128 };
+
+static const char *const SOME[] = {
+    ADAPTERS "stories260K-test/r4-qv", ADAPTERS "stories260K-test/r8-all-linear",
+    ADAPTERS "stories260K-test/r16-rslora", /* 390 kB */
+    ADAPTERS "stories260K-test/r3-odd-rank", ADAPTERS "stories260K-law"};
+enum { N_SOME = sizeof SOME / sizeof SOME[0] };
+
+struct mix { /* MIX requests, the same each time but for what ends them */
+    int32_t prompts[MIX][PROMPT_MAX];
+    struct content_digest content[N_SOME];
+    int32_t stop[MIX]; /* token id that ends request i; -1: none */
+};
+
+static struct engine_options options_of(void)
+{
+    struct engine_options o = run_options(MODELS "stories260K");
+    o.max_context = CONTEXT;
+    o.max_seqs = 12; /* some wait */
+    o.max_rows = 24; /* prompts in chunks */
+    return o;
+}
+
+static struct engine_request request_of(const struct mix *m, int i)
+{
+    struct engine_request r = run_greedy(m->prompts[i], 1 + i * 7 % PROMPT_MAX, 5 + i * 11 % 50,
+                                         i % 3 - 1);
+    r.ignore_eos = true;
+    r.prompt_logprobs = i % 9 == 4;
+    r.sampling.temperature = i % 2 ? 0.9f : 0;
+    r.sampling.top_p = i % 4 == 1 ? 0.8f : 0;
+    r.sampling.seed = (uint64_t)i;
+    r.sampling.frequency_penalty = i % 13 == 6 ? 0.5f : 0;
+    r.n_stop_ids = m->stop[i] >= 0;
+    r.stop_ids = &m->stop[i];
+    r.n_adapters = i % 4 == 0 ? 0 : i % 10 == 7 ? 2 : 1;
+    for (int a = 0; a < r.n_adapters; a++) {
+        r.adapters[a].content = m->content[(i + a) % N_SOME];
+        r.adapters[a].weight = r.n_adapters > 1 ? 0.5f : 1;
+    }
+    return r;
+}
+
+static void open_mix(struct run *run, struct mix *m, struct engine_options o)
+{
+    run_open(run, o, 2 * MIX);
+    for (int i = 0; i < N_SOME; i++)
+        m->content[i] = run_load(run, SOME[i]);
+}
+
+/* Plain answers, and from them tokens that will stop some in the middle. */
+static void prepare(struct run *plain, struct mix *m, struct engine_options o)
+{
+    for (int i = 0; i < MIX; i++) {
+        m->stop[i] = -1;
+        m->prompts[i][0] = 1;
+        for (int k = 1; k < PROMPT_MAX; k++)
+            m->prompts[i][k] = 3 + (i * 131 + k * k * 17) % 500;
+    }
+    open_mix(plain, m, o);
+    for (int i = 0; i < MIX; i++)
+        run_submit(plain, request_of(m, i));
+    run_wait(plain);
+    for (int i = 0; i < MIX; i += 3)
+        m->stop[i] = plain->answers[i].tokens[plain->answers[i].n_tokens / 2].token;
+    for (int i = 0; i < MIX; i++)
+        run_submit(plain, request_of(m, i));
+    run_wait(plain);
+}
+
+/* late: on the deferring backend, which records unless debug_pad is to do without. */
+static const struct {
+    const char *name;
+    bool pad, overlap, preempt, late;
+    size_t kv_blocks, adapter_bytes; /* 0: plenty */
+} WAYS[] = {
+    {"padded", .pad = true},
+    {"ahead", .overlap = true},
+    {"padded, ahead", .pad = true, .overlap = true},
+    {"ahead, preempted", .overlap = true, .preempt = true},
+    {"padded, ahead, few blocks", .pad = true, .overlap = true, .kv_blocks = 14},
+    {"padded, ahead, few adapters", .pad = true, .overlap = true, .adapter_bytes = 620000},
+    {"late, padded", .late = true, .pad = true},
+    {"late, padded, ahead", .late = true, .pad = true, .overlap = true},
+    {"late, recorded", .late = true},
+    {"late, recorded, little of everything", .late = true, .preempt = true, .kv_blocks = 14,
+     .adapter_bytes = 620000},
+};
+
+/* Did it go the way it was meant to? */
+static void check_way(struct run *run, size_t w)
+{
+    struct engine_stats s;
+    engine_stats(run->engine, &s);
+    bool records = WAYS[w].late && !WAYS[w].pad, ahead = WAYS[w].overlap || records;
+    if ((s.n_steps_ahead > 0) != ahead || (s.n_steps_replayed > 0) != records)
+        fail_msg("%s: %d steps ahead, %d replayed", WAYS[w].name, (int)s.n_steps_ahead,
+                 (int)s.n_steps_replayed);
+    if (((WAYS[w].preempt || WAYS[w].kv_blocks > 0) && s.n_preemptions == 0) ||
+        (WAYS[w].adapter_bytes > 0 && s.n_adapter_evictions == 0))
+        fail_msg("%s: %d preemptions, %d evictions", WAYS[w].name, (int)s.n_preemptions,
+                 (int)s.n_adapter_evictions);
+}
+
+static struct engine_options options_of_way(const struct run *plain, size_t w)
+{
+    struct engine_options o = options_of();
+    o.debug_pad = WAYS[w].pad;
+    o.debug_overlap = WAYS[w].overlap;
+    o.debug_preempt = WAYS[w].preempt;
+    o.adapter_bytes = WAYS[w].adapter_bytes > 0 ? WAYS[w].adapter_bytes : o.adapter_bytes;
+    if (WAYS[w].kv_blocks > 0)
+        o.kv_bytes = WAYS[w].kv_blocks *
+                     forward_block_bytes(&plain->engine->model->config, DTYPE_F32);
+    return o;
+}
+
+static void every_way_gives_the_same_answers(void **state)
+{
+    (void)state;
+    struct run plain, run;
+    static struct mix m;
+    prepare(&plain, &m, options_of());
+    for (size_t w = 0; w < sizeof WAYS / sizeof WAYS[0]; w++) {
+        engine_debug_ops = WAYS[w].late ? deferring_ops(!WAYS[w].pad, 0) : NULL;
+        open_mix(&run, &m, options_of_way(&plain, w));
+        engine_debug_ops = NULL;
+        for (int i = 0; i < MIX; i++)
+            run_submit(&run, request_of(&m, i));
+        run_wait(&run);
+        check_way(&run, w);
+        for (int i = 0; i < MIX; i++)
+            if (!run_same(&run.answers[i], &plain.answers[MIX + i]))
+                fail_msg("%s: request %d differs", WAYS[w].name, i);
+        run_close(&run);
+    }
+    run_close(&plain);
+}
+
+/* ---- ends from outside while steps fly --------------------------------------------------- */
+
+/* Each request cancels another one when it has spoken five times. */
+static void cancel_another(struct run *run, const struct engine_event *event)
+{
+    struct answer *a = event->user;
+    int other = (int)(a - run->answers) + 3;
+    if (event->kind == ENGINE_EVENT_TOKEN && a->n_tokens == 5 && other % 4 == 0 && other < run->n)
+        engine_cancel(run->engine, run->answers[other].id);
+}
+
+static void the_cancelled_end_and_the_others_never_notice(void **state)
+{
+    (void)state;
+    struct run plain, run;
+    static struct mix m;
+    int n_cancelled = 0;
+    prepare(&plain, &m, options_of());
+    struct engine_options o = options_of();
+    engine_debug_ops = deferring_ops(true, 0);
+    open_mix(&run, &m, o);
+    engine_debug_ops = NULL;
+    run.watch = cancel_another;
+    for (int i = 0; i < MIX; i++)
+        run_submit(&run, request_of(&m, i));
+    run_wait(&run);
+    for (int i = 0; i < MIX; i++) {
+        const struct answer *a = &run.answers[i], *b = &plain.answers[MIX + i];
+        if (a->finish == ENGINE_FINISH_CANCELLED) {
+            n_cancelled++;
+            if (a->n_tokens > b->n_tokens ||
+                !run_same_events(a->tokens, a->n_tokens, b->tokens, a->n_tokens))
+                fail_msg("request %d said something else before it was cancelled", i);
+        } else if (!run_same(a, b)) {
+            fail_msg("request %d differs", i);
+        }
+    }
+    assert_true(n_cancelled > 0);
+    run_close(&run); /* every block and pin must be back */
+    run_close(&plain);
+}
+
+static void closing_ends_what_flies(void **state)
+{
+    (void)state;
+    struct run run;
+    static struct mix m;
+    memset(m.stop, 0xff, sizeof m.stop);
+    engine_debug_ops = deferring_ops(true, 0);
+    open_mix(&run, &m, options_of());
+    engine_debug_ops = NULL;
+    for (int i = 0; i < MIX; i++)
+        run_submit(&run, request_of(&m, i));
+    pthread_mutex_lock(&run.lock);
+    while (run.answers[2].n_tokens < 3)
+        pthread_cond_wait(&run.changed, &run.lock);
+    pthread_mutex_unlock(&run.lock);
+    run_close(&run); /* checks that each had its FINISHED event */
+}
+
+static void a_device_that_fails_ends_everything_and_refuses_more(void **state)
+{
+    (void)state;
+    struct run run;
+    static struct mix m;
+    memset(m.stop, 0xff, sizeof m.stop);
+    for (int n_waits = 0; n_waits < 12; n_waits += 3) {
+        struct engine_request r;
+        struct err err = {0};
+        int n_errors = 0;
+        engine_debug_ops = deferring_ops(true, 0);
+        open_mix(&run, &m, options_of());
+        engine_debug_ops = NULL;
+        late.n_waits_left = n_waits; /* the engine is idle */
+        for (int i = 0; i < MIX; i++) {
+            r = request_of(&m, i);
+            struct answer *a = &run.answers[run.n];
+            r.user = a;
+            pthread_mutex_lock(&run.lock);
+            run.n++; /* before an event can come */
+            pthread_mutex_unlock(&run.lock);
+            if (engine_submit(run.engine, &r, NULL, &err) != 0) {
+                assert_int_equal(err.code, ERR_INTERNAL);
+                pthread_mutex_lock(&run.lock);
+                run.n--;
+                pthread_mutex_unlock(&run.lock);
+            }
+        }
+        run_wait(&run);
+        for (int i = 0; i < run.n; i++)
+            n_errors += run.answers[i].finish == ENGINE_FINISH_ERROR;
+        assert_true(n_errors > 0);
+        assert_int_equal(engine_submit(run.engine, &r, NULL, &err), -1);
+        assert_non_null(strstr(err.message, "on fire"));
+        run_close(&run); /* blocks and pins are back */
+    }
+}
+
+/* ---- logits ------------------------------------------------------------------------------ */
+
+struct seen { /* logits that were shown, by request and position */
+    struct run *run;
+    uint64_t hash[MIX][CONTEXT];
+};
+
+static void see(void *context, void *user, int position, const float *logits, int vocab)
+{
+    struct seen *s = context;
+    const unsigned char *bytes = (const unsigned char *)logits;
+    uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
+    for (size_t i = 0; i < (size_t)vocab * sizeof *logits; i++)
+        h = (h ^ bytes[i]) * 0x100000001b3u;
+    s->hash[(struct answer *)user - s->run->answers][position] = h;
+}
+
+static void padding_changes_no_bit_of_the_logits(void **state)
+{
+    (void)state;
+    static struct mix m;
+    static struct seen seen[2];
+    struct run runs[2];
+    prepare(&runs[0], &m, options_of());
+    run_close(&runs[0]);
+    for (int k = 0; k < 2; k++) {
+        struct engine_options o = options_of();
+        o.debug_pad = k == 1;
+        open_mix(&runs[k], &m, o);
+        seen[k].run = &runs[k];
+        engine_set_logits_hook(runs[k].engine, see, &seen[k]);
+        for (int i = 0; i < MIX; i++)
+            run_submit(&runs[k], request_of(&m, i));
+        run_wait(&runs[k]);
+    }
+    int n = 0;
+    for (int i = 0; i < MIX; i++)
+        for (int p = 0; p < CONTEXT; p++) {
+            n += seen[0].hash[i][p] != 0;
+            if (seen[0].hash[i][p] != seen[1].hash[i][p])
+                fail_msg("request %d: logits of position %d differ", i, p);
+        }
+    assert_true(n > 10 * MIX);
+    run_close(&runs[0]);
+    run_close(&runs[1]);
+}
+
+/* ---- memory ------------------------------------------------------------------------------ */
+
+static void what_weights_and_workspace_leave_of_the_device_is_divided(void **state)
+{
+    enum { MIB = 1 << 20 };
+    static const struct {
+        float fraction;
+        size_t kv_bytes, adapter_bytes;
+        const char *says; /* NULL: opens */
+    } cases[] = {
+        {0.5f, 0, 0, NULL},
+        {0, 0, 0, NULL},
+        {1, 0, 0, NULL},
+        {0.5f, 4 * MIB, 0, NULL},
+        {0.5f, 0, 3 * MIB, NULL},
+        {0.5f, 8 * MIB, 8 * MIB, NULL},
+        {0.5f, 30 * MIB, 8 * MIB, "don't fit"},
+        {0.5f, 0, 80 * MIB, "don't fit"},
+        {1.5f, 0, 0, "gpu_memory"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct engine *e;
+        struct engine_stats s;
+        struct err err = {0};
+        struct engine_options o = run_options(MODELS "stories260K");
+        o.max_context = 512;
+        o.gpu_memory = cases[i].fraction;
+        o.kv_bytes = cases[i].kv_bytes;
+        o.adapter_bytes = cases[i].adapter_bytes;
+        o.on_events = run_on_events;
+        engine_debug_ops = deferring_ops(true, 64 * MIB);
+        int rc = engine_open(&e, &o, &err);
+        engine_debug_ops = NULL;
+        if ((rc == 0) != (cases[i].says == NULL) ||
+            (rc != 0 && strstr(err.message, cases[i].says) == NULL))
+            fail_msg("case %zu: %s", i, rc == 0 ? "opened" : err.message);
+        if (rc != 0)
+            continue;
+        engine_stats(e, &s);
+        size_t kv = (size_t)s.n_blocks * forward_block_bytes(&e->model->config, DTYPE_F32);
+        size_t ours = (size_t)(64 * MIB * (cases[i].fraction > 0 ? cases[i].fraction : 0.9f));
+        print_message("of %zu KiB: adapters %zu, KV cache %zu, all %zu\n", ours >> 10,
+                      s.adapter_bytes_total >> 10, kv >> 10, late.memory_used >> 10);
+        assert_true(late.memory_used <= ours);
+        if (cases[i].kv_bytes == 0 && cases[i].adapter_bytes == 0)
+            assert_true(s.adapter_bytes_total > ours / 10 && kv > 2 * s.adapter_bytes_total);
+        if (cases[i].kv_bytes != 0)
+            assert_true(kv <= cases[i].kv_bytes && kv > cases[i].kv_bytes * 9 / 10);
+        if (cases[i].adapter_bytes != 0)
+            assert_int_equal(s.adapter_bytes_total, cases[i].adapter_bytes);
+        engine_close(e);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_way_gives_the_same_answers),
+        cmocka_unit_test(the_cancelled_end_and_the_others_never_notice),
+        cmocka_unit_test(closing_ends_what_flies),
+        cmocka_unit_test(a_device_that_fails_ends_everything_and_refuses_more),
+        cmocka_unit_test(padding_changes_no_bit_of_the_logits),
+        cmocka_unit_test(what_weights_and_workspace_leave_of_the_device_is_divided),
+    };
+    return cmocka_run_group_tests_name("step", tests, NULL, NULL);
+}
