@@ -701,6 +701,15 @@ static void without_a_receipt_there_is_no_success(void **state)
         fail_msg("the ledger could not write, and the answer has status %d", plain.status);
     if (streamed.error == NULL || streamed.done || streamed.last != NULL)
         fail_msg("the ledger could not write, and the stream ended as if it could");
+    /* Nobody outside learns where the operator keeps the ledger, or what went wrong inside. */
+    char ready[256], *said[] = {json_dumps(plain.body, 0), json_dumps(streamed.error, 0)};
+    assert_false(health_ready(&w->node, ready));
+    assert_null(strstr(ready, w->dir));
+    for (size_t i = 0; i < 2; i++) {
+        if (strstr(said[i], w->dir) != NULL || strstr(said[i], "ledger.db") != NULL)
+            fail_msg("a client is told: %s", said[i]);
+        free(said[i]);
+    }
     answer_release(&plain);
     answer_release(&streamed);
 }
