@@ -150,8 +150,10 @@ static int dial(struct world *w)
 static void send_post(int fd, const char *path, const char *body)
 {
     struct buf b = BUF_INIT;
-    buf_appendf(&b, "POST %s HTTP/1.0\r\nHost: x\r\nContent-Length: %zu\r\n\r\n%s", path,
-                strlen(body), body);
+    buf_appendf(&b,
+                "POST %s HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+                "%zu\r\n\r\n%s",
+                path, strlen(body), body);
     if (send(fd, b.data, b.len, MSG_NOSIGNAL) != (ssize_t)b.len)
         fail_msg("cannot send");
     buf_release(&b);
