@@ -37,7 +37,7 @@ struct db_stmt {
 
 struct db {
     sqlite3 *handle;
-    char *path;
+    char *name; /* the file's, without its folder: errors reach people who needn't know that */
     bool reader, in_transaction;
     struct db_stmt *statements;
 };
@@ -68,7 +68,7 @@ static enum err_code code_of(int rc)
 
 static int fail(struct db *db, int rc, const char *what, struct err *err)
 {
-    return err_set(err, code_of(rc), "%s: %s (%s, SQLite code %d)", db->path, sqlite3_errstr(rc),
+    return err_set(err, code_of(rc), "%s: %s (%s, SQLite code %d)", db->name, sqlite3_errstr(rc),
                    what, rc);
 }
 
@@ -122,7 +122,8 @@ struct db *db_open(const char *path, enum db_mode mode, struct err *err)
         return NULL;
     }
     struct db *db = xcalloc(1, sizeof(*db));
-    db->path = xstrdup(path);
+    const char *slash = strrchr(path, '/');
+    db->name = xstrdup(slash != NULL ? slash + 1 : path);
     db->reader = mode == DB_READER;
     /* A reader opens read-write as well: WAL's shared memory must be writable for its read locks;
      * query_only keeps it from writing. Where the directory forbids that it opens read-only. */
@@ -142,6 +143,7 @@ struct db *db_open(const char *path, enum db_mode mode, struct err *err)
                                         sum_final, NULL);
     if (rc != SQLITE_OK) {
         fail(db, rc, "opening it", err);
+        err_wrap(err, "%s", path);
         db_close(db);
         return NULL;
     }
@@ -173,7 +175,7 @@ void db_close(struct db *db)
         free(s);
     }
     sqlite3_close_v2(db->handle);
-    free(db->path);
+    free(db->name);
     free(db);
 }
 
@@ -183,7 +185,7 @@ int db_exec(struct db *db, const char *sql, struct err *err)
     int rc = sqlite3_exec(db->handle, sql, NULL, NULL, &message);
     if (rc == SQLITE_OK)
         return 0;
-    err_set(err, code_of(rc), "%s: %s (%.80s, SQLite code %d)", db->path,
+    err_set(err, code_of(rc), "%s: %s (%.80s, SQLite code %d)", db->name,
             message ? message : sqlite3_errstr(rc), sql, rc);
     sqlite3_free(message);
     return -1;
@@ -295,7 +297,7 @@ void db_put_null(struct db_stmt *s)
 
 static int misfit(const struct db_stmt *s, struct err *err)
 {
-    return err_set(err, ERR_CORRUPT, "%s: a column is not %s (%.200s)", s->db->path, s->misfit,
+    return err_set(err, ERR_CORRUPT, "%s: a column is not %s (%.200s)", s->db->name, s->misfit,
                    s->sql);
 }
 

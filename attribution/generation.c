@@ -77,9 +77,9 @@ static int write_slot(struct generation *g, uint64_t counter, struct err *err)
     memcpy(slot + SIGNED_BYTES, check.bytes, 32);
     ssize_t n = pwrite(g->fd, slot, sizeof(slot), (off_t)g->next_slot * SLOT_BYTES);
     if (n != (ssize_t)sizeof(slot))
-        return err_set_errno(err, n < 0 ? errno : ENOSPC, "%s: writing", g->path);
+        return err_set_errno(err, n < 0 ? errno : ENOSPC, "the generation file: writing");
     if (fdatasync(g->fd) != 0)
-        return err_set_errno(err, errno, "%s: fdatasync", g->path);
+        return err_set_errno(err, errno, "the generation file: fdatasync");
     g->next_slot = 1 - g->next_slot;
     return 0;
 }

@@ -279,12 +279,14 @@ static int sign_and_send(struct round *r, const struct outbox_row *o,
     struct rpc_fees fees;
     struct err local = {0};
     uint64_t gas, nonce = 0;
-    int rc = o->kind == OUTBOX_REDEEM ? settlement_redeem_data(&data, &o->voucher, err)
-                                      : settlement_submit_data(&data, &o->batch, err);
-    struct address to = o->kind == OUTBOX_REDEEM ? l->opt.chain.escrow
-                                                 : l->opt.chain.attribution_ledger;
-    if (rc != 0)
-        goto out;
+    int rc = 0;
+    struct address to = l->opt.chain.escrow;
+    if (o->kind == OUTBOX_REDEEM) {
+        settlement_redeem_data(&data, &o->voucher);
+    } else {
+        settlement_submit_data(&data, &o->batch);
+        to = l->opt.chain.attribution_ledger;
+    }
     if (replaced) {
         gas = replaced->gas;
         nonce = replaced->nonce;

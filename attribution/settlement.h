@@ -1,4 +1,4 @@
-/* settlement: what the publisher asks the contracts and tells them. Typed calls over chain/rpc.h.
+/* settlement: what the publisher asks the contracts and tells them. Over chain/contracts.h.
  *
  * Each query is one eth_call at a given block; amounts and hashes come back checked by the ABI
  * decoder. Asked at a block before the contract existed, a query answers zeros, which is what the
@@ -44,8 +44,8 @@ int settlement_claimed(const struct settlement *s, struct amount *out, const str
                        struct rpc_at at, struct err *err);
 
 /* Calldata, appended. */
-int settlement_redeem_data(struct buf *out, const struct signed_voucher *v, struct err *err);
-int settlement_submit_data(struct buf *out, const struct signed_batch *b, struct err *err);
+void settlement_redeem_data(struct buf *out, const struct signed_voucher *v);
+void settlement_submit_data(struct buf *out, const struct signed_batch *b);
 
 /* Calls each for the operator's claims in [from, to], in order; amount is the leaf's cumulative. */
 typedef int settlement_claim_fn(void *context, const struct payout *leaf, struct err *err);

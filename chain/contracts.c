@@ -174,6 +174,11 @@ json_t *contract_view(const struct contract_at *where, enum contract c, const ch
     contract_calldata(&data, c, function, args);
     struct rpc_call call = {.to = where->address, .data = data.data, .n_data = data.len};
     int rc = rpc_call(where->rpc, &answer, &call, where->at, NULL, err);
+    if (rc == 0 && answer.len == 0 && where->absent_is_zero) {
+        static const uint8_t zero[32];
+        for (const char *p = e->outputs; p != NULL; p = strchr(p + 1, ','))
+            buf_append(&answer, zero, sizeof zero);
+    }
     if (rc == 0 && answer.len == 0 && strcmp(e->outputs, "()") != 0) {
         rc = err_set(err, ERR_UPSTREAM, "there is no contract at %s",
                      address_format(to, where->address));

@@ -35,6 +35,9 @@ struct contract_at {
     struct rpc *rpc;
     struct address address;
     struct rpc_at at; /* zero: latest */
+    /* Nobody at the address answers zeros instead of ERR_UPSTREAM: what the contract would have
+     * said of a block before it existed. Only for functions whose results are all of one word. */
+    bool absent_is_zero;
 };
 
 /* ---- any function, by name --------------------------------------------------------------------

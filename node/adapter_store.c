@@ -2,7 +2,8 @@
  *
  * Three tables under one lock, none of which is held while anything is fetched:
  *
- *   entries     the registries' index as of its last refresh, oldest first; a hint, never believed
+ *   entries     the registries' index as of its last refresh, oldest first; a hint, never believed;
+ *               by_name has its adapters sorted by name, the oldest of a name first
  *   items       adapters whose manifest was checked; loaded ones hold one reference in the engine
  *   in flight   manifest hashes that some thread is fetching; others who want one wait for it
  *
@@ -74,7 +75,8 @@ struct adapter_store {
     pthread_mutex_t lock;
     pthread_cond_t landed; /* something left in_flight, or the index's refresh ended */
     struct entry *entries;
-    size_t n_entries;
+    uint32_t *by_name; /* [n_by_name] into entries */
+    size_t n_entries, n_by_name;
     bool refreshing, has_index;
     struct monotonic_us refreshed;
     struct item *items;
@@ -181,6 +183,26 @@ static bool fetch_index(struct adapter_store *s, struct gathered *g, struct err 
     return any;
 }
 
+static int name_order(const void *a, const void *b, void *entries)
+{
+    uint32_t i = *(const uint32_t *)a, k = *(const uint32_t *)b;
+    const struct entry *e = entries;
+    int order = strcmp(e[i].e.name, e[k].e.name);
+    return order != 0 ? order : i < k ? -1 : i > k;
+}
+
+static uint32_t *sort_names(const struct gathered *g, size_t *n)
+{
+    uint32_t *order = xcalloc(g->n + 1, sizeof *order);
+    *n = 0;
+    for (size_t i = 0; i < g->n; i++) {
+        if (!g->items[i].e.is_datanet)
+            order[(*n)++] = (uint32_t)i;
+    }
+    qsort_r(order, *n, sizeof *order, name_order, g->items);
+    return order;
+}
+
 /* Makes the index no older than max_age_us, or waits for the thread that is at it. With the lock,
  * which is let go of meanwhile. A failure matters only when there is no index at all. */
 static int refresh_index(struct adapter_store *s, uint64_t max_age_us, struct err *err)
@@ -195,15 +217,21 @@ static int refresh_index(struct adapter_store *s, uint64_t max_age_us, struct er
     struct err problem = {0};
     err_set(&problem, ERR_NOT_FOUND, "none is configured");
     bool any = fetch_index(s, &g, &problem);
+    size_t n_by_name;
+    uint32_t *by_name = sort_names(&g, &n_by_name);
     pthread_mutex_lock(&s->lock);
     s->refreshing = false;
     if (any) {
         free(s->entries);
+        free(s->by_name);
         s->entries = g.items;
         s->n_entries = g.n;
+        s->by_name = by_name;
+        s->n_by_name = n_by_name;
         s->has_index = true;
     } else {
         free(g.items);
+        free(by_name);
     }
     s->refreshed = clock_monotonic_us();
     pthread_cond_broadcast(&s->landed);
@@ -214,23 +242,38 @@ static int refresh_index(struct adapter_store *s, uint64_t max_age_us, struct er
     return err_wrap(err, "no registry answers");
 }
 
-/* The entry that a name means; NULL: none. With the lock. */
-static const struct entry *entry_named(const struct adapter_store *s, const struct wanted *w)
+/* The entry that a name means, of those that have it: by_name from *k on, to the name's end, where
+ * *k is left. version 0: the highest. NULL: none. With the lock. */
+static const struct entry *entry_meant(const struct adapter_store *s, size_t *k, uint64_t version)
 {
-    const struct entry *best = NULL;
-    const struct address *owner = NULL;
-    for (size_t i = 0; i < s->n_entries; i++) {
-        const struct entry *e = &s->entries[i];
-        if (e->e.is_datanet || strcmp(e->e.name, w->name) != 0)
-            continue;
-        if (owner == NULL)
-            owner = &e->e.creator;
-        if (!address_eq(*owner, e->e.creator) || (w->version != 0 && e->e.version != w->version))
+    const struct entry *owner = &s->entries[s->by_name[*k]], *best = NULL;
+    for (; *k < s->n_by_name; (*k)++) {
+        const struct entry *e = &s->entries[s->by_name[*k]];
+        if (strcmp(e->e.name, owner->e.name) != 0)
+            break;
+        if (!address_eq(owner->e.creator, e->e.creator) ||
+            (version != 0 && e->e.version != version))
             continue;
         if (best == NULL || e->e.version > best->e.version)
             best = e;
     }
     return best;
+}
+
+/* With the lock. */
+static const struct entry *entry_named(const struct adapter_store *s, const struct wanted *w)
+{
+    size_t begin = 0, end = s->n_by_name;
+    while (begin < end) {
+        size_t middle = begin + (end - begin) / 2;
+        if (strcmp(s->entries[s->by_name[middle]].e.name, w->name) < 0)
+            begin = middle + 1;
+        else
+            end = middle;
+    }
+    if (begin == s->n_by_name || strcmp(s->entries[s->by_name[begin]].e.name, w->name) != 0)
+        return NULL;
+    return entry_meant(s, &begin, w->version);
 }
 
 /* ---- one adapter's way in
@@ -804,13 +847,9 @@ static void list(void *context, json_t *models)
 {
     struct adapter_store *s = context;
     pthread_mutex_lock(&s->lock);
-    for (size_t k = 0; k < s->n_entries; k++) {
-        const struct registry_entry *e = &s->entries[k].e;
-        struct wanted w = {.by = BY_NAME};
-        memcpy(w.name, e->name, sizeof w.name);
-        const struct entry *meant = e->is_datanet ? NULL : entry_named(s, &w);
-        if (meant != NULL && DIGEST_EQ(meant->e.manifest, e->manifest))
-            json_array_append_new(models, json_pack("{s:s}", "id", e->name));
+    for (size_t k = 0; k < s->n_by_name;) {
+        const struct entry *e = entry_meant(s, &k, 0);
+        json_array_append_new(models, json_pack("{s:s}", "id", e->e.name));
     }
     pthread_mutex_unlock(&s->lock);
 }
@@ -867,6 +906,7 @@ void adapter_store_free(struct adapter_store *s)
         free(s->urls[i]);
     free(s->urls);
     free(s->entries);
+    free(s->by_name);
     free(s->root);
     free(s);
 }

@@ -1,6 +1,7 @@
 /* api_error: see api_error.h. */
 #include "node/api_error.h"
 
+#include "node/base/log.h"
 #include "node/http.h"
 #include "node/json_util.h"
 
@@ -46,6 +47,14 @@ static const char *type_of(enum err_code code)
         return "server_error";
     }
     BUG("error code %d", (int)code);
+}
+
+void api_error_hide(struct err *err, const char *component)
+{
+    if (err->code != ERR_IO && err->code != ERR_INTERNAL)
+        return;
+    log_error(component, "%s", err->message);
+    err_set(err, err->code, "the node has a fault of its own; its log says which");
 }
 
 void api_error_append(struct buf *b, const struct api_error *e)

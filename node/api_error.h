@@ -21,6 +21,11 @@ struct api_error {
 int api_error_set(struct api_error *e, enum err_code code, const char *param, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* What failed inside this machine (ERR_IO, ERR_INTERNAL: files, SQL) is the operator's to read, not
+ * a stranger's: it goes to the log under the component's name and becomes a sentence that says so.
+ * Other errors stay as they are. */
+void api_error_hide(struct err *err, const char *component);
+
 /* Appends the object above. */
 void api_error_append(struct buf *b, const struct api_error *e);
 /* Answers with it. */

@@ -339,15 +339,16 @@ static json_t *answer_call(struct node *n, json_t *request, bool local)
         response = rpc_error(id, -32602, err.message, NULL);
     } else {
         json_t *result = m->run(c, &err);
-        if (result != NULL)
+        if (result != NULL) {
             response = json_pack("{s:s, s:o, s:o}", "jsonrpc", "2.0", "id",
                                  id != NULL ? json_incref(id) : json_null(), "result", result);
-        else if (err.code == ERR_INVALID)
-            response = rpc_error(id, -32602, err.message, err_code_name(err.code));
-        else if (err.code == ERR_INTERNAL || err.code == ERR_IO)
-            response = rpc_error(id, -32603, err.message, err_code_name(err.code));
-        else
-            response = rpc_error(id, -32000, err.message, err_code_name(err.code));
+        } else {
+            int code = err.code == ERR_INVALID                          ? -32602
+                       : err.code == ERR_INTERNAL || err.code == ERR_IO ? -32603
+                                                                        : -32000;
+            api_error_hide(&err, "rpc");
+            response = rpc_error(id, code, err.message, err_code_name(err.code));
+        }
     }
     free(c);
     if (id == NULL) {
@@ -458,6 +459,7 @@ static void reply_query(struct http_exchange *x, json_t *value, const struct err
 {
     if (value == NULL) {
         struct api_error e = {.err = *err};
+        api_error_hide(&e.err, "http");
         api_error_reply(x, &e);
         return;
     }
@@ -538,6 +540,7 @@ void api_batch_file(struct node *n, struct http_exchange *x, const char *text)
         rc = ledger_batch_file(n->ledger, hash, &out, &err);
     if (rc != 0) {
         struct api_error e = {.err = err};
+        api_error_hide(&e.err, "http");
         buf_release(&out);
         api_error_reply(x, &e);
         return;

@@ -1,7 +1,17 @@
 /* routes: which path does what. One table; everything in it is what the node offers over HTTP.
  *
- * A pattern ends in a slash when the rest of the path is an argument. Paths that need a key ask for
- * it when the operator has configured keys. */
+ * A pattern ends in a slash when the rest of the path is an argument.
+ *
+ * Paths that need a key ask for it when the operator has configured keys. What anyone needs to
+ * check a bill is open by intent, keys or not: receipts, batch files and /rpc, where creators, data
+ * owners and payers without an account here look up usage, rewards and proofs; /metrics and the
+ * health pages, which hold sums only. An operator who wants fewer readers puts a proxy before those
+ * paths.
+ *
+ * A POST must say application/json (else 415). Any page in the browser of somebody on this machine
+ * may send a form or plain text here without asking first, and answers cost the house account; for
+ * JSON the browser asks (Fetch standard, CORS preflight), and hears no unless CORS is configured.
+ */
 #include "node/admission.h"
 #include "node/api_error.h"
 #include "node/api_keys.h"
@@ -13,6 +23,7 @@
 #include "node/workers.h"
 
 #include <string.h>
+#include <strings.h>
 
 static void healthz(struct node *n, struct http_exchange *x)
 {
@@ -82,6 +93,24 @@ static const struct route *find(const char *method, const char *path, const char
     return NULL;
 }
 
+static bool is_json(const char *type)
+{
+    static const char json[] = "application/json";
+    if (type == NULL || strncasecmp(type, json, strlen(json)) != 0)
+        return false;
+    type += strlen(json);
+    return type[strspn(type, " \t")] == '\0' || type[strspn(type, " \t")] == ';';
+}
+
+/* A refusal that has a status of its own, beside those of the error codes. */
+static void refuse(struct http_exchange *x, unsigned status, struct api_error *e, const char *code)
+{
+    struct buf b = BUF_INIT;
+    e->code = code;
+    api_error_append(&b, e);
+    http_reply(x, status, "application/json", &b);
+}
+
 void routes_on_head(void *context, struct http_exchange *x)
 {
     struct node *n = context;
@@ -91,26 +120,29 @@ void routes_on_head(void *context, struct http_exchange *x)
     struct api_error e = {0};
     if (r == NULL && known != NULL) {
         http_set_header(x, "Allow", known->method);
-        struct buf b = BUF_INIT;
         api_error_set(&e, ERR_INVALID, NULL, "%s %.100s: only %s is allowed", http_method(x),
                       http_path(x), known->method);
-        e.code = "method_not_allowed";
-        api_error_append(&b, &e);
-        http_reply(x, 405, "application/json", &b);
+        refuse(x, 405, &e, "method_not_allowed");
     } else if (r == NULL) {
         api_error_set(&e, ERR_NOT_FOUND, NULL, "no such path: %s %.100s", http_method(x),
                       http_path(x));
         e.code = "unknown_url";
         api_error_reply(x, &e);
-    } else if (r->needs_key && n->keys != NULL) {
-        const char *header = http_header(x, "Authorization");
-        if (api_keys_find(n->keys, header) == NULL) {
-            api_error_set(&e, ERR_UNAUTHORIZED, NULL, "%s",
-                          header == NULL ? "an API key is needed: Authorization: Bearer KEY"
-                                         : "the API key is not known here");
-            e.code = "invalid_api_key";
-            api_error_reply(x, &e);
-        }
+    } else if (r->needs_key && n->keys != NULL &&
+               api_keys_find(n->keys, http_header(x, "Authorization")) == NULL) {
+        api_error_set(&e, ERR_UNAUTHORIZED, NULL, "%s",
+                      http_header(x, "Authorization") == NULL
+                          ? "an API key is needed: Authorization: Bearer KEY"
+                          : "the API key is not known here");
+        e.code = "invalid_api_key";
+        api_error_reply(x, &e);
+    } else if (strcmp(r->method, "POST") == 0 && !is_json(http_header(x, "Content-Type"))) {
+        const char *type = http_header(x, "Content-Type");
+        api_error_set(&e, ERR_INVALID, NULL,
+                      "a POST needs Content-Type: application/json, this has %.100s (curl: --json "
+                      "instead of -d)",
+                      type == NULL ? "none" : type);
+        refuse(x, 415, &e, "unsupported_media_type");
     }
 }
 

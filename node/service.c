@@ -227,6 +227,7 @@ static void *loader_main(void *context)
             answer_refuse(a);
         } else if (rc != 0) {
             log_warn("service", "model %s: %s", a->request.model, err.message);
+            api_error_hide(&err, "service");
             api_error_set(&a->failure, err.code, "model", "%s", err.message);
             answer_refuse(a);
         } else {
@@ -582,6 +583,16 @@ static struct sha256_digest response_hash(const struct answer *a, const size_t *
 
 static void send_result(struct answer *a);
 
+/* Why is for the log: it names files. */
+static void no_receipt(struct answer *a, const struct err *err)
+{
+    log_error("service", "request %s: no receipt: %s", a->id, err->message);
+    a->failed = true;
+    a->tokens_billed = 0;
+    api_error_set(&a->failure, err->code == ERR_BUSY ? ERR_BUSY : ERR_INTERNAL, NULL,
+                  "the ledger can't give a receipt now, and without one there is no answer");
+}
+
 static void commit(struct answer *a)
 {
     struct service *s = a->service;
@@ -622,11 +633,7 @@ static void commit(struct answer *a)
     atomic_fetch_add(&a->refs, 1); /* the callback's */
     if (ledger_commit(s->ledger, &u, on_committed, a, &err) != 0) {
         atomic_fetch_sub(&a->refs, 1);
-        a->failed = true;
-        api_error_set(&a->failure, err.code, NULL, "the ledger refused the receipt: %s",
-                      err.message);
-        log_error("service", "request %s: %s", a->id, a->failure.err.message);
-        a->tokens_billed = 0;
+        no_receipt(a, &err);
         send_result(a);
     }
 }
@@ -641,11 +648,7 @@ static void on_receipt(struct answer *a, char *receipt, const struct err *err)
         atomic_fetch_add(&s->n_receipts, 1);
         metrics_tokens(s->opt.metrics, a->model.name, a->tokens_prompt, a->tokens_billed);
     } else {
-        a->failed = true;
-        a->tokens_billed = 0;
-        api_error_set(&a->failure, err->code == ERR_BUSY ? ERR_BUSY : ERR_INTERNAL, NULL,
-                      "the receipt could not be written: %s", err->message);
-        log_error("service", "request %s: %s", a->id, a->failure.err.message);
+        no_receipt(a, err);
     }
     send_result(a);
 }

@@ -189,9 +189,12 @@ static inline void *server_listen(void *arg)
         size_t i = atomic_load(&s->n_connections);
         struct exchange *x = xcalloc(1, sizeof *x);
         *x = (struct exchange){.server = s, .fd = fd};
-        if (i == SERVER_CONNECTIONS_MAX || pthread_create(&s->workers[i], NULL, server_worker, x))
+        if (i == SERVER_CONNECTIONS_MAX)
             abort();
+        /* Counted before it can answer: who has its answer sees it in the count. */
         atomic_store(&s->n_connections, i + 1);
+        if (pthread_create(&s->workers[i], NULL, server_worker, x))
+            abort();
     }
     return NULL;
 }

@@ -10,13 +10,17 @@
  *   \w \W               Alphabetic, M, Nd, Pc            spelt out: PCRE2 has L, N and _ only
  *   \h \H               hexadecimal digit                spelt out: PCRE2 has horizontal space
  *   \uHHHH              that character                   \x{HHHH}
+ *   \p{L} \p{Nd} ...    Unicode 16                       what PCRE2 may lack is added, see
+ *                                                        unicode_later.h; \P inside []: refused
+ *   \p{Han}             that script                      \p{sc:Han}: PCRE2 means the extensions
  *   x{n,m}+             repeats the repetition           refused: PCRE2 has possession
  *   (?m) (?s) (?x)      other letters, other meanings    refused; (?i:...) is the same in both
  *   (?i) inside         to the end of the group, across |  refused, but at the very beginning
  *   [a[b]] [a&&b]       union, intersection              refused
  *   \b \B \g \k \K \R \X (?{ (?( (*VERB)                 refused
  *
- * Both fold case over whole classes: (?i:'s) finds U+017F in either.
+ * Both fold case over whole classes: (?i:'s) finds U+017F in either. Checked with all of Unicode
+ * behind an apostrophe.
  *
  * Steps of one match are bounded (MATCH_STEPS_MAX), so that a hostile expression ends with an
  * error. The JIT code runs on 32 KiB of the thread's stack; should that not do, the same match is
@@ -24,11 +28,13 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "engine/tokenizer/pattern.h"
 
+#include "engine/tokenizer/unicode_later.h"
 #include "engine/tokenizer/utf8.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
 
 #include <pcre2.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,8 +57,11 @@ struct pattern {
     "\\x00-\\x08\\x0e-\\x1f\\x21-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}" \
     "\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}"           \
     "\\x{3001}-\\x{10ffff}"
-#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
-#define HEX  "0-9A-Fa-f"
+/* Below U+0100 Oniguruma goes by its table of ISO 8859-1, which has superscripts and fractions. */
+#define WORD                                                                                    \
+    "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}" LATER_LU LATER_LL \
+        LATER_LM LATER_LO LATER_MN LATER_MC LATER_ND
+#define HEX "0-9A-Fa-f"
 
 static const struct {
     char letter;
@@ -76,6 +85,47 @@ static int refuse(const struct translation *t, size_t at, const char *what)
     size_t n = t->n - at < 12 ? t->n - at : 12;
     return err_set(t->err, ERR_UNSUPPORTED, "regular expression: %s at \"%.*s\" is not supported",
                    what, (int)n, t->s + at);
+}
+
+/* \p{name}: a script, in the words of PCRE2 (perluniprops: "Script=", not its extensions)? */
+static bool is_script(const char *name, size_t n)
+{
+    char text[64];
+    int error;
+    PCRE2_SIZE at;
+    if (n <= 2 || n > sizeof text - 8) /* shorter: a category */
+        return false;
+    snprintf(text, sizeof text, "\\p{sc:%.*s}", (int)n, name);
+    pcre2_code *code = pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &error,
+                                     &at, NULL);
+    pcre2_code_free(code);
+    return code != NULL;
+}
+
+/* \p{name} or \P{name}, from the p on; t->at is at the backslash. */
+static int translate_property(struct translation *t, const char *name, size_t n)
+{
+    const char *later = NULL;
+    if (memchr(name, '\0', n) != NULL)
+        return refuse(t, t->at, "a property with a zero in its name");
+    bool negated = t->s[t->at + 1] == 'P';
+    for (size_t i = 0; i < sizeof unicode_later / sizeof *unicode_later; i++) {
+        if (strlen(unicode_later[i].name) == n && memcmp(unicode_later[i].name, name, n) == 0)
+            later = unicode_later[i].later;
+    }
+    if (later != NULL && negated && t->in_class)
+        return refuse(t, t->at, "a negated class inside brackets");
+    const char *script = is_script(name, n) ? "sc:" : "";
+    if (later != NULL)
+        buf_appendf(t->out, "%s\\p{%s%.*s}%s%s",
+                    t->in_class ? ""
+                    : negated   ? "[^"
+                                : "[",
+                    script, (int)n, name, later, t->in_class ? "" : "]");
+    else
+        buf_appendf(t->out, "\\%c{%s%.*s}", negated ? 'P' : 'p', script, (int)n, name);
+    t->at += n + 4;
+    return 0;
 }
 
 static int translate_escape(struct translation *t)
@@ -103,16 +153,18 @@ static int translate_escape(struct translation *t)
     }
     if (strchr("bBgkKRXNOQECcyYuUlL", c) != NULL && !(c == 'b' && t->in_class))
         return refuse(t, start, "the escape");
-    buf_append(t->out, t->s + t->at, 2);
-    t->at += 2;
-    if ((c == 'p' || c == 'P' || c == 'x') && t->at < t->n && t->s[t->at] == '{') {
-        const char *close = memchr(t->s + t->at, '}', t->n - t->at);
+    size_t n = 2;
+    if ((c == 'p' || c == 'P' || c == 'x') && t->at + 2 < t->n && t->s[t->at + 2] == '{') {
+        const char *name = t->s + t->at + 3;
+        const char *close = memchr(name, '}', t->n - t->at - 3);
         if (close == NULL)
             return err_set(t->err, ERR_INVALID, "regular expression: \\%c{ without }", c);
-        size_t n = (size_t)(close - (t->s + t->at)) + 1;
-        buf_append(t->out, t->s + t->at, n);
-        t->at += n;
+        if (c != 'x')
+            return translate_property(t, name, (size_t)(close - name));
+        n = (size_t)(close - (t->s + t->at)) + 1;
     }
+    buf_append(t->out, t->s + t->at, n);
+    t->at += n;
     return 0;
 }
 

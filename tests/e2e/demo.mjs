@@ -162,7 +162,7 @@ async function main() {
 
   say(`\ndone in ${Math.round((Date.now() - started) / 1000)} s. To keep the node running and talk to it:`);
   say('  TRIBUTARY_DEMO_KEEP=1 make demo');
-  say(`  curl -N http://127.0.0.1:PORT/v1/chat/completions -d '{"model":"verse","stream":true,"messages":[{"role":"user","content":"Sing of winter"}]}'`);
+  say(`  curl -N http://127.0.0.1:PORT/v1/chat/completions --json '{"model":"verse","stream":true,"messages":[{"role":"user","content":"Sing of winter"}]}'`);
   if (process.env.TRIBUTARY_DEMO_KEEP) {
     say(`\nthe node listens on ${node.url} (Ctrl-C ends everything; data in ${dir})`);
     await new Promise(() => {});

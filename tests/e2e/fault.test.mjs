@@ -17,7 +17,10 @@ import { owed } from './owed.mjs';
 
 const { ethers } = require('ethers');
 const kills = Number(process.env.FAULT_KILLS ?? 8);
-const points = ['commit.before', 'commit.after', 'generation.after', 'seal.begin', 'seal.middle', 'publish.signed', 'publish.stored', 'publish.sent'];
+// Named points, and how often one may be passed before it kills: a commit comes many times a second under load (the
+// first few are the start's own), the rest once or twice a second.
+const points = { 'commit.before': 25, 'commit.after': 25, 'generation.after': 25, 'seal.begin': 3, 'seal.middle': 2, 'publish.signed': 3, 'publish.stored': 3, 'publish.sent': 3 };
+const names = Object.keys(points);
 const checks = new Checks();
 const random = ((state) => () => { // the same campaign every time, but for scheduling
   state = (state * 1664525 + 1013904223) >>> 0;
@@ -33,9 +36,23 @@ const start = async (fault) => {
   nodeUp = true;
 };
 
+const count = (table, key) => { table[key] = (table[key] ?? 0) + 1; };
+
+// A list of the node, all pages of it.
+async function everything(method) {
+  const items = [];
+  for (let cursor; ;) {
+    const page = await rpc(node.url, method, { limit: 500, ...(cursor && { cursor }) });
+    items.push(...page.items);
+    if (!page.next) return items;
+    cursor = page.next;
+  }
+}
+
 // ---- the client outside -----------------------------------------------------------------------------------
 const held = new Map(); // requestId -> receipt object, as the client got it
 let requests = 0, broken = 0, running = true;
+const refused = {}; // answers of a living node that are no success
 async function client(i) {
   const voices = ['demo-7m', 'verse', 'code'];
   while (running) {
@@ -49,6 +66,7 @@ async function client(i) {
         signal: AbortSignal.timeout(20000),
       });
       const text = await response.text();
+      if (!response.ok) count(refused, `${response.status} ${JSON.parse(text).error.message}`);
       const objects = stream ? text.split('\n\n').filter((e) => e.startsWith('data: {')).map((e) => JSON.parse(e.slice(6))) : [JSON.parse(text)];
       const receipt = objects.map((o) => o.tributary).find(Boolean);
       if (receipt) held.set(receipt.receipt.requestId, receipt);
@@ -60,31 +78,32 @@ async function client(i) {
 }
 
 // ---- the campaign -----------------------------------------------------------------------------------------
-const hits = { random: 0 };
-const states = {};
+const hits = {}, states = {}; // of named points; of random moments
+const began = Date.now();
 await start();
 const clients = [0, 1, 2, 3].map(client);
 await until('the first receipts', () => held.size > 3, { timeoutMs: 60000 });
 for (let k = 0; k < kills; k++) {
-  const named = k % 2 === 1 ? `${points[(k >> 1) % points.length]}:${1 + Math.floor(random() * 2)}` : null;
-  if (named) {
+  if (k % 2 === 1) {
     // Armed from its start: the node is restarted with the fault.
+    const point = names[(k >> 1) % names.length];
     nodeUp = false;
     node.child.kill('SIGKILL');
     await node.child.exited;
-    const point = named.split(':')[0];
-    // Some points are passed before it listens.
-    const died = await start(named).then(() => Promise.race([node.child.exited, sleep(4000).then(() => 'alive')]),
-      (error) => { if (!/ended with SIGKILL/.test(error.message)) throw error; return 'SIGKILL'; });
-    if (died === 'SIGKILL') hits[point] = (hits[point] ?? 0) + 1;
+    try {
+      await start(`${point}:${1 + Math.floor(random() * points[point])}`);
+      const died = await Promise.race([node.child.exited, sleep(6000).then(() => 'alive')]);
+      if (died !== 'SIGKILL' && died !== 'alive') throw new Error(`the node ended with ${died}: ${node.child.err.slice(-2000)}`);
+      count(hits, died === 'SIGKILL' ? point : `not reached in 6 s, killed then: ${point}`);
+    } catch (error) {
+      if (!/ended with SIGKILL/.test(error.message)) throw error;
+      count(hits, `${point} before it listened`);
+    }
   } else {
     await sleep(50 + random() * 1000);
     // What it was at, a moment before: for the record.
-    const outbox = await rpc(node.url, 'attribution_outbox').catch(() => ({ items: [] }));
-    const open = outbox.items.filter((o) => o.state !== 'confirmed');
-    const state = open.length === 0 ? 'load' : open.map((o) => `${o.kind} ${o.state}`).sort()[0];
-    states[state] = (states[state] ?? 0) + 1;
-    hits.random++;
+    const open = (await everything('attribution_outbox')).filter((o) => !['confirmed', 'moot'].includes(o.state));
+    count(states, [...new Set(open.map((o) => `${o.kind} ${o.state}`))].sort().join(' + ') || 'load alone');
   }
   nodeUp = false;
   node.child.kill('SIGKILL');
@@ -93,18 +112,21 @@ for (let k = 0; k < kills; k++) {
 }
 running = false;
 await Promise.all(clients);
-console.log(`note: ${kills} kills; at named points: ${Object.entries(hits).map(([p, n]) => `${p} ${n}`).join(', ')}`);
-console.log(`note: states at random kills: ${Object.entries(states).map(([s, n]) => `${s} ${n}`).join(', ')}`);
+const table = (counts) => Object.entries(counts).sort().map(([key, n]) => `${key} ${n}`).join(', ') || 'none';
+console.log(`note: ${kills} kills in ${Math.round((Date.now() - began) / 1000)} s`);
+console.log(`note: at named points: ${table(hits)}`);
+console.log(`note: at random moments, by what the outbox held: ${table(states)}`);
 console.log(`note: ${requests} requests, ${held.size} receipts held by the client, ${broken} broken by a kill`);
+checks.equal(refused, {}, 'a living node refused nobody');
 
 // ---- afterwards --------------------------------------------------------------------------------------------
 checks.ok(held.size > kills, 'the load got through between the kills', `${held.size} receipts`);
 await cli(['seal', '--node', node.url]);
 const allFinal = await until('everything to be settled', async () => {
   await cli(['seal', '--node', node.url]);
-  const { items } = await rpc(node.url, 'attribution_channels');
-  const batches = (await rpc(node.url, 'attribution_batches', { limit: 500 })).items;
-  return items.every((c) => c.open === '0' || c.sealed === c.receipts || c.sealed === c.total) && batches.length > 0 && batches.every((b) => b.state === 'final') && { items, batches };
+  const items = await everything('attribution_channels');
+  const batches = await everything('attribution_batches');
+  return items.every((c) => c.sealed === c.receipts) && batches.length > 0 && batches.every((b) => b.state === 'final') && { items, batches };
 }, { timeoutMs: 120000, everyMs: 500 }).catch((error) => { checks.ok(false, 'everything is settled in the end', error.message); return null; });
 
 await checks.test('no receipt that the client holds is missing or changed', async () => {
@@ -116,7 +138,7 @@ await checks.test('no receipt that the client holds is missing or changed', asyn
 
 await checks.test('indexes run without a gap, chains and sums hold, and every signature is good', async () => {
   const manifests = await auditedManifests(world.registry.url, world.published);
-  const { items } = await rpc(node.url, 'attribution_channels', { limit: 500 });
+  const items = await everything('attribution_channels');
   let n = 0;
   for (const { channel } of items) {
     const receipts = await allReceipts(node.url, channel);
@@ -132,7 +154,7 @@ await checks.test('the chain has each batch once, in order, and equals the node'
   const face = new ethers.Interface(abi);
   const logs = await world.anvil.rpc('eth_getLogs', [{ fromBlock: '0x0', toBlock: 'latest', address: world.contracts.attributionLedger, topics: [face.getEvent('BatchSubmitted').topicHash] }]);
   const onChain = logs.map((log) => face.parseLog(log).args);
-  const batches = (await rpc(node.url, 'attribution_batches', { limit: 500 })).items;
+  const batches = await everything('attribution_batches');
   if (onChain.length !== batches.length) throw new Error(`${onChain.length} on chain, ${batches.length} in the node`);
   onChain.forEach((b, i) => {
     if (Number(b.seq) !== i || b.batchHash.toLowerCase() !== batches[i].batchHash.toLowerCase()) throw new Error(`batch ${i}: ${b.seq} ${b.batchHash}`);

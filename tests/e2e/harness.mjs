@@ -40,6 +40,9 @@ export function temporaryDirectory(name) {
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
+// Thrown by a probe of until(): waiting on makes no sense.
+export class Hopeless extends Error {}
+
 // Calls probe until it returns something truthy; fails with what was awaited.
 export async function until(what, probe, { timeoutMs = 30000, everyMs = 100 } = {}) {
   const deadline = Date.now() + timeoutMs;
@@ -49,6 +52,7 @@ export async function until(what, probe, { timeoutMs = 30000, everyMs = 100 } = 
       const value = await probe();
       if (value) return value;
     } catch (error) {
+      if (error instanceof Hopeless) throw error;
       last = error;
     }
     if (Date.now() > deadline)
@@ -149,7 +153,7 @@ export async function startServer(args, { name = args[0], timeoutMs = 60000, ...
   let exit;
   child.exited.then((code) => { exit = code; });
   await until(`${name} to listen`, () => {
-    if (exit !== undefined) throw new Error(`it ended with ${exit}: ${child.err.slice(-2000)}`);
+    if (exit !== undefined) throw new Hopeless(`${name} ended with ${exit}: ${child.err.slice(-2000)}`);
     return url;
   }, { timeoutMs, everyMs: 20 }).catch((error) => { child.kill('SIGKILL'); throw error; });
   return { child, url, stop: (signal) => stop(child, signal) };

@@ -217,6 +217,15 @@ await checks.test('bodies that are no JSON, and paths that are none', async () =
   }
   checks.equal((await post(`${node.url}/v1/embeddings`, '{}')).status, 404, 'an unknown path is 404');
   checks.equal((await fetch(`${node.url}/v1/chat/completions`)).status, 405, 'GET where POST belongs is 405');
+  // What a browser sends to another site without asking that site first is not taken.
+  const body = JSON.stringify({ model: 'law', messages, max_tokens: 1 });
+  for (const type of ['text/plain', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x', 'application/jsonp', '']) {
+    // A Blob without a type is sent without one.
+    const response = await fetch(`${node.url}/v1/chat/completions`, { method: 'POST', body: new Blob([body]), headers: type ? { 'content-type': type } : {} });
+    const { error } = await response.json();
+    checks.equal([response.status, error.type, error.code], [415, 'invalid_request_error', 'unsupported_media_type'], `415 for ${type || 'no type'}`);
+  }
+  checks.equal((await post(`${node.url}/v1/chat/completions`, body, { 'content-type': 'Application/JSON ; charset=utf-8' })).status, 200, 'a type with a parameter is taken');
   checks.equal((await post(`${node.url}/v1/completions`, 'x'.repeat(5 << 20))).status, 413, 'a body over the limit is 413');
 });
 
@@ -229,12 +238,14 @@ await checks.test('a client that vanishes is billed what it was sent', async () 
   const read = await new Promise((resolve, reject) => {
     let text = '';
     const socket = net.connect(port, hostname, () => socket.write(
-      `POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`));
+      `POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`));
     socket.on('data', (bytes) => {
       text += bytes;
       if (text.split('\n\n').length > 12) { socket.destroy(); resolve(text); }
     });
     socket.on('error', reject);
+    socket.on('end', () => reject(new Error(`it ended: ${text.slice(0, 300)}`)));
+    socket.setTimeout(60000, () => reject(new Error(`silent for a minute after: ${text.slice(-300)}`)));
   });
   const ids = [...read.matchAll(/"token_ids":\[([\d,]*)\]/g)].flatMap((m) => m[1].split(',').filter(Boolean).map(Number));
   const id = /"id":"cmpl-([0-9a-f]{64})"/.exec(read)[1];
@@ -327,7 +338,7 @@ await checks.test('TLS, and who may listen where', async () => {
   const url = await until('the TLS node', () => /listening on (https:\S+)/.exec(secure.out)?.[1]);
   const body = JSON.stringify({ model: 'stories260K', prompt: 'Once', max_tokens: 20, stream: true });
   const text = await new Promise((resolve, reject) => {
-    const request = https.request(`${url}/v1/completions`, { method: 'POST', ca: fs.readFileSync(`${tls}/cert.pem`) }, (response) => {
+    const request = https.request(`${url}/v1/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, ca: fs.readFileSync(`${tls}/cert.pem`) }, (response) => {
       let all = '';
       response.on('data', (bytes) => { all += bytes; });
       response.on('end', () => resolve(all));

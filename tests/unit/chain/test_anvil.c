@@ -424,6 +424,13 @@ static void a_view_of_nobody_says_so(void **state)
     assert_int_equal(view_token_balance(&where, &balance, who[PAYER], &err), -1);
     assert_int_equal(err.code, ERR_UPSTREAM);
     assert_non_null(strstr(err.message, "TestToken.balanceOf: there is no contract at 0x"));
+    /* Asked of a block before the contract, an operator's books are empty. */
+    struct batch_head head = {.next_seq = 7, .newest.bytes = {7}, .committed = amount_of(7)};
+    where.absent_is_zero = true;
+    assert_ok(view_ledger_head(&where, &head, who[PAYER], &err), err);
+    assert_true(head.next_seq == 0 && amount_is_zero(head.committed));
+    for (int k = 0; k < 32; k++)
+        assert_int_equal(head.newest.bytes[k], 0);
 }
 
 static void operators_stake_and_name_their_signer(void **state)

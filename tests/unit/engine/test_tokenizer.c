@@ -1,7 +1,8 @@
 /* Tokenizers of real model families against what the reference implementation answers.
  *
  * golden.jsonl.gz and golden_decode.jsonl.gz beside each tokenizer come from the Rust library
- * `tokenizers` 0.23.2 (through its npm package). Each line is checked five ways: encode, encode
+ * `tokenizers` 0.23.2 (through its npm package); so does golden_unicode16.jsonl.gz, with characters
+ * that Unicode got after version 14. Each line is checked five ways: encode, encode
  * with the post-processor's tokens, decode, decode without special tokens, and both decodings
  * streamed token by token.
  *
@@ -145,6 +146,15 @@ static void check_goldens(const struct tokenizer *t, const char *name, const cha
         name, f.n_lines, f.n_encodings, f.n_decodings);
 }
 
+static void check_late_characters(const struct tokenizer *t, const char *name)
+{
+    struct family f = {.t = t, .name = name};
+    char *path = xasprintf("tests/fixtures/tokenizers/%s/golden_unicode16.jsonl.gz", name);
+    fixture_jsonl(path, golden_line, &f);
+    free(path);
+    assert_int_equal(f.n_lines, 184);
+}
+
 static struct tokenizer *open_fixture(const char *path)
 {
     struct buf json = BUF_INIT;
@@ -161,6 +171,8 @@ static void check_family(const char *name)
     char *path = xasprintf("tests/fixtures/tokenizers/%s/tokenizer.json.gz", name);
     struct tokenizer *t = open_fixture(path);
     check_goldens(t, name, "tests/fixtures/tokenizers");
+    if (strcmp(name, "gpt2") == 0 || strcmp(name, "qwen3") == 0) /* those with a regex */
+        check_late_characters(t, name);
     tokenizer_close(t);
     free(path);
 }

@@ -150,8 +150,10 @@ static int dial(struct world *w)
 static void send_post(int fd, const char *path, const char *body)
 {
     struct buf b = BUF_INIT;
-    buf_appendf(&b, "POST %s HTTP/1.0\r\nHost: x\r\nContent-Length: %zu\r\n\r\n%s", path,
-                strlen(body), body);
+    buf_appendf(&b,
+                "POST %s HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+                "%zu\r\n\r\n%s",
+                path, strlen(body), body);
     if (send(fd, b.data, b.len, MSG_NOSIGNAL) != (ssize_t)b.len)
         fail_msg("cannot send");
     buf_release(&b);
@@ -701,6 +703,15 @@ static void without_a_receipt_there_is_no_success(void **state)
         fail_msg("the ledger could not write, and the answer has status %d", plain.status);
     if (streamed.error == NULL || streamed.done || streamed.last != NULL)
         fail_msg("the ledger could not write, and the stream ended as if it could");
+    /* Nobody outside learns where the operator keeps the ledger, or what went wrong inside. */
+    char ready[256], *said[] = {json_dumps(plain.body, 0), json_dumps(streamed.error, 0)};
+    assert_false(health_ready(&w->node, ready));
+    assert_null(strstr(ready, w->dir));
+    for (size_t i = 0; i < 2; i++) {
+        if (strstr(said[i], w->dir) != NULL || strstr(said[i], "ledger.db") != NULL)
+            fail_msg("a client is told: %s", said[i]);
+        free(said[i]);
+    }
     answer_release(&plain);
     answer_release(&streamed);
 }
