@@ -103,13 +103,15 @@ bool stepper_is_decode(const struct stepper *t, const struct batch_seq *seqs, in
 {
     if (n > t->buckets[t->n_buckets - 1])
         return false;
+    int n_segs = 0; /* a recorded step has at most one a row (ops.h); ensembles may have more */
     for (int i = 0; i < n; i++) {
+        n_segs += seqs[i].sequence->n_adapters;
         /* The last known token's row scores nothing: there is no token behind it. */
         if (seqs[i].n_rows != 1 || !batch_seq_draws(&seqs[i]) ||
             sampler_needs_history(seqs[i].sequence))
             return false;
     }
-    return true;
+    return n_segs <= n;
 }
 
 void stepper_enqueue(struct stepper *t, struct step *s, int n_seqs, bool follows)

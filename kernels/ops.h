@@ -120,9 +120,9 @@ struct lora_step {
     int n_segs;
     const struct lora_seg *segs; /* host */
     struct devptr d_segs;        /* struct lora_seg [n_segs] */
-    /* i32, or addr 0: the number of segments where the device reads it, at most 8 times n_rows, so
-     * that a recorded step serves whatever adapters come; then n_segs and segs are not looked at
-     * while recording. */
+    /* i32, or addr 0: the number of segments where the device reads it, so that a recorded step
+     * serves whatever adapters come: at most 8 times n_rows, and in a replay at most n_rows. While
+     * recording n_segs and segs are not looked at. */
     struct devptr d_n_segs;
 };
 

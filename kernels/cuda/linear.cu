@@ -27,7 +27,7 @@
  * reads one integer. All blocks of the grid are resident together (the grid is no larger), so the
  * wait ends.
  *
- * wide (more rows: prefill). Bound by arithmetic, and by what L2 can deliver: 128 outputs by 192
+ * wide (more rows: prefill). Bound by arithmetic, and by what L2 can deliver: 128 outputs by 160
  * rows a thread block, each of two warpgroups 64 outputs, a ring of four stages; two thread blocks
  * with the same rows and neighbouring outputs form a cluster, each fetches half of x for both.
  * Ranges are summed one after the other into a second set of registers. t comes from lora_shrink;
@@ -314,6 +314,12 @@ __device__ static inline void shrink_prefetch(const struct linear_args &a,
                  : "memory");
 }
 
+/* The last blocks have the fewest tiles of outputs, some none: they begin. */
+__device__ static inline int first_work(int wg)
+{
+    return (int)(gridDim.x - 1 - blockIdx.x) * 2 + wg;
+}
+
 enum { SHRINK_AHEAD = 2 }; /* works whose A is on its way to L2 */
 
 /* This warpgroup's share of t'. sums: shared, [4 warps][16 ranks][8 rows] and a word. */
@@ -323,7 +329,7 @@ __device__ static void narrow_shrink(const struct linear_args &a, const struct l
     int thread = (int)threadIdx.x & 127, warp = thread >> 5, lane = thread & 31;
     int g = lane >> 2, t = lane & 3, n_works = n_units * a.n_slices, step = (int)gridDim.x * 2;
     unsigned *before = reinterpret_cast<unsigned *>(sums + 4 * LORA_UNIT);
-    for (int i = (int)blockIdx.x * 2 + wg; i < n_works; i += step) {
+    for (int i = first_work(wg); i < n_works; i += step) {
         if (warp == 3 && i + SHRINK_AHEAD * step < n_works)
             shrink_prefetch(a, table, unit_end, i + SHRINK_AHEAD * step, lane);
         struct shrink_work w = shrink_work_at(a, table, unit_end, i);
@@ -342,11 +348,11 @@ __device__ static void narrow_shrink(const struct linear_args &a, const struct l
             float *slices = a.slices + (int64_t)w.unit * a.n_slices * LORA_UNIT + thread;
             __stcg(slices + w.slice * LORA_UNIT, sum);
             named_barrier(2 + wg, 128);
-            if (thread == 0) {
-                __threadfence();
-                *before = atomicInc(a.slice_done + w.unit, (unsigned)a.n_slices - 1);
-                __threadfence();
-            }
+            if (thread == 0)
+                asm volatile("atom.release.gpu.global.inc.u32 %0, [%1], %2;"
+                             : "=r"(*before)
+                             : "l"(a.slice_done + w.unit), "r"(a.n_slices - 1)
+                             : "memory");
             named_barrier(2 + wg, 128);
             if (*before != (unsigned)a.n_slices - 1)
                 continue; /* the whole warpgroup agrees */
@@ -360,10 +366,8 @@ __device__ static void narrow_shrink(const struct linear_args &a, const struct l
             a.lora.t[(int64_t)r * a.lora.t_stride + w.cell.t_at + rank] = __float2bfloat16_rn(
                 w.cell.scale * sum);
         named_barrier(2 + wg, 128);
-        if (thread == 0) {
-            __threadfence();
-            atomicAdd(a.n_done, 1);
-        }
+        if (thread == 0)
+            asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(a.n_done) : "memory");
     }
 }
 
@@ -385,12 +389,14 @@ __device__ static inline void narrow_prefetch_b(const struct linear_args &a,
     }
 }
 
+/* What is read afterwards (t') is read from L2, past a first-level cache that might hold what was
+ * there before; so the wait needs no acquire, which would empty that cache for everybody. */
 __device__ static inline void wait_for_units(const int *n_done, int n_units)
 {
     if ((threadIdx.x & 31) == 0) {
         int n;
         do
-            asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(n) : "l"(n_done) : "memory");
+            asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(n) : "l"(n_done) : "memory");
         while (n < n_units);
     }
     __syncwarp();
@@ -441,7 +447,9 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         int begin = range * a.n_k / a.n_ranges, n = (range + 1) * a.n_k / a.n_ranges - begin;
         if (lane == 0 && n > 0) {
             uint64_t policy = evict_first();
-            int total = (a.n_m_tiles - first_tile + n_clusters - 1) / n_clusters * n;
+            int total = first_tile < a.n_m_tiles
+                            ? (a.n_m_tiles - first_tile + n_clusters - 1) / n_clusters * n
+                            : 0;
             char *slots = ring + wg * shape::DEPTH * shape::STAGE;
             uint64_t *my_full = full + wg * shape::DEPTH, *my_empty = empty + wg * shape::DEPTH;
             auto weights = [&](int i) {
@@ -483,6 +491,8 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         char *mine = partials + wg * (a.n_ranges - 1) * units_each * shape::PIECE + thread * 16;
 
         int n_segs = lora_n_segs(a.lora), n_units = 0;
+        if (n_segs > shape::SEGS)
+            __trap(); /* the caller broke ops.h: more segments than the table holds */
         if (n_segs > 0) {
             int n = n_segs * a.lora.n_parts;
             lora_table_fill(table, a.lora, 0, n_segs, (int)threadIdx.x, NARROW_CONSUMERS);
@@ -496,7 +506,7 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
             n_units = unit_end[n - 1];
             /* Mostly there already: the linear before this one has asked for them. */
             for (int j = 0; j < SHRINK_AHEAD && (warp & 3) == 3; j++) {
-                int i = (int)(blockIdx.x + j * gridDim.x) * 2 + wg;
+                int i = first_work(wg) + j * (int)gridDim.x * 2;
                 if (i < n_units * a.n_slices)
                     shrink_prefetch(a, table, unit_end, i, lane);
             }
@@ -570,14 +580,14 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
                 }
                 *reinterpret_cast<float4 *>(at) = sum;
             }
-            if (n_units > 0)
+            if (n_units > 0 && tile_no == 0)
                 wait_for_units(a.n_done, n_units);
             int out[2];
             outputs_of(out, a, tile * TILE + (warp & 3) * 16 + g);
             for (int i = 0; a.bias != nullptr && i < n_mine; i++)
                 add_bias(mine + i * shape::PIECE, a, out);
             if (n_units > 0)
-                lora_expand<8>({mine, shape::PIECE, n_mine, 8 * me, 8 * a.n_ranges}, table, a.lora,
+                lora_expand<4>({mine, shape::PIECE, n_mine, 8 * me, 8 * a.n_ranges}, table, a.lora,
                                out, lane);
 #pragma unroll 1
             for (int i = 0; i < n_mine; i++) {
@@ -604,18 +614,18 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
  * ------------------------------------------------------------------------------------------- */
 
 struct wide {
-    static constexpr int N = 192, MT = 2, UNITS = N / 8, STAGES = 4;
+    static constexpr int N = 160, MT = 2, UNITS = N / 8, STAGES = 4;
     static constexpr int CLUSTER = 2; /* thread blocks with the same rows */
     static constexpr int BAND = 11;   /* row tiles whose x stays in L2 while all weights pass */
     static constexpr int STAGE = MT * TILE_BYTES + N * TILE * 2;
-    static constexpr int PITCH = TILE * 2 + 16;      /* bytes of a row of outputs being staged */
-    static constexpr int STAGING = N * PITCH;        /* of a warpgroup */
-    static constexpr int PASS = 8, PIECE = 128 * 16; /* units that pass through it at a time */
-    static constexpr int SEGS = 96;                  /* in the table at a time */
+    static constexpr int PITCH = TILE * 2 + 16; /* bytes of a row of outputs being staged */
+    static constexpr int STAGING = N * PITCH;   /* of a warpgroup */
+    static constexpr int PASS = 4;              /* units whose t' is fetched at a time */
+    static constexpr int SEGS = 96;             /* in the table at a time */
     static constexpr size_t SHARED = 1024 + STAGES * STAGE + 2 * STAGING + 2 * STAGES * 8 +
                                      SEGS * (sizeof(struct lora_span) +
                                              LORA_PARTS_MAX * sizeof(struct lora_cell));
-    static_assert(PASS * PIECE <= STAGING && UNITS % PASS == 0, "staging serves both");
+    static_assert(UNITS % PASS == 0, "whole passes");
     static_assert(SHARED <= 227 << 10, "fits");
 };
 
@@ -649,7 +659,7 @@ __device__ static void wide_store(const float (&c)[wide::N / 2], const struct li
     int thread = (int)threadIdx.x & 127, warp = thread >> 5, lane = thread & 31;
     bool fused = a.store == STORE_SWIGLU;
     int width = fused ? a.pair_width : a.d_out; /* of a row of y */
-    named_barrier(2 + wg, 128);                 /* wide_add has read the staging */
+    named_barrier(2 + wg, 128);                 /* the last tile has left the staging */
     if (fused) {
 #pragma unroll
         for (int j = 0; j < wide::UNITS; j += 4) {
@@ -698,33 +708,85 @@ __device__ static void wide_store_straight(const float (&c)[wide::N / 2],
                    row0 + 8 * j + 2 * (lane & 3));
 }
 
-/* The deltas of one warpgroup's tile, in passes through shared memory: each thread its own bytes,
- * for an index that runs. bias too, since it comes first. */
-__device__ static inline void wide_add(float (&total)[wide::N / 2], const struct linear_args &a,
+/* Adds the bias (with the first table) and the deltas of the table's segments to a warp's 16
+ * outputs by N rows: B's fragment is loaded once a segment, part and 16 ranks, and serves all rows.
+ * The order of a row's sum is lora_expand's. */
+__device__ static inline void wide_add(float (&c)[wide::N / 2], const struct linear_args &a,
                                        const struct lora_table &table, bool first_table,
-                                       const int (&out)[2], int row0, char *staging, int lane)
+                                       const int (&out)[2], int row0, int lane)
 {
-    char *c = staging + ((int)threadIdx.x & 127) * 16;
+    const struct lora_view &v = a.lora;
+    int g = lane >> 2, t = lane & 3;
+    if (first_table && a.bias != nullptr) {
+        float b0 = out[0] >= 0 ? __ldg(a.bias + out[0]) : 0;
+        float b1 = out[1] >= 0 ? __ldg(a.bias + out[1]) : 0;
 #pragma unroll
-    for (int pass = 0; pass < wide::UNITS / wide::PASS; pass++) {
-        float *at = total + pass * wide::PASS * 4;
-        int row = row0 + pass * wide::PASS * 8;
-#pragma unroll
-        for (int u = 0; u < wide::PASS; u++)
-            *reinterpret_cast<float4 *>(c + u * wide::PIECE) = make_float4(
-                at[4 * u], at[4 * u + 1], at[4 * u + 2], at[4 * u + 3]);
+        for (int u = 0; u < wide::UNITS; u++) {
+            c[4 * u] += b0;
+            c[4 * u + 1] += b0;
+            c[4 * u + 2] += b1;
+            c[4 * u + 3] += b1;
+        }
+    }
 #pragma unroll 1
-        for (int u = 0; first_table && a.bias != nullptr && u < wide::PASS; u++)
-            add_bias(c + u * wide::PIECE, a, out);
-        if (table.n > 0)
-            lora_expand<4>({c, wide::PIECE, wide::PASS, row, 8}, table, a.lora, out, lane);
+    for (int s = 0; s < table.n; s++) {
+        const struct lora_span span = table.spans[s];
+        if (span.row_begin >= row0 + wide::N)
+            break;
+        if (span.row_end <= row0 || span.row_end == span.row_begin)
+            continue;
+#pragma unroll 1
+        for (int p = 0; p < v.n_parts; p++) {
+            int o0 = out[0] - v.part[p].out_begin, o1 = out[1] - v.part[p].out_begin;
+            bool live0 = out[0] >= 0 && o0 >= 0 && o0 < v.part[p].d_out;
+            bool live1 = out[1] >= 0 && o1 >= 0 && o1 < v.part[p].d_out;
+            const struct lora_cell cell = table.cells[s * v.n_parts + p];
+            if (!__any_sync(0xffffffffu, live0 || live1))
+                continue;
+            bool plain = cell.dtype == DTYPE_BF16 && cell.rank % 4 == 0;
+            const bf16 *my_t = v.t + cell.t_at + 4 * t;
+#pragma unroll 1
+            for (int r0 = 0; r0 < cell.rank; r0 += 16) {
+                int r = r0 + 4 * t;
+                uint32_t b[4];
+                float w[8];
+                if (plain) {
+                    lora_load_b(b[0], b[2], cell.b, cell.rank, o0, r, live0);
+                    lora_load_b(b[1], b[3], cell.b, cell.rank, o1, r, live1);
+                } else {
+                    lora_load_b_floats(w, cell, o0, o1, live0, live1, r);
+                }
+                int n_planes = plain ? 1 : planes_of(cell.dtype);
+#pragma unroll 1
+                for (int plane = 0; plane < n_planes; plane++) {
+                    if (!plain) {
+                        b[0] = take_plane(w[0], w[1]);
+                        b[2] = take_plane(w[2], w[3]);
+                        b[1] = take_plane(w[4], w[5]);
+                        b[3] = take_plane(w[6], w[7]);
+                    }
 #pragma unroll
-        for (int u = 0; u < wide::PASS; u++) {
-            float4 v = *reinterpret_cast<float4 *>(c + u * wide::PIECE);
-            at[4 * u] = v.x;
-            at[4 * u + 1] = v.y;
-            at[4 * u + 2] = v.z;
-            at[4 * u + 3] = v.w;
+                    for (int u0 = 0; u0 < wide::UNITS; u0 += wide::PASS) {
+                        uint2 f[wide::PASS];
+#pragma unroll
+                        for (int u = 0; u < wide::PASS; u++) {
+                            int row = row0 + 8 * (u0 + u) + g;
+                            f[u] = make_uint2(0, 0);
+                            if (row >= span.row_begin && row < span.row_end && r < cell.rank)
+                                f[u] = __ldcg(reinterpret_cast<const uint2 *>(
+                                    my_t + (int64_t)row * v.t_stride + r0));
+                        }
+#pragma unroll
+                        for (int u = 0; u < wide::PASS; u++) {
+                            int row = row0 + 8 * (u0 + u); /* the whole warp agrees */
+                            if (row < span.row_end && row + 8 > span.row_begin)
+                                mma_bf16(c[4 * (u0 + u)], c[4 * (u0 + u) + 1], c[4 * (u0 + u) + 2],
+                                         c[4 * (u0 + u) + 3], b[0], b[1], b[2], b[3], f[u].x,
+                                         f[u].y);
+                        }
+                    }
+                }
+            }
         }
     }
 }
@@ -862,20 +924,21 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
             outputs_of(out, a, m_tile * TILE + warp * 16 + g);
             if (m_tile >= a.n_m_tiles)
                 out[0] = out[1] = -1;
-            named_barrier(2 + wg, 128); /* the last tile has left the staging */
-            if (table.n > 0 || a.bias != nullptr)
-                wide_add(total, a, table, true, out, row0, my_staging, lane);
-            /* More segments over these rows than the table holds: the rest, table after table. */
-            for (int s = first_seg + table.n; n_segs > 0 && s < n_segs; s += wide::SEGS) {
-                if (lora_seg_at(a.lora, s).row_begin >= row0 + wide::N)
-                    break; /* both warpgroups agree */
-                named_barrier(1, 256);
-                lora_table_fill(table, a.lora, s,
-                                n_segs - s < wide::SEGS ? n_segs - s : (int)wide::SEGS,
-                                (int)threadIdx.x, 256);
-                named_barrier(1, 256);
-                table_of = -1;
-                wide_add(total, a, table, false, out, row0, my_staging, lane);
+            /* Usually one table holds all segments over these rows; else the rest, table by table.
+             */
+            for (int s = first_seg; s == first_seg || s < n_segs; s += wide::SEGS) {
+                if (s > first_seg) {
+                    if (lora_seg_at(a.lora, s).row_begin >= row0 + wide::N)
+                        break; /* both warpgroups agree */
+                    named_barrier(1, 256);
+                    lora_table_fill(table, a.lora, s,
+                                    n_segs - s < wide::SEGS ? n_segs - s : (int)wide::SEGS,
+                                    (int)threadIdx.x, 256);
+                    named_barrier(1, 256);
+                    table_of = -1;
+                }
+                if (table.n > 0 || a.bias != nullptr)
+                    wide_add(total, a, table, s == first_seg, out, row0, lane);
             }
             if (a.store == STORE_F32 || (a.store == STORE_BF16 && a.pair_width > 0))
                 wide_store_straight(total, a, out, row0, lane);
@@ -1049,7 +1112,9 @@ static void launch_narrow(struct backend *be, const struct weight *w, struct lin
     cudaLaunchConfig_t config = narrow_config<N>(be, a.n_ranges, dependent(be), attributes);
     int most = limit[w->cluster == 4 ? 2 : w->cluster - 1];
     BUG_IF(most < 1);
-    config.gridDim = dim3((unsigned)((w->n_m_tiles < most ? w->n_m_tiles : most) * w->cluster));
+    /* Blocks without a tile of outputs still have a share in the adapters. */
+    int n_clusters = a.lora.n_parts > 0 || w->n_m_tiles > most ? most : w->n_m_tiles;
+    config.gridDim = dim3((unsigned)(n_clusters * w->cluster));
     cuda_note(be, cudaLaunchKernelEx(&config, narrow_kernel<N>, map, a), "linear");
 }
 

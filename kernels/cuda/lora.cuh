@@ -174,13 +174,20 @@ __device__ static inline void lora_table_fill(struct lora_table &table, const st
 /* ---- the matrix step
  * ------------------------------------------------------------------------------ */
 
-__device__ static inline void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                       uint32_t a3, uint32_t b0, uint32_t b1)
+__device__ static inline void mma_bf16(float &c0, float &c1, float &c2, float &c3, uint32_t a0,
+                                       uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                       uint32_t b1)
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
                  "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ static inline void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                       uint32_t a3, uint32_t b0, uint32_t b1)
+{
+    mma_bf16(c[0], c[1], c[2], c[3], a0, a1, a2, a3, b0, b1);
 }
 
 __device__ static inline uint32_t pack_bf16(float lo, float hi)
@@ -332,12 +339,10 @@ __device__ static inline void lora_load_b(uint32_t &lo, uint32_t &hi, uintptr_t 
     hi = v.y;
 }
 
-/* The matrix steps of one segment whose B is not bf16 (or has an odd rank), plane by plane. */
-__device__ static inline void lora_expand_planes(float (&c)[4], const struct lora_cell &e, int o0,
-                                                 int o1, bool live0, bool live1, int r, uint32_t b0,
-                                                 uint32_t b1)
+/* The same as numbers, of any dtype and rank: of the outputs o0 and o1. */
+__device__ static inline void lora_load_b_floats(float (&w)[8], const struct lora_cell &e, int o0,
+                                                 int o1, bool live0, bool live1, int r)
 {
-    float w[8];
     const void *b = reinterpret_cast<const void *>(e.b);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -345,6 +350,15 @@ __device__ static inline void lora_expand_planes(float (&c)[4], const struct lor
         w[j] = inside && live0 ? load_as_float(b, (int64_t)o0 * e.rank + r + j, e.dtype) : 0;
         w[4 + j] = inside && live1 ? load_as_float(b, (int64_t)o1 * e.rank + r + j, e.dtype) : 0;
     }
+}
+
+/* The matrix steps of one segment whose B is not bf16 (or has an odd rank), plane by plane. */
+__device__ static inline void lora_expand_planes(float (&c)[4], const struct lora_cell &e, int o0,
+                                                 int o1, bool live0, bool live1, int r, uint32_t b0,
+                                                 uint32_t b1)
+{
+    float w[8];
+    lora_load_b_floats(w, e, o0, o1, live0, live1, r);
     for (int plane = 0; plane < planes_of(e.dtype); plane++) {
         uint32_t q0 = take_plane(w[0], w[1]), q2 = take_plane(w[2], w[3]);
         uint32_t q1 = take_plane(w[4], w[5]), q3 = take_plane(w[6], w[7]);

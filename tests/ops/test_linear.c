@@ -216,7 +216,8 @@ static float *run(struct fixture *f, int begin, int end, enum how how)
     float *y = xcalloc(n_rows * (size_t)f->d_out, sizeof *y);
     memset(y, 0xff, y_bytes); /* NaN: what isn't written shows */
     struct devptr d_y = dev_put(&f->dev, y, y_bytes);
-    struct lora_step step = {n_segs, segs, dev_put(&f->dev, segs, sizeof segs)};
+    struct lora_step step = {
+        .n_segs = n_segs, .segs = segs, .d_segs = dev_put(&f->dev, segs, sizeof segs)};
     struct lora_args lora = {.step = &step, .parts = f->lora_parts, .n_parts = c->n_parts};
     bool whole = how == FUSED && n_segs > 0;
     ops->linear(f->dev.be, d_y, x, f->w, f->d_bias, (int)n_rows, true, whole ? &lora : NULL);
