@@ -38,6 +38,7 @@ struct deferred { /* one call; which members mean something depends on the kind 
     int n, d;
     float f, g;
     bool flag, has_lora, has_rope;
+    bool replayed; /* it comes from a recording */
     struct lora_args lora;
     struct lora_step lora_step;
     struct lora_part parts[3];
@@ -106,6 +107,7 @@ static inline const struct lora_args *late_lora(struct deferred *c)
     if (!c->has_lora)
         return NULL;
     c->lora_step.n_segs = *(const int32_t *)c->lora_step.d_n_segs.addr;
+    BUG_IF(c->replayed && c->lora_step.n_segs > c->n); /* ops.h: at most one a row */
     c->lora_step.segs = (const struct lora_seg *)c->lora_step.d_segs.addr;
     for (int i = 0; i < c->lora.n_parts; i++)
         c->parts[i].entries = (const struct lora_entry *)c->parts[i].d_entries.addr;
@@ -430,8 +432,11 @@ static inline int late_record_end(struct backend *be, struct recording **out, st
 static inline void late_replay(struct backend *be, struct recording *r)
 {
     (void)be;
-    for (size_t i = 0; i < r->n; i++)
-        late_note(&r->calls[i]);
+    for (size_t i = 0; i < r->n; i++) {
+        struct deferred call = r->calls[i];
+        call.replayed = true;
+        late_note(&call);
+    }
 }
 
 static inline void late_recording_free(struct backend *be, struct recording *r)
