@@ -48,6 +48,53 @@ __device__ static inline void barrier_wait(uint64_t *b, uint32_t parity)
                  : "memory");
 }
 
+/* ---- clusters
+ * ------------------------------------------------------------------------------------- */
+
+__device__ static inline int cluster_rank()
+{
+    int r;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+
+__device__ static inline int cluster_size()
+{
+    int n;
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
+    return n;
+}
+
+/* All threads of the cluster have come here; says nothing about memory. */
+__device__ static inline void cluster_meet()
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::
+                     : "memory");
+}
+
+/* Stores 16 bytes at the same place in block `rank` and counts them on that block's barrier: who
+ * waits there sees them. */
+__device__ static inline void store_remote(uint32_t address, int rank, uint64_t *barrier, float x,
+                                           float y, float z, float w)
+{
+    asm volatile("{.reg .b32 r, b; mapa.shared::cluster.u32 r, %0, %1;\n"
+                 "mapa.shared::cluster.u32 b, %2, %1;\n"
+                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+                 "[r], {%3, %4, %5, %6}, [b];}" ::"r"(address),
+                 "r"(rank), "r"(shared_address(barrier)), "f"(x), "f"(y), "f"(z), "f"(w)
+                 : "memory");
+}
+
+/* On the barrier at the same place in block `rank` of the cluster. It says that something has been
+ * read; nothing is made visible by it (release.cluster would be a fence of the whole device). */
+__device__ static inline void barrier_arrive_remote(uint64_t *b, int rank)
+{
+    asm volatile("{.reg .b32 r; mapa.shared::cluster.u32 r, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [r];}" ::"r"(shared_address(b)),
+                 "r"(rank)
+                 : "memory");
+}
+
 /* Of n_threads threads, whole warps; 0 is __syncthreads. */
 __device__ static inline void named_sync(int barrier, int n_threads)
 {
@@ -67,6 +114,17 @@ __device__ static inline void copy_box(void *to, const CUtensorMap *map, int col
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
                  "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+                 : "memory");
+}
+
+/* The same to the same place in all blocks of the cluster that are in the mask, each told by its
+ * own barrier. */
+__device__ static inline void copy_box_to_all(void *to, const CUtensorMap *map, int column, int row,
+                                              uint64_t *barrier, uint16_t mask)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+                 "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(mask)
                  : "memory");
 }
 

@@ -72,6 +72,7 @@ template <typename T> static inline T *dev(struct devptr p)
  *      step), and
  *   3. calls pdl_wait() before it reads or writes anything that a kernel before it may write or
  *      read (activations, caches, scratch). pdl_wait returns when all earlier kernels are complete.
+ * One that writes what the next may read early by rule 2 (copied KV blocks) calls pdl_trigger last.
  * Captured into a graph these become programmatic edges. */
 __device__ static inline void pdl_trigger()
 {
