@@ -7,7 +7,6 @@
 
 #include "tests/ops/harness.h"
 
-static const struct ops *cuda; /* NULL: not in this build */
 static struct dev gpu, ref;
 static bool have_gpu;
 
@@ -17,9 +16,8 @@ UNUSED static int open_both(void **state)
     struct err err = {0};
     struct backend_options options = {
         .max_rows = 512, .max_d = 16384, .max_rank = 1024, .max_seqs = 64, .max_context = 4096};
-    cuda = ops_find("cuda", &err);
-    gpu.ops = cuda;
-    have_gpu = cuda != NULL && cuda->open(&gpu.be, &options, &err) == 0;
+    gpu.ops = ops_find("cuda", &err); /* NULL: not in this build */
+    have_gpu = gpu.ops != NULL && gpu.ops->open(&gpu.be, &options, &err) == 0;
     if (!have_gpu)
         printf("note: CUDA tests are skipped: %s\n", err.message);
     ref.ops = ops_find("ref", &err);

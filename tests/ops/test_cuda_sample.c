@@ -1,39 +1,7 @@
 /* variant: release. Sampling on the GPU against ref: the same ids, the log-probabilities within
  * ops.h's bound; and against itself: alone, in batches, replayed. A machine without a Hopper GPU
  * skips all of it and says so. */
-#include "tests/ops/harness.h"
-
-static struct dev gpu, ref;
-static bool have_gpu;
-
-static int open_both(void **state)
-{
-    (void)state;
-    struct err err = {0};
-    struct backend_options options = {
-        .max_rows = 512, .max_d = 4096, .max_rank = 64, .max_seqs = 64, .max_context = 4096};
-    gpu.ops = ops_find("cuda", &err);
-    have_gpu = gpu.ops != NULL && gpu.ops->open(&gpu.be, &options, &err) == 0;
-    if (!have_gpu)
-        printf("note: CUDA sampling tests are skipped: %s\n", err.message);
-    ref.ops = ops_find("ref", &err);
-    return ref.ops->open(&ref.be, &options, &err);
-}
-
-static int close_both(void **state)
-{
-    (void)state;
-    dev_close(&ref);
-    if (have_gpu)
-        dev_close(&gpu);
-    return 0;
-}
-
-#define NEEDS_GPU()    \
-    do {               \
-        if (!have_gpu) \
-            skip();    \
-    } while (0)
+#include "tests/ops/cuda_pair.h"
 
 static const struct devptr nowhere = {0};
 
@@ -105,7 +73,8 @@ static bool close_to(float a, float b)
     return a == b || fabsf(a - b) <= 2e-5f + 1e-6f * fabsf(b);
 }
 
-static void compare(const struct sample_result *y, const struct sample_result *r, const char *what)
+static void compare_results(const struct sample_result *y, const struct sample_result *r,
+                            const char *what)
 {
     if (y->token != r->token || !close_to(y->logprob, r->logprob) || y->n_top != r->n_top)
         fail_msg("%s: cuda gives token %d (%.7g, %d top), ref %d (%.7g, %d top)", what, y->token,
@@ -173,7 +142,7 @@ static void the_gpu_draws_what_ref_draws(void **state)
                 char what[120];
                 snprintf(what, sizeof what, "vocab %d, %s logits, parameters %d", vocab,
                          kind_names[kind], index[i]);
-                compare(&y[i], &r[i], what);
+                compare_results(&y[i], &r[i], what);
             }
             float *after = xmalloc(bytes);
             dev_get(&gpu, after, xg, bytes);
@@ -213,7 +182,7 @@ static void draws_at_many_positions_agree_with_ref(void **state)
         for (int i = 0; i < DRAWS; i++) {
             char what[80];
             snprintf(what, sizeof what, "%s logits, draw %d", kind_names[kind], i);
-            compare(&y[i], &r[i], what);
+            compare_results(&y[i], &r[i], what);
         }
         dev_free_held(&gpu);
         dev_free_held(&ref);
@@ -284,7 +253,7 @@ static void scores_agree_with_ref(void **state)
             for (int i = 0; i < n; i++) {
                 char what[80];
                 snprintf(what, sizeof what, "score, vocab %d, row %d", vocab, i);
-                compare(&y[i], &r[i], what);
+                compare_results(&y[i], &r[i], what);
             }
         }
         dev_free_held(&gpu);
@@ -325,7 +294,7 @@ static void three_hundred_rows_with_penalties_agree_with_ref(void **state)
         for (int i = 0; i < ROWS; i++) {
             char what[80];
             snprintf(what, sizeof what, "row %d of 300 with penalties", i);
-            compare(&y[i], &r[i], what);
+            compare_results(&y[i], &r[i], what);
             assert_int_equal(tokens[i], y[i].token);
         }
     }
@@ -465,7 +434,7 @@ static void a_replayed_sample_reads_its_parameters_anew(void **state)
         for (int i = 0; i < ROWS; i++) {
             char what[80];
             snprintf(what, sizeof what, "replay %d, row %d", replay, i);
-            compare(&y[i], &r[i], what);
+            compare_results(&y[i], &r[i], what);
             assert_int_equal(tokens[i], y[i].token);
         }
     }
