@@ -13,7 +13,7 @@ SRC_cuda := $(if $(filter 1,$(CUDA)),$(wildcard kernels/cuda/*.cu))
 # The deployable set of packages of a fresh Debian or Ubuntu.
 APT_PACKAGES := gcc make pkg-config libcmocka-dev libmicrohttpd-dev libjansson-dev libsqlite3-dev \
 	libsodium-dev libcurl4-openssl-dev libsecp256k1-dev libinih-dev libpcre2-dev libutf8proc-dev \
-	libssl-dev zlib1g-dev nodejs npm
+	libssl-dev zlib1g-dev nodejs npm curl
 LINT_PACKAGES := clang clang-format cppcheck
 
 WARN   := -Wall -Wextra -Wshadow -Wconversion -Wvla -Wstrict-prototypes -Wmissing-prototypes
@@ -59,10 +59,9 @@ ISA = $(if $(filter %_avx2.c,$<),-mavx2 -mfma -mf16c -fno-sanitize=undefined)$(i
 OPT = $(if $(filter kernels/%,$<),$(if $(findstring /release/,$@),-O3))
 
 .PHONY: all help deps deps-lint demo test test-build tsan tsan-build fuzz fault soak bench bench-programs bench-gpu lint clean
+CUDA_NOTICE := $(if $(SRC_cuda),,@echo "built without the CUDA backend ($(if $(NVCC),CUDA=0,no nvcc found)); --backend cpu and ref work")
 all: tributary
-ifeq ($(SRC_cuda),)
-	@echo "built without the CUDA backend ($(if $(NVCC),CUDA=0,no nvcc found)); --backend cpu and ref work"
-endif
+	$(CUDA_NOTICE)
 
 tributary: $(B)/release/tributary
 	@cp -f $< $@
@@ -177,6 +176,7 @@ deps-lint:
 
 demo: deps
 	@$(MAKE) --no-print-directory -j2 $(B)/release/tributary
+	$(CUDA_NOTICE)
 	@TRIBUTARY=$(B)/release/tributary node tests/e2e/demo.mjs
 
 # kill -9 at 200 random moments (DESIGN section 6); `make test` runs a short one.

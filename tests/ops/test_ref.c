@@ -33,7 +33,7 @@ static void linear_with_an_adapter(void **state)
                                            0};
     struct lora_part lora_parts[] = {{&none, {0}, 0, 2}, {&entry, {0}, 2, 1}};
     struct lora_seg seg = {0, 1, 0, 2};
-    struct lora_step step = {1, &seg, {0}};
+    struct lora_step step = {.n_segs = 1, .segs = &seg};
     struct lora_args lora = {.step = &step, .parts = lora_parts, .n_parts = 2};
     struct devptr d_y = dev_alloc(&d, sizeof y), d_x = dev_put(&d, x, sizeof x);
     d.ops->linear(d.be, d_y, d_x, w, (struct devptr){0}, 1, true, NULL);
