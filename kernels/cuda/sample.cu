@@ -33,7 +33,7 @@
  *
  * Source of select: radix selection as in Alabi et al., Fast k-Selection Algorithms for Graphics
  * Processing Units, JEA 2012, with sums in place of counts. */
-#include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/async.cuh"
 
 #include <cfloat>
 #include <cmath>
@@ -189,34 +189,13 @@ __device__ static inline int rank_here()
     return (int)blockIdx.x;
 }
 
-__device__ static inline uint32_t shared_address(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
 /* The barriers' phases end by one arrival and the bytes it expects. */
 __device__ static inline void barriers_init(struct sample_shared *s)
 {
     uint64_t *const barriers[] = {&s->full[0], &s->full[1], &s->tops_full};
     for (uint64_t *b : barriers)
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(b)) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-
-__device__ static inline void barrier_expect(uint64_t *b, uint32_t bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)),
-                 "r"(bytes)
-                 : "memory");
-}
-
-__device__ static inline void barrier_wait(uint64_t *b, uint32_t parity)
-{
-    asm volatile("{.reg .pred done;\n"
-                 "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;}" ::"r"(shared_address(b)),
-                 "r"(parity)
-                 : "memory");
+        barrier_init(b, 1);
+    barrier_init_done();
 }
 
 /* Not a fence: release and acquire at the cluster are fences of the whole device. */

@@ -41,7 +41,8 @@ serve() { # WHAT FLAGS...: starts a node; returns when it listens
 
 for again in 1 2; do # files lie in the page cache: written there, then read
     serve "the model alone, start $again" "$@"
-    kill "$node" && wait "$node" || true
+    kill "$node"
+    wait "$node" || { echo "the node ended with $?" >&2; exit 1; }
     node=
 done
 serve "the model and $adapters adapters" "${flags[@]}" "$@"
