@@ -21,11 +21,11 @@ typedef __nv_bfloat16 bf16;
 struct linear_scratch {
     bf16 *t; /* A x, scaled, of the step's segments: [max_rows, t_stride] */
     int t_stride;
-    float *slices;        /* narrow: sums of units, still to be added to one another */
-    unsigned *slice_done; /* narrow: how many of a unit's slices are there */
-    int n_units_max;
-    int *n_done;          /* [2] see linear_args */
-    int n_clusters[5][3]; /* resident together, of each narrow kernel with 1, 2, 4 blocks each */
+    float *chains; /* narrow, and the three below: see linear_args */
+    int64_t n_chain_floats;
+    int *chains_done;
+    int *n_done;
+    int n_clusters[7][3]; /* resident together, of each narrow kernel, for 2, 4, 8 ranges */
     void *encode_tiled;   /* cuTensorMapEncodeTiled */
 };
 

@@ -5,26 +5,33 @@
  * neighbours, and the instruction adds up a column the same way whatever N is. So two kernels serve
  * all row counts with one order of summation:
  *
- *   K is cut into S = 2 * cluster ranges, S fixed by the weight's shape (weight.cu). A range is one
- *   chain of wgmma steps in ascending k, begun from zero. Ranges are added in order, then the bias,
- *   then the adapters' deltas (lora.cuh).
+ *   K is cut into S = 2, 4 or 8 ranges, S fixed by the weight's shape (weight.cu). A range is one
+ *   chain of wgmma steps in ascending k, begun from zero. The ranges are added to +0 in order, then
+ *   the bias, then the adapters' delta (lora.cuh).
  *
  * narrow (up to 128 rows: decode). Bound by bytes: 15.0 GB of weights for an 8B step, 4.84 ms at
- * 3.1 TB/s. A cluster of thread blocks takes a tile of 64 outputs; each of its 2 * cluster
- * warpgroups sums one range. Two producer warps keep a ring of weight and x tiles full; they ask
- * for the first weights before the kernel before this one has ended (pdl). At a tile's end the
- * ranges meet in shared memory: every warpgroup finishes its share of the rows.
+ * 3.1 TB/s. A cluster of thread blocks takes a tile of 64 outputs, and each of its warpgroups sums
+ * one range; or, from 33 rows on, two tiles, and the two warpgroups of a block sum one range of
+ * both, because x passes once for every tile and is as many bytes as the weights at 64 rows. A warp
+ * of its own keeps a ring of weights and x full, and asks for the first weights before the kernel
+ * before this one has ended (pdl). At a tile's end the ranges meet in shared memory: every
+ * warpgroup finishes its share of the rows.
  *
- *     warpgroup 0   k k k k k --+-- partials (dsmem) --+-- rows 0-7, 16-23, ...: add, finish
- *     warpgroup 1   k k k k k --+                      +-- rows 8-15, 24-31, ...: add, finish
+ *     range 0   k k k k k --+-- partials (dsmem) --+-- rows 0-7, 16-23, ...: add, finish
+ *     range 1   k k k k k --+                      +-- rows 8-15, 24-31, ...: add, finish
  *
- * Adapters in narrow: before its first tile each warpgroup computes its share of t = A x (units of
- * 16 ranks, 8 rows and a slice of 1,024 of K) while the ring fills; who brings a unit's last slice
- * adds them up, writes t' and counts. After the last range of a tile all wait for the count, which
- * by then has long been reached, and add B t' to the accumulator. Loads that wait behind the ring's
- * take as long as the ring is deep, so A is fetched into L2 by the linear before, B a tile ahead.
- * So adapters cost no launch, and a step without any reads one integer. All blocks of the grid are
- * resident together (the grid is no larger), so the wait ends.
+ * Adapters in narrow are the business of four more warps, so that the weights stream on meanwhile:
+ *
+ *     the adapters' warps     t = A x, all blocks together | the delta of each tile, a tile ahead
+ *     the two warpgroups      first tile of W x ............ + delta | second tile ... + delta
+ *
+ * All chains of t (lora.cuh) are dealt out evenly to these warps of the whole grid; who brings a
+ * unit's last chain adds them up, writes t' and counts. When all units are counted each block
+ * computes the deltas B t' of its rows and tiles into shared memory, where the warpgroups find them
+ * when their own sums are ready. Loads that wait behind the ring's take as long as the ring is
+ * deep, so A is fetched into L2 by the linear before, B a tile ahead. So adapters cost no launch,
+ * and a step without any reads one integer. All blocks of the grid are resident together (the grid
+ * is no larger), so the wait for the count ends.
  *
  * wide (more rows: prefill). Bound by arithmetic, and by what L2 can deliver: 128 outputs by 160
  * rows a thread block, each of two warpgroups 64 outputs, a ring of four stages; two thread blocks
@@ -98,11 +105,12 @@ __global__ static void plain_kernel(const __grid_constant__ struct linear_args a
     for (int k = lane; k < a.d_in; k += 32)
         sum = fmaf(load_as_float(a.w, (int64_t)out * a.d_in + k, dtype),
                    __bfloat162float(a.x[(int64_t)row * a.d_in + k]), sum);
-    sum = warp_sum(sum);
+    sum = 0.0f + warp_sum(sum);
     if (lane != 0)
         return;
     if (a.bias != nullptr)
         sum += a.bias[out];
+    float d = 0;
     const struct lora_view &v = a.lora;
     int n_segs = lora_n_segs(v);
     for (int s = lora_first_seg(v, n_segs, row); s < n_segs; s++) {
@@ -120,9 +128,10 @@ __global__ static void plain_kernel(const __grid_constant__ struct linear_args a
             for (int r = 0; r < e.rank; r++)
                 delta = fmaf(load_as_float(b, (int64_t)o * e.rank + r, e.dtype),
                              __bfloat162float(t[r]), delta);
-            sum += delta;
+            d += delta;
         }
     }
+    sum += d;
     int64_t at = (int64_t)row * a.d_out + out;
     if (a.store == STORE_F32)
         static_cast<float *>(a.y)[at] = sum;
@@ -153,56 +162,81 @@ static cudaLaunchConfig_t cluster_config(struct backend *be, int cluster, bool d
     return config;
 }
 
-template <int N>
+template <int N, bool PAIR>
 static cudaLaunchConfig_t narrow_config(struct backend *be, int n_ranges, bool dependent,
                                         cudaLaunchAttribute (&attributes)[2])
 {
-    cudaLaunchConfig_t config = cluster_config(be, n_ranges / 2, dependent, attributes);
+    cudaLaunchConfig_t config = cluster_config(be, narrow<N, PAIR>::cluster(n_ranges), dependent,
+                                               attributes);
     config.blockDim = dim3(NARROW_THREADS);
-    config.dynamicSmemBytes = narrow<N>::shared_bytes(n_ranges);
+    config.dynamicSmemBytes = narrow<N, PAIR>::shared_bytes(n_ranges);
     return config;
 }
 
-/* How many clusters are resident together: the grid is never larger (see the head). */
-template <int N> static cudaError_t narrow_open(struct backend *be, int (&limit)[3])
+/* How many clusters are resident together, for 2, 4 and 8 ranges: the grid is never larger (see the
+ * head). */
+template <int N, bool PAIR> static cudaError_t narrow_open(struct backend *be, int (&resident)[3])
 {
     const size_t most = 227 << 10;
-    cudaError_t rc = cudaFuncSetAttribute(narrow_kernel<N>,
+    cudaError_t rc = cudaFuncSetAttribute(narrow_kernel<N, PAIR>,
                                           cudaFuncAttributeMaxDynamicSharedMemorySize, (int)most);
     for (int i = 0; i < 3 && rc == cudaSuccess; i++) {
         cudaLaunchAttribute attributes[2];
-        cudaLaunchConfig_t config = narrow_config<N>(be, 2 << i, false, attributes);
-        config.gridDim = dim3((unsigned)(be->n_multiprocessors >> i << i));
-        limit[i] = be->n_multiprocessors;
-        if (i > 0)
-            rc = cudaOccupancyMaxActiveClusters(&limit[i], narrow_kernel<N>, &config);
-        if (limit[i] > be->n_multiprocessors >> i)
-            limit[i] = be->n_multiprocessors >> i;
+        cudaLaunchConfig_t config = narrow_config<N, PAIR>(be, 2 << i, false, attributes);
+        int cluster = narrow<N, PAIR>::cluster(2 << i), all = be->n_multiprocessors / cluster;
+        config.gridDim = dim3((unsigned)(all * cluster));
+        resident[i] = all;
+        if (cluster > 1)
+            rc = cudaOccupancyMaxActiveClusters(&resident[i], narrow_kernel<N, PAIR>, &config);
+        if (resident[i] > all)
+            resident[i] = all;
     }
     return rc;
 }
 
-template <int N>
+template <int N, bool PAIR>
 static void launch_narrow(struct backend *be, const struct weight *w, struct linear_args &a,
-                          const int (&limit)[3])
+                          int resident)
 {
     CUtensorMap map = map_boxes(be->linear->encode_tiled, a.x, (uint64_t)a.n_rows, (uint64_t)a.d_in,
                                 N, TILE);
     cudaLaunchAttribute attributes[2];
-    cudaLaunchConfig_t config = narrow_config<N>(be, a.n_ranges, dependent(be), attributes);
-    int most = limit[w->cluster == 4 ? 2 : w->cluster - 1];
-    BUG_IF(most < 1);
+    cudaLaunchConfig_t config = narrow_config<N, PAIR>(be, a.n_ranges, dependent(be), attributes);
+    int n_tiles = ceil_div(w->n_m_tiles, narrow<N, PAIR>::TILES);
+    BUG_IF(resident < 1);
     /* Blocks without a tile of outputs still have a share in the adapters. */
-    int n_clusters = a.lora.n_parts > 0 || w->n_m_tiles > most ? most : w->n_m_tiles;
-    config.gridDim = dim3((unsigned)(n_clusters * w->cluster));
-    cuda_note(be, cudaLaunchKernelEx(&config, narrow_kernel<N>, map, a), "linear");
+    int n_clusters = a.lora.n_parts > 0 || n_tiles > resident ? resident : n_tiles;
+    config.gridDim = dim3((unsigned)n_clusters * config.attrs[0].val.clusterDim.x);
+    cuda_note(be, cudaLaunchKernelEx(&config, narrow_kernel<N, PAIR>, map, a), "linear");
 }
 
-#define FOR_EACH_NARROW(DO) DO(0, 8) DO(1, 16) DO(2, 32) DO(3, 64) DO(4, 128)
+#define FOR_EACH_NARROW(DO) \
+    DO(0, 8, false)         \
+    DO(1, 16, false)        \
+    DO(2, 32, false)        \
+    DO(3, 64, false)        \
+    DO(4, 128, false) DO(5, 64, true) DO(6, 128, true)
 
-static int narrow_choice(int n_rows)
+/* Whether two tiles to a cluster of twice as many blocks take less time than one: rounds of the
+ * resident clusters, times what a block reads in one. x comes from L2, at half the cost of weights.
+ */
+static bool pair_is_better(const struct weight *w, int n, int resident, int resident_pairs)
 {
-    return n_rows <= 8 ? 0 : n_rows <= 16 ? 1 : n_rows <= 32 ? 2 : n_rows <= 64 ? 3 : 4;
+    int rounds = ceil_div(w->n_m_tiles, resident);
+    int rounds_of_pairs = ceil_div(ceil_div(w->n_m_tiles, 2), resident_pairs);
+    return rounds_of_pairs * (2 * TILE + n / 2) < rounds * 2 * (TILE + n / 2);
+}
+
+static int narrow_choice(const struct backend *be, const struct weight *w, int n_rows)
+{
+    if (n_rows <= 32)
+        return n_rows <= 8 ? 0 : n_rows <= 16 ? 1 : 2;
+    int i = n_rows <= 64 ? 3 : 4, s = w->n_ranges == 8 ? 2 : w->n_ranges / 2 - 1;
+    const int(*resident)[3] = be->linear->n_clusters;
+    return resident[i + 2][s] > 0 &&
+                   pair_is_better(w, n_rows <= 64 ? 64 : 128, resident[i][s], resident[i + 2][s])
+               ? i + 2
+               : i;
 }
 
 static void launch_wide(struct backend *be, const struct weight *w, struct linear_args &a)
@@ -252,7 +286,7 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
     a.n_m_tiles = w->n_m_tiles;
     a.n_planes = w->n_planes;
     a.n_k = w->n_k_tiles * w->n_planes;
-    a.n_ranges = 2 * w->cluster;
+    a.n_ranges = w->n_ranges;
     a.n_done = be->linear->n_done;
     /* A recorded step has at most a segment a row (ops.h), so the table holds them. */
     bool many = a.lora.d_n_segs == nullptr || !be->recording
@@ -264,13 +298,16 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
         launch_wide(be, w, a);
         return;
     }
-    a.n_slices = ceil_div(w->d_in, LORA_SLICE);
-    a.slices = be->linear->slices;
-    a.slice_done = be->linear->slice_done;
-    switch (narrow_choice(n_rows)) {
-#define LAUNCH(i, n)                                           \
-    case i:                                                    \
-        launch_narrow<n>(be, w, a, be->linear->n_clusters[i]); \
+    a.n_chains = lora_n_chains(w->d_in);
+    a.chains = be->linear->chains;
+    a.n_chain_floats = be->linear->n_chain_floats;
+    a.chains_done = be->linear->chains_done;
+    int choice = narrow_choice(be, w, n_rows);
+    int resident = be->linear->n_clusters[choice][w->n_ranges == 8 ? 2 : w->n_ranges / 2 - 1];
+    switch (choice) {
+#define LAUNCH(i, n, pair)                          \
+    case i:                                         \
+        launch_narrow<n, pair>(be, w, a, resident); \
         break;
         FOR_EACH_NARROW(LAUNCH)
 #undef LAUNCH
@@ -300,22 +337,26 @@ void cuda_linear_swiglu(struct backend *be, struct devptr y, struct devptr scrat
     cuda_swiglu(be, y, scratch, n_rows, w->d_out / 2);
 }
 
+enum { CHAIN_FLOATS_MAX = 8 << 20 };
+
 int cuda_linear_open(struct backend *be, struct err *err)
 {
     struct linear_scratch *s = be->linear = new linear_scratch{};
     const struct backend_options *o = &be->options;
     s->t_stride = ceil_div(o->max_rank + 8 * LORA_PARTS_MAX * LORA_T_PAD, 8) * 8;
-    size_t n_slices = (size_t)ceil_div(o->max_d, LORA_SLICE);
     /* Units of a step: each row at most max_rank ranks, each segment's parts rounded up to 16. */
-    s->n_units_max = NARROW_ROWS_MAX * (ceil_div(o->max_rank, 16) + LORA_PARTS_MAX);
+    int n_units = NARROW_ROWS_MAX * (ceil_div(o->max_rank, 16) + LORA_PARTS_MAX);
+    s->n_chain_floats = (int64_t)n_units * lora_n_chains(o->max_d) * LORA_UNIT;
+    if (s->n_chain_floats > CHAIN_FLOATS_MAX)
+        s->n_chain_floats = CHAIN_FLOATS_MAX;
     cudaDriverEntryPointQueryResult found;
     cudaError_t rc = cudaMalloc(&s->t, (size_t)o->max_rows * (size_t)s->t_stride * sizeof(bf16));
     if (rc == cudaSuccess)
-        rc = cudaMalloc(&s->slices, (size_t)s->n_units_max * n_slices * LORA_UNIT * sizeof(float));
+        rc = cudaMalloc(&s->chains, (size_t)s->n_chain_floats * sizeof(float));
     if (rc == cudaSuccess)
-        rc = cudaMalloc(&s->slice_done, (size_t)s->n_units_max * sizeof(unsigned));
+        rc = cudaMalloc(&s->chains_done, (size_t)n_units * sizeof(int));
     if (rc == cudaSuccess)
-        rc = cudaMemset(s->slice_done, 0, (size_t)s->n_units_max * sizeof(unsigned));
+        rc = cudaMemset(s->chains_done, 0, (size_t)n_units * sizeof(int));
     if (rc == cudaSuccess)
         rc = cudaMalloc(&s->n_done, 2 * sizeof(int));
     if (rc == cudaSuccess)
@@ -327,9 +368,9 @@ int cuda_linear_open(struct backend *be, struct err *err)
                                           cudaEnableDefault, &found);
     if (rc == cudaSuccess && found != cudaDriverEntryPointSuccess)
         rc = cudaErrorNotSupported;
-#define OPEN(i, n)         \
+#define OPEN(i, n, pair)   \
     if (rc == cudaSuccess) \
-        rc = narrow_open<n>(be, s->n_clusters[i]);
+        rc = narrow_open<n, pair>(be, s->n_clusters[i]);
     FOR_EACH_NARROW(OPEN)
 #undef OPEN
     if (rc == cudaSuccess)
@@ -346,8 +387,8 @@ void cuda_linear_close(struct backend *be)
     if (s == nullptr)
         return;
     cudaFree(s->t);
-    cudaFree(s->slices);
-    cudaFree(s->slice_done);
+    cudaFree(s->chains);
+    cudaFree(s->chains_done);
     cudaFree(s->n_done);
     delete s;
 }

@@ -28,8 +28,8 @@ struct weight {
     bool packed;
     int pair_width; /* d of an interleaved pair, or 0 */
     int n_m_tiles, n_k_tiles, n_planes;
-    int cluster; /* thread blocks that share an output tile where rows are few: K is summed in
-                    2 * cluster ranges, added in order. Fixed by the weight's shape. */
+    int n_ranges; /* 2, 4 or 8: K is summed in so many ranges, added in order. Fixed by the shape.
+                   */
 };
 
 __host__ __device__ static inline int64_t packed_offset(int row, int k, int n_k_tiles, int n_planes,

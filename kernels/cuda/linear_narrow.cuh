@@ -4,19 +4,43 @@
 
 #include "kernels/cuda/linear_tile.cuh"
 
-/* ---- narrow
- * --------------------------------------------------------------------------------------- */
-
-template <int N> struct narrow {
-    static constexpr int STAGE = TILE_BYTES + N * TILE * 2; /* bytes */
-    static constexpr int DEPTH = N <= 32 ? 6 : N <= 64 ? 4 : 3;
+/* PAIR: two tiles of outputs to one range of K, instead of one tile to two ranges. x then passes
+ * half as often; with few rows it is too little to matter, and clusters are twice as large. */
+template <int N, bool PAIR> struct narrow {
+    static constexpr bool PAIRED = PAIR;
+    static constexpr int TILES = PAIRED ? 2 : 1; /* of outputs, in the hands of a cluster */
+    static constexpr int RINGS = PAIRED ? 1 : 2; /* one for both warpgroups, or one each */
+    static constexpr int STAGE = TILES * TILE_BYTES + N * TILE * 2; /* bytes */
+    static constexpr int DEPTH = N <= 32   ? 6
+                                 : N <= 64 ? (PAIR ? 5 : 4)
+                                           : (PAIR ? 3 : 2); /* stages */
+    /* Stages on their way at a time, 64 KiB a block: enough to keep memory busy. More would make
+     * all other loads wait behind them; the ring is deeper to ride over the ends of tiles. */
+    static constexpr int FLIGHT = ((64 << 10) - 1) / (RINGS * STAGE) + 1 < DEPTH
+                                      ? ((64 << 10) - 1) / (RINGS * STAGE) + 1
+                                      : DEPTH;
     static constexpr int UNITS = N / 8;    /* m64n8 pieces of the accumulator */
     static constexpr int PIECE = 128 * 16; /* bytes of one in shared memory: a float4 a thread */
     static constexpr int SEGS = N < 32 ? 32 : N; /* of a step; more go the wide way */
-    /* The launch bound of 512 stands for 128 registers: with them the next kernels' thread blocks
-     * fit beside this one's and wait there. */
-    static constexpr int BOUND = N <= 64 ? 512 : 384;
+    /* The launch bound of 640 stands for 96 registers a thread: with them a small kernel that comes
+     * next fits beside this one, and waits there. 512 stands for 128. The warpgroups divide them
+     * anew. */
+    static constexpr int BOUND = N <= 64 ? 640 : 512;
+    static constexpr int REGISTERS = (N <= 64 ? 96 : 128) * 16; /* of a lane of all warps */
+    static constexpr int MULTIPLY_REGISTERS = N <= 64 ? 96 : 128, FILL_REGISTERS = 40;
+    static constexpr int ADAPT_REGISTERS =
+        (REGISTERS - 8 * MULTIPLY_REGISTERS - 4 * FILL_REGISTERS) / 4;
 
+    /* Thread blocks of a cluster, and where a range is summed. */
+    static __host__ __device__ int cluster(int n_ranges)
+    {
+        return PAIRED ? n_ranges : n_ranges / 2;
+    }
+    static __device__ int range_of(int rank, int wg)
+    {
+        return PAIRED ? rank : 2 * rank + wg;
+    }
+    /* Rows 0-7, 8-15, ... are finished by the warpgroup of range 0, 1, ...: so many each. */
     static __host__ __device__ int units_each(int n_ranges)
     {
         return (UNITS + n_ranges - 1) / n_ranges;
@@ -25,136 +49,147 @@ template <int N> struct narrow {
     {
         return 2 * (n_ranges - 1) * units_each(n_ranges) * PIECE;
     }
+    /* B on its way to the adapters' warps, and t' of the rows that they compute. */
+    static constexpr int B_BYTES = N <= 64 ? 32768 : 16384, B_SLOTS = 16, T_BYTES = 12288;
+    static __host__ __device__ int delta_bytes(int n_ranges)
+    {
+        return 2 * units_each(n_ranges) * PIECE;
+    }
     static size_t shared_bytes(int n_ranges)
     {
-        return 1024 + (size_t)2 * DEPTH * STAGE + partial_bytes(n_ranges) + lora_table_bytes(SEGS) +
-               SEGS * LORA_PARTS_MAX * sizeof(int) + 2 * (4 * LORA_UNIT + 4) * sizeof(float) +
-               (4 * DEPTH + 3) * 8;
+        return 1024 + (size_t)RINGS * DEPTH * STAGE + partial_bytes(n_ranges) +
+               delta_bytes(n_ranges) + B_BYTES + T_BYTES + lora_table_bytes(SEGS) +
+               SEGS * LORA_PARTS_MAX * sizeof(int) + (2 * RINGS * DEPTH + 6 + 2 * B_SLOTS) * 8;
     }
 };
 
-enum { NARROW_CONSUMERS = 256, NARROW_THREADS = NARROW_CONSUMERS + 96 };
+/* Warps 0-7: two warpgroups that multiply. 8, 9: fill the rings, 10:
+ * that of B. 12-15: the adapters. */
+enum {
+    NARROW_FILLERS = 8,
+    NARROW_ADAPTERS = 12,
+    ADAPTER_WARPS = 4,
+    NARROW_THREADS = (NARROW_ADAPTERS + ADAPTER_WARPS) * 32,
+};
 
-/* Unit i / n_slices, slice i % n_slices: the work of a warpgroup between two barriers. */
-struct shrink_work {
+/* ---- the adapters' warps
+ * ------------------------------------------------------------------------------------ */
+
+struct shrink_unit { /* 16 ranks by 8 rows of t */
     struct lora_cell cell;
-    int unit, slice, row, row_end, rank0;
+    int row, row_end, rank0;
 };
 
-__device__ static inline struct shrink_work shrink_work_at(const struct linear_args &a,
+__device__ static inline struct shrink_unit shrink_unit_at(const struct lora_view &v,
                                                            const struct lora_table &table,
-                                                           const int *unit_end, int i)
+                                                           const int *unit_end, int unit)
 {
-    struct shrink_work w;
-    w.unit = i / a.n_slices;
-    w.slice = i % a.n_slices;
-    int at = lora_find(unit_end, table.n * a.lora.n_parts, w.unit);
-    int rest = w.unit - (at > 0 ? unit_end[at - 1] : 0);
-    const struct lora_span span = table.spans[at / a.lora.n_parts];
+    struct shrink_unit u;
+    int at = lora_find(unit_end, table.n * v.n_parts, unit);
+    int rest = unit - (at > 0 ? unit_end[at - 1] : 0);
+    const struct lora_span span = table.spans[at / v.n_parts];
     int n_tiles = (span.row_end - span.row_begin + 7) / 8;
-    w.cell = table.cells[at];
-    w.row = span.row_begin + rest % n_tiles * 8;
-    w.row_end = span.row_end;
-    w.rank0 = rest / n_tiles * 16;
-    return w;
+    u.cell = table.cells[at];
+    u.row = span.row_begin + rest % n_tiles * 8;
+    u.row_end = span.row_end;
+    u.rank0 = rest / n_tiles * 16;
+    return u;
 }
 
-/* Asks L2 for its piece of A; by a warp. Nobody writes it, so it may run before pdl_wait. */
-__device__ static inline void shrink_prefetch(const struct linear_args &a,
-                                              const struct lora_table &table, const int *unit_end,
-                                              int i, int lane)
+/* A unit's chains, summed by whoever brought the last of them. */
+__device__ static inline void add_chains(float (&total)[4], const float *chains, int n_chains)
 {
-    struct shrink_work w = shrink_work_at(a, table, unit_end, i);
-    int rank = w.rank0 + lane, k = w.slice * LORA_SLICE;
-    int n = a.d_in - k < LORA_SLICE ? a.d_in - k : LORA_SLICE;
-    if (lane >= 16 || rank >= w.cell.rank || w.cell.dtype == DTYPE_F32)
-        return;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(
-                     w.cell.a + ((uintptr_t)rank * (unsigned)a.d_in + (unsigned)k) * 2),
-                 "r"(n * 2)
-                 : "memory");
+    const float4 *c = reinterpret_cast<const float4 *>(chains);
+#pragma unroll 4
+    for (int i = 0; i < n_chains; i += 4) {
+        float4 v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            v[j] = __ldcg(c + (i + j) * 32);
+        float4 s = make_float4(
+            ((v[0].x + v[1].x) + v[2].x) + v[3].x, ((v[0].y + v[1].y) + v[2].y) + v[3].y,
+            ((v[0].z + v[1].z) + v[2].z) + v[3].z, ((v[0].w + v[1].w) + v[2].w) + v[3].w);
+        total[0] = i == 0 ? s.x : total[0] + s.x;
+        total[1] = i == 0 ? s.y : total[1] + s.y;
+        total[2] = i == 0 ? s.z : total[2] + s.z;
+        total[3] = i == 0 ? s.w : total[3] + s.w;
+    }
 }
 
-/* The last blocks have the fewest tiles of outputs, some none: they begin. */
-__device__ static inline int first_work(int wg)
-{
-    return (int)(gridDim.x - 1 - blockIdx.x) * 2 + wg;
-}
-
-enum { SHRINK_AHEAD = 2 }; /* works whose A is on its way to L2 */
-
-/* This warpgroup's share of t'. sums: shared, [4 warps][16 ranks][8 rows] and a word. */
+/* This warp's share of t'. All chains of all units stand in one list, cut evenly over the warps of
+ * the grid; a unit that falls to several warps leaves its chains in memory. Where they would be too
+ * many the list is cut between units. */
 __device__ static void narrow_shrink(const struct linear_args &a, const struct lora_table &table,
-                                     const int *unit_end, int n_units, float *sums, int wg)
+                                     const int *unit_end, int n_units, int warp, int lane)
 {
-    int thread = (int)threadIdx.x & 127, warp = thread >> 5, lane = thread & 31;
-    int g = lane >> 2, t = lane & 3, n_works = n_units * a.n_slices, step = (int)gridDim.x * 2;
-    unsigned *before = reinterpret_cast<unsigned *>(sums + 4 * LORA_UNIT);
-    for (int i = first_work(wg); i < n_works; i += step) {
-        if (warp == 3 && i + SHRINK_AHEAD * step < n_works)
-            shrink_prefetch(a, table, unit_end, i + SHRINK_AHEAD * step, lane);
-        struct shrink_work w = shrink_work_at(a, table, unit_end, i);
-        int begin = w.slice * LORA_SLICE + warp * LORA_CHAIN;
-        int end = begin + LORA_CHAIN < a.d_in ? begin + LORA_CHAIN : a.d_in;
-        float c[1][4];
-        lora_chain<1>(c, w.cell, w.rank0, w.row, w.row_end, a.x, a.d_in, begin, end, lane);
-        float *mine = sums + warp * LORA_UNIT;
-        named_sync(2 + wg, 128);
-        *reinterpret_cast<float2 *>(mine + g * 8 + 2 * t) = make_float2(c[0][0], c[0][1]);
-        *reinterpret_cast<float2 *>(mine + (g + 8) * 8 + 2 * t) = make_float2(c[0][2], c[0][3]);
-        named_sync(2 + wg, 128);
-        const float *p = sums + thread % 16 * 8 + thread / 16;
-        float sum = ((p[0] + p[LORA_UNIT]) + p[2 * LORA_UNIT]) + p[3 * LORA_UNIT];
-        if (a.n_slices > 1) {
-            float *slices = a.slices + (int64_t)w.unit * a.n_slices * LORA_UNIT + thread;
-            __stcg(slices + w.slice * LORA_UNIT, sum);
-            named_sync(2 + wg, 128);
-            if (thread == 0)
-                asm volatile("atom.release.gpu.global.inc.u32 %0, [%1], %2;"
-                             : "=r"(*before)
-                             : "l"(a.slice_done + w.unit), "r"(a.n_slices - 1)
-                             : "memory");
-            named_sync(2 + wg, 128);
-            if (*before != (unsigned)a.n_slices - 1)
-                continue; /* the whole warpgroup agrees */
-            sum = __ldcg(slices);
-#pragma unroll 8
-            for (int s = 1; s < a.n_slices; s++)
-                sum += __ldcg(slices + s * LORA_UNIT);
+    int g = lane >> 2, t = lane & 3, n_chains = a.n_chains;
+    int n_warps = ADAPTER_WARPS * (int)gridDim.x;
+    /* The last blocks have the fewest tiles of outputs, some none: they begin. */
+    int me = warp * (int)gridDim.x + (int)(gridDim.x - 1 - blockIdx.x);
+    int grain = (int64_t)n_units * n_chains * LORA_UNIT <= a.n_chain_floats ? 1 : n_chains;
+    int64_t pieces = (int64_t)n_units * n_chains / grain;
+    int at = (int)(me * pieces / n_warps) * grain;
+    int end = (int)((me + 1) * pieces / n_warps) * grain;
+    int n_done = 0;
+    while (at < end) {
+        int unit = at / n_chains, first = at % n_chains, n = n_chains - first;
+        n = n < end - at ? n : end - at;
+        at += n;
+        struct shrink_unit u = shrink_unit_at(a.lora, table, unit_end, unit);
+        float *chains = a.chains + (int64_t)unit * n_chains * LORA_UNIT + 4 * lane;
+        float total[4] = {}, slice[4] = {};
+#pragma unroll 1
+        for (int i = first; i < first + n; i++) {
+            int begin = i * LORA_CHAIN;
+            float c[1][4];
+            lora_chain<1>(c, u.cell, u.rank0, u.row, u.row_end, a.x, a.d_in, begin,
+                          begin + LORA_CHAIN < a.d_in ? begin + LORA_CHAIN : a.d_in, lane);
+            if (n < n_chains) {
+                __stcg(reinterpret_cast<float4 *>(chains + i * LORA_UNIT),
+                       make_float4(c[0][0], c[0][1], c[0][2], c[0][3]));
+                continue;
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                slice[j] = i % 4 == 0 ? c[0][j] : slice[j] + c[0][j];
+                if (i % 4 == 3)
+                    total[j] = i == 3 ? slice[j] : total[j] + slice[j];
+            }
         }
-        int rank = w.rank0 + thread % 16, r = w.row + thread / 16;
-        if (rank < lora_padded(w.cell.rank) && r < w.row_end)
-            a.lora.t[(int64_t)r * a.lora.t_stride + w.cell.t_at + rank] = __float2bfloat16_rn(
-                w.cell.scale * sum);
-        named_sync(2 + wg, 128);
-        if (thread == 0)
-            asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(a.n_done) : "memory");
+        if (n < n_chains) {
+            int before = 0;
+            __syncwarp();
+            if (lane == 0)
+                asm volatile("atom.release.gpu.global.add.s32 %0, [%1], %2;"
+                             : "=r"(before)
+                             : "l"(a.chains_done + unit), "r"(n)
+                             : "memory");
+            if (__shfl_sync(0xffffffffu, before, 0) + n < n_chains)
+                continue;
+            if (lane == 0)
+                a.chains_done[unit] = 0;
+            add_chains(total, chains, n_chains);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int rank = u.rank0 + g + j / 2 * 8, row = u.row + 2 * t + j % 2;
+            if (rank < lora_padded(u.cell.rank) && row < u.row_end)
+                a.lora.t[(int64_t)row * a.lora.t_stride + u.cell.t_at + rank] = __float2bfloat16_rn(
+                    u.cell.scale * total[j]);
+        }
+        n_done++;
     }
-}
-
-/* B of a tile of outputs, on its way to L2; the blocks of a cluster share the asking. */
-__device__ static inline void narrow_prefetch_b(const struct linear_args &a,
-                                                const struct lora_table &table, int tile, int rank,
-                                                int cluster)
-{
-    int from = tile * TILE, to = from + TILE;
-    int thread = (int)threadIdx.x + rank * 256, n_threads = cluster * 256;
-    if (tile >= a.n_m_tiles)
-        return;
-    if (a.pair_width > 0) {
-        lora_prefetch_b(table, a.lora, from / 2, to / 2, thread, n_threads);
-        lora_prefetch_b(table, a.lora, a.pair_width + from / 2, a.pair_width + to / 2, thread,
-                        n_threads);
-    } else {
-        lora_prefetch_b(table, a.lora, from, to, thread, n_threads);
-    }
+    __syncwarp();
+    if (lane == 0 && n_done > 0)
+        asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(a.n_done), "r"(n_done)
+                     : "memory");
 }
 
 /* What is read afterwards (t') is read from L2, past a first-level cache that might hold what was
  * there before; so the wait needs no acquire, which would empty that cache for everybody. */
-__device__ static inline void wait_for_units(const int *n_done, int n_units)
+__device__ static inline void wait_for_units(const int *n_done, int n_units, int lane)
 {
-    if ((threadIdx.x & 31) == 0) {
+    if (lane == 0) {
         int n;
         do
             asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(n) : "l"(n_done) : "memory");
@@ -163,211 +198,472 @@ __device__ static inline void wait_for_units(const int *n_done, int n_units)
     __syncwarp();
 }
 
-template <int N>
-__global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
+/* The adapters' shared memory. */
+struct adapter_memory {
+    struct lora_table table;
+    int *unit_end;
+    char *b, *t, *deltas;      /* deltas: of one tile, as the warpgroups hold their sums */
+    uint64_t *b_full, *b_free; /* [B_SLOTS] */
+    uint64_t *deltas_full, *deltas_free;
+};
+
+/* Whether deltas are computed from shared memory: what is needed fits, and can be copied in bulk.
+ * The others go straight to memory for all that they need, which takes a trip for every few ranks.
+ */
+template <int N, bool PAIR>
+__device__ static inline bool narrow_staged(const struct linear_args &a,
+                                            const struct lora_table &table)
+{
+    using shape = narrow<N, PAIR>;
+    int n_rows = (PAIR ? 1 : 2) * shape::units_each(a.n_ranges) * 8;
+    bool ok = table.plain && table.rank > 0 && table.rank * TILE * 2 <= shape::B_BYTES &&
+              n_rows * (table.width + 4) * 2 <= shape::T_BYTES;
+    for (int p = 0; p < a.lora.n_parts; p++) {
+        int begin = a.lora.part[p].out_begin, n = a.lora.part[p].d_out;
+        ok = ok && begin % 8 == 0 && n % 8 == 0;
+        if (a.pair_width > 0)
+            ok = ok && (begin + n <= a.pair_width || begin >= a.pair_width);
+    }
+    return ok;
+}
+
+/* Calls f(part, segment, first output of the part, end) for all of B that a tile's rows need, in
+ * the order of the sums. By a warp. */
+template <typename Function>
+__device__ static inline void narrow_for_b(const struct linear_args &a,
+                                           const struct lora_table &table, int m_tile,
+                                           const int (&row)[2], int lane, Function &&f)
+{
+    int width = a.pair_width > 0 ? TILE / 2 : TILE;
+#pragma unroll 1
+    for (int p = 0; p < a.lora.n_parts; p++) {
+        int begin = a.lora.part[p].out_begin, n = a.lora.part[p].d_out;
+        int from = m_tile * width - begin;
+        if (a.pair_width > 0 && begin >= a.pair_width)
+            from += a.pair_width;
+        int to = from + width < n ? from + width : n;
+        from = from > 0 ? from : 0;
+        if (from >= to || m_tile >= a.n_m_tiles)
+            continue;
+#pragma unroll 1
+        for (int base = 0; base < table.n; base += 32)
+            for (unsigned todo = lora_touching(table, a.lora.n_parts, p, base, row, lane);
+                 todo != 0; todo &= todo - 1)
+                f(p, base + __ffs((int)todo) - 1, from, to);
+    }
+}
+
+/* Calls f(warpgroup, its number of the first tile, tile of outputs, rows) for every two tiles of
+ * deltas that this block needs of the cluster's tiles. */
+template <int N, bool PAIR, typename Function>
+__device__ static inline void narrow_for_deltas(const struct linear_args &a, int tile, int rank,
+                                                Function &&f)
+{
+    using shape = narrow<N, PAIR>;
+    int n_row_units = (a.n_rows + 7) / 8;
+#pragma unroll 1
+    for (int wg = 0; wg < 2; wg++) {
+        int u = shape::range_of(rank, wg);
+#pragma unroll 1
+        for (int i = 0; u < n_row_units; i += 2, u += 2 * a.n_ranges) {
+            const int row[2] = {8 * u, u + a.n_ranges < n_row_units ? 8 * (u + a.n_ranges) : -1};
+            f(wg, i, tile * shape::TILES + (PAIR ? wg : 0), row);
+        }
+    }
+}
+
+/* Brings B, by a warp of its own. */
+template <int N, bool PAIR>
+__device__ static void narrow_fill_b(const struct linear_args &a, const struct adapter_memory &m,
+                                     int lane)
+{
+    using shape = narrow<N, PAIR>;
+    int cluster = cluster_size(), rank = cluster_rank(), n_clusters = (int)gridDim.x / cluster;
+    int n_tiles = (a.n_m_tiles + shape::TILES - 1) / shape::TILES;
+    int slot_bytes = m.table.rank * TILE * 2, n_slots = shape::B_BYTES / slot_bytes;
+    n_slots = n_slots < shape::B_SLOTS ? n_slots : (int)shape::B_SLOTS;
+    int slot = 0;
+    uint32_t phase = 1; /* the first round waits for nobody */
+    for (int tile = (int)blockIdx.x / cluster; tile < n_tiles; tile += n_clusters)
+        narrow_for_deltas<N, PAIR>(a, tile, rank, [&](int, int, int m_tile, const int(&row)[2]) {
+            narrow_for_b(a, m.table, m_tile, row, lane, [&](int p, int s, int from, int to) {
+                const struct lora_cell &cell = m.table.cells[s * a.lora.n_parts + p];
+                if (lane == 0) {
+                    uint32_t bytes = (uint32_t)(to - from) * (uint32_t)cell.rank * 2;
+                    barrier_wait(&m.b_free[slot], phase);
+                    barrier_expect(&m.b_full[slot], bytes);
+                    copy_weight(m.b + slot * slot_bytes,
+                                reinterpret_cast<const char *>(cell.b) +
+                                    (uint64_t)from * (unsigned)cell.rank * 2,
+                                bytes, &m.b_full[slot], evict_normal());
+                }
+                __syncwarp();
+                if (++slot == n_slots) {
+                    slot = 0;
+                    phase ^= 1;
+                }
+            });
+        });
+}
+
+/* Everything else that the adapters' warps do. */
+template <int N, bool PAIR>
+__device__ static void narrow_adapters(const struct linear_args &a, struct adapter_memory &m,
+                                       int n_segs)
+{
+    using shape = narrow<N, PAIR>;
+    int cluster = cluster_size(), rank = cluster_rank(), n_clusters = (int)gridDim.x / cluster;
+    int thread = (int)threadIdx.x - NARROW_ADAPTERS * 32, warp = thread >> 5, lane = thread & 31;
+    int g = lane >> 2, t = lane & 3;
+    int tile = (int)blockIdx.x / cluster, n_tiles = (a.n_m_tiles + shape::TILES - 1) / shape::TILES;
+    int units_each = shape::units_each(a.n_ranges), n = n_segs * a.lora.n_parts;
+    struct lora_table &table = m.table;
+
+    lora_table_fill(table, a.lora, 0, n_segs, thread, ADAPTER_WARPS * 32);
+    named_sync(2, (ADAPTER_WARPS + 1) * 32);
+    for (int i = thread; i < n; i += ADAPTER_WARPS * 32) {
+        struct lora_span span = table.spans[i / a.lora.n_parts];
+        m.unit_end[i] = (span.row_end - span.row_begin + 7) / 8 * ((table.cells[i].rank + 15) / 16);
+    }
+    lora_scan(m.unit_end, n, thread, ADAPTER_WARPS * 32, 1);
+    lora_table_look(table, a.lora.n_parts, lane);
+    bool staged = narrow_staged<N, PAIR>(a, table);
+    int n_units = m.unit_end[n - 1];
+    pdl_wait();
+    narrow_shrink(a, table, m.unit_end, n_units, warp, lane);
+    if (warp == ADAPTER_WARPS - 1 && a.next.n_parts > 0)
+        lora_prefetch_next(a.next, n_segs, a.next_d_in, lane);
+    wait_for_units(a.n_done, n_units, lane);
+    int width = table.width + 4; /* of a row of t' in shared memory: rows in different banks */
+    if (staged) {
+        int n_units_here = (PAIR ? 1 : 2) * units_each, words = (table.width + 3) / 4;
+        for (int i = thread; i < n_units_here * 8 * words; i += ADAPTER_WARPS * 32) {
+            int at = i / words, unit = at / 8;
+            int row = 8 * (shape::range_of(rank, unit / units_each) +
+                           unit % units_each * a.n_ranges) +
+                      at % 8;
+            if (row < a.n_rows)
+                *reinterpret_cast<uint2 *>(m.t + (at * width + i % words * 4) * 2) = __ldcg(
+                    reinterpret_cast<const uint2 *>(a.lora.t + (int64_t)row * a.lora.t_stride) +
+                    i % words);
+        }
+    }
+    named_sync(1, ADAPTER_WARPS * 32);
+    /* The last block to have seen the count puts it back. */
+    if (thread == 0 && atomicAdd(a.n_done + 1, 1) == (int)gridDim.x - 1) {
+        a.n_done[0] = 0;
+        a.n_done[1] = 0;
+    }
+    int slot_bytes = table.rank * TILE * 2, n_slots = shape::B_BYTES / slot_bytes;
+    n_slots = n_slots < shape::B_SLOTS ? n_slots : (int)shape::B_SLOTS;
+    int slot = 0;
+    uint32_t phase = 0;
+    for (int tile_no = 0; tile < n_tiles; tile += n_clusters, tile_no++) {
+        if (tile_no > 0)
+            barrier_wait(m.deltas_free, (tile_no - 1) & 1);
+        narrow_for_deltas<N, PAIR>(
+            a, tile, rank, [&](int wg, int i, int m_tile, const int(&row)[2]) {
+                float c[2][4] = {};
+                int out[2];
+                outputs_of(out, a, m_tile * TILE + warp * 16 + g);
+                if (staged) {
+                    const char *my_t = m.t +
+                                       (((PAIR ? 0 : wg) * units_each + i) * 8 + g) * width * 2;
+                    narrow_for_b(a, table, m_tile, row, lane, [&](int p, int s, int from, int to) {
+                        const struct lora_cell cell = table.cells[s * a.lora.n_parts + p];
+                        const struct lora_span span = table.spans[s];
+                        int o0 = out[0] - a.lora.part[p].out_begin;
+                        int o1 = out[1] - a.lora.part[p].out_begin;
+                        bool live0 = o0 >= from && o0 < to, live1 = o1 >= from && o1 < to;
+                        bool mine[2];
+#pragma unroll
+                        for (int u = 0; u < 2; u++)
+                            mine[u] = row[u] >= 0 && row[u] + g >= span.row_begin &&
+                                      row[u] + g < span.row_end;
+                        const char *b0 = m.b + slot * slot_bytes +
+                                         ((o0 - from) * cell.rank + 4 * t) * 2;
+                        const char *b1 = b0 + (o1 - o0) * cell.rank * 2;
+                        const char *t0 = my_t + (cell.t_at + 4 * t) * 2;
+                        barrier_wait(&m.b_full[slot], phase);
+#pragma unroll 2
+                        for (int r0 = 0; r0 < cell.rank; r0 += 16) {
+                            bool inside = r0 + 4 * t < cell.rank;
+                            uint2 x = make_uint2(0, 0), y = x, f[2] = {x, x};
+                            if (inside && live0)
+                                x = *reinterpret_cast<const uint2 *>(b0 + r0 * 2);
+                            if (inside && live1)
+                                y = *reinterpret_cast<const uint2 *>(b1 + r0 * 2);
+#pragma unroll
+                            for (int u = 0; u < 2; u++) {
+                                if (inside && mine[u])
+                                    f[u] = *reinterpret_cast<const uint2 *>(t0 + u * 8 * width * 2 +
+                                                                            r0 * 2);
+                                mma_bf16(c[u], x.x, y.x, x.y, y.y, f[u].x, f[u].y);
+                            }
+                        }
+                        __syncwarp();
+                        if (lane == 0)
+                            barrier_arrive(&m.b_free[slot]);
+                        if (++slot == n_slots) {
+                            slot = 0;
+                            phase ^= 1;
+                        }
+                    });
+                } else {
+                    lora_delta(c, row, table, a.lora, out, lane);
+                }
+                char *to = m.deltas + (wg * units_each + i) * shape::PIECE +
+                           (warp * 32 + lane) * 16;
+#pragma unroll
+                for (int u = 0; u < 2; u++)
+                    if (row[u] >= 0)
+                        *reinterpret_cast<float4 *>(to + u * shape::PIECE) = make_float4(
+                            c[u][0], c[u][1], c[u][2], c[u][3]);
+            });
+        __syncwarp();
+        if (lane == 0)
+            barrier_arrive(m.deltas_full);
+    }
+}
+
+/* ---- the kernel
+ * ----------------------------------------------------------------------------------------- */
+
+/* Fills a ring: of warpgroup `wg`, or of both. One thread. */
+template <int N, bool PAIR>
+__device__ static void narrow_fill(const struct linear_args &a, const CUtensorMap *x_map,
+                                   char *slots, uint64_t *full, uint64_t *empty, int wg)
+{
+    using shape = narrow<N, PAIR>;
+    int cluster = cluster_size(), n_clusters = (int)gridDim.x / cluster;
+    int first_tile = (int)blockIdx.x / cluster;
+    int n_tiles = (a.n_m_tiles + shape::TILES - 1) / shape::TILES;
+    int range = shape::range_of(cluster_rank(), wg);
+    int begin = range * a.n_k / a.n_ranges, n = (range + 1) * a.n_k / a.n_ranges - begin;
+    if (n == 0 || first_tile >= n_tiles)
+        return;
+    uint64_t policy = evict_first();
+    int total = (n_tiles - first_tile + n_clusters - 1) / n_clusters * n;
+    auto weights = [&](int i) {
+        int slot = i % shape::DEPTH, tile = first_tile + i / n * n_clusters, k = begin + i % n;
+        barrier_expect(&full[slot], shape::STAGE);
+#pragma unroll
+        for (int j = 0; j < shape::TILES; j++) {
+            int m = tile * shape::TILES + j; /* a tile past the end is summed, and dropped */
+            m = m < a.n_m_tiles ? m : a.n_m_tiles - 1;
+            copy_weight(slots + slot * shape::STAGE + j * TILE_BYTES,
+                        a.w + ((int64_t)m * a.n_k + k) * TILE_BYTES, TILE_BYTES, &full[slot],
+                        policy);
+        }
+    };
+    auto rows = [&](int i) {
+        int slot = i % shape::DEPTH, k = begin + i % n;
+        copy_box(slots + slot * shape::STAGE + shape::TILES * TILE_BYTES, x_map,
+                 k / a.n_planes * TILE, 0, &full[slot]);
+    };
+    int ahead = total < shape::FLIGHT ? total : shape::FLIGHT;
+    for (int i = 0; i < ahead; i++)
+        weights(i);
+    pdl_wait();
+    for (int i = 0; i < ahead; i++)
+        rows(i);
+    for (int i = ahead; i < total; i++) {
+        barrier_wait(&empty[i % shape::DEPTH], (i / shape::DEPTH - 1) & 1);
+        int landed = i - shape::FLIGHT;
+        barrier_wait(&full[landed % shape::DEPTH], landed / shape::DEPTH & 1);
+        weights(i);
+        rows(i);
+    }
+}
+
+template <int N, bool PAIR>
+__global__ static void __launch_bounds__(narrow<N, PAIR>::BOUND, 1)
     narrow_kernel(const __grid_constant__ CUtensorMap x_map,
                   const __grid_constant__ struct linear_args a)
 {
-    using shape = narrow<N>;
+    using shape = narrow<N, PAIR>;
     extern __shared__ char raw[];
     char *ring = reinterpret_cast<char *>(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
-    char *partials = ring + 2 * shape::DEPTH * shape::STAGE;
-    char *tables = partials + shape::partial_bytes(a.n_ranges);
-    struct lora_table table = lora_table_at(tables, shape::SEGS);
-    int *unit_end = reinterpret_cast<int *>(tables + lora_table_bytes(shape::SEGS));
-    float *shrink_sums = reinterpret_cast<float *>(unit_end + shape::SEGS * LORA_PARTS_MAX);
-    uint64_t *full = reinterpret_cast<uint64_t *>(shrink_sums + 2 * (4 * LORA_UNIT + 4));
-    uint64_t *empty = full + 2 * shape::DEPTH;
-    uint64_t *partials_full = empty + 2 * shape::DEPTH; /* [2] */
-    uint64_t *partials_free = partials_full + 2;
+    char *partials = ring + shape::RINGS * shape::DEPTH * shape::STAGE;
+    char *deltas = partials + shape::partial_bytes(a.n_ranges);
+    char *stage_b = deltas + shape::delta_bytes(a.n_ranges), *stage_t = stage_b + shape::B_BYTES;
+    char *tables = stage_t + shape::T_BYTES;
+    uint64_t *full = reinterpret_cast<uint64_t *>(tables + lora_table_bytes(shape::SEGS) +
+                                                  shape::SEGS * LORA_PARTS_MAX * sizeof(int));
+    uint64_t *empty = full + shape::RINGS * shape::DEPTH;
+    uint64_t *partials_full = empty + shape::RINGS * shape::DEPTH; /* [2], of a warpgroup */
+    uint64_t *partials_free = partials_full + 2;                   /* [2], if paired; else [1] */
+    uint64_t *deltas_full = partials_free + 2, *deltas_free = deltas_full + 1;
+    uint64_t *b_full = deltas_free + 1, *b_free = b_full + shape::B_SLOTS;
 
     int cluster = cluster_size(), rank = cluster_rank();
     int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31;
-    int first_tile = (int)blockIdx.x / cluster, n_clusters = (int)gridDim.x / cluster;
     pdl_trigger();
     if (threadIdx.x == 0) {
-        for (int i = 0; i < 2 * shape::DEPTH; i++) {
+        for (int i = 0; i < shape::RINGS * shape::DEPTH; i++) {
             barrier_init(&full[i], 1);
-            barrier_init(&empty[i], 4);
+            barrier_init(&empty[i], 8 / shape::RINGS);
         }
-        barrier_init(&partials_full[0], 1);
-        barrier_init(&partials_full[1], 1);
-        barrier_init(partials_free, 8 * cluster);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        for (int i = 0; i < 2; i++) {
+            barrier_init(&partials_full[i], 1);
+            barrier_init(&partials_free[i], 8 / shape::TILES * cluster);
+        }
+        barrier_init(deltas_full, ADAPTER_WARPS);
+        barrier_init(deltas_free, 8);
+        for (int i = 0; i < shape::B_SLOTS; i++) {
+            barrier_init(&b_full[i], 1);
+            barrier_init(&b_free[i], ADAPTER_WARPS);
+        }
+        barrier_init_done();
     }
     if (cluster > 1)
         cluster_meet();
     else
         __syncthreads();
 
-    if (warp == 10) {
-        if (a.next.n_parts > 0)
-            lora_prefetch_next(a.next, lora_n_segs(a.next), a.next_d_in, lane);
-    } else if (warp >= 8) { /* producers: warp 8 fills warpgroup 0's ring, warp 9 warpgroup 1's */
-        int wg = warp - 8, range = 2 * rank + wg;
-        int begin = range * a.n_k / a.n_ranges, n = (range + 1) * a.n_k / a.n_ranges - begin;
-        if (lane == 0 && n > 0) {
-            uint64_t policy = evict_first();
-            int total = first_tile < a.n_m_tiles
-                            ? (a.n_m_tiles - first_tile + n_clusters - 1) / n_clusters * n
-                            : 0;
-            char *slots = ring + wg * shape::DEPTH * shape::STAGE;
-            uint64_t *my_full = full + wg * shape::DEPTH, *my_empty = empty + wg * shape::DEPTH;
-            auto weights = [&](int i) {
-                int slot = i % shape::DEPTH, tile = first_tile + i / n * n_clusters;
-                int k = begin + i % n;
-                barrier_expect(&my_full[slot], shape::STAGE);
-                copy_weight(slots + slot * shape::STAGE,
-                            a.w + ((int64_t)tile * a.n_k + k) * TILE_BYTES, TILE_BYTES,
-                            &my_full[slot], policy);
-            };
-            auto rows = [&](int i) {
-                int slot = i % shape::DEPTH, k = begin + i % n;
-                copy_box(slots + slot * shape::STAGE + TILE_BYTES, &x_map, k / a.n_planes * TILE, 0,
-                         &my_full[slot]);
-            };
-            int ahead = total < shape::DEPTH ? total : shape::DEPTH;
-            for (int i = 0; i < ahead; i++)
-                weights(i);
-            pdl_wait();
-            for (int i = 0; i < ahead; i++)
-                rows(i);
-            for (int i = ahead; i < total; i++) {
-                barrier_wait(&my_empty[i % shape::DEPTH], (i / shape::DEPTH - 1) & 1);
-                weights(i);
-                rows(i);
-            }
-        }
-        __syncwarp();
-    } else {
-        int wg = warp >> 2, me = 2 * rank + wg; /* my range, and my share of the rows */
-        int thread = (int)threadIdx.x & 127, g = lane >> 2, t = lane & 3;
-        int units_each = shape::units_each(a.n_ranges);
-        /* Units are rows 0-7, 8-15, ...; mine are me, me + n_ranges, ... */
-        int n_row_units = (a.n_rows + 7) / 8;
-        int n_mine = n_row_units > me ? (n_row_units - me + a.n_ranges - 1) / a.n_ranges : 0;
-        int begin = me * a.n_k / a.n_ranges, n = (me + 1) * a.n_k / a.n_ranges - begin;
-        const char *slots = ring + wg * shape::DEPTH * shape::STAGE;
-        uint64_t *my_full = full + wg * shape::DEPTH, *my_empty = empty + wg * shape::DEPTH;
-        char *mine = partials + wg * (a.n_ranges - 1) * units_each * shape::PIECE + thread * 16;
-
-        int n_segs = lora_n_segs(a.lora), n_units = 0;
+    struct adapter_memory memory = {lora_table_at(tables, shape::SEGS),
+                                    reinterpret_cast<int *>(tables + lora_table_bytes(shape::SEGS)),
+                                    stage_b,
+                                    stage_t,
+                                    deltas,
+                                    b_full,
+                                    b_free,
+                                    deltas_full,
+                                    deltas_free};
+    if (warp >= NARROW_ADAPTERS) {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(shape::ADAPT_REGISTERS));
+        int n_segs = lora_n_segs(a.lora);
         if (n_segs > shape::SEGS)
             __trap(); /* the caller broke ops.h: more segments than the table holds */
-        if (n_segs > 0) {
-            int n = n_segs * a.lora.n_parts;
-            lora_table_fill(table, a.lora, 0, n_segs, (int)threadIdx.x, NARROW_CONSUMERS);
-            named_sync(1, NARROW_CONSUMERS);
-            for (int i = (int)threadIdx.x; i < n; i += NARROW_CONSUMERS) {
-                struct lora_span span = table.spans[i / a.lora.n_parts];
-                unit_end[i] = (span.row_end - span.row_begin + 7) / 8 *
-                              ((table.cells[i].rank + 15) / 16);
+        if (n_segs > 0)
+            narrow_adapters<N, PAIR>(a, memory, n_segs);
+        return;
+    }
+    if (warp >= NARROW_FILLERS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(shape::FILL_REGISTERS));
+        int i = warp - NARROW_FILLERS;
+        if (i == 2) { /* fills B's */
+            memory.table.n = lora_n_segs(a.lora);
+            if (memory.table.n == 0)
+                return;
+            named_sync(2, (ADAPTER_WARPS + 1) * 32);
+            lora_table_look(memory.table, a.lora.n_parts, lane);
+            if (narrow_staged<N, PAIR>(a, memory.table))
+                narrow_fill_b<N, PAIR>(a, memory, lane);
+        } else if (i < shape::RINGS && lane == 0)
+            narrow_fill<N, PAIR>(a, &x_map, ring + i * shape::DEPTH * shape::STAGE,
+                                 full + i * shape::DEPTH, empty + i * shape::DEPTH, i);
+        return;
+    }
+
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(shape::MULTIPLY_REGISTERS));
+    int wg = warp >> 2, me = shape::range_of(rank, wg); /* my range, and my share of the rows */
+    int thread = (int)threadIdx.x & 127, g = lane >> 2, t = lane & 3;
+    int n_clusters = (int)gridDim.x / cluster;
+    int n_tiles = (a.n_m_tiles + shape::TILES - 1) / shape::TILES;
+    int units_each = shape::units_each(a.n_ranges);
+    /* Units are rows 0-7, 8-15, ...; mine are me, me + n_ranges, ... */
+    int n_row_units = (a.n_rows + 7) / 8;
+    int n_mine = n_row_units > me ? (n_row_units - me + a.n_ranges - 1) / a.n_ranges : 0;
+    int begin = me * a.n_k / a.n_ranges, n = (me + 1) * a.n_k / a.n_ranges - begin;
+    int my_ring = shape::PAIRED ? 0 : wg;
+    const char *slots = ring + my_ring * shape::DEPTH * shape::STAGE;
+    const int w_at = shape::PAIRED ? wg * TILE_BYTES : 0;
+    uint64_t *my_full = full + my_ring * shape::DEPTH, *my_empty = empty + my_ring * shape::DEPTH;
+    uint64_t *my_free = partials_free + (shape::PAIRED ? wg : 0);
+    char *mine = partials + wg * (a.n_ranges - 1) * units_each * shape::PIECE + thread * 16;
+    const char *my_deltas = deltas + wg * units_each * shape::PIECE + thread * 16;
+    bool adapters = lora_n_segs(a.lora) > 0;
+
+    int stage = 0, tile_no = 0;
+    uint32_t phase = 0;
+    for (int tile = (int)blockIdx.x / cluster; tile < n_tiles; tile += n_clusters, tile_no++) {
+        float acc[N / 2];
+#pragma unroll
+        for (int i = 0; i < N / 2; i++)
+            acc[i] = 0;
+        for (int k = 0; k < n; k++) {
+            barrier_wait(&my_full[stage], phase);
+            uint32_t at = shared_address(slots + stage * shape::STAGE);
+            uint64_t w = wgmma_descriptor(at + w_at);
+            uint64_t b = wgmma_descriptor(at + shape::TILES * TILE_BYTES);
+            wgmma_fence();
+#pragma unroll
+            for (int s = 0; s < 4; s++)
+                wgmma<N>(acc, w + 2 * s, b + 2 * s, k > 0 || s > 0);
+            wgmma_commit();
+            wgmma_wait<0>();
+            if (lane == 0)
+                barrier_arrive(&my_empty[stage]);
+            if (++stage == shape::DEPTH) {
+                stage = 0;
+                phase ^= 1;
             }
-            lora_scan(unit_end, n, (int)threadIdx.x, NARROW_CONSUMERS, 1);
-            n_units = unit_end[n - 1];
-            /* Mostly there already: the linear before this one has asked for them. */
-            for (int j = 0; j < SHRINK_AHEAD && (warp & 3) == 3; j++) {
-                int i = first_work(wg) + j * (int)gridDim.x * 2;
-                if (i < n_units * a.n_slices)
-                    shrink_prefetch(a, table, unit_end, i, lane);
-            }
-            narrow_prefetch_b(a, table, first_tile, rank, cluster);
         }
-        pdl_wait();
-        if (n_units > 0)
-            narrow_shrink(a, table, unit_end, n_units, shrink_sums + wg * (4 * LORA_UNIT + 4), wg);
 
-        int stage = 0, tile_no = 0;
-        uint32_t phase = 0;
-        for (int tile = first_tile; tile < a.n_m_tiles; tile += n_clusters, tile_no++) {
-            if (n_units > 0)
-                narrow_prefetch_b(a, table, tile + n_clusters, rank, cluster);
-            float acc[N / 2];
+        /* Hand the others their rows of my range. */
+        if (thread == 0)
+            barrier_expect(&partials_full[wg],
+                           (uint32_t)(n_mine * (a.n_ranges - 1) * shape::PIECE));
+        if (tile_no > 0)
+            barrier_wait(my_free, (tile_no - 1) & 1);
 #pragma unroll
-            for (int i = 0; i < N / 2; i++)
-                acc[i] = 0;
-            for (int k = 0; k < n; k++) {
-                barrier_wait(&my_full[stage], phase);
-                uint32_t at = shared_address(slots + stage * shape::STAGE);
-                uint64_t w = wgmma_descriptor(at), b = wgmma_descriptor(at + TILE_BYTES);
-                wgmma_fence();
-#pragma unroll
-                for (int s = 0; s < 4; s++)
-                    wgmma<N>(acc, w + 2 * s, b + 2 * s, k > 0 || s > 0);
-                wgmma_commit();
-                wgmma_wait<0>();
-                if (lane == 0)
-                    barrier_arrive(&my_empty[stage]);
-                if (++stage == shape::DEPTH) {
-                    stage = 0;
-                    phase ^= 1;
-                }
-            }
+        for (int u = 0; u < shape::UNITS; u++) {
+            int owner = u % a.n_ranges, from = me < owner ? me : me - 1;
+            int block = shape::PAIRED ? owner : owner >> 1, its = shape::PAIRED ? wg : owner & 1;
+            char *to = partials +
+                       ((its * (a.n_ranges - 1) + from) * units_each + u / a.n_ranges) *
+                           shape::PIECE +
+                       thread * 16;
+            if (owner != me && u < n_row_units)
+                store_remote(shared_address(to), block, &partials_full[its], acc[4 * u],
+                             acc[4 * u + 1], acc[4 * u + 2], acc[4 * u + 3]);
+        }
+        barrier_wait(&partials_full[wg], tile_no & 1);
 
-            /* Hand the others their rows of my range. */
-            if (thread == 0)
-                barrier_expect(&partials_full[wg],
-                               (uint32_t)(n_mine * (a.n_ranges - 1) * shape::PIECE));
-            if (tile_no > 0)
-                barrier_wait(partials_free, (tile_no - 1) & 1);
+        /* Add up mine, from +0 on so that no sum is -0; the sums stay in my own place of the first
+         * partial. */
 #pragma unroll
-            for (int u = 0; u < shape::UNITS; u++) {
-                int owner = u % a.n_ranges, from = me < owner ? me : me - 1;
-                char *to = partials +
-                           (((owner & 1) * (a.n_ranges - 1) + from) * units_each + u / a.n_ranges) *
-                               shape::PIECE +
-                           thread * 16;
-                if (owner != me && u < n_row_units)
-                    store_remote(shared_address(to), owner >> 1, &partials_full[owner & 1],
-                                 acc[4 * u], acc[4 * u + 1], acc[4 * u + 2], acc[4 * u + 3]);
+        for (int u = 0; u < shape::UNITS; u++) {
+            if (u % a.n_ranges != me || u >= n_row_units)
+                continue;
+            char *at = mine + u / a.n_ranges * shape::PIECE;
+            float4 sum = make_float4(0, 0, 0, 0);
+            for (int r = 0; r < a.n_ranges; r++) {
+                float4 v = make_float4(acc[4 * u], acc[4 * u + 1], acc[4 * u + 2], acc[4 * u + 3]);
+                if (r != me)
+                    v = *reinterpret_cast<float4 *>(at + (r < me ? r : r - 1) * units_each *
+                                                             shape::PIECE);
+                sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
             }
-            barrier_wait(&partials_full[wg], tile_no & 1);
-
-            /* Add up mine; the sums stay in my own place of the first partial. */
+            *reinterpret_cast<float4 *>(at) = sum;
+        }
+        int out[2];
+        outputs_of(out, a,
+                   (tile * shape::TILES + (shape::PAIRED ? wg : 0)) * TILE + (warp & 3) * 16 + g);
+        float bias[2] = {};
 #pragma unroll
-            for (int u = 0; u < shape::UNITS; u++) {
-                if (u % a.n_ranges != me || u >= n_row_units)
-                    continue;
-                char *at = mine + u / a.n_ranges * shape::PIECE;
-                float4 sum;
-                for (int r = 0; r < a.n_ranges; r++) {
-                    float4 v = make_float4(acc[4 * u], acc[4 * u + 1], acc[4 * u + 2],
-                                           acc[4 * u + 3]);
-                    if (r != me)
-                        v = *reinterpret_cast<float4 *>(at + (r < me ? r : r - 1) * units_each *
-                                                                 shape::PIECE);
-                    sum = r == 0 ? v
-                                 : make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
-                }
-                *reinterpret_cast<float4 *>(at) = sum;
-            }
-            if (n_units > 0 && tile_no == 0)
-                wait_for_units(a.n_done, n_units);
-            int out[2];
-            outputs_of(out, a, tile * TILE + (warp & 3) * 16 + g);
-            for (int i = 0; a.bias != nullptr && i < n_mine; i++)
-                add_bias(mine + i * shape::PIECE, a, out);
-            if (n_units > 0)
-                lora_expand<4>({mine, shape::PIECE, n_mine, 8 * me, 8 * a.n_ranges}, table, a.lora,
-                               out, lane);
+        for (int i = 0; i < 2; i++)
+            if (a.bias != nullptr && out[i] >= 0)
+                bias[i] = __ldg(a.bias + out[i]);
+        if (adapters)
+            barrier_wait(deltas_full, tile_no & 1);
 #pragma unroll 1
-            for (int i = 0; i < n_mine; i++) {
-                float4 v = *reinterpret_cast<float4 *>(mine + i * shape::PIECE);
-                store_tile({v.x, v.y, v.z, v.w}, a, out, 8 * (me + i * a.n_ranges) + 2 * t);
+        for (int i = 0; i < n_mine; i++) {
+            float4 v = *reinterpret_cast<float4 *>(mine + i * shape::PIECE);
+            v = make_float4(v.x + bias[0], v.y + bias[0], v.z + bias[1], v.w + bias[1]);
+            if (adapters) {
+                float4 d = *reinterpret_cast<const float4 *>(my_deltas + i * shape::PIECE);
+                v = make_float4(v.x + d.x, v.y + d.y, v.z + d.z, v.w + d.w);
             }
-            __syncwarp();
-            if (lane < cluster && tile + n_clusters < a.n_m_tiles) /* else nobody waits for it, and
-                                                                      that block may be gone */
-                barrier_arrive_remote(partials_free, lane);
+            store_tile({v.x, v.y, v.z, v.w}, a, out, 8 * (me + i * a.n_ranges) + 2 * t);
         }
-        if (n_units > 0) { /* the last block to be done with the count puts it back */
-            named_sync(1, NARROW_CONSUMERS);
-            if (threadIdx.x == 0 && atomicAdd(a.n_done + 1, 1) == (int)gridDim.x - 1) {
-                a.n_done[0] = 0;
-                a.n_done[1] = 0;
-                __threadfence();
-            }
-        }
+        __syncwarp();
+        if (adapters && lane == 0)
+            barrier_arrive(deltas_free);
+        if (lane < cluster && tile + n_clusters < n_tiles) /* else nobody waits for it, and that
+                                                              block may be gone */
+            barrier_arrive_remote(my_free, lane);
     }
 }
 

@@ -21,10 +21,11 @@ struct linear_args {
     enum store store;
     struct lora_view lora, next; /* next: of the linear after this one, a hint */
     int next_d_in;
-    int n_slices; /* of d_in */
-    float *slices;
-    unsigned *slice_done;
-    int *n_done; /* [0]: units of t' done, [1]: blocks that need the count no more */
+    int n_chains;  /* of d_in, whole slices */
+    float *chains; /* [units, n_chains, LORA_UNIT], where that is at most n_chain_floats */
+    int64_t n_chain_floats;
+    int *chains_done; /* [units] */
+    int *n_done;      /* [0]: units of t' done, [1]: blocks that need the count no more */
 };
 
 /* ---- barriers and copies

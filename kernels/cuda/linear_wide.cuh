@@ -103,26 +103,29 @@ __device__ static void wide_store_straight(const float (&c)[wide::N / 2],
                    row0 + 8 * j + 2 * (lane & 3));
 }
 
-/* Adds the bias (with the first table) and the deltas of the table's segments to a warp's 16
- * outputs by N rows: B's fragment is loaded once a segment, part and 16 ranks, and serves all rows.
- * The order of a row's sum is lora_expand's. */
+__device__ static inline void wide_add_bias(float (&c)[wide::N / 2], const struct linear_args &a,
+                                            const int (&out)[2])
+{
+    float b0 = out[0] >= 0 ? __ldg(a.bias + out[0]) : 0;
+    float b1 = out[1] >= 0 ? __ldg(a.bias + out[1]) : 0;
+#pragma unroll
+    for (int u = 0; u < wide::UNITS; u++) {
+        c[4 * u] += b0;
+        c[4 * u + 1] += b0;
+        c[4 * u + 2] += b1;
+        c[4 * u + 3] += b1;
+    }
+}
+
+/* Adds the deltas of the table's segments to a warp's 16 outputs by N rows: B's fragment is loaded
+ * once a segment, part and 16 ranks, and serves all rows. The order of a row's sum is lora_delta's.
+ */
 __device__ static inline void wide_add(float (&c)[wide::N / 2], const struct linear_args &a,
-                                       const struct lora_table &table, bool first_table,
-                                       const int (&out)[2], int row0, int lane)
+                                       const struct lora_table &table, const int (&out)[2],
+                                       int row0, int lane)
 {
     const struct lora_view &v = a.lora;
     int g = lane >> 2, t = lane & 3;
-    if (first_table && a.bias != nullptr) {
-        float b0 = out[0] >= 0 ? __ldg(a.bias + out[0]) : 0;
-        float b1 = out[1] >= 0 ? __ldg(a.bias + out[1]) : 0;
-#pragma unroll
-        for (int u = 0; u < wide::UNITS; u++) {
-            c[4 * u] += b0;
-            c[4 * u + 1] += b0;
-            c[4 * u + 2] += b1;
-            c[4 * u + 3] += b1;
-        }
-    }
 #pragma unroll 1
     for (int s = 0; s < table.n; s++) {
         const struct lora_span span = table.spans[s];
@@ -312,16 +315,19 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
                     barrier_arrive_remote(&empty[before], lane);
 #pragma unroll
                 for (int i = 0; i < wide::N / 2; i++)
-                    total[i] = range == 0 ? acc[i] : total[i] + acc[i];
+                    total[i] = (range == 0 ? 0.0f : total[i]) + acc[i];
             }
 
             int out[2];
             outputs_of(out, a, m_tile * TILE + warp * 16 + g);
             if (m_tile >= a.n_m_tiles)
                 out[0] = out[1] = -1;
+            if (a.bias != nullptr)
+                wide_add_bias(total, a, out);
+            float delta[wide::N / 2] = {};
             /* Usually one table holds all segments over these rows; else the rest, table by table.
              */
-            for (int s = first_seg; s == first_seg || s < n_segs; s += wide::SEGS) {
+            for (int s = first_seg; s < n_segs; s += wide::SEGS) {
                 if (s > first_seg) {
                     if (lora_seg_at(a.lora, s).row_begin >= row0 + wide::N)
                         break; /* both warpgroups agree */
@@ -332,9 +338,11 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
                     named_sync(1, 256);
                     table_of = -1;
                 }
-                if (table.n > 0 || a.bias != nullptr)
-                    wide_add(total, a, table, s == first_seg, out, row0, lane);
+                wide_add(delta, a, table, out, row0, lane);
             }
+#pragma unroll
+            for (int i = 0; i < wide::N / 2; i++)
+                total[i] += delta[i];
             if (a.store == STORE_F32 || (a.store == STORE_BF16 && a.pair_width > 0))
                 wide_store_straight(total, a, out, row0, lane);
             else if (m_tile < a.n_m_tiles)

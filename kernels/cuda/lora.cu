@@ -186,8 +186,8 @@ void cuda_sgmv_shrink(struct backend *be, struct devptr t, struct devptr x, int 
 __global__ static void __launch_bounds__(EXPAND_WARPS * 32, 2)
     expand_kernel(bf16 *y, int n_rows, int d_out, const __grid_constant__ struct lora_view v)
 {
-    extern __shared__ float4 shared[]; /* [threads] accumulators, then the table */
-    struct lora_table table = lora_table_at(shared + EXPAND_WARPS * 32, EXPAND_ROWS);
+    extern __shared__ float4 shared[];
+    struct lora_table table = lora_table_at(shared, EXPAND_ROWS);
     int thread = (int)threadIdx.x, lane = thread & 31, g = lane >> 2, t = lane & 3;
     int rows_begin = (int)blockIdx.y * EXPAND_ROWS, row0 = rows_begin + thread / 32 * 8;
     int row = row0 + 2 * t, step = (int)gridDim.x * EXPAND_OUTS;
@@ -206,6 +206,7 @@ __global__ static void __launch_bounds__(EXPAND_WARPS * 32, 2)
         lora_prefetch_b(table, v, begin, begin + EXPAND_OUTS, thread, EXPAND_WARPS * 32);
         lora_prefetch_b(table, v, begin + step, begin + step + EXPAND_OUTS, thread,
                         EXPAND_WARPS * 32);
+        lora_table_look(table, v.n_parts, lane);
         if (!waited)
             pdl_wait();
         waited = true;
@@ -221,18 +222,14 @@ __global__ static void __launch_bounds__(EXPAND_WARPS * 32, 2)
                 c[i] = row + (i & 1) < n_rows && out[i >> 1] >= 0
                            ? __bfloat162float(y[(int64_t)(row + (i & 1)) * d_out + out[i >> 1]])
                            : 0;
-            shared[thread] = make_float4(c[0], c[1], c[2], c[3]);
-            lora_expand<8>({reinterpret_cast<char *>(&shared[thread]), 0, 1, row0, 8}, table, v,
-                           out, lane);
-            float4 q = shared[thread];
-            c[0] = q.x;
-            c[1] = q.y;
-            c[2] = q.z;
-            c[3] = q.w;
+            float d[2][4];
+            const int rows[2] = {row0, -1};
+            lora_delta(d, rows, table, v, out, lane);
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 if (row + (i & 1) < n_rows && out[i >> 1] >= 0)
-                    y[(int64_t)(row + (i & 1)) * d_out + out[i >> 1]] = __float2bfloat16_rn(c[i]);
+                    y[(int64_t)(row + (i & 1)) * d_out + out[i >> 1]] = __float2bfloat16_rn(
+                        c[i] + d[0][i]);
         }
     }
     if (!waited)
@@ -248,6 +245,6 @@ void cuda_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int 
     launch(
         be, "sgmv_expand", expand_kernel,
         dim3((unsigned)ceil_div(d_out_total, EXPAND_OUTS), (unsigned)ceil_div(n_rows, EXPAND_ROWS)),
-        EXPAND_WARPS * 32, EXPAND_WARPS * 32 * sizeof(float4) + lora_table_bytes(EXPAND_ROWS),
-        dev<bf16>(y), n_rows, d_out_total, lora_view_of(be, lora));
+        EXPAND_WARPS * 32, lora_table_bytes(EXPAND_ROWS), dev<bf16>(y), n_rows, d_out_total,
+        lora_view_of(be, lora));
 }

@@ -8,12 +8,13 @@
  *   t = A x       K is cut into chains of 256, each summed by mma.m16n8k16 in ascending k; four
  *                 chains make a slice of 1,024: ((c0 + c1) + c2) + c3; slices are added ascending.
  *   t' = bf16(weight * scaling * t)
- *   y += B t'     mma.m16n8k16 on the accumulator that holds W x + bias, 16 ranks a step,
- *                 ascending, segment after segment.
+ *   d = B t'      mma.m16n8k16 from zero on, 16 ranks a step, ascending, segment after segment.
+ *   y = (W x + bias) + d
  *
  * Rows are the columns of both products (n8), so a neighbour is another column and can't be seen: a
  * column whose row is not of the segment gets t' = 0, and adding zero products to an accumulator
- * leaves it as it is.
+ * leaves it as it is. W x is summed from +0 on and so is never -0: adding the zero of a row without
+ * an adapter leaves it as it is.
  *
  * The instruction doesn't mind in which order k runs as long as both operands agree: in the first
  * product lane t (of 4) takes eight consecutive k of a chunk of 32, in the second four consecutive
@@ -36,6 +37,11 @@ enum {
     LORA_T_PAD = 4,              /* a part's t begins at a multiple of this */
     LORA_UNIT = 128,             /* sums of a unit of shrink: 16 ranks by 8 rows */
 };
+
+static inline int lora_n_chains(int d_in) /* those of the last slice may be empty */
+{
+    return (d_in + LORA_SLICE - 1) / LORA_SLICE * (LORA_SLICE / LORA_CHAIN);
+}
 
 /* What the device needs of lora_args, by value. */
 struct lora_view {
@@ -139,6 +145,9 @@ struct lora_table {          /* in shared memory */
     struct lora_span *spans; /* [n] */
     struct lora_cell *cells; /* [n, n_parts] */
     int n;                   /* segments in it */
+    bool plain;              /* lora_table_look: all are bf16, ranks multiples of 4, B aligned */
+    int rank;                /* likewise: the largest */
+    int width;               /* likewise: of a row of t' */
 };
 
 static __host__ __device__ inline size_t lora_table_bytes(int n_segs)
@@ -152,6 +161,8 @@ __device__ static inline struct lora_table lora_table_at(void *memory, int capac
     t.cells = static_cast<struct lora_cell *>(memory);
     t.spans = reinterpret_cast<struct lora_span *>(t.cells + capacity * LORA_PARTS_MAX);
     t.n = 0;
+    t.plain = false;
+    t.rank = t.width = 0;
     return t;
 }
 
@@ -169,6 +180,22 @@ __device__ static inline void lora_table_fill(struct lora_table &table, const st
         if (p == 0)
             table.spans[i / v.n_parts] = {seg.row_begin, seg.row_begin + seg.n_rows};
     }
+}
+
+/* What lora_delta wants to know of the table; by a warp, after that barrier. */
+__device__ static inline void lora_table_look(struct lora_table &table, int n_parts, int lane)
+{
+    bool plain = true;
+    int rank = 0, width = 0;
+    for (int i = lane; i < table.n * n_parts; i += 32) {
+        const struct lora_cell cell = table.cells[i];
+        plain = plain && cell.dtype == DTYPE_BF16 && cell.rank % 4 == 0 && cell.b % 16 == 0;
+        rank = cell.rank > rank ? cell.rank : rank;
+        width = cell.t_at + cell.rank > width ? cell.t_at + cell.rank : width;
+    }
+    table.plain = __all_sync(0xffffffffu, plain);
+    table.rank = __reduce_max_sync(0xffffffffu, rank);
+    table.width = __reduce_max_sync(0xffffffffu, width);
 }
 
 /* ---- the matrix step
@@ -251,74 +278,109 @@ __device__ static inline int lora_find(const int *end, int n, int i)
 }
 
 /* One chain, by a warp: c[n] = A[rank0 ..+16][k_begin .. k_end) x[row + 8 n ..+8]^T. d_in and
- * k_begin are multiples of 8. c0, c1: rank g, rows 2t, 2t + 1; c2, c3: rank g + 8. */
+ * k_begin are multiples of 8. c0, c1: rank g, rows 2t, 2t + 1; c2, c3: rank g + 8. lora_chain is
+ * for bf16; the way of other types is a function of its own, so that the other code stays small:
+ * what doesn't fit the instruction cache comes from L2, behind the weights. */
+template <int NT> struct lora_chain_sums { /* see lora_sums */
+    float c[NT][4];
+};
+
+template <int NT>
+__device__ static __noinline__ struct lora_chain_sums<NT>
+lora_chain_planes(struct lora_cell cell, int rank0, int row, int row_end, const bf16 *x, int d_in,
+                  int k_begin, int k_end, int lane) {
+    struct lora_chain_sums<NT> sums;
+    float (&c)[NT][4] = sums.c;
+    int g = lane >> 2, t = lane & 3, r0 = rank0 + g, r1 = r0 + 8;
+    const void *a = reinterpret_cast<const void *>(cell.a);
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+        c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
+#pragma unroll 1
+    for (int k0 = k_begin; k0 < k_end; k0 += 32) {
+        int k = k0 + 8 * t;
+        float f0[8], f1[8];
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            bool inside = k + e < k_end;
+            f0[e] = inside && r0 < cell.rank
+                        ? load_as_float(a, (int64_t)r0 * d_in + k + e, cell.dtype)
+                        : 0;
+            f1[e] = inside && r1 < cell.rank
+                        ? load_as_float(a, (int64_t)r1 * d_in + k + e, cell.dtype)
+                        : 0;
+        }
+#pragma unroll 1
+        for (int plane = 0; plane < planes_of(cell.dtype); plane++) {
+            uint32_t p0[4], p1[4];
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                p0[e] = take_plane(f0[2 * e], f0[2 * e + 1]);
+                p1[e] = take_plane(f1[2 * e], f1[2 * e + 1]);
+            }
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                uint4 b = make_uint4(0, 0, 0, 0);
+                if (k < k_end && row + 8 * n + g < row_end)
+                    b = __ldcg(
+                        reinterpret_cast<const uint4 *>(x + (int64_t)(row + 8 * n + g) * d_in + k));
+                mma_bf16(c[n], p0[0], p1[0], p0[1], p1[1], b.x, b.y);
+                mma_bf16(c[n], p0[2], p1[2], p0[3], p1[3], b.z, b.w);
+            }
+        }
+    }
+    return sums;
+}
+
 template <int NT>
 __device__ static inline void lora_chain(float (&c)[NT][4], const struct lora_cell &cell, int rank0,
                                          int row, int row_end, const bf16 *x, int d_in, int k_begin,
                                          int k_end, int lane)
 {
-    constexpr int AHEAD = NT == 1 ? 4 : 2; /* chunks of 32 k in flight */
-    int g = lane >> 2, t = lane & 3;
-    int n_live = row_end - row;
-    const char *a = reinterpret_cast<const char *>(cell.a);
-    int r0 = rank0 + g, r1 = r0 + 8;
+    constexpr int AHEAD = NT == 1 ? 8 : 2; /* chunks of 32 k in flight */
+    if (cell.dtype != DTYPE_BF16) {
+        struct lora_chain_sums<NT> sums = lora_chain_planes<NT>(cell, rank0, row, row_end, x, d_in,
+                                                                k_begin, k_end, lane);
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                c[n][i] = sums.c[n][i];
+        return;
+    }
+    int g = lane >> 2, t = lane & 3, r0 = rank0 + g, r1 = r0 + 8;
+    const bf16 *a = reinterpret_cast<const bf16 *>(cell.a);
     bool live0 = r0 < cell.rank, live1 = r1 < cell.rank;
-    int dtype = cell.dtype;
 #pragma unroll
     for (int n = 0; n < NT; n++)
         c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
     const uint4 zero = make_uint4(0, 0, 0, 0);
+#pragma unroll 1
     for (int k0 = k_begin; k0 < k_end; k0 += 32 * AHEAD) {
         uint4 a0[AHEAD], a1[AHEAD], b[AHEAD][NT];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             int k = k0 + 32 * i + 8 * t;
             bool inside = k < k_end;
-            if (dtype == DTYPE_BF16) {
-                a0[i] = inside && live0 ? __ldg(reinterpret_cast<const uint4 *>(
-                                              a + ((int64_t)r0 * d_in + k) * 2))
-                                        : zero;
-                a1[i] = inside && live1 ? __ldg(reinterpret_cast<const uint4 *>(
-                                              a + ((int64_t)r1 * d_in + k) * 2))
-                                        : zero;
-            }
+            a0[i] = inside && live0
+                        ? __ldg(reinterpret_cast<const uint4 *>(a + (int64_t)r0 * d_in + k))
+                        : zero;
+            a1[i] = inside && live1
+                        ? __ldg(reinterpret_cast<const uint4 *>(a + (int64_t)r1 * d_in + k))
+                        : zero;
 #pragma unroll
             for (int n = 0; n < NT; n++)
-                b[i][n] = inside && 8 * n + g < n_live
+                b[i][n] = inside && row + 8 * n + g < row_end
                               ? __ldcg(reinterpret_cast<const uint4 *>(
                                     x + (int64_t)(row + 8 * n + g) * d_in + k))
                               : zero;
         }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            if (dtype == DTYPE_BF16) {
 #pragma unroll
-                for (int n = 0; n < NT; n++) {
-                    mma_bf16(c[n], a0[i].x, a1[i].x, a0[i].y, a1[i].y, b[i][n].x, b[i][n].y);
-                    mma_bf16(c[n], a0[i].z, a1[i].z, a0[i].w, a1[i].w, b[i][n].z, b[i][n].w);
-                }
-                continue;
-            }
-            int k = k0 + 32 * i + 8 * t;
-            float f0[8], f1[8];
-#pragma unroll
-            for (int e = 0; e < 8; e++) {
-                bool inside = k + e < k_end;
-                f0[e] = inside && live0 ? load_as_float(a, (int64_t)r0 * d_in + k + e, dtype) : 0;
-                f1[e] = inside && live1 ? load_as_float(a, (int64_t)r1 * d_in + k + e, dtype) : 0;
-            }
-            for (int plane = 0; plane < planes_of(dtype); plane++) {
-                uint32_t p0[4], p1[4];
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    p0[e] = take_plane(f0[2 * e], f0[2 * e + 1]);
-                    p1[e] = take_plane(f1[2 * e], f1[2 * e + 1]);
-                }
-#pragma unroll
-                for (int n = 0; n < NT; n++) {
-                    mma_bf16(c[n], p0[0], p1[0], p0[1], p1[1], b[i][n].x, b[i][n].y);
-                    mma_bf16(c[n], p0[2], p1[2], p0[3], p1[3], b[i][n].z, b[i][n].w);
-                }
+            for (int n = 0; n < NT; n++) {
+                mma_bf16(c[n], a0[i].x, a1[i].x, a0[i].y, a1[i].y, b[i][n].x, b[i][n].y);
+                mma_bf16(c[n], a0[i].z, a1[i].z, a0[i].w, a1[i].w, b[i][n].z, b[i][n].w);
             }
         }
     }
@@ -352,127 +414,154 @@ __device__ static inline void lora_load_b_floats(float (&w)[8], const struct lor
     }
 }
 
-/* The matrix steps of one segment whose B is not bf16 (or has an odd rank), plane by plane. */
-__device__ static inline void lora_expand_planes(float (&c)[4], const struct lora_cell &e, int o0,
-                                                 int o1, bool live0, bool live1, int r, uint32_t b0,
-                                                 uint32_t b1)
+/* The segments among base .. base + 31 whose part p has rows in the tiles: a bit each. */
+__device__ static inline unsigned lora_touching(const struct lora_table &table, int n_parts, int p,
+                                                int base, const int (&row)[2], int lane)
 {
-    float w[8];
-    lora_load_b_floats(w, e, o0, o1, live0, live1, r);
-    for (int plane = 0; plane < planes_of(e.dtype); plane++) {
-        uint32_t q0 = take_plane(w[0], w[1]), q2 = take_plane(w[2], w[3]);
-        uint32_t q1 = take_plane(w[4], w[5]), q3 = take_plane(w[6], w[7]);
-        mma_bf16(c, q0, q1, q2, q3, b0, b1);
+    bool touches = false;
+    if (base + lane < table.n) {
+        struct lora_span span = table.spans[base + lane];
+#pragma unroll
+        for (int u = 0; u < 2; u++)
+            touches |= span.row_begin < row[u] + 8 && span.row_end > row[u] && row[u] >= 0;
+        touches = touches && span.row_begin < span.row_end &&
+                  table.cells[(base + lane) * n_parts + p].rank > 0;
     }
+    return __ballot_sync(0xffffffffu, touches);
 }
 
-/* Where the accumulators of lora_expand lie: m16n8 tiles of eight rows each, a float4 a lane. */
-struct lora_tiles {
-    char *c;       /* the lane's own float4 of tile 0, in shared memory */
-    int c_step;    /* bytes from tile to tile */
-    int n;         /* tiles */
-    int row, step; /* first row of tile 0, rows from tile to tile */
+/* Four ranks of the t' of row `row`, if that is one of the segment's. */
+__device__ static inline uint2 lora_load_t(const struct lora_view &v, const struct lora_span &span,
+                                           const struct lora_cell &cell, int row, int r)
+{
+    if (row < span.row_begin || row >= span.row_end || r >= cell.rank)
+        return make_uint2(0, 0);
+    return __ldcg(reinterpret_cast<const uint2 *>(v.t + (int64_t)row * v.t_stride + cell.t_at + r));
+}
+
+/* Which of a segment's outputs a lane's rows g and g + 8 are. */
+struct lora_lane {
+    int o0, o1;
+    bool live0, live1;
 };
 
-/* Adds the deltas of the table's segments to the tiles, by a warp. out[0], out[1]: the outputs that
- * the lane's rows g and g + 8 of a tile are, or -1. BATCH segments' loads are in flight together.
- */
+struct lora_sums { /* by value through calls: what is pointed to can't stay in registers */
+    float c[2][4];
+};
+
+/* The next BATCH steps of the segments in todo, from rank next_rank of the first on; a step is 16
+ * ranks of a segment. No branches: a step too many multiplies zeros. */
 template <int BATCH>
-__device__ static inline void lora_expand(const struct lora_tiles &tiles,
-                                          const struct lora_table &table, const struct lora_view &v,
-                                          const int (&out)[2], int lane)
+__device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
+                                         const struct lora_table &table, const struct lora_view &v,
+                                         int p, int base, unsigned &todo, int &next_rank,
+                                         const struct lora_lane &o, int lane)
 {
-    int g = lane >> 2, t = lane & 3, first = 0;
-    for (int tile = 0; tile < tiles.n; tile++) {
-        int row0 = tiles.row + tile * tiles.step, row = row0 + g;
-        while (first < table.n && table.spans[first].row_end <= row0)
-            first++;
-        if (first == table.n || table.spans[first].row_begin >= row0 + 8)
-            continue; /* base model */
-        float4 *place = reinterpret_cast<float4 *>(tiles.c + tile * tiles.c_step);
-        float4 was = *place;
-        float c[4] = {was.x, was.y, was.z, was.w};
-        bool more = true;
-        for (int s0 = first; more && s0 < table.n; s0 += BATCH) {
-            bool overlap = false; /* two segments over the same rows: an ensemble */
-            unsigned touched = 0, mine = 0;
-            int end = -1;
+    int g = lane >> 2, t = lane & 3;
+    uint32_t a[BATCH][4];
+    uint2 f[BATCH][2];
 #pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                struct lora_span span = {INT32_MAX, INT32_MAX};
-                if (s0 + i < table.n)
-                    span = table.spans[s0 + i];
-                more = more && span.row_begin < row0 + 8;
-                if (!more || span.row_end <= row0 || span.row_end == span.row_begin)
-                    continue; /* the whole warp agrees */
-                touched |= 1u << i;
-                mine |= (unsigned)(row >= span.row_begin && row < span.row_end) << i;
-                overlap |= span.row_begin < end;
-                end = span.row_end;
-            }
-            for (int p = 0; p < v.n_parts && touched != 0; p++) {
-                int o0 = out[0] - v.part[p].out_begin, o1 = out[1] - v.part[p].out_begin;
-                bool live0 = out[0] >= 0 && o0 >= 0 && o0 < v.part[p].d_out;
-                bool live1 = out[1] >= 0 && o1 >= 0 && o1 < v.part[p].d_out;
-                if (!__any_sync(0xffffffffu, live0 || live1))
-                    continue;
-                const struct lora_cell *cells = table.cells + s0 * v.n_parts + p;
-                int rank[BATCH], rank_max = 0;
-                uintptr_t b[BATCH];
-                unsigned plain = 0; /* whose B is bf16, four ranks a load */
+    for (int i = 0; i < BATCH; i++) {
+        int s = base + (todo != 0 ? __ffs((int)todo) - 1 : 0), r = next_rank + 4 * t;
+        const struct lora_cell cell = table.cells[s * v.n_parts + p];
+        const struct lora_span span = table.spans[s];
+        bool is_step = todo != 0;
+        lora_load_b(a[i][0], a[i][2], cell.b, cell.rank, o.o0, r, is_step && o.live0);
+        lora_load_b(a[i][1], a[i][3], cell.b, cell.rank, o.o1, r, is_step && o.live1);
 #pragma unroll
-                for (int i = 0; i < BATCH; i++) {
-                    rank[i] = 0;
-                    b[i] = 0;
-                    if (!(touched >> i & 1))
-                        continue;
-                    const struct lora_cell *cell = cells + i * v.n_parts;
-                    rank[i] = cell->rank;
-                    b[i] = cell->b;
-                    plain |= (unsigned)(cell->dtype == DTYPE_BF16 && cell->rank % 4 == 0) << i;
-                    rank_max = rank[i] > rank_max ? rank[i] : rank_max;
-                }
-                /* All at once; an ensemble one after the other, so that the order is the segments',
-                 * and those that come in planes too. */
-                bool serial = overlap || (touched & ~plain) != 0;
-                unsigned todo = touched;
-                while (todo != 0) {
-                    unsigned now = serial ? todo & -todo : todo, my = mine & now;
-                    todo &= ~now;
-                    const struct lora_cell *cell = cells + (__ffs((int)(my | now)) - 1) * v.n_parts;
-                    if (my != 0)
-                        cell = cells + (__ffs((int)my) - 1) * v.n_parts;
-                    const bf16 *my_t = v.t + (int64_t)row * v.t_stride + cell->t_at;
-                    int my_rank = my != 0 ? cell->rank : 0;
+        for (int u = 0; u < 2; u++) {
+            f[i][u] = make_uint2(0, 0);
+            if (is_step && row[u] >= 0)
+                f[i][u] = lora_load_t(v, span, cell, row[u] + g, r);
+        }
+        next_rank += 16;
+        bool is_last = next_rank >= cell.rank;
+        next_rank = is_last ? 0 : next_rank;
+        todo = is_last ? todo & (todo - 1) : todo;
+    }
+#pragma unroll
+    for (int i = 0; i < BATCH; i++)
+#pragma unroll
+        for (int u = 0; u < 2; u++)
+            mma_bf16(c[u], a[i][0], a[i][1], a[i][2], a[i][3], f[i][u].x, f[i][u].y);
+}
+
+/* The same, one after the other, with any type and rank of B. */
+__device__ static __noinline__ struct lora_sums lora_steps_planes(struct lora_sums sums, int row0,
+                                                                  int row1, struct lora_table table,
+                                                                  const struct lora_view &v, int p,
+                                                                  int base, unsigned todo,
+                                                                  struct lora_lane o, int lane)
+{
+    const int row[2] = {row0, row1};
+    int g = lane >> 2, t = lane & 3;
+    for (; todo != 0; todo &= todo - 1) {
+        int s = base + __ffs((int)todo) - 1;
+        const struct lora_cell cell = table.cells[s * v.n_parts + p];
 #pragma unroll 1
-                    for (int r0 = 0; r0 < rank_max; r0 += 16) {
-                        int r = r0 + 4 * t;
-                        uint32_t a[BATCH][4];
-                        uint2 f = make_uint2(0, 0);
-                        if (r < my_rank)
-                            f = __ldcg(reinterpret_cast<const uint2 *>(my_t + r));
-                        if ((now & plain) == 0) {
-                            lora_expand_planes(c, *cell, o0, o1, live0, live1, r, f.x, f.y);
-                            continue;
-                        }
+        for (int r0 = 0; r0 < cell.rank; r0 += 16) {
+            float w[8];
+            uint2 f[2];
+            int r = r0 + 4 * t;
+            lora_load_b_floats(w, cell, o.o0, o.o1, o.live0, o.live1, r);
 #pragma unroll
-                        for (int i = 0; i < BATCH; i++) {
-                            bool take = now >> i & 1;
-                            lora_load_b(a[i][0], a[i][2], b[i], rank[i], o0, r, take && live0);
-                            lora_load_b(a[i][1], a[i][3], b[i], rank[i], o1, r, take && live1);
-                        }
+            for (int u = 0; u < 2; u++)
+                f[u] = row[u] >= 0 ? lora_load_t(v, table.spans[s], cell, row[u] + g, r)
+                                   : make_uint2(0, 0);
+#pragma unroll 1
+            for (int plane = 0; plane < planes_of(cell.dtype); plane++) {
+                uint32_t q0 = take_plane(w[0], w[1]), q2 = take_plane(w[2], w[3]);
+                uint32_t q1 = take_plane(w[4], w[5]), q3 = take_plane(w[6], w[7]);
 #pragma unroll
-                        for (int i = 0; i < BATCH; i++) {
-                            bool is_mine = my >> i & 1;
-                            if (now >> i & 1 && r0 < rank[i]) /* the whole warp agrees */
-                                mma_bf16(c, a[i][0], a[i][1], a[i][2], a[i][3], is_mine ? f.x : 0,
-                                         is_mine ? f.y : 0);
-                        }
-                    }
-                }
+                for (int u = 0; u < 2; u++)
+                    mma_bf16(sums.c[u], q0, q1, q2, q3, f[u].x, f[u].y);
             }
         }
-        *place = make_float4(c[0], c[1], c[2], c[3]);
+    }
+    return sums;
+}
+
+/* c[0], c[1] = the deltas of rows row[0] .. row[0] + 7 and row[1] .. row[1] + 7 (row[1] < 0: none)
+ * for 16 outputs, as m16n8 tiles, by a warp. out[0], out[1]: the outputs that the lane's rows g and
+ * g + 8 are, or -1. The loads of several steps are in flight together, and each fragment of B
+ * serves both tiles. */
+__device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
+                                         const struct lora_table &table, const struct lora_view &v,
+                                         const int (&out)[2], int lane)
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        c[0][i] = c[1][i] = 0;
+#pragma unroll 1
+    for (int p = 0; p < v.n_parts; p++) {
+        struct lora_lane o = {out[0] - v.part[p].out_begin, out[1] - v.part[p].out_begin, false,
+                              false};
+        o.live0 = out[0] >= 0 && o.o0 >= 0 && o.o0 < v.part[p].d_out;
+        o.live1 = out[1] >= 0 && o.o1 >= 0 && o.o1 < v.part[p].d_out;
+        if (!__any_sync(0xffffffffu, o.live0 || o.live1))
+            continue;
+#pragma unroll 1
+        for (int base = 0; base < table.n; base += 32) {
+            unsigned todo = lora_touching(table, v.n_parts, p, base, row, lane);
+            int next_rank = 0;
+            if (!table.plain) {
+                struct lora_sums sums;
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                    sums.c[i / 4][i % 4] = c[i / 4][i % 4];
+                sums = lora_steps_planes(sums, row[0], row[1], table, v, p, base, todo, o, lane);
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                    c[i / 4][i % 4] = sums.c[i / 4][i % 4];
+                continue;
+            }
+            while (todo != 0) {
+                if (table.rank <= 16 && __popc(todo) <= 2)
+                    lora_steps<2>(c, row, table, v, p, base, todo, next_rank, o, lane);
+                else
+                    lora_steps<8>(c, row, table, v, p, base, todo, next_rank, o, lane);
+            }
+        }
     }
 }
 

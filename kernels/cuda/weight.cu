@@ -121,10 +121,11 @@ void staging_close(struct backend *be)
     }
 }
 
-/* So many thread blocks share an output tile where rows are few that, on a card of 132
- * multiprocessors, all are busy nearly all of the time. The order of sums follows from it, for
- * everybody: it depends on the shape alone, not on the card at hand. */
-static int cluster_of(int n_m_tiles, int n_k_tiles)
+/* So many ranges of K that, where rows are few and a cluster of one, two or four thread blocks
+ * shares a tile of outputs, all of a card's 132 multiprocessors are busy nearly all of the time.
+ * The order of sums follows from it, for everybody: it depends on the shape alone, not on the card
+ * at hand. */
+static int ranges_of(int n_m_tiles, int n_k_tiles)
 {
     static const int resident[] = {132, 66, 32}; /* clusters of 1, 2, 4 blocks */
     int best = 1;
@@ -137,7 +138,7 @@ static int cluster_of(int n_m_tiles, int n_k_tiles)
             best = 1 << i;
         }
     }
-    return best;
+    return 2 * best;
 }
 
 int cuda_weight_create(struct backend *be, struct weight **out, const void *const *parts,
@@ -157,7 +158,7 @@ int cuda_weight_create(struct backend *be, struct weight **out, const void *cons
         w->n_m_tiles = ceil_div(w->d_out, TILE);
         w->n_k_tiles = ceil_div(d_in, TILE);
         w->n_planes = dtype == DTYPE_F16 ? 2 : 1;
-        w->cluster = cluster_of(w->n_m_tiles, w->n_k_tiles);
+        w->n_ranges = ranges_of(w->n_m_tiles, w->n_k_tiles);
         bytes = (size_t)w->n_m_tiles * w->n_k_tiles * w->n_planes * TILE_BYTES;
     }
     if (cudaMalloc(&w->data, bytes) != cudaSuccess) {

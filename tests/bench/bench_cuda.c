@@ -1,7 +1,7 @@
 /* bench_cuda: the operators of kernels/ops.h at the 8B shape, against the card and against peers.
  *
  *     bench_cuda [--backend NAME] [--only GROUP,GROUP] [--csv FILE] [--peers DIR] [--commit ID]
- *                [--read GB/S] [--math TFLOP/S] [--shrink N]
+ *                [--read GB/S] [--math TFLOP/S] [--shrink N] [--rows N,N]
  *
  * Groups:
  *   sgmv       shrink and expand, the pair alone, over rows x adapters x rank x out; K = 4096
@@ -23,7 +23,8 @@
  * peers-h100.csv and peers-h100-layer.csv beside this file, with their provenance in them; ratio is
  * peer / ours, so more than 1 is faster than the best of them.
  *
- * --shrink divides every width and size, so that the program itself can be tried on a small CPU. */
+ * --rows takes only these numbers of rows of groups sgmv to layer. --shrink divides every width and
+ * size, so that the program itself can be tried on a small CPU. */
 #include "engine/noise.h"
 #include "kernels/ops.h"
 #include "node/base/buf.h"
@@ -57,10 +58,10 @@ struct bench {
     const struct ops *ops;
     struct backend *be;
     struct backend_caps caps;
-    size_t word; /* bytes of an activation */
-    FILE *csv;   /* or NULL */
-    const char *peers;
-    double read, math; /* bytes and FLOP a second */
+    size_t word;              /* bytes of an activation */
+    FILE *csv;                /* or NULL */
+    const char *peers, *rows; /* rows: NULL, all */
+    double read, math;        /* bytes and FLOP a second */
     int shrink;
     uint16_t *noise; /* host, bf16 [n_noise] */
     size_t n_noise;
@@ -466,6 +467,23 @@ static void bench_pair(const struct bench *b, struct devptr pool, size_t pool_by
     free_adapters(b, &a);
 }
 
+/* "a,b" names group? */
+static bool is_in(const char *list, const char *name)
+{
+    size_t n = strlen(name);
+    for (const char *at = list; (at = strstr(at, name)) != NULL; at += n)
+        if ((at == list || at[-1] == ',') && (at[n] == ',' || at[n] == '\0'))
+            return true;
+    return false;
+}
+
+static bool is_wanted(const struct bench *b, int rows)
+{
+    char n[16];
+    snprintf(n, sizeof n, "%d", rows);
+    return b->rows == NULL || is_in(b->rows, n);
+}
+
 static void bench_sgmv(const struct bench *b)
 {
     static const int rows[] = {1, 8, 32, 64, 128, 256, 2048, 8192};
@@ -481,7 +499,7 @@ static void bench_sgmv(const struct bench *b)
     c.y = activations(b, (size_t)max_rows * (size_t)(FFN / b->shrink), 1);
     c.t = alloc_mem(b, (size_t)max_rows * 64 * sizeof(float));
     for (int r = 0; r < 8 && rows[r] <= max_rows; r++)
-        for (int k = 0; k < 2; k++)
+        for (int k = 0; k < 2 && is_wanted(b, rows[r]); k++)
             for (int o = 0; o < 3; o++) {
                 int adapters[] = {1, 8, 32, rows[r] <= 256 ? rows[r] : 32};
                 for (int a = 0; a < 4; a++)
@@ -564,6 +582,8 @@ static void bench_linear(const struct bench *b)
         struct linear_call c;
         open_linear(b, &c, d_in, d_out, max_rows, lm_head);
         for (int r = 0; r < 8 && product_rows[r] <= max_rows; r++) {
+            if (!is_wanted(b, product_rows[r]))
+                continue;
             c.n_rows = product_rows[r];
             struct timing t = measure(b, linear_run, &c, c.n_w);
             struct line l = {.group = "linear",
@@ -627,6 +647,8 @@ static void bench_lora(const struct bench *b)
         int d_out = outs[o] / b->shrink;
         open_linear(b, &c, d_in, d_out, max_rows, false);
         for (int r = 0; r < 8 && product_rows[r] <= max_rows; r++) {
+            if (!is_wanted(b, product_rows[r]))
+                continue;
             int rows = c.n_rows = product_rows[r];
             double base = measure(b, linear_run, &c, c.n_w).us;
             for (int k = 0; k < 2; k++) {
@@ -692,6 +714,8 @@ static void bench_layer(const struct bench *b)
                         ((size_t)4 << 20);
     struct devptr pool = noise_mem(b, pool_bytes);
     for (int r = 0; r < 8 && product_rows[r] <= max_rows; r++) {
+        if (!is_wanted(b, product_rows[r]))
+            continue;
         int rows = c.n_rows = product_rows[r];
         struct timing base = measure(b, layer_run, &c, 1);
         struct line l = {.group = "layer",
@@ -1121,16 +1145,6 @@ static const struct {
               {"layer", bench_layer}, {"attention", bench_attention}, {"small", bench_small}};
 enum { GROUPS = sizeof groups / sizeof *groups };
 
-/* "a,b" names group? */
-static bool is_in(const char *list, const char *name)
-{
-    size_t n = strlen(name);
-    for (const char *at = list; (at = strstr(at, name)) != NULL; at += n)
-        if ((at == list || at[-1] == ',') && (at[n] == ',' || at[n] == '\0'))
-            return true;
-    return false;
-}
-
 static const char *option(int argc, char **argv, const char *name, const char *otherwise)
 {
     for (int i = 1; i + 1 < argc; i++)
@@ -1141,8 +1155,8 @@ static const char *option(int argc, char **argv, const char *name, const char *o
 
 int main(int argc, char **argv)
 {
-    static const char *const known[] = {"--backend", "--only", "--csv",  "--peers",
-                                        "--commit",  "--read", "--math", "--shrink"};
+    static const char *const known[] = {"--backend", "--only", "--csv",    "--peers", "--commit",
+                                        "--read",    "--math", "--shrink", "--rows"};
     for (int i = 1; i < argc; i += 2) {
         bool is_known = false;
         for (size_t k = 0; k < sizeof known / sizeof *known; k++)
@@ -1154,6 +1168,7 @@ int main(int argc, char **argv)
     const char *only = option(argc, argv, "--only", NULL), *csv = option(argc, argv, "--csv", NULL);
     struct bench b = {.ops = ops_find(option(argc, argv, "--backend", "cuda"), &err),
                       .peers = option(argc, argv, "--peers", "tests/bench"),
+                      .rows = option(argc, argv, "--rows", NULL),
                       .read = atof(option(argc, argv, "--read", "3100")) * 1e9,
                       .math = atof(option(argc, argv, "--math", "800")) * 1e12,
                       .shrink = atoi(option(argc, argv, "--shrink", "1"))};
