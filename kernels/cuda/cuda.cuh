@@ -21,10 +21,9 @@ typedef __nv_bfloat16 bf16;
 struct linear_scratch {
     bf16 *t; /* A x, scaled, of the step's segments: [max_rows, t_stride] */
     int t_stride;
-    float *chains; /* narrow, and the three below: see linear_args */
-    int64_t n_chain_floats;
-    int *chains_done;
-    int *n_done;
+    uint64_t *tag_chains, *tag_t; /* narrow, and the two below: see linear_args */
+    int64_t n_tag_chains;
+    int *tag;
     int n_clusters[7][3]; /* resident together, of each narrow kernel, for 2, 4, 8 ranges */
     void *encode_tiled;   /* cuTensorMapEncodeTiled */
 };

@@ -183,6 +183,7 @@ template <int N, bool PAIR> static cudaError_t narrow_open(struct backend *be, i
     for (int i = 0; i < 3 && rc == cudaSuccess; i++) {
         cudaLaunchAttribute attributes[2];
         cudaLaunchConfig_t config = narrow_config<N, PAIR>(be, 2 << i, false, attributes);
+        BUG_IF(config.dynamicSmemBytes > most);
         int cluster = narrow<N, PAIR>::cluster(2 << i), all = be->n_multiprocessors / cluster;
         config.gridDim = dim3((unsigned)(all * cluster));
         resident[i] = all;
@@ -287,7 +288,6 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
     a.n_planes = w->n_planes;
     a.n_k = w->n_k_tiles * w->n_planes;
     a.n_ranges = w->n_ranges;
-    a.n_done = be->linear->n_done;
     /* A recorded step has at most a segment a row (ops.h), so the table holds them. */
     bool many = a.lora.d_n_segs == nullptr || !be->recording
                     ? a.lora.n_segs > (n_rows < 32 ? 32 : n_rows)
@@ -299,9 +299,10 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
         return;
     }
     a.n_chains = lora_n_chains(w->d_in);
-    a.chains = be->linear->chains;
-    a.n_chain_floats = be->linear->n_chain_floats;
-    a.chains_done = be->linear->chains_done;
+    a.tag_chains = be->linear->tag_chains;
+    a.tag_t = be->linear->tag_t;
+    a.n_tag_chains = be->linear->n_tag_chains;
+    a.tag = be->linear->tag;
     int choice = narrow_choice(be, w, n_rows);
     int resident = be->linear->n_clusters[choice][w->n_ranges == 8 ? 2 : w->n_ranges / 2 - 1];
     switch (choice) {
@@ -337,7 +338,7 @@ void cuda_linear_swiglu(struct backend *be, struct devptr y, struct devptr scrat
     cuda_swiglu(be, y, scratch, n_rows, w->d_out / 2);
 }
 
-enum { CHAIN_FLOATS_MAX = 8 << 20 };
+enum { TAG_CHAINS_MAX = 4 << 20 };
 
 int cuda_linear_open(struct backend *be, struct err *err)
 {
@@ -346,21 +347,26 @@ int cuda_linear_open(struct backend *be, struct err *err)
     s->t_stride = ceil_div(o->max_rank + 8 * LORA_PARTS_MAX * LORA_T_PAD, 8) * 8;
     /* Units of a step: each row at most max_rank ranks, each segment's parts rounded up to 16. */
     int n_units = NARROW_ROWS_MAX * (ceil_div(o->max_rank, 16) + LORA_PARTS_MAX);
-    s->n_chain_floats = (int64_t)n_units * lora_n_chains(o->max_d) * LORA_UNIT;
-    if (s->n_chain_floats > CHAIN_FLOATS_MAX)
-        s->n_chain_floats = CHAIN_FLOATS_MAX;
+    s->n_tag_chains = (int64_t)n_units * lora_n_chains(o->max_d) * LORA_UNIT;
+    if (s->n_tag_chains > TAG_CHAINS_MAX)
+        s->n_tag_chains = TAG_CHAINS_MAX;
+    size_t chain_bytes = (size_t)s->n_tag_chains * sizeof *s->tag_chains;
+    size_t t_bytes = (size_t)NARROW_ROWS_MAX * (size_t)(s->t_stride / 2) * sizeof *s->tag_t;
+    const int tag[4] = {1};
     cudaDriverEntryPointQueryResult found;
     cudaError_t rc = cudaMalloc(&s->t, (size_t)o->max_rows * (size_t)s->t_stride * sizeof(bf16));
     if (rc == cudaSuccess)
-        rc = cudaMalloc(&s->chains, (size_t)s->n_chain_floats * sizeof(float));
+        rc = cudaMalloc(&s->tag_chains, chain_bytes);
     if (rc == cudaSuccess)
-        rc = cudaMalloc(&s->chains_done, (size_t)n_units * sizeof(int));
+        rc = cudaMemset(s->tag_chains, 0, chain_bytes);
     if (rc == cudaSuccess)
-        rc = cudaMemset(s->chains_done, 0, (size_t)n_units * sizeof(int));
+        rc = cudaMalloc(&s->tag_t, t_bytes);
     if (rc == cudaSuccess)
-        rc = cudaMalloc(&s->n_done, 2 * sizeof(int));
+        rc = cudaMemset(s->tag_t, 0, t_bytes);
     if (rc == cudaSuccess)
-        rc = cudaMemset(s->n_done, 0, 2 * sizeof(int));
+        rc = cudaMalloc(&s->tag, sizeof tag);
+    if (rc == cudaSuccess)
+        rc = cudaMemcpy(s->tag, tag, sizeof tag, cudaMemcpyHostToDevice);
     if (rc != cudaSuccess)
         return err_set(err, ERR_NO_MEMORY, "cuda: scratch memory of %d rows for adapters: %s",
                        o->max_rows, cudaGetErrorString(rc));
@@ -387,8 +393,8 @@ void cuda_linear_close(struct backend *be)
     if (s == nullptr)
         return;
     cudaFree(s->t);
-    cudaFree(s->chains);
-    cudaFree(s->chains_done);
-    cudaFree(s->n_done);
+    cudaFree(s->tag_chains);
+    cudaFree(s->tag_t);
+    cudaFree(s->tag);
     delete s;
 }

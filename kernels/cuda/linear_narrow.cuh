@@ -11,9 +11,10 @@ template <int N, bool PAIR> struct narrow {
     static constexpr int TILES = PAIRED ? 2 : 1; /* of outputs, in the hands of a cluster */
     static constexpr int RINGS = PAIRED ? 1 : 2; /* one for both warpgroups, or one each */
     static constexpr int STAGE = TILES * TILE_BYTES + N * TILE * 2; /* bytes */
-    static constexpr int DEPTH = N <= 32   ? 6
-                                 : N <= 64 ? (PAIR ? 5 : 4)
-                                           : (PAIR ? 3 : 2); /* stages */
+    static constexpr int DEPTH = N <= 16 ? 6
+                                 : N == 32
+                                     ? 5
+                                     : (PAIR ? 5 : 3) - (N > 64) * (PAIR ? 2 : 1); /* stages */
     /* Stages on their way at a time, 64 KiB a block: enough to keep memory busy. More would make
      * all other loads wait behind them; the ring is deeper to ride over the ends of tiles. */
     static constexpr int FLIGHT = ((64 << 10) - 1) / (RINGS * STAGE) + 1 < DEPTH
@@ -51,6 +52,12 @@ template <int N, bool PAIR> struct narrow {
     }
     /* B on its way to the adapters' warps, and t' of the rows that they compute. */
     static constexpr int B_BYTES = N <= 64 ? 32768 : 16384, B_SLOTS = 16, T_BYTES = 12288;
+    /* With adapters a tile is finished when the next one has been summed, where there is room to
+     * keep it: the first tile's deltas come late. */
+    static __host__ __device__ bool lags(int n_ranges)
+    {
+        return N <= 64 && n_ranges >= 4;
+    }
     static __host__ __device__ int delta_bytes(int n_ranges)
     {
         return 2 * units_each(n_ranges) * PIECE;
@@ -58,8 +65,9 @@ template <int N, bool PAIR> struct narrow {
     static size_t shared_bytes(int n_ranges)
     {
         return 1024 + (size_t)RINGS * DEPTH * STAGE + partial_bytes(n_ranges) +
-               delta_bytes(n_ranges) + B_BYTES + T_BYTES + lora_table_bytes(SEGS) +
-               SEGS * LORA_PARTS_MAX * sizeof(int) + (2 * RINGS * DEPTH + 6 + 2 * B_SLOTS) * 8;
+               (lags(n_ranges) ? 3 : 1) * delta_bytes(n_ranges) + B_BYTES + T_BYTES +
+               lora_table_bytes(SEGS) + (SEGS * LORA_PARTS_MAX + N + 16) * sizeof(int) +
+               (2 * RINGS * DEPTH + 8 + 2 * B_SLOTS) * 8;
     }
 };
 
@@ -96,115 +104,139 @@ __device__ static inline struct shrink_unit shrink_unit_at(const struct lora_vie
     return u;
 }
 
-/* A unit's chains, summed by whoever brought the last of them. */
-__device__ static inline void add_chains(float (&total)[4], const float *chains, int n_chains)
+/* Words with a tag. What blocks hand one another within a launch are 64-bit words of 32 bits of
+ * data and the launch's tag: who reads one that doesn't bear the tag reads it again. A word is
+ * written and read whole, so there is no fence, no counter and no second trip. A launch's last
+ * block moves the tag on, and clears a piece of the words so that none is as old as the tag's
+ * range. */
+__device__ static inline void put_word(uint64_t *to, uint32_t data, uint32_t tag)
 {
-    const float4 *c = reinterpret_cast<const float4 *>(chains);
-#pragma unroll 4
-    for (int i = 0; i < n_chains; i += 4) {
-        float4 v[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            v[j] = __ldcg(c + (i + j) * 32);
-        float4 s = make_float4(
-            ((v[0].x + v[1].x) + v[2].x) + v[3].x, ((v[0].y + v[1].y) + v[2].y) + v[3].y,
-            ((v[0].z + v[1].z) + v[2].z) + v[3].z, ((v[0].w + v[1].w) + v[2].w) + v[3].w);
-        total[0] = i == 0 ? s.x : total[0] + s.x;
-        total[1] = i == 0 ? s.y : total[1] + s.y;
-        total[2] = i == 0 ? s.z : total[2] + s.z;
-        total[3] = i == 0 ? s.w : total[3] + s.w;
-    }
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"((uint64_t)tag << 32 | data)
+                 : "memory");
 }
 
-/* This warp's share of t'. All chains of all units stand in one list, cut evenly over the warps of
- * the grid; a unit that falls to several warps leaves its chains in memory. Where they would be too
- * many the list is cut between units. */
-__device__ static void narrow_shrink(const struct linear_args &a, const struct lora_table &table,
-                                     const int *unit_end, int n_units, int warp, int lane)
+__device__ static inline uint64_t get_word(const uint64_t *from)
 {
-    int g = lane >> 2, t = lane & 3, n_chains = a.n_chains;
-    int n_warps = ADAPTER_WARPS * (int)gridDim.x;
+    uint64_t w;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(w) : "l"(from) : "memory");
+    return w;
+}
+
+/* w, or what is there when the tag is. */
+__device__ static inline uint32_t await_word(uint64_t w, const uint64_t *from, uint32_t tag)
+{
+    while ((uint32_t)(w >> 32) != tag)
+        w = get_word(from);
+    return (uint32_t)w;
+}
+
+/* t' lies as [row, tag_t_stride] words of two ranks. */
+__device__ static inline uint64_t *word_of_t(const struct linear_args &a, int row, int at)
+{
+    return a.tag_t + (int64_t)row * (a.lora.t_stride / 2) + at / 2;
+}
+
+/* Puts two ranks, rank0 + rank (even) and the next, of a row of t'. */
+__device__ static inline void put_t(const struct linear_args &a, const struct shrink_unit &u,
+                                    int rank, int row, float lo, float hi, uint32_t tag)
+{
+    rank += u.rank0;
+    row += u.row;
+    if (rank < lora_padded(u.cell.rank) && row < u.row_end)
+        put_word(word_of_t(a, row, u.cell.t_at + rank),
+                 pack_bf16(u.cell.scale * lo, u.cell.scale * hi), tag);
+}
+
+/* This block's share of t = A x. All chains of all units stand in one list, cut evenly over the
+ * warps of the grid; chains are handed on as [unit, chain, 8 rows, 16 ranks] words. Where there
+ * would be too many of them the list is cut between units, and no more is to be done. */
+__device__ static void narrow_chains(const struct linear_args &a, const struct lora_table &table,
+                                     const int *unit_end, int n_units, bool whole, uint32_t tag,
+                                     int warp, int lane)
+{
+    int g = lane >> 2, t = lane & 3, n_chains = a.n_chains,
+        n_warps = ADAPTER_WARPS * (int)gridDim.x;
     /* The last blocks have the fewest tiles of outputs, some none: they begin. */
     int me = warp * (int)gridDim.x + (int)(gridDim.x - 1 - blockIdx.x);
-    int grain = (int64_t)n_units * n_chains * LORA_UNIT <= a.n_chain_floats ? 1 : n_chains;
+    int grain = whole ? n_chains : 1;
     int64_t pieces = (int64_t)n_units * n_chains / grain;
     int at = (int)(me * pieces / n_warps) * grain;
     int end = (int)((me + 1) * pieces / n_warps) * grain;
-    int n_done = 0;
-    while (at < end) {
-        int unit = at / n_chains, first = at % n_chains, n = n_chains - first;
-        n = n < end - at ? n : end - at;
-        at += n;
-        struct shrink_unit u = shrink_unit_at(a.lora, table, unit_end, unit);
-        float *chains = a.chains + (int64_t)unit * n_chains * LORA_UNIT + 4 * lane;
-        float total[4] = {}, slice[4] = {};
+    float total[4] = {}, slice[4] = {};
 #pragma unroll 1
-        for (int i = first; i < first + n; i++) {
-            int begin = i * LORA_CHAIN;
-            float c[1][4];
-            lora_chain<1>(c, u.cell, u.rank0, u.row, u.row_end, a.x, a.d_in, begin,
-                          begin + LORA_CHAIN < a.d_in ? begin + LORA_CHAIN : a.d_in, lane);
-            if (n < n_chains) {
-                __stcg(reinterpret_cast<float4 *>(chains + i * LORA_UNIT),
-                       make_float4(c[0][0], c[0][1], c[0][2], c[0][3]));
-                continue;
-            }
+    for (; at < end; at++) {
+        int unit = at / n_chains, i = at % n_chains, begin = i * LORA_CHAIN;
+        struct shrink_unit u = shrink_unit_at(a.lora, table, unit_end, unit);
+        float c[1][4];
+        lora_chain<1>(c, u.cell, u.rank0, u.row, u.row_end, a.x, a.d_in, begin,
+                      begin + LORA_CHAIN < a.d_in ? begin + LORA_CHAIN : a.d_in, lane);
+        if (!whole) {
+            uint64_t *to = a.tag_chains + (int64_t)at * LORA_UNIT + 2 * t * 16 + g;
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                slice[j] = i % 4 == 0 ? c[0][j] : slice[j] + c[0][j];
-                if (i % 4 == 3)
-                    total[j] = i == 3 ? slice[j] : total[j] + slice[j];
-            }
-        }
-        if (n < n_chains) {
-            int before = 0;
-            __syncwarp();
-            if (lane == 0)
-                asm volatile("atom.release.gpu.global.add.s32 %0, [%1], %2;"
-                             : "=r"(before)
-                             : "l"(a.chains_done + unit), "r"(n)
-                             : "memory");
-            if (__shfl_sync(0xffffffffu, before, 0) + n < n_chains)
-                continue;
-            if (lane == 0)
-                a.chains_done[unit] = 0;
-            add_chains(total, chains, n_chains);
+            for (int j = 0; j < 4; j++)
+                put_word(to + j % 2 * 16 + j / 2 * 8, __float_as_uint(c[0][j]), tag);
+            continue;
         }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            int rank = u.rank0 + g + j / 2 * 8, row = u.row + 2 * t + j % 2;
-            if (rank < lora_padded(u.cell.rank) && row < u.row_end)
-                a.lora.t[(int64_t)row * a.lora.t_stride + u.cell.t_at + rank] = __float2bfloat16_rn(
-                    u.cell.scale * total[j]);
+            slice[j] = i % 4 == 0 ? c[0][j] : slice[j] + c[0][j];
+            if (i % 4 == 3)
+                total[j] = i == 3 ? slice[j] : total[j] + slice[j];
         }
-        n_done++;
+        if (i + 1 < n_chains)
+            continue;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            float next = __shfl_down_sync(0xffffffffu, total[j], 4); /* the rank after mine */
+            if (g % 2 == 0)
+                put_t(a, u, g + j / 2 * 8, 2 * t + j % 2, total[j], next, tag);
+        }
     }
-    __syncwarp();
-    if (lane == 0 && n_done > 0)
-        asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(a.n_done), "r"(n_done)
-                     : "memory");
 }
 
-/* What is read afterwards (t') is read from L2, past a first-level cache that might hold what was
- * there before; so the wait needs no acquire, which would empty that cache for everybody. */
-__device__ static inline void wait_for_units(const int *n_done, int n_units, int lane)
+/* This block's share of t' = the sum of a unit's chains: a thread a sum. */
+__device__ static void narrow_sums(const struct linear_args &a, const struct lora_table &table,
+                                   const int *unit_end, int n_units, uint32_t tag, int thread)
 {
-    if (lane == 0) {
-        int n;
-        do
-            asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(n) : "l"(n_done) : "memory");
-        while (n < n_units);
+    enum { AHEAD = 16 };
+#pragma unroll 1
+    for (int unit = (int)(gridDim.x - 1 - blockIdx.x); unit < n_units; unit += (int)gridDim.x) {
+        struct shrink_unit u = shrink_unit_at(a.lora, table, unit_end, unit);
+        const uint64_t *chains = a.tag_chains + (int64_t)unit * a.n_chains * LORA_UNIT + thread;
+        float total = 0;
+#pragma unroll 1
+        for (int i = 0; i < a.n_chains; i += AHEAD) {
+            uint64_t w[AHEAD];
+            float c[AHEAD];
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++)
+                w[j] = i + j < a.n_chains ? get_word(chains + (i + j) * LORA_UNIT) : 0;
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++)
+                c[j] = i + j < a.n_chains
+                           ? __uint_as_float(await_word(w[j], chains + (i + j) * LORA_UNIT, tag))
+                           : 0;
+#pragma unroll
+            for (int j = 0; j < AHEAD; j += 4) {
+                float slice = ((c[j] + c[j + 1]) + c[j + 2]) + c[j + 3];
+                if (i + j < a.n_chains)
+                    total = i + j == 0 ? slice : total + slice;
+            }
+        }
+        float next = __shfl_down_sync(0xffffffffu, total, 1);
+        if (thread % 2 == 0)
+            put_t(a, u, thread % 16, thread / 16, total, next, tag);
     }
-    __syncwarp();
 }
 
 /* The adapters' shared memory. */
 struct adapter_memory {
     struct lora_table table;
     int *unit_end;
-    char *b, *t, *deltas;      /* deltas: of one tile, as the warpgroups hold their sums */
+    int *t_end;                /* how much of t' each of my rows has */
+    char *b, *t, *deltas;      /* deltas: of a tile or two, as the warpgroups hold their sums */
     uint64_t *b_full, *b_free; /* [B_SLOTS] */
-    uint64_t *deltas_full, *deltas_free;
+    uint64_t *deltas_full, *deltas_free; /* [2], or [1] without a lag */
 };
 
 /* Whether deltas are computed from shared memory: what is needed fits, and can be copied in bulk.
@@ -306,6 +338,75 @@ __device__ static void narrow_fill_b(const struct linear_args &a, const struct a
         });
 }
 
+/* Copies t' of this block's rows into shared memory, as it comes. */
+template <int N, bool PAIR>
+__device__ static void narrow_stage_t(const struct linear_args &a, const struct adapter_memory &m,
+                                      int width, uint32_t tag, int thread)
+{
+    using shape = narrow<N, PAIR>;
+    enum { AHEAD = 8, THREADS = ADAPTER_WARPS * 32 };
+    int units_each = shape::units_each(a.n_ranges), n_rows = (PAIR ? 1 : 2) * units_each * 8;
+    int rank = cluster_rank(), n_parts = a.lora.n_parts, words = m.table.width / 2;
+    auto row_at = [&](int i) {
+        return 8 * (shape::range_of(rank, i / 8 / units_each) + i / 8 % units_each * a.n_ranges) +
+               i % 8;
+    };
+    for (int i = thread; i < n_rows; i += THREADS) {
+        int row = row_at(i), end = 0;
+        for (int s = 0; s < m.table.n; s++) {
+            struct lora_span span = m.table.spans[s];
+            if (row < span.row_begin || row >= span.row_end)
+                continue;
+            for (int p = 0; p < n_parts; p++) {
+                const struct lora_cell *cell = &m.table.cells[s * n_parts + p];
+                end = cell->rank > 0 ? cell->t_at + cell->rank : end;
+            }
+        }
+        m.t_end[i] = end;
+    }
+    named_sync(1, THREADS);
+#pragma unroll 1
+    for (int i0 = thread; i0 < n_rows * words; i0 += AHEAD * THREADS) {
+        uint64_t w[AHEAD];
+        const uint64_t *from[AHEAD];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            int i = i0 + j * THREADS, r = i / words, at = i % words * 2;
+            bool is_there = i < n_rows * words && at < m.t_end[r];
+            from[j] = is_there ? word_of_t(a, row_at(r), at) : nullptr;
+            w[j] = is_there ? get_word(from[j]) : 0;
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            int i = i0 + j * THREADS;
+            if (from[j] != nullptr)
+                *reinterpret_cast<uint32_t *>(m.t + (i / words * width + i % words * 2) *
+                                                        2) = await_word(w[j], from[j], tag);
+        }
+    }
+    named_sync(1, THREADS);
+}
+
+/* When all of a block's adapters' warps have read all that they want: the last block of the grid
+ * moves the tag on. */
+__device__ static void narrow_done(const struct linear_args &a, uint32_t tag, int *is_last,
+                                   int thread)
+{
+    named_sync(1, ADAPTER_WARPS * 32);
+    if (thread == 0)
+        *is_last = atomicAdd(a.tag + 2, 1) == (int)gridDim.x - 1;
+    named_sync(1, ADAPTER_WARPS * 32);
+    if (*is_last == 0)
+        return;
+    int64_t n_t = (int64_t)NARROW_ROWS_MAX * (a.lora.t_stride / 2);
+    int64_t at = ((int64_t)tag * ADAPTER_WARPS * 32 + thread) % (n_t + a.n_tag_chains);
+    *(at < n_t ? a.tag_t + at : a.tag_chains + (at - n_t)) = 0;
+    if (thread == 0) {
+        a.tag[0] = tag + 1 != 0 ? (int)(tag + 1) : 1; /* 0 is the cleared words' */
+        a.tag[2] = 0;
+    }
+}
+
 /* Everything else that the adapters' warps do. */
 template <int N, bool PAIR>
 __device__ static void narrow_adapters(const struct linear_args &a, struct adapter_memory &m,
@@ -330,37 +431,26 @@ __device__ static void narrow_adapters(const struct linear_args &a, struct adapt
     bool staged = narrow_staged<N, PAIR>(a, table);
     int n_units = m.unit_end[n - 1];
     pdl_wait();
-    narrow_shrink(a, table, m.unit_end, n_units, warp, lane);
+    uint32_t tag = (uint32_t)get_word(reinterpret_cast<const uint64_t *>(a.tag));
+    bool whole = (int64_t)n_units * a.n_chains * LORA_UNIT > a.n_tag_chains;
+    narrow_chains(a, table, m.unit_end, n_units, whole, tag, warp, lane);
+    if (!whole)
+        narrow_sums(a, table, m.unit_end, n_units, tag, thread);
     if (warp == ADAPTER_WARPS - 1 && a.next.n_parts > 0)
         lora_prefetch_next(a.next, n_segs, a.next_d_in, lane);
-    wait_for_units(a.n_done, n_units, lane);
     int width = table.width + 4; /* of a row of t' in shared memory: rows in different banks */
-    if (staged) {
-        int n_units_here = (PAIR ? 1 : 2) * units_each, words = (table.width + 3) / 4;
-        for (int i = thread; i < n_units_here * 8 * words; i += ADAPTER_WARPS * 32) {
-            int at = i / words, unit = at / 8;
-            int row = 8 * (shape::range_of(rank, unit / units_each) +
-                           unit % units_each * a.n_ranges) +
-                      at % 8;
-            if (row < a.n_rows)
-                *reinterpret_cast<uint2 *>(m.t + (at * width + i % words * 4) * 2) = __ldcg(
-                    reinterpret_cast<const uint2 *>(a.lora.t + (int64_t)row * a.lora.t_stride) +
-                    i % words);
-        }
-    }
-    named_sync(1, ADAPTER_WARPS * 32);
-    /* The last block to have seen the count puts it back. */
-    if (thread == 0 && atomicAdd(a.n_done + 1, 1) == (int)gridDim.x - 1) {
-        a.n_done[0] = 0;
-        a.n_done[1] = 0;
-    }
+    if (staged)
+        narrow_stage_t<N, PAIR>(a, m, width, tag, thread);
     int slot_bytes = table.rank * TILE * 2, n_slots = shape::B_BYTES / slot_bytes;
     n_slots = n_slots < shape::B_SLOTS ? n_slots : (int)shape::B_SLOTS;
     int slot = 0;
     uint32_t phase = 0;
+    int n_buffers = shape::lags(a.n_ranges) ? 2 : 1;
     for (int tile_no = 0; tile < n_tiles; tile += n_clusters, tile_no++) {
-        if (tile_no > 0)
-            barrier_wait(m.deltas_free, (tile_no - 1) & 1);
+        int buffer = tile_no % n_buffers, turn = tile_no / n_buffers;
+        char *deltas = m.deltas + buffer * shape::delta_bytes(a.n_ranges);
+        if (turn > 0)
+            barrier_wait(&m.deltas_free[buffer], (turn - 1) & 1);
         narrow_for_deltas<N, PAIR>(
             a, tile, rank, [&](int wg, int i, int m_tile, const int(&row)[2]) {
                 float c[2][4] = {};
@@ -410,10 +500,15 @@ __device__ static void narrow_adapters(const struct linear_args &a, struct adapt
                         }
                     });
                 } else {
-                    lora_delta(c, row, table, a.lora, out, lane);
+                    lora_delta(c, row, table, a.lora, out, lane,
+                               [&](const struct lora_cell &cell, int my_row, int r) {
+                                   const uint64_t *from = word_of_t(a, my_row, cell.t_at + r);
+                                   uint64_t w[2] = {get_word(from), get_word(from + 1)};
+                                   return make_uint2(await_word(w[0], from, tag),
+                                                     await_word(w[1], from + 1, tag));
+                               });
                 }
-                char *to = m.deltas + (wg * units_each + i) * shape::PIECE +
-                           (warp * 32 + lane) * 16;
+                char *to = deltas + (wg * units_each + i) * shape::PIECE + (warp * 32 + lane) * 16;
 #pragma unroll
                 for (int u = 0; u < 2; u++)
                     if (row[u] >= 0)
@@ -422,8 +517,9 @@ __device__ static void narrow_adapters(const struct linear_args &a, struct adapt
             });
         __syncwarp();
         if (lane == 0)
-            barrier_arrive(m.deltas_full);
+            barrier_arrive(&m.deltas_full[buffer]);
     }
+    narrow_done(a, tag, m.t_end, thread);
 }
 
 /* ---- the kernel
@@ -486,15 +582,18 @@ __global__ static void __launch_bounds__(narrow<N, PAIR>::BOUND, 1)
     char *ring = reinterpret_cast<char *>(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
     char *partials = ring + shape::RINGS * shape::DEPTH * shape::STAGE;
     char *deltas = partials + shape::partial_bytes(a.n_ranges);
-    char *stage_b = deltas + shape::delta_bytes(a.n_ranges), *stage_t = stage_b + shape::B_BYTES;
+    char *sums = deltas + 2 * shape::delta_bytes(a.n_ranges); /* with a lag */
+    char *stage_b = deltas + (shape::lags(a.n_ranges) ? 3 : 1) * shape::delta_bytes(a.n_ranges);
+    char *stage_t = stage_b + shape::B_BYTES;
     char *tables = stage_t + shape::T_BYTES;
     uint64_t *full = reinterpret_cast<uint64_t *>(tables + lora_table_bytes(shape::SEGS) +
-                                                  shape::SEGS * LORA_PARTS_MAX * sizeof(int));
+                                                  (shape::SEGS * LORA_PARTS_MAX + N + 16) *
+                                                      sizeof(int));
     uint64_t *empty = full + shape::RINGS * shape::DEPTH;
     uint64_t *partials_full = empty + shape::RINGS * shape::DEPTH; /* [2], of a warpgroup */
     uint64_t *partials_free = partials_full + 2;                   /* [2], if paired; else [1] */
-    uint64_t *deltas_full = partials_free + 2, *deltas_free = deltas_full + 1;
-    uint64_t *b_full = deltas_free + 1, *b_free = b_full + shape::B_SLOTS;
+    uint64_t *deltas_full = partials_free + 2, *deltas_free = deltas_full + 2;
+    uint64_t *b_full = deltas_free + 2, *b_free = b_full + shape::B_SLOTS;
 
     int cluster = cluster_size(), rank = cluster_rank();
     int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31;
@@ -507,9 +606,9 @@ __global__ static void __launch_bounds__(narrow<N, PAIR>::BOUND, 1)
         for (int i = 0; i < 2; i++) {
             barrier_init(&partials_full[i], 1);
             barrier_init(&partials_free[i], 8 / shape::TILES * cluster);
+            barrier_init(&deltas_full[i], ADAPTER_WARPS);
+            barrier_init(&deltas_free[i], 8);
         }
-        barrier_init(deltas_full, ADAPTER_WARPS);
-        barrier_init(deltas_free, 8);
         for (int i = 0; i < shape::B_SLOTS; i++) {
             barrier_init(&b_full[i], 1);
             barrier_init(&b_free[i], ADAPTER_WARPS);
@@ -521,15 +620,17 @@ __global__ static void __launch_bounds__(narrow<N, PAIR>::BOUND, 1)
     else
         __syncthreads();
 
-    struct adapter_memory memory = {lora_table_at(tables, shape::SEGS),
-                                    reinterpret_cast<int *>(tables + lora_table_bytes(shape::SEGS)),
-                                    stage_b,
-                                    stage_t,
-                                    deltas,
-                                    b_full,
-                                    b_free,
-                                    deltas_full,
-                                    deltas_free};
+    struct adapter_memory memory;
+    memory.table = lora_table_at(tables, shape::SEGS);
+    memory.unit_end = reinterpret_cast<int *>(tables + lora_table_bytes(shape::SEGS));
+    memory.t_end = memory.unit_end + shape::SEGS * LORA_PARTS_MAX;
+    memory.b = stage_b;
+    memory.t = stage_t;
+    memory.deltas = deltas;
+    memory.b_full = b_full;
+    memory.b_free = b_free;
+    memory.deltas_full = deltas_full;
+    memory.deltas_free = deltas_free;
     if (warp >= NARROW_ADAPTERS) {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(shape::ADAPT_REGISTERS));
         int n_segs = lora_n_segs(a.lora);
@@ -573,7 +674,38 @@ __global__ static void __launch_bounds__(narrow<N, PAIR>::BOUND, 1)
     uint64_t *my_free = partials_free + (shape::PAIRED ? wg : 0);
     char *mine = partials + wg * (a.n_ranges - 1) * units_each * shape::PIECE + thread * 16;
     const char *my_deltas = deltas + wg * units_each * shape::PIECE + thread * 16;
-    bool adapters = lora_n_segs(a.lora) > 0;
+    char *my_sums = sums + wg * units_each * shape::PIECE + thread * 16;
+    bool adapters = lora_n_segs(a.lora) > 0, lag = adapters && shape::lags(a.n_ranges);
+
+    /* Adds bias and deltas to the sums of a tile, which lie in my place of the first partial or,
+     * with a lag, in one of their own. */
+    auto finish = [&](int tile, int tile_no) {
+        int buffer = lag ? tile_no % 2 : 0, turn = lag ? tile_no / 2 : tile_no, out[2];
+        const char *from = lag ? my_sums : mine;
+        const char *delta = my_deltas + buffer * shape::delta_bytes(a.n_ranges);
+        outputs_of(out, a,
+                   (tile * shape::TILES + (shape::PAIRED ? wg : 0)) * TILE + (warp & 3) * 16 + g);
+        float bias[2] = {};
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (a.bias != nullptr && out[i] >= 0)
+                bias[i] = __ldg(a.bias + out[i]);
+        if (adapters)
+            barrier_wait(&deltas_full[buffer], turn & 1);
+#pragma unroll 1
+        for (int i = 0; i < n_mine; i++) {
+            float4 v = *reinterpret_cast<const float4 *>(from + i * shape::PIECE);
+            v = make_float4(v.x + bias[0], v.y + bias[0], v.z + bias[1], v.w + bias[1]);
+            if (adapters) {
+                float4 d = *reinterpret_cast<const float4 *>(delta + i * shape::PIECE);
+                v = make_float4(v.x + d.x, v.y + d.y, v.z + d.z, v.w + d.w);
+            }
+            store_tile({v.x, v.y, v.z, v.w}, a, out, 8 * (me + i * a.n_ranges) + 2 * t);
+        }
+        __syncwarp();
+        if (adapters && lane == 0)
+            barrier_arrive(&deltas_free[buffer]);
+    };
 
     int stage = 0, tile_no = 0;
     uint32_t phase = 0;
@@ -619,10 +751,11 @@ __global__ static void __launch_bounds__(narrow<N, PAIR>::BOUND, 1)
                 store_remote(shared_address(to), block, &partials_full[its], acc[4 * u],
                              acc[4 * u + 1], acc[4 * u + 2], acc[4 * u + 3]);
         }
+        if (lag && tile_no > 0)
+            finish(tile - n_clusters, tile_no - 1);
         barrier_wait(&partials_full[wg], tile_no & 1);
 
-        /* Add up mine, from +0 on so that no sum is -0; the sums stay in my own place of the first
-         * partial. */
+        /* Add up mine, from +0 on so that no sum is -0. */
 #pragma unroll
         for (int u = 0; u < shape::UNITS; u++) {
             if (u % a.n_ranges != me || u >= n_row_units)
@@ -636,35 +769,18 @@ __global__ static void __launch_bounds__(narrow<N, PAIR>::BOUND, 1)
                                                              shape::PIECE);
                 sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
             }
-            *reinterpret_cast<float4 *>(at) = sum;
+            *reinterpret_cast<float4 *>((lag ? my_sums : mine) +
+                                        u / a.n_ranges * shape::PIECE) = sum;
         }
-        int out[2];
-        outputs_of(out, a,
-                   (tile * shape::TILES + (shape::PAIRED ? wg : 0)) * TILE + (warp & 3) * 16 + g);
-        float bias[2] = {};
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-            if (a.bias != nullptr && out[i] >= 0)
-                bias[i] = __ldg(a.bias + out[i]);
-        if (adapters)
-            barrier_wait(deltas_full, tile_no & 1);
-#pragma unroll 1
-        for (int i = 0; i < n_mine; i++) {
-            float4 v = *reinterpret_cast<float4 *>(mine + i * shape::PIECE);
-            v = make_float4(v.x + bias[0], v.y + bias[0], v.z + bias[1], v.w + bias[1]);
-            if (adapters) {
-                float4 d = *reinterpret_cast<const float4 *>(my_deltas + i * shape::PIECE);
-                v = make_float4(v.x + d.x, v.y + d.y, v.z + d.z, v.w + d.w);
-            }
-            store_tile({v.x, v.y, v.z, v.w}, a, out, 8 * (me + i * a.n_ranges) + 2 * t);
-        }
+        if (!lag)
+            finish(tile, tile_no);
         __syncwarp();
-        if (adapters && lane == 0)
-            barrier_arrive(deltas_free);
         if (lane < cluster && tile + n_clusters < n_tiles) /* else nobody waits for it, and that
                                                               block may be gone */
             barrier_arrive_remote(my_free, lane);
     }
+    if (lag && tile_no > 0)
+        finish((int)blockIdx.x / cluster + (tile_no - 1) * n_clusters, tile_no - 1);
 }
 
 #endif

@@ -21,11 +21,12 @@ struct linear_args {
     enum store store;
     struct lora_view lora, next; /* next: of the linear after this one, a hint */
     int next_d_in;
-    int n_chains;  /* of d_in, whole slices */
-    float *chains; /* [units, n_chains, LORA_UNIT], where that is at most n_chain_floats */
-    int64_t n_chain_floats;
-    int *chains_done; /* [units] */
-    int *n_done;      /* [0]: units of t' done, [1]: blocks that need the count no more */
+    /* Of narrow's adapters: words that its blocks hand one another, see there. */
+    int n_chains;         /* of d_in, whole slices */
+    uint64_t *tag_chains; /* [units, n_chains, LORA_UNIT], at most n_tag_chains in all */
+    uint64_t *tag_t;      /* [NARROW_ROWS_MAX, t_stride / 2] */
+    int64_t n_tag_chains;
+    int *tag; /* the tag, 0, blocks that are done */
 };
 
 /* ---- barriers and copies

@@ -224,7 +224,11 @@ __global__ static void __launch_bounds__(EXPAND_WARPS * 32, 2)
                            : 0;
             float d[2][4];
             const int rows[2] = {row0, -1};
-            lora_delta(d, rows, table, v, out, lane);
+            lora_delta(d, rows, table, v, out, lane,
+                       [&](const struct lora_cell &cell, int my_row, int r) {
+                           return __ldcg(reinterpret_cast<const uint2 *>(
+                               v.t + (int64_t)my_row * v.t_stride + cell.t_at + r));
+                       });
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 if (row + (i & 1) < n_rows && out[i >> 1] >= 0)

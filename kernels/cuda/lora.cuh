@@ -431,12 +431,13 @@ __device__ static inline unsigned lora_touching(const struct lora_table &table, 
 }
 
 /* Four ranks of the t' of row `row`, if that is one of the segment's. */
-__device__ static inline uint2 lora_load_t(const struct lora_view &v, const struct lora_span &span,
-                                           const struct lora_cell &cell, int row, int r)
+template <typename Load>
+__device__ static inline uint2 lora_load_t(const struct lora_span &span,
+                                           const struct lora_cell &cell, int row, int r, Load &load)
 {
     if (row < span.row_begin || row >= span.row_end || r >= cell.rank)
         return make_uint2(0, 0);
-    return __ldcg(reinterpret_cast<const uint2 *>(v.t + (int64_t)row * v.t_stride + cell.t_at + r));
+    return load(cell, row, r);
 }
 
 /* Which of a segment's outputs a lane's rows g and g + 8 are. */
@@ -451,11 +452,11 @@ struct lora_sums { /* by value through calls: what is pointed to can't stay in r
 
 /* The next BATCH steps of the segments in todo, from rank next_rank of the first on; a step is 16
  * ranks of a segment. No branches: a step too many multiplies zeros. */
-template <int BATCH>
+template <int BATCH, typename Load>
 __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
                                          const struct lora_table &table, const struct lora_view &v,
                                          int p, int base, unsigned &todo, int &next_rank,
-                                         const struct lora_lane &o, int lane)
+                                         const struct lora_lane &o, int lane, Load &load)
 {
     int g = lane >> 2, t = lane & 3;
     uint32_t a[BATCH][4];
@@ -472,7 +473,7 @@ __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
         for (int u = 0; u < 2; u++) {
             f[i][u] = make_uint2(0, 0);
             if (is_step && row[u] >= 0)
-                f[i][u] = lora_load_t(v, span, cell, row[u] + g, r);
+                f[i][u] = lora_load_t(span, cell, row[u] + g, r, load);
         }
         next_rank += 16;
         bool is_last = next_rank >= cell.rank;
@@ -487,11 +488,11 @@ __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
 }
 
 /* The same, one after the other, with any type and rank of B. */
-__device__ static __noinline__ struct lora_sums lora_steps_planes(struct lora_sums sums, int row0,
-                                                                  int row1, struct lora_table table,
-                                                                  const struct lora_view &v, int p,
-                                                                  int base, unsigned todo,
-                                                                  struct lora_lane o, int lane)
+template <typename Load>
+__device__ static __noinline__ struct lora_sums
+lora_steps_planes(struct lora_sums sums, int row0, int row1, struct lora_table table,
+                  const struct lora_view &v, int p, int base, unsigned todo, struct lora_lane o,
+                  int lane, Load load)
 {
     const int row[2] = {row0, row1};
     int g = lane >> 2, t = lane & 3;
@@ -506,7 +507,7 @@ __device__ static __noinline__ struct lora_sums lora_steps_planes(struct lora_su
             lora_load_b_floats(w, cell, o.o0, o.o1, o.live0, o.live1, r);
 #pragma unroll
             for (int u = 0; u < 2; u++)
-                f[u] = row[u] >= 0 ? lora_load_t(v, table.spans[s], cell, row[u] + g, r)
+                f[u] = row[u] >= 0 ? lora_load_t(table.spans[s], cell, row[u] + g, r, load)
                                    : make_uint2(0, 0);
 #pragma unroll 1
             for (int plane = 0; plane < planes_of(cell.dtype); plane++) {
@@ -524,10 +525,11 @@ __device__ static __noinline__ struct lora_sums lora_steps_planes(struct lora_su
 /* c[0], c[1] = the deltas of rows row[0] .. row[0] + 7 and row[1] .. row[1] + 7 (row[1] < 0: none)
  * for 16 outputs, as m16n8 tiles, by a warp. out[0], out[1]: the outputs that the lane's rows g and
  * g + 8 are, or -1. The loads of several steps are in flight together, and each fragment of B
- * serves both tiles. */
+ * serves both tiles. load(cell, row, rank): four ranks of a row of t'. */
+template <typename Load>
 __device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
                                          const struct lora_table &table, const struct lora_view &v,
-                                         const int (&out)[2], int lane)
+                                         const int (&out)[2], int lane, Load load)
 {
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -549,7 +551,8 @@ __device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
 #pragma unroll
                 for (int i = 0; i < 8; i++)
                     sums.c[i / 4][i % 4] = c[i / 4][i % 4];
-                sums = lora_steps_planes(sums, row[0], row[1], table, v, p, base, todo, o, lane);
+                sums = lora_steps_planes(sums, row[0], row[1], table, v, p, base, todo, o, lane,
+                                         load);
 #pragma unroll
                 for (int i = 0; i < 8; i++)
                     c[i / 4][i % 4] = sums.c[i / 4][i % 4];
@@ -557,9 +560,9 @@ __device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
             }
             while (todo != 0) {
                 if (table.rank <= 16 && __popc(todo) <= 2)
-                    lora_steps<2>(c, row, table, v, p, base, todo, next_rank, o, lane);
+                    lora_steps<2>(c, row, table, v, p, base, todo, next_rank, o, lane, load);
                 else
-                    lora_steps<8>(c, row, table, v, p, base, todo, next_rank, o, lane);
+                    lora_steps<8>(c, row, table, v, p, base, todo, next_rank, o, lane, load);
             }
         }
     }
