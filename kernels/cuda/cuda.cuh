@@ -107,21 +107,37 @@ static inline cudaError_t fill_async(struct backend *be, void *dst, int byte, si
     return cudaMemsetAsync(dst, byte, n_bytes, be->stream);
 }
 
-/* Dynamic shared memory above 48 KiB: raise the kernel's limit once before (cuda_shared_limit). */
+/* Adds to a launch's attributes (there is room for two more) what every launch wants: to begin
+ * before the one before it has ended, if it may; and all of an SM's memory as shared memory,
+ * because a thread block can't start beside those of a kernel that wants another division. */
+static inline void add_attributes(cudaLaunchConfig_t &config, cudaLaunchAttribute *attributes,
+                                  bool is_dependent)
+{
+    config.attrs = attributes;
+    cudaLaunchAttribute *a = &attributes[config.numAttrs++];
+    *a = {};
+    a->id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    a->val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+    if (!is_dependent)
+        return;
+    a = &attributes[config.numAttrs++];
+    *a = {};
+    a->id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    a->val.programmaticStreamSerializationAllowed = 1;
+}
+
+/* Dynamic shared memory above 48 KiB: raise the kernel's limit once before. */
 template <typename... Params, typename... Args>
 static inline void launch(struct backend *be, const char *what, void (*kernel)(Params...),
                           dim3 grid, int n_threads, size_t shared_bytes, Args... args)
 {
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3((unsigned)n_threads);
     config.dynamicSmemBytes = shared_bytes;
     config.stream = be->stream;
-    config.attrs = &attribute;
-    config.numAttrs = dependent(be) ? 1 : 0;
+    add_attributes(config, attributes, dependent(be));
     cuda_note(be, cudaLaunchKernelEx(&config, kernel, Params(args)...), what);
 }
 

@@ -143,28 +143,22 @@ __global__ static void plain_kernel(const __grid_constant__ struct linear_args a
  * ---------------------------------------------------------------------------------------- */
 
 static cudaLaunchConfig_t cluster_config(struct backend *be, int cluster, bool dependent,
-                                         cudaLaunchAttribute (&attributes)[2])
+                                         cudaLaunchAttribute (&attributes)[3])
 {
     cudaLaunchConfig_t config = {};
     config.stream = be->stream;
-    config.attrs = attributes;
     cudaLaunchAttribute *a = &attributes[config.numAttrs++];
     *a = {};
     a->id = cudaLaunchAttributeClusterDimension; /* of one too: st.async asks for it */
     a->val.clusterDim.x = (unsigned)cluster;
     a->val.clusterDim.y = a->val.clusterDim.z = 1;
-    if (dependent) {
-        a = &attributes[config.numAttrs++];
-        *a = {};
-        a->id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        a->val.programmaticStreamSerializationAllowed = 1;
-    }
+    add_attributes(config, attributes, dependent);
     return config;
 }
 
 template <int N, bool PAIR>
 static cudaLaunchConfig_t narrow_config(struct backend *be, int n_ranges, bool dependent,
-                                        cudaLaunchAttribute (&attributes)[2])
+                                        cudaLaunchAttribute (&attributes)[3])
 {
     cudaLaunchConfig_t config = cluster_config(be, narrow<N, PAIR>::cluster(n_ranges), dependent,
                                                attributes);
@@ -181,7 +175,7 @@ template <int N, bool PAIR> static cudaError_t narrow_open(struct backend *be, i
     cudaError_t rc = cudaFuncSetAttribute(narrow_kernel<N, PAIR>,
                                           cudaFuncAttributeMaxDynamicSharedMemorySize, (int)most);
     for (int i = 0; i < 3 && rc == cudaSuccess; i++) {
-        cudaLaunchAttribute attributes[2];
+        cudaLaunchAttribute attributes[3];
         cudaLaunchConfig_t config = narrow_config<N, PAIR>(be, 2 << i, false, attributes);
         BUG_IF(config.dynamicSmemBytes > most);
         int cluster = narrow<N, PAIR>::cluster(2 << i), all = be->n_multiprocessors / cluster;
@@ -201,7 +195,7 @@ static void launch_narrow(struct backend *be, const struct weight *w, struct lin
 {
     CUtensorMap map = map_boxes(be->linear->encode_tiled, a.x, (uint64_t)a.n_rows, (uint64_t)a.d_in,
                                 N, TILE);
-    cudaLaunchAttribute attributes[2];
+    cudaLaunchAttribute attributes[3];
     cudaLaunchConfig_t config = narrow_config<N, PAIR>(be, a.n_ranges, dependent(be), attributes);
     int n_tiles = ceil_div(w->n_m_tiles, narrow<N, PAIR>::TILES);
     BUG_IF(resident < 1);
@@ -244,7 +238,7 @@ static void launch_wide(struct backend *be, const struct weight *w, struct linea
 {
     CUtensorMap map = map_boxes(be->linear->encode_tiled, a.x, (uint64_t)a.n_rows, (uint64_t)a.d_in,
                                 wide::N / wide::CLUSTER, TILE);
-    cudaLaunchAttribute attributes[2];
+    cudaLaunchAttribute attributes[3];
     cudaLaunchConfig_t config = cluster_config(be, wide::CLUSTER, dependent(be), attributes);
     int n_items = ceil_div(w->n_m_tiles, 2 * wide::CLUSTER) * ceil_div(a.n_rows, wide::N);
     int most = be->n_multiprocessors / wide::CLUSTER;
