@@ -3,17 +3,19 @@
  *
  * An item is (sequence, 16 packed query rows, piece of 256 keys, KV head). The list of items lies
  * in the batch on the device: every thread block computes the prefix sums of the items of each
- * sequence (n_seqs numbers) and walks items blockIdx.x, + gridDim.x, ... The launch's shape
- * depends on the batch's shape alone, so that a recorded launch serves every length. KV heads come
- * fastest: thread blocks at work together read the same rows of the cache.
+ * sequence (n_seqs numbers). Its first item is the one of its own number; after that it claims the
+ * next from a counter. (Dealt out evenly they end unevenly: some multiprocessors get a third less
+ * of the memory's bandwidth than others, and kept the launch waiting for 60 of its 250 us.) The
+ * launch's shape depends on the batch's shape alone, so that a recorded launch serves every length.
+ * KV heads come fastest: thread blocks at work together read the same rows of the cache.
  *
- * A warp of its own copies: it walks the items ahead of the others and fills a ring of slots, a
- * slot a tile of K or of V, in the order K0 K1 K2 K3 V0 V1 V2 V3 of each piece. The TMA unit reads
- * the 16 tokens of a cache block as one box for every 64 columns (32, 16 when head_dim is no
- * multiple), so that nothing but the block numbers passes through registers, and neither the ends
- * of items nor the merges stop the stream. Blocks whose keys are all of earlier steps it reads
- * before pdl_wait: the whole ring when the lengths are short. kv_copy_blocks, which alone writes
- * such blocks, lets nothing start before it is done.
+ * A warp of its own copies: it claims items ahead of the others, tells them what they are, and
+ * fills a ring of slots, a slot a tile of K or of V, in the order K0 K1 K2 K3 V0 V1 V2 V3 of each
+ * piece. The TMA unit reads the 16 tokens of a cache block as one box for every 64 columns (32, 16
+ * when head_dim is no multiple), so that nothing but the block numbers passes through registers,
+ * and neither the ends of items nor the merges stop the stream. Blocks whose keys are all of
+ * earlier steps it reads before pdl_wait: the whole ring when the lengths are short.
+ * kv_copy_blocks, which alone writes such blocks, lets nothing start before it is done.
  *
  * Four warps compute, a piece at once, so that barriers and latencies come twice a piece:
  *      warp w   of each tile S[16, 16 w .. 16 w + 15] = Q K^T   | barrier: maxima of the warps
@@ -22,14 +24,17 @@
  *
  * A sequence of one piece goes straight to y. Otherwise each piece leaves (acc, m, l) in scratch,
  * and the last of the unit to arrive merges them in ascending order, which is what prefill does in
- * its registers. When the items are more than the scratch has slots, an item is a whole unit, and
- * its pieces are merged one by one.
+ * its registers. The fences before and after that count take microseconds beside so many copies: a
+ * sixth warp waits for them while the four are at the next item; a thread block's last item they
+ * finish themselves. When the items are more than the scratch has slots, an item is a whole unit,
+ * and its pieces are merged one by one.
  *
  * Bound: K and V once, 4 * n_kv_heads * head_dim bytes a key; batch 32, context 4,096, 8 KV heads
  * of 128: 537 MB, 173 us at 3.1 TB/s. The partial results add 1.6 % for a group of 4. */
 #include "kernels/cuda/attention.cuh"
 
-enum { WARPS = 4, CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 32, Q_ROWS = 16, SLOTS_MAX = 12 };
+/* Warps 0 to 3 compute, warp 4 copies, warp 5 merges. */
+enum { WARPS = 4, CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 64, Q_ROWS = 16, SLOTS_MAX = 12 };
 
 template <int D> struct plan : tile_boxes<D> {
     static constexpr int slot = tile_boxes<D>::slot;
@@ -68,12 +73,11 @@ __device__ static inline struct span span_of(const struct attention_args &a, int
 }
 
 struct item {
-    int row0, n_packed, pos0, kv_len;
+    int seq, row0, n_packed, pos0, kv_len;
     int kv_head, row_begin; /* its first packed row */
     int tile, tile_end;
-    int unit, n_pieces; /* the unit's first item; its pieces */
+    int unit, n_pieces; /* the unit's first item; its pieces, 0: there are no more items */
     int number;         /* of this item */
-    const int32_t *blocks;
 };
 
 __device__ static inline struct item item_at(const struct attention_args &a, const int *table,
@@ -82,12 +86,12 @@ __device__ static inline struct item item_at(const struct attention_args &a, con
     int s = prefix_find(table, a.n_seqs, number);
     struct span p = span_of(a, s);
     struct item w;
+    w.seq = s;
     w.row0 = p.row0;
     w.n_packed = p.n_packed;
     w.pos0 = p.pos0;
     w.kv_len = p.kv_len;
     w.number = number;
-    w.blocks = a.block_table + (int64_t)s * a.max_blocks;
     w.n_pieces = split ? p.n_pieces : 1;
     int local = number - table[s], of_unit = w.n_pieces;
     w.kv_head = local % a.n_kv_heads;
@@ -115,14 +119,32 @@ template <int D> __host__ __device__ constexpr size_t slot_floats(int slot_rows)
     return (size_t)slot_rows * (D + 4);
 }
 
-/* Merges the unit's pieces in ascending order into y. */
+/* The place where an item changes hands. */
+struct handover {
+    struct item item;
+    uint64_t given, taken;
+};
+
+/* Counts the item's piece, whose result the caller has seen written: is it the unit's last? Its
+ * fences are for all threads that the caller has waited for, and for those that wait for it. */
+__device__ static inline bool unit_arrive(const struct attention_args &a, const struct item &w)
+{
+    __threadfence();
+    bool last = atomicInc(a.arrived + w.unit, w.n_pieces - 1) ==
+                (unsigned)w.n_pieces - 1; /* the last wraps it to 0 */
+    __threadfence();
+    return last;
+}
+
+/* Merges the unit's pieces in ascending order into y, by n_threads threads of which this is one. */
 template <int D>
-__device__ static inline void merge_unit(const struct attention_args &a, const struct item &w)
+__device__ static inline void merge_unit(const struct attention_args &a, const struct item &w,
+                                         int thread, int n_threads)
 {
     int rows = w.n_packed - w.row_begin < Q_ROWS ? w.n_packed - w.row_begin : Q_ROWS;
     size_t slot = slot_floats<D>(a.slot_rows), stride = slot * a.n_kv_heads;
     const float *unit = a.partial + slot * w.unit;
-    for (int e = threadIdx.x; e < rows * (D / 4); e += CONSUMERS) {
+    for (int e = thread; e < rows * (D / 4); e += n_threads) {
         int r = e / (D / 4), d = e % (D / 4) * 4;
         const float *acc = unit + r * D + d, *ml = unit + a.slot_rows * D + 2 * r;
         float total[4] = {}, top = -INFINITY, sum = 0;
@@ -145,8 +167,44 @@ __device__ static inline void merge_unit(const struct attention_args &a, const s
     }
 }
 
+/* The merging warp. The computing warps hand it an item when its result is in scratch, and go on:
+ * it, and not they, waits for the fences and for the pieces of others. */
+template <int D>
+__device__ static inline void merge_units(const struct attention_args &a, struct handover *from)
+{
+    int lane = threadIdx.x & 31;
+    for (uint32_t parity = 0;; parity ^= 1) {
+        barrier_wait(&from->given, parity);
+        struct item w = from->item;
+        __syncwarp();
+        if (w.n_pieces == 0)
+            break;
+        bool last = false;
+        if (lane == 0) {
+            barrier_arrive(&from->taken);
+            last = unit_arrive(a, w);
+        }
+        last = __shfl_sync(0xffffffffu, last, 0);
+        __syncwarp();
+        if (last)
+            merge_unit<D>(a, w, lane, 32);
+    }
+}
+
 /* ---- the copies
  * ------------------------------------------------------------------------------------------ */
+
+/* Claims an item, on the first lane; the number is past the end when there are none left, which
+ * every thread block is told once, so that the counter ends where it began. */
+__device__ static inline int item_next(const struct attention_args &a, int n_items)
+{
+    if (n_items <= (int)gridDim.x)
+        return n_items;
+    int claimed = 0;
+    if ((threadIdx.x & 31) == 0)
+        claimed = (int)(gridDim.x + atomicInc(a.claimed, n_items - 1));
+    return claimed;
+}
 
 /* A place in the ring, and the parity of the round. */
 struct cursor {
@@ -167,23 +225,42 @@ __device__ static inline int piece_end(int tile, int tile_end)
     return min((tile / ATT_TILES_PER_PIECE + 1) * ATT_TILES_PER_PIECE, tile_end);
 }
 
+/* The items of a thread block in the order of their copies. An item has two slots or more, so that
+ * when it is told (before its first copy) all of its seventh predecessor have been used. */
+enum { TOLD = SLOTS_MAX / 2 + 2 };
+
+struct told {
+    struct item item[TOLD];
+    uint64_t full[TOLD];
+};
+
 template <int D>
 __device__ static inline void copy_pieces(const struct attention_args &a, const CUtensorMap *k_map,
                                           const CUtensorMap *v_map, const int *table, bool split,
-                                          unsigned char *ring, uint64_t *full, uint64_t *empty)
+                                          unsigned char *ring, uint64_t *full, uint64_t *empty,
+                                          struct told *told)
 {
     using p = plan<D>;
-    int lane = threadIdx.x & 31, n_items = table[a.n_seqs];
+    int lane = threadIdx.x & 31, n_items = table[a.n_seqs], number = blockIdx.x;
     struct cursor at = {0, 1};
     bool first = true;
-    for (int number = blockIdx.x; number < n_items; number += gridDim.x) {
-        struct item w = item_at(a, table, number, split);
+    for (int nth = 0;; nth = nth + 1 == TOLD ? 0 : nth + 1) {
+        struct item w = {};
+        if (number < n_items)
+            w = item_at(a, table, number, split);
+        if (lane == 0) {
+            told->item[nth] = w;
+            barrier_arrive(told->full + nth);
+        }
+        if (number >= n_items)
+            break;
+        const int32_t *blocks = a.block_table + (int64_t)w.seq * a.max_blocks;
         int blocks_end = (w.kv_len + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
         for (int tile = w.tile; tile < w.tile_end;) {
             int end = piece_end(tile, w.tile_end), n = end - tile;
             int block0 = tile * ATT_BLOCKS_PER_TILE; /* lane i has the number of block0 + i */
             int block = lane < n * ATT_BLOCKS_PER_TILE && block0 + lane < blocks_end
-                            ? __ldg(w.blocks + block0 + lane)
+                            ? __ldg(blocks + block0 + lane)
                             : 0;
             /* The blocks [from, to) of slot i of the piece. */
             auto copy = [&](int i, int slot, int from, int to) {
@@ -221,14 +298,23 @@ __device__ static inline void copy_pieces(const struct attention_args &a, const 
                     copy(j, j, old, blocks_end);
                 first = false;
             }
+            /* Late, so that fast thread blocks take more items than slow ones. */
+            bool claims = end == w.tile_end;
             for (; i < 2 * n; i++) {
                 barrier_wait(empty + at.slot, at.parity);
+                if (claims && i >= 2 * n - 2) {
+                    number = item_next(a, n_items);
+                    claims = false;
+                }
                 expect(i, at.slot);
                 copy(i, at.slot, 0, blocks_end);
                 advance<D>(&at);
             }
+            if (claims)
+                number = item_next(a, n_items);
             tile = end;
         }
+        number = __shfl_sync(0xffffffffu, number, 0);
     }
 }
 
@@ -246,6 +332,8 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
     constexpr int TILES = ATT_TILES_PER_PIECE;
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ uint64_t full[SLOTS_MAX], empty[SLOTS_MAX];
+    __shared__ struct told told;
+    __shared__ struct handover to_merge;
     __shared__ float maxima[TILES][WARPS][Q_ROWS];
     __shared__ uint4 p_fragment[TILES][WARPS][32]; /* P of 16 keys as an A fragment */
     __shared__ float2 p_sum[TILES][WARPS][32];
@@ -261,6 +349,10 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
             barrier_init(full + i, 1);
             barrier_init(empty + i, WARPS);
         }
+        for (int i = 0; i < TOLD; i++)
+            barrier_init(told.full + i, 1);
+        barrier_init(&to_merge.given, WARPS);
+        barrier_init(&to_merge.taken, 1);
         barrier_init_done();
     }
     if (threadIdx.x == CONSUMERS) {
@@ -283,7 +375,12 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
         return;
     }
     if (warp == WARPS) {
-        copy_pieces<D>(a, &k_map, &v_map, table, split, ring_at, full, empty);
+        copy_pieces<D>(a, &k_map, &v_map, table, split, ring_at, full, empty, &told);
+        return;
+    }
+    if (warp > WARPS) {
+        pdl_wait();
+        merge_units<D>(a, &to_merge);
         return;
     }
 
@@ -300,24 +397,50 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
     }
     int reach = attention_reach(a.window);
     struct cursor at = {0, 0};
-    struct item w = item_at(a, table, blockIdx.x, split);
-    pdl_wait();
-    for (;;) {
-        /* The lane's two rows, g and g + 8; those past the end are zeros and aren't stored. */
-        bool real[2] = {w.row_begin + g < w.n_packed, w.row_begin + g + 8 < w.n_packed};
-        int pos[2];
-        uint32_t q[K_STEPS][4];
+    int nth = 0;
+    uint32_t round = 0, taken = 1;
+    auto hear = [&] {
+        barrier_wait(told.full + nth, round);
+        struct item heard = told.item[nth];
+        if (++nth == TOLD) {
+            nth = 0;
+            round ^= 1;
+        }
+        return heard;
+    };
+    auto hand_over = [&](const struct item &done) {
+        barrier_wait(&to_merge.taken, taken);
+        taken ^= 1;
+        if (threadIdx.x == 0)
+            to_merge.item = done;
+        __syncwarp();
+        if (lane == 0)
+            barrier_arrive(&to_merge.given);
+    };
+    /* The lane's two rows are g and g + 8; those past the end are zeros and aren't stored. */
+    uint32_t q[K_STEPS][4];
+    auto load_q = [&](const struct item &of) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int r = real[h] ? w.row_begin + g + 8 * h : w.row_begin;
-            pos[h] = w.pos0 + r / a.group;
-            const bf16 *from = a.qkv + q_offset(a, D, w.row0, w.kv_head, r) + 2 * t;
+            int r = of.row_begin + g + 8 * h;
+            bool is = r < of.n_packed;
+            const bf16 *from = a.qkv + q_offset(a, D, of.row0, of.kv_head, is ? r : 0) + 2 * t;
 #pragma unroll
             for (int k = 0; k < K_STEPS; k++) {
-                q[k][h] = real[h] ? *reinterpret_cast<const uint32_t *>(from + k * 16) : 0;
-                q[k][h + 2] = real[h] ? *reinterpret_cast<const uint32_t *>(from + k * 16 + 8) : 0;
+                q[k][h] = is ? *reinterpret_cast<const uint32_t *>(from + k * 16) : 0;
+                q[k][h + 2] = is ? *reinterpret_cast<const uint32_t *>(from + k * 16 + 8) : 0;
             }
         }
+    };
+    struct item w = hear(), next = {};
+    pdl_wait();
+    load_q(w);
+    for (; w.n_pieces > 0; w = next) {
+        bool real[2] = {w.row_begin + g < w.n_packed, w.row_begin + g + 8 < w.n_packed};
+        int pos[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            pos[h] = w.pos0 + (real[h] ? w.row_begin + g + 8 * h : w.row_begin) / a.group;
         float top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
 
         for (int tile = w.tile; tile < w.tile_end;) {
@@ -392,6 +515,11 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                                         sum_of_4(s[x][0][2], s[x][0][3], s[x][1][2], s[x][1][3])};
             }
             named_sync(1, CONSUMERS);
+            if (end == w.tile_end) {
+                next = hear();
+                if (next.n_pieces > 0)
+                    load_q(next);
+            }
             float acc[PAIRS][2][4] = {};
 #pragma unroll
             for (int x = 0; x < TILES; x++) {
@@ -472,16 +600,16 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                     if (warp == 0 && t == 0)
                         *reinterpret_cast<float2 *>(slot + a.slot_rows * D + 2 * r) = {m[h], l[h]};
                 }
-                named_sync(1, CONSUMERS);
-                if (threadIdx.x == 0) { /* its fences are for the whole thread block */
-                    __threadfence();
-                    is_last = atomicInc(a.arrived + w.unit, w.n_pieces - 1) ==
-                              (unsigned)w.n_pieces - 1; /* the last wraps it to 0 */
-                    __threadfence();
+                if (next.n_pieces > 0) {
+                    hand_over(w);
+                    continue;
                 }
                 named_sync(1, CONSUMERS);
+                if (threadIdx.x == 0)
+                    is_last = unit_arrive(a, w);
+                named_sync(1, CONSUMERS);
                 if (is_last)
-                    merge_unit<D>(a, w);
+                    merge_unit<D>(a, w, threadIdx.x, CONSUMERS);
                 continue;
             }
             /* The total of pieces lies in scratch, each thread's own. */
@@ -519,11 +647,8 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                 }
             }
         }
-        int number = w.number + gridDim.x;
-        if (number >= n_items)
-            break;
-        w = item_at(a, table, number, split);
     }
+    hand_over(w); /* the end */
 }
 
 /* ---- launch
