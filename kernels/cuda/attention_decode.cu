@@ -125,15 +125,18 @@ struct handover {
     uint64_t given, taken;
 };
 
-/* Counts the item's piece, whose result the caller has seen written: is it the unit's last? Its
- * fences are for all threads that the caller has waited for, and for those that wait for it. */
+/* Counts the item's piece, whose result the caller has seen written: is it the unit's last? What
+ * all threads wrote that the caller has waited for is seen by those that wait for the last. */
 __device__ static inline bool unit_arrive(const struct attention_args &a, const struct item &w)
 {
-    __threadfence();
-    bool last = atomicInc(a.arrived + w.unit, w.n_pieces - 1) ==
-                (unsigned)w.n_pieces - 1; /* the last wraps it to 0 */
-    __threadfence();
-    return last;
+    unsigned before, last = w.n_pieces - 1; /* the last wraps it to 0 */
+    asm volatile("atom.release.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(a.arrived + w.unit), "r"(last)
+                 : "memory");
+    if (before == last)
+        __threadfence();
+    return before == last;
 }
 
 /* Merges the unit's pieces in ascending order into y, by n_threads threads of which this is one. */
@@ -225,8 +228,9 @@ __device__ static inline int piece_end(int tile, int tile_end)
     return min((tile / ATT_TILES_PER_PIECE + 1) * ATT_TILES_PER_PIECE, tile_end);
 }
 
-/* The items of a thread block in the order of their copies. An item has two slots or more, so that
- * when it is told (before its first copy) all of its seventh predecessor have been used. */
+/* A thread block's items after its first, in the order of their copies. An item has two slots or
+ * more, so that when one is told (before its first copy) all of its seventh predecessor have been
+ * used. */
 enum { TOLD = SLOTS_MAX / 2 + 2 };
 
 struct told {
@@ -244,16 +248,8 @@ __device__ static inline void copy_pieces(const struct attention_args &a, const 
     int lane = threadIdx.x & 31, n_items = table[a.n_seqs], number = blockIdx.x;
     struct cursor at = {0, 1};
     bool first = true;
-    for (int nth = 0;; nth = nth + 1 == TOLD ? 0 : nth + 1) {
-        struct item w = {};
-        if (number < n_items)
-            w = item_at(a, table, number, split);
-        if (lane == 0) {
-            told->item[nth] = w;
-            barrier_arrive(told->full + nth);
-        }
-        if (number >= n_items)
-            break;
+    struct item w = item_at(a, table, number, split);
+    for (int nth = 0; w.n_pieces > 0; nth = nth + 1 == TOLD ? 0 : nth + 1) {
         const int32_t *blocks = a.block_table + (int64_t)w.seq * a.max_blocks;
         int blocks_end = (w.kv_len + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
         for (int tile = w.tile; tile < w.tile_end;) {
@@ -315,6 +311,13 @@ __device__ static inline void copy_pieces(const struct attention_args &a, const 
             tile = end;
         }
         number = __shfl_sync(0xffffffffu, number, 0);
+        w = {};
+        if (number < n_items)
+            w = item_at(a, table, number, split);
+        if (lane == 0) {
+            told->item[nth] = w;
+            barrier_arrive(told->full + nth);
+        }
     }
 }
 
@@ -432,7 +435,7 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
             }
         }
     };
-    struct item w = hear(), next = {};
+    struct item w = item_at(a, table, blockIdx.x, split), next = {};
     pdl_wait();
     load_q(w);
     for (; w.n_pieces > 0; w = next) {
@@ -515,11 +518,6 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                                         sum_of_4(s[x][0][2], s[x][0][3], s[x][1][2], s[x][1][3])};
             }
             named_sync(1, CONSUMERS);
-            if (end == w.tile_end) {
-                next = hear();
-                if (next.n_pieces > 0)
-                    load_q(next);
-            }
             float acc[PAIRS][2][4] = {};
 #pragma unroll
             for (int x = 0; x < TILES; x++) {
@@ -577,6 +575,11 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
             }
             bool starts = tile == w.tile;
             tile = end;
+            if (tile == w.tile_end) {
+                next = hear();
+                if (next.n_pieces > 0)
+                    load_q(next);
+            }
 
             l[0] = quad_sum(l[0]);
             l[1] = quad_sum(l[1]);

@@ -3,7 +3,7 @@
 #
 #   sanitize_gpu.sh [BUILD [LOGS [TOOL ...]]]        BUILD: build/release, LOGS: BUILD/sanitizer
 #
-# TOOL: memcheck, initcheck, synccheck, racecheck; all of them. The runs of a tool share the GPU, JOBS (8) at a time, and
+# TOOL: memcheck, initcheck, synccheck, racecheck; all of them. The runs of a tool share the GPU, JOBS (4) at a time, and
 # a run that takes more than SECONDS_MAX (300) counts as a failure. Under racecheck every access to shared memory is
 # traced, and a whole program takes many minutes: there a run is one test, out of those that reach every kernel.
 set -uo pipefail
@@ -11,13 +11,13 @@ cd "$(dirname "$0")/../.."
 build=${1:-build/release} logs=${2:-${1:-build/release}/sanitizer}
 shift $(($# < 2 ? $# : 2))
 tools=${*:-memcheck initcheck synccheck racecheck}
-jobs_max=${JOBS:-8} seconds_max=${SECONDS_MAX:-300}
+jobs_max=${JOBS:-4} seconds_max=${SECONDS_MAX:-300}
 command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer isn't here (it comes with the CUDA toolkit)"; exit 2; }
 mkdir -p "$logs"
 
 programs=(test_cuda test_cuda_linear test_cuda_sample)
 raced=( # PROGRAM:TEST
-    'test_cuda:attention_agrees*' 'test_cuda:copied*' 'test_cuda:norms*' 'test_cuda:sampling*'
+    'test_cuda:attention_agrees*' 'test_cuda:decodes_of*' 'test_cuda:copied*' 'test_cuda:norms*' 'test_cuda:sampling*'
     'test_cuda_linear:linear_swiglu*' 'test_cuda_linear:sgmv*'
     'test_cuda_sample:ties*' 'test_cuda_sample:scores*')
 
