@@ -4,10 +4,10 @@
  * An item is (sequence, 16 packed query rows, piece of 256 keys, KV head). The list of items lies
  * in the batch on the device: every thread block computes the prefix sums of the items of each
  * sequence (n_seqs numbers). Its first item is the one of its own number; after that it claims the
- * next from a counter. (Dealt out evenly they end unevenly: some multiprocessors get a third less
- * of the memory's bandwidth than others, and kept the launch waiting for 60 of its 250 us.) The
- * launch's shape depends on the batch's shape alone, so that a recorded launch serves every length.
- * KV heads come fastest: thread blocks at work together read the same rows of the cache.
+ * next from a counter. (Multiprocessors don't get equal shares of a busy memory: when the items
+ * were dealt out, the average one was at work for 80 % of a launch.) The launch's shape depends on
+ * the batch's shape alone, so that a recorded launch serves every length. KV heads come fastest:
+ * thread blocks at work together read the same rows of the cache.
  *
  * A warp of its own copies: it claims items ahead of the others, tells them what they are, and
  * fills a ring of slots, a slot a tile of K or of V, in the order K0 K1 K2 K3 V0 V1 V2 V3 of each
@@ -24,17 +24,14 @@
  *
  * A sequence of one piece goes straight to y. Otherwise each piece leaves (acc, m, l) in scratch,
  * and the last of the unit to arrive merges them in ascending order, which is what prefill does in
- * its registers. The fences before and after that count take microseconds beside so many copies: a
- * sixth warp waits for them while the four are at the next item; a thread block's last item they
- * finish themselves. When the items are more than the scratch has slots, an item is a whole unit,
- * and its pieces are merged one by one.
+ * its registers. When the items are more than the scratch has slots, an item is a whole unit, and
+ * its pieces are merged one by one.
  *
  * Bound: K and V once, 4 * n_kv_heads * head_dim bytes a key; batch 32, context 4,096, 8 KV heads
  * of 128: 537 MB, 173 us at 3.1 TB/s. The partial results add 1.6 % for a group of 4. */
 #include "kernels/cuda/attention.cuh"
 
-/* Warps 0 to 3 compute, warp 4 copies, warp 5 merges. */
-enum { WARPS = 4, CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 64, Q_ROWS = 16, SLOTS_MAX = 12 };
+enum { WARPS = 4, CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 32, Q_ROWS = 16, SLOTS_MAX = 12 };
 
 template <int D> struct plan : tile_boxes<D> {
     static constexpr int slot = tile_boxes<D>::slot;
@@ -119,12 +116,6 @@ template <int D> __host__ __device__ constexpr size_t slot_floats(int slot_rows)
     return (size_t)slot_rows * (D + 4);
 }
 
-/* The place where an item changes hands. */
-struct handover {
-    struct item item;
-    uint64_t given, taken;
-};
-
 /* Counts the item's piece, whose result the caller has seen written: is it the unit's last? What
  * all threads wrote that the caller has waited for is seen by those that wait for the last. */
 __device__ static inline bool unit_arrive(const struct attention_args &a, const struct item &w)
@@ -139,15 +130,14 @@ __device__ static inline bool unit_arrive(const struct attention_args &a, const 
     return before == last;
 }
 
-/* Merges the unit's pieces in ascending order into y, by n_threads threads of which this is one. */
+/* Merges the unit's pieces in ascending order into y. */
 template <int D>
-__device__ static inline void merge_unit(const struct attention_args &a, const struct item &w,
-                                         int thread, int n_threads)
+__device__ static inline void merge_unit(const struct attention_args &a, const struct item &w)
 {
     int rows = w.n_packed - w.row_begin < Q_ROWS ? w.n_packed - w.row_begin : Q_ROWS;
     size_t slot = slot_floats<D>(a.slot_rows), stride = slot * a.n_kv_heads;
     const float *unit = a.partial + slot * w.unit;
-    for (int e = thread; e < rows * (D / 4); e += n_threads) {
+    for (int e = threadIdx.x; e < rows * (D / 4); e += CONSUMERS) {
         int r = e / (D / 4), d = e % (D / 4) * 4;
         const float *acc = unit + r * D + d, *ml = unit + a.slot_rows * D + 2 * r;
         float total[4] = {}, top = -INFINITY, sum = 0;
@@ -170,30 +160,6 @@ __device__ static inline void merge_unit(const struct attention_args &a, const s
     }
 }
 
-/* The merging warp. The computing warps hand it an item when its result is in scratch, and go on:
- * it, and not they, waits for the fences and for the pieces of others. */
-template <int D>
-__device__ static inline void merge_units(const struct attention_args &a, struct handover *from)
-{
-    int lane = threadIdx.x & 31;
-    for (uint32_t parity = 0;; parity ^= 1) {
-        barrier_wait(&from->given, parity);
-        struct item w = from->item;
-        __syncwarp();
-        if (w.n_pieces == 0)
-            break;
-        bool last = false;
-        if (lane == 0) {
-            barrier_arrive(&from->taken);
-            last = unit_arrive(a, w);
-        }
-        last = __shfl_sync(0xffffffffu, last, 0);
-        __syncwarp();
-        if (last)
-            merge_unit<D>(a, w, lane, 32);
-    }
-}
-
 /* ---- the copies
  * ------------------------------------------------------------------------------------------ */
 
@@ -201,8 +167,6 @@ __device__ static inline void merge_units(const struct attention_args &a, struct
  * every thread block is told once, so that the counter ends where it began. */
 __device__ static inline int item_next(const struct attention_args &a, int n_items)
 {
-    if (n_items <= (int)gridDim.x)
-        return n_items;
     int claimed = 0;
     if ((threadIdx.x & 31) == 0)
         claimed = (int)(gridDim.x + atomicInc(a.claimed, n_items - 1));
@@ -295,7 +259,7 @@ __device__ static inline void copy_pieces(const struct attention_args &a, const 
                 first = false;
             }
             /* Late, so that fast thread blocks take more items than slow ones. */
-            bool claims = end == w.tile_end;
+            bool claims = end == w.tile_end && n_items > (int)gridDim.x;
             for (; i < 2 * n; i++) {
                 barrier_wait(empty + at.slot, at.parity);
                 if (claims && i >= 2 * n - 2) {
@@ -310,6 +274,8 @@ __device__ static inline void copy_pieces(const struct attention_args &a, const 
                 number = item_next(a, n_items);
             tile = end;
         }
+        if (n_items <= (int)gridDim.x)
+            break;
         number = __shfl_sync(0xffffffffu, number, 0);
         w = {};
         if (number < n_items)
@@ -336,7 +302,6 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ uint64_t full[SLOTS_MAX], empty[SLOTS_MAX];
     __shared__ struct told told;
-    __shared__ struct handover to_merge;
     __shared__ float maxima[TILES][WARPS][Q_ROWS];
     __shared__ uint4 p_fragment[TILES][WARPS][32]; /* P of 16 keys as an A fragment */
     __shared__ float2 p_sum[TILES][WARPS][32];
@@ -354,8 +319,6 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
         }
         for (int i = 0; i < TOLD; i++)
             barrier_init(told.full + i, 1);
-        barrier_init(&to_merge.given, WARPS);
-        barrier_init(&to_merge.taken, 1);
         barrier_init_done();
     }
     if (threadIdx.x == CONSUMERS) {
@@ -381,11 +344,6 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
         copy_pieces<D>(a, &k_map, &v_map, table, split, ring_at, full, empty, &told);
         return;
     }
-    if (warp > WARPS) {
-        pdl_wait();
-        merge_units<D>(a, &to_merge);
-        return;
-    }
 
     uint32_t ring = shared_address(ring_at);
     int lane_swizzle = swizzle<plan::chunks>(lane & 7);
@@ -400,8 +358,9 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
     }
     int reach = attention_reach(a.window);
     struct cursor at = {0, 0};
+    bool more = n_items > (int)gridDim.x; /* than the first */
     int nth = 0;
-    uint32_t round = 0, taken = 1;
+    uint32_t round = 0;
     auto hear = [&] {
         barrier_wait(told.full + nth, round);
         struct item heard = told.item[nth];
@@ -410,15 +369,6 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
             round ^= 1;
         }
         return heard;
-    };
-    auto hand_over = [&](const struct item &done) {
-        barrier_wait(&to_merge.taken, taken);
-        taken ^= 1;
-        if (threadIdx.x == 0)
-            to_merge.item = done;
-        __syncwarp();
-        if (lane == 0)
-            barrier_arrive(&to_merge.given);
     };
     /* The lane's two rows are g and g + 8; those past the end are zeros and aren't stored. */
     uint32_t q[K_STEPS][4];
@@ -575,7 +525,7 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
             }
             bool starts = tile == w.tile;
             tile = end;
-            if (tile == w.tile_end) {
+            if (tile == w.tile_end && more) {
                 next = hear();
                 if (next.n_pieces > 0)
                     load_q(next);
@@ -603,16 +553,12 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                     if (warp == 0 && t == 0)
                         *reinterpret_cast<float2 *>(slot + a.slot_rows * D + 2 * r) = {m[h], l[h]};
                 }
-                if (next.n_pieces > 0) {
-                    hand_over(w);
-                    continue;
-                }
                 named_sync(1, CONSUMERS);
                 if (threadIdx.x == 0)
                     is_last = unit_arrive(a, w);
                 named_sync(1, CONSUMERS);
                 if (is_last)
-                    merge_unit<D>(a, w, threadIdx.x, CONSUMERS);
+                    merge_unit<D>(a, w);
                 continue;
             }
             /* The total of pieces lies in scratch, each thread's own. */
@@ -651,7 +597,6 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
             }
         }
     }
-    hand_over(w); /* the end */
 }
 
 /* ---- launch
