@@ -312,13 +312,13 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
     int *table = reinterpret_cast<int *>(ring_at + plan::ring);
     int lane = threadIdx.x & 31, warp = threadIdx.x / 32, g = lane / 4, t = lane & 3;
 
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < plan::slots; i++) {
-            barrier_init(full + i, 1);
-            barrier_init(empty + i, WARPS);
+    if (threadIdx.x < SLOTS_MAX) {
+        if (threadIdx.x < plan::slots) {
+            barrier_init(full + threadIdx.x, 1);
+            barrier_init(empty + threadIdx.x, WARPS);
         }
-        for (int i = 0; i < TOLD; i++)
-            barrier_init(told.full + i, 1);
+        if (threadIdx.x < TOLD)
+            barrier_init(told.full + threadIdx.x, 1);
         barrier_init_done();
     }
     if (threadIdx.x == CONSUMERS) {
@@ -527,8 +527,7 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
             tile = end;
             if (tile == w.tile_end && more) {
                 next = hear();
-                if (next.n_pieces > 0)
-                    load_q(next);
+                load_q(next); /* zeros when there is none */
             }
 
             l[0] = quad_sum(l[0]);
@@ -557,8 +556,10 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                 if (threadIdx.x == 0)
                     is_last = unit_arrive(a, w);
                 named_sync(1, CONSUMERS);
-                if (is_last)
+                if (is_last) {
                     merge_unit<D>(a, w);
+                    load_q(next); /* again: the merge has better use for the registers */
+                }
                 continue;
             }
             /* The total of pieces lies in scratch, each thread's own. */
