@@ -221,11 +221,11 @@ int cuda_attention_open(struct backend *be, struct err *err)
     s->n_floats = PARTIAL_FLOATS;
     cudaError_t rc = cudaMalloc(&s->partial, s->n_floats * sizeof(float));
     if (rc == cudaSuccess)
-        rc = cudaMalloc(&s->arrived, SLOTS_MAX * sizeof(unsigned));
+        rc = cudaMalloc(&s->arrived, (SLOTS_MAX + 1) * sizeof(unsigned));
     if (rc != cudaSuccess)
         return err_set(err, ERR_NO_MEMORY, "cuda: attention scratch of %zu floats: %s", s->n_floats,
                        cudaGetErrorString(rc));
-    rc = fill_async(be, s->arrived, 0, SLOTS_MAX * sizeof(unsigned));
+    rc = fill_async(be, s->arrived, 0, (SLOTS_MAX + 1) * sizeof(unsigned));
     if (rc == cudaSuccess)
         rc = kernel_shared_limit(rope_kernel, 0);
     if (rc == cudaSuccess)
@@ -401,6 +401,7 @@ void cuda_attention(struct backend *be, struct devptr y, struct devptr qkv,
                                .few = INT_MAX,
                                .partial = be->attention->partial,
                                .arrived = be->attention->arrived,
+                               .claimed = be->attention->arrived + be->attention->n_slots,
                                .n_slots = be->attention->n_slots,
                                .slot_rows = 0};
     if (batch->n_rows == batch->n_seqs) {

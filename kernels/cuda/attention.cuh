@@ -51,7 +51,7 @@ enum {
 struct attention_scratch {
     float *partial;    /* slots of slot_rows (head_dim + 4), as many as fit */
     size_t n_floats;   /* of partial */
-    unsigned *arrived; /* [n_slots], all zero between calls */
+    unsigned *arrived; /* [n_slots + 1], all zero between calls; the last is args' claimed */
     int n_slots;
 };
 
@@ -67,6 +67,7 @@ struct attention_args {
     int few;       /* sequences of at most so many packed rows are decode's, others prefill's */
     float *partial;
     unsigned *arrived;
+    unsigned *claimed; /* [1]: decode's items that thread blocks took beyond their first */
     int n_slots, slot_rows;
 };
 

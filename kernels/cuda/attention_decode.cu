@@ -3,17 +3,19 @@
  *
  * An item is (sequence, 16 packed query rows, piece of 256 keys, KV head). The list of items lies
  * in the batch on the device: every thread block computes the prefix sums of the items of each
- * sequence (n_seqs numbers) and walks items blockIdx.x, + gridDim.x, ... The launch's shape
- * depends on the batch's shape alone, so that a recorded launch serves every length. KV heads come
- * fastest: thread blocks at work together read the same rows of the cache.
+ * sequence (n_seqs numbers). Its first item is the one of its own number; after that it claims the
+ * next from a counter. (Multiprocessors don't get equal shares of a busy memory: when the items
+ * were dealt out, the average one was at work for 80 % of a launch.) The launch's shape depends on
+ * the batch's shape alone, so that a recorded launch serves every length. KV heads come fastest:
+ * thread blocks at work together read the same rows of the cache.
  *
- * A warp of its own copies: it walks the items ahead of the others and fills a ring of slots, a
- * slot a tile of K or of V, in the order K0 K1 K2 K3 V0 V1 V2 V3 of each piece. The TMA unit reads
- * the 16 tokens of a cache block as one box for every 64 columns (32, 16 when head_dim is no
- * multiple), so that nothing but the block numbers passes through registers, and neither the ends
- * of items nor the merges stop the stream. Blocks whose keys are all of earlier steps it reads
- * before pdl_wait: the whole ring when the lengths are short. kv_copy_blocks, which alone writes
- * such blocks, lets nothing start before it is done.
+ * A warp of its own copies: it claims items ahead of the others, tells them what they are, and
+ * fills a ring of slots, a slot a tile of K or of V, in the order K0 K1 K2 K3 V0 V1 V2 V3 of each
+ * piece. The TMA unit reads the 16 tokens of a cache block as one box for every 64 columns (32, 16
+ * when head_dim is no multiple), so that nothing but the block numbers passes through registers,
+ * and neither the ends of items nor the merges stop the stream. Blocks whose keys are all of
+ * earlier steps it reads before pdl_wait: the whole ring when the lengths are short.
+ * kv_copy_blocks, which alone writes such blocks, lets nothing start before it is done.
  *
  * Four warps compute, a piece at once, so that barriers and latencies come twice a piece:
  *      warp w   of each tile S[16, 16 w .. 16 w + 15] = Q K^T   | barrier: maxima of the warps
@@ -68,12 +70,11 @@ __device__ static inline struct span span_of(const struct attention_args &a, int
 }
 
 struct item {
-    int row0, n_packed, pos0, kv_len;
+    int seq, row0, n_packed, pos0, kv_len;
     int kv_head, row_begin; /* its first packed row */
     int tile, tile_end;
-    int unit, n_pieces; /* the unit's first item; its pieces */
+    int unit, n_pieces; /* the unit's first item; its pieces, 0: there are no more items */
     int number;         /* of this item */
-    const int32_t *blocks;
 };
 
 __device__ static inline struct item item_at(const struct attention_args &a, const int *table,
@@ -82,12 +83,12 @@ __device__ static inline struct item item_at(const struct attention_args &a, con
     int s = prefix_find(table, a.n_seqs, number);
     struct span p = span_of(a, s);
     struct item w;
+    w.seq = s;
     w.row0 = p.row0;
     w.n_packed = p.n_packed;
     w.pos0 = p.pos0;
     w.kv_len = p.kv_len;
     w.number = number;
-    w.blocks = a.block_table + (int64_t)s * a.max_blocks;
     w.n_pieces = split ? p.n_pieces : 1;
     int local = number - table[s], of_unit = w.n_pieces;
     w.kv_head = local % a.n_kv_heads;
@@ -113,6 +114,20 @@ __device__ static inline struct item item_at(const struct attention_args &a, con
 template <int D> __host__ __device__ constexpr size_t slot_floats(int slot_rows)
 {
     return (size_t)slot_rows * (D + 4);
+}
+
+/* Counts the item's piece, whose result the caller has seen written: is it the unit's last? What
+ * all threads wrote that the caller has waited for is seen by those that wait for the last. */
+__device__ static inline bool unit_arrive(const struct attention_args &a, const struct item &w)
+{
+    unsigned before, last = w.n_pieces - 1; /* the last wraps it to 0 */
+    asm volatile("atom.release.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(a.arrived + w.unit), "r"(last)
+                 : "memory");
+    if (before == last)
+        __threadfence();
+    return before == last;
 }
 
 /* Merges the unit's pieces in ascending order into y. */
@@ -148,6 +163,16 @@ __device__ static inline void merge_unit(const struct attention_args &a, const s
 /* ---- the copies
  * ------------------------------------------------------------------------------------------ */
 
+/* Claims an item, on the first lane; the number is past the end when there are none left, which
+ * every thread block is told once, so that the counter ends where it began. */
+__device__ static inline int item_next(const struct attention_args &a, int n_items)
+{
+    int claimed = 0;
+    if ((threadIdx.x & 31) == 0)
+        claimed = (int)(gridDim.x + atomicInc(a.claimed, n_items - 1));
+    return claimed;
+}
+
 /* A place in the ring, and the parity of the round. */
 struct cursor {
     int slot;
@@ -167,23 +192,35 @@ __device__ static inline int piece_end(int tile, int tile_end)
     return min((tile / ATT_TILES_PER_PIECE + 1) * ATT_TILES_PER_PIECE, tile_end);
 }
 
+/* A thread block's items after its first, in the order of their copies. An item has two slots or
+ * more, so that when one is told (before its first copy) all of its seventh predecessor have been
+ * used. */
+enum { TOLD = SLOTS_MAX / 2 + 2 };
+
+struct told {
+    struct item item[TOLD];
+    uint64_t full[TOLD];
+};
+
 template <int D>
 __device__ static inline void copy_pieces(const struct attention_args &a, const CUtensorMap *k_map,
                                           const CUtensorMap *v_map, const int *table, bool split,
-                                          unsigned char *ring, uint64_t *full, uint64_t *empty)
+                                          unsigned char *ring, uint64_t *full, uint64_t *empty,
+                                          struct told *told)
 {
     using p = plan<D>;
-    int lane = threadIdx.x & 31, n_items = table[a.n_seqs];
+    int lane = threadIdx.x & 31, n_items = table[a.n_seqs], number = blockIdx.x;
     struct cursor at = {0, 1};
     bool first = true;
-    for (int number = blockIdx.x; number < n_items; number += gridDim.x) {
-        struct item w = item_at(a, table, number, split);
+    struct item w = item_at(a, table, number, split);
+    for (int nth = 0; w.n_pieces > 0; nth = nth + 1 == TOLD ? 0 : nth + 1) {
+        const int32_t *blocks = a.block_table + (int64_t)w.seq * a.max_blocks;
         int blocks_end = (w.kv_len + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
         for (int tile = w.tile; tile < w.tile_end;) {
             int end = piece_end(tile, w.tile_end), n = end - tile;
             int block0 = tile * ATT_BLOCKS_PER_TILE; /* lane i has the number of block0 + i */
             int block = lane < n * ATT_BLOCKS_PER_TILE && block0 + lane < blocks_end
-                            ? __ldg(w.blocks + block0 + lane)
+                            ? __ldg(blocks + block0 + lane)
                             : 0;
             /* The blocks [from, to) of slot i of the piece. */
             auto copy = [&](int i, int slot, int from, int to) {
@@ -221,13 +258,31 @@ __device__ static inline void copy_pieces(const struct attention_args &a, const 
                     copy(j, j, old, blocks_end);
                 first = false;
             }
+            /* Late, so that fast thread blocks take more items than slow ones. */
+            bool claims = end == w.tile_end && n_items > (int)gridDim.x;
             for (; i < 2 * n; i++) {
                 barrier_wait(empty + at.slot, at.parity);
+                if (claims && i >= 2 * n - 2) {
+                    number = item_next(a, n_items);
+                    claims = false;
+                }
                 expect(i, at.slot);
                 copy(i, at.slot, 0, blocks_end);
                 advance<D>(&at);
             }
+            if (claims)
+                number = item_next(a, n_items);
             tile = end;
+        }
+        if (n_items <= (int)gridDim.x)
+            break;
+        number = __shfl_sync(0xffffffffu, number, 0);
+        w = {};
+        if (number < n_items)
+            w = item_at(a, table, number, split);
+        if (lane == 0) {
+            told->item[nth] = w;
+            barrier_arrive(told->full + nth);
         }
     }
 }
@@ -246,6 +301,7 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
     constexpr int TILES = ATT_TILES_PER_PIECE;
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ uint64_t full[SLOTS_MAX], empty[SLOTS_MAX];
+    __shared__ struct told told;
     __shared__ float maxima[TILES][WARPS][Q_ROWS];
     __shared__ uint4 p_fragment[TILES][WARPS][32]; /* P of 16 keys as an A fragment */
     __shared__ float2 p_sum[TILES][WARPS][32];
@@ -256,11 +312,13 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
     int *table = reinterpret_cast<int *>(ring_at + plan::ring);
     int lane = threadIdx.x & 31, warp = threadIdx.x / 32, g = lane / 4, t = lane & 3;
 
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < plan::slots; i++) {
-            barrier_init(full + i, 1);
-            barrier_init(empty + i, WARPS);
+    if (threadIdx.x < SLOTS_MAX) {
+        if (threadIdx.x < plan::slots) {
+            barrier_init(full + threadIdx.x, 1);
+            barrier_init(empty + threadIdx.x, WARPS);
         }
+        if (threadIdx.x < TOLD)
+            barrier_init(told.full + threadIdx.x, 1);
         barrier_init_done();
     }
     if (threadIdx.x == CONSUMERS) {
@@ -283,7 +341,7 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
         return;
     }
     if (warp == WARPS) {
-        copy_pieces<D>(a, &k_map, &v_map, table, split, ring_at, full, empty);
+        copy_pieces<D>(a, &k_map, &v_map, table, split, ring_at, full, empty, &told);
         return;
     }
 
@@ -300,24 +358,42 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
     }
     int reach = attention_reach(a.window);
     struct cursor at = {0, 0};
-    struct item w = item_at(a, table, blockIdx.x, split);
-    pdl_wait();
-    for (;;) {
-        /* The lane's two rows, g and g + 8; those past the end are zeros and aren't stored. */
-        bool real[2] = {w.row_begin + g < w.n_packed, w.row_begin + g + 8 < w.n_packed};
-        int pos[2];
-        uint32_t q[K_STEPS][4];
+    bool more = n_items > (int)gridDim.x; /* than the first */
+    int nth = 0;
+    uint32_t round = 0;
+    auto hear = [&] {
+        barrier_wait(told.full + nth, round);
+        struct item heard = told.item[nth];
+        if (++nth == TOLD) {
+            nth = 0;
+            round ^= 1;
+        }
+        return heard;
+    };
+    /* The lane's two rows are g and g + 8; those past the end are zeros and aren't stored. */
+    uint32_t q[K_STEPS][4];
+    auto load_q = [&](const struct item &of) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int r = real[h] ? w.row_begin + g + 8 * h : w.row_begin;
-            pos[h] = w.pos0 + r / a.group;
-            const bf16 *from = a.qkv + q_offset(a, D, w.row0, w.kv_head, r) + 2 * t;
+            int r = of.row_begin + g + 8 * h;
+            bool is = r < of.n_packed;
+            const bf16 *from = a.qkv + q_offset(a, D, of.row0, of.kv_head, is ? r : 0) + 2 * t;
 #pragma unroll
             for (int k = 0; k < K_STEPS; k++) {
-                q[k][h] = real[h] ? *reinterpret_cast<const uint32_t *>(from + k * 16) : 0;
-                q[k][h + 2] = real[h] ? *reinterpret_cast<const uint32_t *>(from + k * 16 + 8) : 0;
+                q[k][h] = is ? *reinterpret_cast<const uint32_t *>(from + k * 16) : 0;
+                q[k][h + 2] = is ? *reinterpret_cast<const uint32_t *>(from + k * 16 + 8) : 0;
             }
         }
+    };
+    struct item w = item_at(a, table, blockIdx.x, split), next = {};
+    pdl_wait();
+    load_q(w);
+    for (; w.n_pieces > 0; w = next) {
+        bool real[2] = {w.row_begin + g < w.n_packed, w.row_begin + g + 8 < w.n_packed};
+        int pos[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            pos[h] = w.pos0 + (real[h] ? w.row_begin + g + 8 * h : w.row_begin) / a.group;
         float top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
 
         for (int tile = w.tile; tile < w.tile_end;) {
@@ -449,6 +525,10 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
             }
             bool starts = tile == w.tile;
             tile = end;
+            if (tile == w.tile_end && more) {
+                next = hear();
+                load_q(next); /* zeros when there is none */
+            }
 
             l[0] = quad_sum(l[0]);
             l[1] = quad_sum(l[1]);
@@ -473,15 +553,13 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                         *reinterpret_cast<float2 *>(slot + a.slot_rows * D + 2 * r) = {m[h], l[h]};
                 }
                 named_sync(1, CONSUMERS);
-                if (threadIdx.x == 0) { /* its fences are for the whole thread block */
-                    __threadfence();
-                    is_last = atomicInc(a.arrived + w.unit, w.n_pieces - 1) ==
-                              (unsigned)w.n_pieces - 1; /* the last wraps it to 0 */
-                    __threadfence();
-                }
+                if (threadIdx.x == 0)
+                    is_last = unit_arrive(a, w);
                 named_sync(1, CONSUMERS);
-                if (is_last)
+                if (is_last) {
                     merge_unit<D>(a, w);
+                    load_q(next); /* again: the merge has better use for the registers */
+                }
                 continue;
             }
             /* The total of pieces lies in scratch, each thread's own. */
@@ -519,10 +597,6 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                 }
             }
         }
-        int number = w.number + gridDim.x;
-        if (number >= n_items)
-            break;
-        w = item_at(a, table, number, split);
     }
 }
 

@@ -33,6 +33,10 @@ UNUSED static int close_both(void **state)
     return 0;
 }
 
+/* The tests of a program; with TEST=PATTERN in the environment those whose names fit it. */
+#define RUN_BESIDE_REF(tests) \
+    (cmocka_set_test_filter(getenv("TEST")), cmocka_run_group_tests(tests, open_both, close_both))
+
 #define NEEDS_GPU()    \
     do {               \
         if (!have_gpu) \

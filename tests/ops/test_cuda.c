@@ -410,6 +410,34 @@ static void decodes_of_all_lengths_share_a_step_and_each_has_the_bits_it_has_alo
     }
 }
 
+static void a_step_of_more_pieces_than_scratch_holds_gives_the_same_bits(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    /* 64 sequences of 4 rows of 16 heads (4 tiles of 16 query rows) and 16 pieces: 4,096 items, and
+     * 64 MiB hold 4,033 results of head_dim 256. All of them read one sequence's keys. */
+    enum { LEN = 4096, ROWS = 4 };
+    const struct attention_shape shape = {16, 1, 256, 0.0625f, 0, 0};
+    size_t row = 16 * 256;
+    struct scene c = scene_create(&shape, 1, (const int[]){LEN});
+    scene_fill(&gpu, &c);
+    struct scene_rows rows[SCENE_SEQS];
+    for (int s = 0; s < SCENE_SEQS; s++) {
+        int to = LEN - s * 37 % 250;
+        rows[s] = (struct scene_rows){0, to - ROWS, to};
+    }
+    float *y = scene_step(&gpu, &c, rows, SCENE_SEQS, false);
+    for (int s = 0; s < SCENE_SEQS; s++) {
+        float *alone = scene_step(&gpu, &c, &rows[s], 1, false);
+        if (memcmp(alone, y + (size_t)s * ROWS * row, ROWS * row * 4) != 0)
+            fail_msg("the rows up to position %d differ when they are alone", rows[s].to);
+        free(alone);
+    }
+    free(y);
+    dev_free_held(&gpu);
+    scene_free(&c);
+}
+
 static void copied_blocks_are_equal_and_copies_take_effect_in_order(void **state)
 {
     (void)state;
@@ -558,9 +586,10 @@ int main(void)
         cmocka_unit_test(a_row_of_attention_has_the_same_bits_alone_and_however_its_past_was_cut),
         cmocka_unit_test(a_row_decoded_has_the_same_bits_as_in_a_prefill_chunk_of_any_size),
         cmocka_unit_test(decodes_of_all_lengths_share_a_step_and_each_has_the_bits_it_has_alone),
+        cmocka_unit_test(a_step_of_more_pieces_than_scratch_holds_gives_the_same_bits),
         cmocka_unit_test(copied_blocks_are_equal_and_copies_take_effect_in_order),
         cmocka_unit_test(norms_swiglu_embed_and_gather_agree_with_ref),
         cmocka_unit_test(sampling_agrees_with_ref),
     };
-    return cmocka_run_group_tests(tests, open_both, close_both);
+    return RUN_BESIDE_REF(tests);
 }

@@ -411,5 +411,5 @@ int main(void)
         cmocka_unit_test(linear_swiglu_agrees_with_ref_and_with_itself),
         cmocka_unit_test(sgmv_halves_agree_with_ref),
     };
-    return cmocka_run_group_tests(tests, open_both, close_both);
+    return RUN_BESIDE_REF(tests);
 }

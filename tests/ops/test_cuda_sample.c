@@ -458,5 +458,5 @@ int main(void)
         cmocka_unit_test(pinned_memory_makes_no_difference),
         cmocka_unit_test(a_replayed_sample_reads_its_parameters_anew),
     };
-    return cmocka_run_group_tests(tests, open_both, close_both);
+    return RUN_BESIDE_REF(tests);
 }
