@@ -33,11 +33,11 @@
  * and a step without any reads one integer. All blocks of the grid are resident together (the grid
  * is no larger), so the wait for the count ends.
  *
- * wide (more rows: prefill). Bound by arithmetic, and by what L2 can deliver: 128 outputs by 160
- * rows a thread block, each of two warpgroups 64 outputs, a ring of four stages; two thread blocks
- * with the same rows and neighbouring outputs form a cluster, each fetches half of x for both.
- * Ranges are summed one after the other into a second set of registers. t comes from lora_shrink;
- * its expansion is a few more matrix steps.
+ * wide (more rows: prefill). Bound by arithmetic, and by what L2 can deliver: a thread block sums
+ * 128 outputs by up to 192 rows, each of two warpgroups 64 outputs; two thread blocks with the same
+ * rows and neighbouring outputs form a cluster, each fetches half of x for both. Ranges are summed
+ * one after the other into a second set of registers. t' comes from lora_shrink; its expansion is a
+ * last, short range, whose operands spare warps bring meanwhile. linear_wide.cuh has the rest.
  *
  * Nothing here is chosen by a library or by a clock.
  *
@@ -234,18 +234,87 @@ static int narrow_choice(const struct backend *be, const struct weight *w, int n
                : i;
 }
 
-static void launch_wide(struct backend *be, const struct weight *w, struct linear_args &a)
+template <class S>
+static cudaLaunchConfig_t wide_config(struct backend *be, bool dependent,
+                                      cudaLaunchAttribute (&attributes)[3])
 {
-    CUtensorMap map = map_boxes(be->linear->encode_tiled, a.x, (uint64_t)a.n_rows, (uint64_t)a.d_in,
-                                wide::N / wide::CLUSTER, TILE);
-    cudaLaunchAttribute attributes[3];
-    cudaLaunchConfig_t config = cluster_config(be, wide::CLUSTER, dependent(be), attributes);
-    int n_items = ceil_div(w->n_m_tiles, 2 * wide::CLUSTER) * ceil_div(a.n_rows, wide::N);
-    int most = be->n_multiprocessors / wide::CLUSTER;
+    cudaLaunchConfig_t config = cluster_config(be, S::CLUSTER, dependent, attributes);
     config.blockDim = dim3(WIDE_THREADS);
-    config.dynamicSmemBytes = wide::SHARED;
-    config.gridDim = dim3((unsigned)((n_items < most ? n_items : most) * wide::CLUSTER));
-    cuda_note(be, cudaLaunchKernelEx(&config, wide_kernel, map, a), "linear");
+    config.dynamicSmemBytes = S::SHARED;
+    return config;
+}
+
+/* How many clusters are resident together. */
+template <class S> static cudaError_t wide_open(struct backend *be, int *limit)
+{
+    cudaError_t rc = cudaFuncSetAttribute(
+        wide_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::SHARED);
+    cudaLaunchAttribute attributes[3];
+    cudaLaunchConfig_t config = wide_config<S>(be, false, attributes);
+    config.gridDim = dim3((unsigned)(be->n_multiprocessors / S::CLUSTER * S::CLUSTER));
+    if (rc == cudaSuccess)
+        rc = cudaOccupancyMaxActiveClusters(limit, wide_kernel<S>, &config);
+    return rc;
+}
+
+template <class S> static int wide_items(const struct linear_args &a)
+{
+    return ceil_div(a.n_m_tiles, 2 * S::CLUSTER) * ceil_div(a.n_rows, S::N);
+}
+
+template <class S> static void launch_wide(struct backend *be, struct linear_args &a, int limit)
+{
+    void *encode = be->linear->encode_tiled;
+    CUtensorMap x_map = map_boxes(encode, a.x, (uint64_t)a.n_rows, (uint64_t)a.d_in, S::N / 2,
+                                  TILE);
+    bool fused = a.store == STORE_SWIGLU;
+    int width = fused ? a.pair_width : a.d_out;
+    a.y_boxes = (fused || (a.store == STORE_BF16 && a.pair_width == 0)) && width % 8 == 0 &&
+                reinterpret_cast<uintptr_t>(a.y) % 16 == 0;
+    CUtensorMap y_map = x_map;
+    if (a.y_boxes)
+        y_map = map_boxes(encode, static_cast<bf16 *>(a.y), (uint64_t)a.n_rows, (uint64_t)width,
+                          fused ? S::N : S::UNITS_STAGED * 8, fused ? TILE / 2 : TILE);
+    int n_items = wide_items<S>(a);
+    cudaLaunchAttribute attributes[3];
+    cudaLaunchConfig_t config = wide_config<S>(be, dependent(be), attributes);
+    config.gridDim = dim3((unsigned)((n_items < limit ? n_items : limit) * S::CLUSTER));
+    cuda_note(be, cudaLaunchKernelEx(&config, wide_kernel<S>, x_map, y_map, a), "linear");
+}
+
+/* (rows of a tile, stages of the ring), and the time of such a tile, in rows of the second. */
+#define WIDE_0            wide<128, 5>
+#define WIDE_1            wide<160, 5>
+#define WIDE_2            wide<176, 4>
+#define WIDE_3            wide<192, 4>
+#define FOR_EACH_WIDE(DO) DO(0, 132) DO(1, 160) DO(2, 182) DO(3, 196)
+
+/* The kernel that is done first: by the rounds of tiles that its clusters take. */
+static void run_wide(struct backend *be, struct linear_args &a)
+{
+    const int *limits = be->linear->n_wide_clusters;
+    int best = -1, best_time = 0;
+#define LOOK(i, tile_time)                                                     \
+    {                                                                          \
+        BUG_IF(limits[i] < 1);                                                 \
+        int time = ceil_div(wide_items<WIDE_##i>(a), limits[i]) * (tile_time); \
+        if (best < 0 || time < best_time) {                                    \
+            best = i;                                                          \
+            best_time = time;                                                  \
+        }                                                                      \
+    }
+    FOR_EACH_WIDE(LOOK)
+#undef LOOK
+    switch (best) {
+#define LAUNCH(i, tile_time)                     \
+    case i:                                      \
+        launch_wide<WIDE_##i>(be, a, limits[i]); \
+        break;
+        FOR_EACH_WIDE(LAUNCH)
+#undef LAUNCH
+    default:
+        BUG("no such kernel");
+    }
 }
 
 static void run_plain(struct backend *be, const struct weight *w, struct linear_args &a)
@@ -289,7 +358,7 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
     if (n_rows > NARROW_ROWS_MAX || many) {
         if (a.lora.n_parts > 0)
             lora_shrink(be, a.lora, a.x, n_rows, a.d_in);
-        launch_wide(be, w, a);
+        run_wide(be, a);
         return;
     }
     a.n_chains = lora_n_chains(w->d_in);
@@ -373,9 +442,11 @@ int cuda_linear_open(struct backend *be, struct err *err)
         rc = narrow_open<n, pair>(be, s->n_clusters[i]);
     FOR_EACH_NARROW(OPEN)
 #undef OPEN
-    if (rc == cudaSuccess)
-        rc = cudaFuncSetAttribute(wide_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)wide::SHARED);
+#define OPEN(i, tile_time) \
+    if (rc == cudaSuccess) \
+        rc = wide_open<WIDE_##i>(be, &s->n_wide_clusters[i]);
+    FOR_EACH_WIDE(OPEN)
+#undef OPEN
     if (rc != cudaSuccess)
         return err_set(err, ERR_UNSUPPORTED, "cuda: kernels of linear: %s", cudaGetErrorString(rc));
     return lora_open(err);

@@ -1,42 +1,300 @@
 /* linear_wide.cuh: linear for more rows than linear_narrow.cuh takes. Part of linear.cu, whose head
- * has the design. */
+ * has the design and the order of summation.
+ *
+ * Two numbers bound it. The matrix units do 4,096 operations a cycle and multiprocessor: 989
+ * TFLOP/s on paper, less at the clock that 700 W allow. And L2 delivers about 6 TB/s to all
+ * multiprocessors: a tile of 128 outputs by N rows takes 256 bytes of W and 2 N of x for 256 N
+ * operations, so that 700 TFLOP/s want
+ *
+ *     128 x 128: 10.9 TB/s     128 x 192: 9.1     128 x 192, x shared by two blocks: 6.4
+ *
+ * N is no larger because the accumulator lies in registers twice: the sum of the ranges so far
+ * (total), and the range under way (acc); 192 of the 224 registers that a thread may have.
+ *
+ * A cluster of two thread blocks takes tiles of the same rows and neighbouring outputs. x comes to
+ * both at once: each fetches half a tile's rows.
+ *
+ *     warp 8         copies: fills a ring of stages, each W [2 x 64, 64] and x [N, 64]
+ *     warpgroup 0    outputs 0 - 63 of the tile:    acc = range; total += acc; next range ...
+ *     warpgroup 1    outputs 64 - 127                ... then bias, delta, y
+ *     warps 9 - 11   helpers: bring what the deltas need, while the product is summed
+ *
+ * The delta is a product like the other one, of few steps: for each segment over the tile, each
+ * part, each 16 ranks (and each bf16 plane of B), B [2 x 64, 16] and t' [N, 16], zero where a row
+ * is not the segment's. The helpers lay these steps down in shared memory, in a ring of their own;
+ * when the ranges are summed acc is free, the steps are added up there, and total += acc. So
+ * nothing of the adapters is fetched, looked up or decided while the matrix units wait, and the
+ * tensor-core warps know nothing about ranks, slots and dtypes.
+ *
+ * Outputs leave as one box of y per warpgroup, from shared memory, while the next tile is summed.
+ * The same memory holds the steps of the deltas before: "area_free" says that a box has left it.
+ *
+ * The ladder (four products of an 8B layer, 2,048 rows, TFLOP/s, one H100, no adapters; each row is
+ * the kernel before it and one change):
+ *
+ *     128 x 160, 376 bytes of spills, outputs stored by the warpgroups     382 to 463
+ *     128 x 192, no spills, outputs as boxes                               624 to 632
+ *     the tile by the rounds that it makes: 160, 176 or 192 rows           638 (the four alone)
+ *
+ * Tried and slower: clusters of four (370 to 410: they wait for each other), one warpgroup held a
+ * stage behind the other so that their ends don't coincide (526). Both say that the ring's depth is
+ * what is short: 160 rows with five stages take 4 % less a row than 176 or 192 with four. */
 #ifndef TRIBUTARY_KERNELS_CUDA_LINEAR_WIDE_CUH
 #define TRIBUTARY_KERNELS_CUDA_LINEAR_WIDE_CUH
 
 #include "kernels/cuda/linear_tile.cuh"
 
-/* ---- wide
- * ------------------------------------------------------------------------------------------- */
-
-struct wide {
-    static constexpr int N = 160, MT = 2, UNITS = N / 8, STAGES = 4;
-    static constexpr int CLUSTER = 2; /* thread blocks with the same rows */
-    static constexpr int BAND = 11;   /* row tiles whose x stays in L2 while all weights pass */
-    static constexpr int STAGE = MT * TILE_BYTES + N * TILE * 2;
-    static constexpr int PITCH = TILE * 2 + 16; /* bytes of a row of outputs being staged */
-    static constexpr int STAGING = N * PITCH;   /* of a warpgroup */
-    static constexpr int PASS = 4;              /* units whose t' is fetched at a time */
-    static constexpr int SEGS = 96;             /* in the table at a time */
-    static constexpr size_t SHARED = 1024 + STAGES * STAGE + 2 * STAGING + 2 * STAGES * 8 +
-                                     SEGS * (sizeof(struct lora_span) +
-                                             LORA_PARTS_MAX * sizeof(struct lora_cell));
-    static_assert(UNITS % PASS == 0, "whole passes");
-    static_assert(SHARED <= 227 << 10, "fits");
+enum {
+    WIDE_THREADS = 384,
+    WIDE_HELPERS = 96,
 };
 
-enum { WIDE_THREADS = 384 };
+/* N: rows of a tile. CLUSTER: thread blocks with the same rows and neighbouring outputs. */
+template <int N_, int STAGES_> struct wide {
+    static constexpr int N = N_, CLUSTER = 2, STAGES = STAGES_;
+    static constexpr int UNITS = N / 8;
+    static constexpr int BAND = 2112 / N; /* row tiles whose x stays in L2 while all weights pass */
+    static constexpr int STAGE = 2 * TILE_BYTES + N * TILE * 2;
+    static constexpr int BARRIERS = 512;
+    static constexpr size_t SHARED = 227 << 10;
+    static constexpr int AREA = (int)SHARED - STAGES * STAGE - BARRIERS;
+    /* A step of the deltas: 16 ranks of B for the block's outputs, and of t' for its rows. */
+    static constexpr int STEP_B = 2 * TILE * 32, STEP = STEP_B + N * 32;
+    static constexpr int STEPS_FIT = AREA / STEP, STEPS = STEPS_FIT < 8 ? STEPS_FIT : 8;
+    static constexpr int AHEAD = STEPS > 5 ? 3 : STEPS - 2; /* steps whose loads are under way */
+    /* A warpgroup's outputs on their way to y, in the same place. What doesn't fit goes straight.
+     */
+    static constexpr int UNITS_FIT = AREA / 2 / 1024 / 2 * 2;
+    static constexpr int UNITS_STAGED = UNITS_FIT < UNITS ? UNITS_FIT : UNITS;
+    static constexpr int STAGING = AREA / 2 / 1024 * 1024;
+    static_assert(N % 16 == 0 && STEP % 256 == 0, "swizzles");
+    static_assert(AHEAD > 0 && N * 64 <= STAGING, "fits");
+};
 
-/* Which tile is item i: bands of wide::BAND row tiles, whose x stays in L2 while all weights pass.
- */
+/* Which tile is item i: bands of BAND row tiles, whose x stays in L2 while all weights pass. */
+template <int BAND>
 __device__ static inline void wide_item(int i, int n_groups, int n_row_tiles, int *group,
                                         int *row_tile)
 {
-    int band = i / (wide::BAND * n_groups), rest = i % (wide::BAND * n_groups);
-    int width = n_row_tiles - band * wide::BAND;
-    width = width < wide::BAND ? width : wide::BAND;
+    int band = i / (BAND * n_groups), rest = i % (BAND * n_groups);
+    int width = n_row_tiles - band * BAND;
+    width = width < BAND ? width : BAND;
     *group = rest / width;
-    *row_tile = band * wide::BAND + rest % width;
+    *row_tile = band * BAND + rest % width;
 }
+
+/* ---- helpers: the deltas' operands
+ * -------------------------------------------------------------------------------------------- */
+
+/* Sixteen bytes of shared memory from n_bytes of global memory and zeros. */
+__device__ static inline void copy_16(uint32_t to, const void *from, int n_bytes)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(n_bytes)
+                 : "memory");
+}
+
+__device__ static inline void copies_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int PENDING> __device__ static inline void copies_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+__device__ static inline void store_shared(uint32_t to, uint32_t a, uint32_t b, uint32_t c,
+                                           uint32_t d)
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c),
+                 "r"(d)
+                 : "memory");
+}
+
+/* Where eight k of a row lie in a matrix of rows of 32 bytes: the 32-byte swizzle. */
+__device__ static inline uint32_t step_place(int row, int half)
+{
+    return (uint32_t)(row * 32 + ((half ^ (row >> 2 & 1)) << 4));
+}
+
+/* What a helper brings of every step: 8 of the 16 ranks, every PASS-th row from `row` on. */
+struct wide_share {
+    int row, half;
+    int i, out; /* of the packed row: its place in its half of a pair (or all), its output */
+};
+
+enum { PASS = WIDE_HELPERS / 2 };
+
+__device__ static inline struct wide_share wide_share_of(const struct linear_args &a, int m_row,
+                                                         int helper)
+{
+    struct wide_share me;
+    me.row = helper >> 1;
+    me.half = helper & 1;
+    int packed = m_row + me.row;
+    me.i = me.out = packed;
+    if (a.pair_width > 0) {
+        me.i = packed / 16 * 8 + packed % 8;
+        me.out = me.i + (packed & 8 ? a.pair_width : 0);
+    }
+    return me;
+}
+
+/* B[out .. , r .. r + 15] of the block's packed rows, or the plane of it. */
+__device__ static inline void wide_fill_b(uint32_t to, const struct linear_args &a,
+                                          const struct wide_share &me, const struct lora_entry &e,
+                                          int out_begin, int d_out, int r, int plane)
+{
+    bool whole = e.dtype == DTYPE_BF16 && e.rank % 8 == 0 && e.b.addr % 16 == 0;
+    int limit = a.pair_width > 0 ? a.pair_width : a.d_out;
+    int step = a.pair_width > 0 ? PASS / 2 : PASS;
+    const char *b = reinterpret_cast<const char *>(e.b.addr);
+    r += me.half * 8;
+    uint32_t at = to + step_place(me.row, me.half);
+#pragma unroll 1
+    for (int n = 0; me.row + n * PASS < 2 * TILE; n++) {
+        int o = me.out + n * step - out_begin;
+        bool live = me.i + n * step < limit && o >= 0 && o < d_out && r < e.rank;
+        if (whole) {
+            copy_16(at, live ? b + ((int64_t)o * e.rank + r) * 2 : b, live ? 16 : 0);
+        } else {
+            uint32_t q[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float f[2];
+#pragma unroll
+                for (int h = 0; h < 2; h++)
+                    f[h] = live && r + 2 * j + h < e.rank
+                               ? load_as_float(b, (int64_t)o * e.rank + r + 2 * j + h, e.dtype)
+                               : 0;
+                for (int p = 0; p <= plane; p++)
+                    q[j] = take_plane(f[0], f[1]);
+            }
+            store_shared(at, q[0], q[1], q[2], q[3]);
+        }
+        at += PASS * 32; /* the swizzle is the same: PASS is a multiple of eight */
+    }
+}
+
+/* t'[row0 .. , r .. r + 15] of the tile's rows; zero where they are not the segment's. */
+template <class S>
+__device__ static inline void wide_fill_t(uint32_t to, const struct lora_view &v,
+                                          const struct wide_share &me, const struct lora_seg &seg,
+                                          int rank, int t_at, int row0, int r)
+{
+    r += me.half * 8;
+    int left = (lora_padded(rank) - r) * 2, n_bytes = left < 0 ? 0 : left < 16 ? left : 16;
+    int row = row0 + me.row - seg.row_begin; /* of the segment */
+    const bf16 *from = v.t + (int64_t)(row0 + me.row) * v.t_stride + t_at + r;
+    uint32_t at = to + S::STEP_B + step_place(me.row, me.half);
+#pragma unroll 1
+    for (int n = 0; me.row + n * PASS < S::N; n++) {
+        int bytes = row >= 0 && row < seg.n_rows ? n_bytes : 0;
+        if (t_at % 8 == 0) {
+            copy_16(at, bytes > 0 ? from : v.t, bytes);
+        } else {
+            uint2 lo = make_uint2(0, 0), hi = lo;
+            if (bytes > 0)
+                lo = __ldcg(reinterpret_cast<const uint2 *>(from));
+            if (bytes > 8)
+                hi = __ldcg(reinterpret_cast<const uint2 *>(from) + 1);
+            store_shared(at, lo.x, lo.y, hi.x, hi.y);
+        }
+        row += PASS;
+        from += PASS * v.t_stride;
+        at += PASS * 32;
+    }
+}
+
+struct wide_steps { /* in shared memory */
+    uint64_t *full, *empty;
+    volatile int *last; /* of a step: it is the tile's last */
+    uint32_t at;
+};
+
+/* The ring of steps, as the helpers see it. */
+template <class S> struct wide_filling {
+    const struct wide_steps *steps;
+    int slot, n_pending;
+    uint32_t phase;
+
+    __device__ uint32_t begin()
+    {
+        barrier_wait(&steps->empty[slot], phase);
+        return steps->at + slot * S::STEP;
+    }
+    __device__ void end()
+    {
+        copies_commit();
+        n_pending++;
+        if (++slot == S::STEPS) {
+            slot = 0;
+            phase ^= 1;
+        }
+    }
+    /* The oldest of the pending ones has come, whole. */
+    __device__ void publish(bool last, int helper)
+    {
+        int s = slot >= n_pending ? slot - n_pending : slot - n_pending + S::STEPS;
+        if (helper == 0)
+            steps->last[s] = last;
+        fence_before_copies();
+        barrier_arrive(&steps->full[s]);
+        n_pending--;
+    }
+};
+
+/* The steps of one tile: at least one. */
+template <class S>
+__device__ static inline void wide_fill(struct wide_filling<S> &ring, const struct linear_args &a,
+                                        int n_segs, int m_row, int row0, int helper)
+{
+    const struct lora_view &v = a.lora;
+    const struct wide_share me = wide_share_of(a, m_row, helper);
+    bool pair = a.pair_width > 0;
+    int out = pair ? m_row / 2 : m_row, n_out = pair ? TILE : 2 * TILE;
+#pragma unroll 1
+    for (int s = lora_first_seg(v, n_segs, row0); s < n_segs; s++) {
+        const struct lora_seg seg = lora_seg_at(v, s);
+        if (seg.row_begin >= row0 + S::N)
+            break;
+        if (seg.n_rows == 0 || seg.row_begin + seg.n_rows <= row0)
+            continue;
+#pragma unroll 1
+        for (int p = 0; p < v.n_parts; p++) {
+            int begin = v.part[p].out_begin, end = begin + v.part[p].d_out;
+            if (!(begin < out + n_out && end > out) &&
+                !(pair && begin < a.pair_width + out + n_out && end > a.pair_width + out))
+                continue;
+            const struct lora_entry e = lora_entry_at(v, p, seg.slot);
+            int t_at = lora_t_at(v, s, seg, p), n_planes = planes_of(e.dtype);
+#pragma unroll 1
+            for (int i = 0; i < (e.rank + 15) / 16 * n_planes; i++) {
+                uint32_t to = ring.begin();
+                int r = i / n_planes * 16;
+                wide_fill_b(to, a, me, e, begin, end - begin, r, i % n_planes);
+                wide_fill_t<S>(to, v, me, seg, e.rank, t_at, row0, r);
+                ring.end();
+                if (ring.n_pending > S::AHEAD) {
+                    copies_wait<S::AHEAD>();
+                    ring.publish(false, helper);
+                }
+            }
+        }
+    }
+    if (ring.n_pending == 0) { /* base model: a step of zeros */
+        uint32_t to = ring.begin();
+        for (int i = helper; i < S::STEP / 16; i += WIDE_HELPERS)
+            store_shared(to + i * 16, 0, 0, 0, 0);
+        ring.end();
+    }
+    copies_wait<0>();
+    while (ring.n_pending > 0)
+        ring.publish(ring.n_pending == 1, helper);
+}
+
+/* ---- the end of a tile
+ * -------------------------------------------------------------------------------------------- */
 
 __device__ static inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1,
                                              uint32_t m2, uint32_t m3)
@@ -47,306 +305,301 @@ __device__ static inline void store_matrices(uint32_t address, uint32_t m0, uint
         : "memory");
 }
 
-/* A warpgroup's 64 outputs by N rows leave through shared memory, 16 bytes a thread. */
-__device__ static void wide_store(const float (&c)[wide::N / 2], const struct linear_args &a,
-                                  char *staging, int m_tile, int row0, int wg)
+__device__ static inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1)
 {
-    int thread = (int)threadIdx.x & 127, warp = thread >> 5, lane = thread & 31;
-    bool fused = a.store == STORE_SWIGLU;
-    int width = fused ? a.pair_width : a.d_out; /* of a row of y */
-    named_sync(2 + wg, 128);                    /* the last tile has left the staging */
-    if (fused) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
+                 "r"(m0), "r"(m1)
+                 : "memory");
+}
+
+/* A box of shared memory to its place in a matrix. */
+__device__ static inline void store_box(const CUtensorMap *map, uint32_t from, int column, int row)
+{
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n"
+                 "cp.async.bulk.commit_group;" ::"l"(map),
+                 "r"(column), "r"(row), "r"(from)
+                 : "memory");
+}
+
+__device__ static inline uint32_t transposed(uint32_t m)
+{
+    uint32_t t;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(m));
+    return t;
+}
+
+/* A warp's share of its warpgroup's 64 outputs by N rows, into shared memory as a box of y; rows
+ * that don't fit there straight into y. */
+template <class S>
+__device__ static inline void wide_stage(const float (&c)[S::N / 2], const struct linear_args &a,
+                                         uint32_t staging, int m_tile, int row0)
+{
+    int warp = (int)threadIdx.x >> 5 & 3, lane = (int)threadIdx.x & 31;
+    if (a.store == STORE_SWIGLU) {
+        auto glu = [&](int j) {
+            return pack_bf16(swiglu(c[4 * j], c[4 * j + 2]), swiglu(c[4 * j + 1], c[4 * j + 3]));
+        };
 #pragma unroll
-        for (int j = 0; j < wide::UNITS; j += 4) {
-            uint32_t m[4];
-#pragma unroll
-            for (int q = 0; q < 4; q++)
-                m[q] = pack_bf16(swiglu(c[4 * (j + q)], c[4 * (j + q) + 2]),
-                                 swiglu(c[4 * (j + q) + 1], c[4 * (j + q) + 3]));
-            store_matrices(
-                shared_address(staging + ((j + lane / 8) * 8 + lane % 8) * wide::PITCH + warp * 16),
-                m[0], m[1], m[2], m[3]);
+        for (int j = 0; j < S::UNITS; j += 4) {
+            int row = (j + lane / 8) * 8 + lane % 8;
+            uint32_t at = staging + row * 64 + ((warp ^ (row >> 1 & 3)) << 4);
+            if (j + 4 <= S::UNITS)
+                store_matrices(at, glu(j), glu(j + 1), glu(j + 2), glu(j + 3));
+            else
+                store_matrices(at, glu(j), glu(j + 1));
         }
-    } else {
-#pragma unroll
-        for (int j = 0; j < wide::UNITS; j += 2)
-            store_matrices(shared_address(staging + ((j + lane / 16) * 8 + lane % 8) * wide::PITCH +
-                                          warp * 32 + lane / 8 % 2 * 16),
-                           pack_bf16(c[4 * j], c[4 * j + 1]), pack_bf16(c[4 * j + 2], c[4 * j + 3]),
-                           pack_bf16(c[4 * j + 4], c[4 * j + 5]),
-                           pack_bf16(c[4 * j + 6], c[4 * j + 7]));
+        return;
     }
-    named_sync(2 + wg, 128);
-    int pieces = fused ? 4 : 8, first = m_tile * (fused ? TILE / 2 : TILE);
-    for (int i = thread; i < wide::N * pieces; i += 128) {
-        int row = row0 + i / pieces, out = first + i % pieces * 8;
-        if (row >= a.n_rows || out >= width)
-            continue;
-        const char *from = staging + i / pieces * wide::PITCH + i % pieces * 16;
-        bf16 *to = static_cast<bf16 *>(a.y) + (int64_t)row * width + out;
-        if (width % 8 == 0) {
-            *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(from);
-        } else {
-            for (int e = 0; e < 8 && out + e < width; e++)
-                to[e] = reinterpret_cast<const bf16 *>(from)[e];
-        }
+#pragma unroll
+    for (int j = 0; j < S::UNITS_STAGED; j += 2) {
+        int row = (j + lane / 16) * 8 + lane % 8;
+        store_matrices(staging + row * 128 + (((warp * 2 + lane / 8 % 2) ^ (lane % 8)) << 4),
+                       pack_bf16(c[4 * j], c[4 * j + 1]), pack_bf16(c[4 * j + 2], c[4 * j + 3]),
+                       pack_bf16(c[4 * j + 4], c[4 * j + 5]),
+                       pack_bf16(c[4 * j + 6], c[4 * j + 7]));
+    }
+    if (S::UNITS_STAGED == S::UNITS)
+        return;
+    int out = m_tile * TILE + warp * 16 + (lane & 3) * 2;
+#pragma unroll
+    for (int j = S::UNITS_STAGED; j < S::UNITS; j++) {
+        uint32_t lo = transposed(pack_bf16(c[4 * j], c[4 * j + 1]));
+        uint32_t hi = transposed(pack_bf16(c[4 * j + 2], c[4 * j + 3]));
+        int row = row0 + 8 * j + (lane >> 2);
+        bf16 *to = static_cast<bf16 *>(a.y) + (int64_t)row * a.d_out + out;
+        if (row < a.n_rows && out < a.d_out)
+            *reinterpret_cast<uint32_t *>(to) = lo;
+        if (row < a.n_rows && out + 8 < a.d_out)
+            *reinterpret_cast<uint32_t *>(to + 8) = hi;
     }
 }
 
-__device__ static void wide_store_straight(const float (&c)[wide::N / 2],
-                                           const struct linear_args &a, const int (&out)[2],
-                                           int row0, int lane)
+template <class S>
+__device__ static inline void wide_store_straight(const float (&c)[S::N / 2],
+                                                  const struct linear_args &a, const int (&out)[2],
+                                                  int row0, int lane)
 {
 #pragma unroll
-    for (int j = 0; j < wide::UNITS; j++)
+    for (int j = 0; j < S::UNITS; j++)
         store_tile({c[4 * j], c[4 * j + 1], c[4 * j + 2], c[4 * j + 3]}, a, out,
                    row0 + 8 * j + 2 * (lane & 3));
 }
 
-__device__ static inline void wide_add_bias(float (&c)[wide::N / 2], const struct linear_args &a,
-                                            const int (&out)[2])
-{
-    float b0 = out[0] >= 0 ? __ldg(a.bias + out[0]) : 0;
-    float b1 = out[1] >= 0 ? __ldg(a.bias + out[1]) : 0;
-#pragma unroll
-    for (int u = 0; u < wide::UNITS; u++) {
-        c[4 * u] += b0;
-        c[4 * u + 1] += b0;
-        c[4 * u + 2] += b1;
-        c[4 * u + 3] += b1;
-    }
-}
-
-/* Adds the deltas of the table's segments to a warp's 16 outputs by N rows: B's fragment is loaded
- * once a segment, part and 16 ranks, and serves all rows. The order of a row's sum is lora_delta's.
- */
-__device__ static inline void wide_add(float (&c)[wide::N / 2], const struct linear_args &a,
-                                       const struct lora_table &table, const int (&out)[2],
-                                       int row0, int lane)
-{
-    const struct lora_view &v = a.lora;
-    int g = lane >> 2, t = lane & 3;
-#pragma unroll 1
-    for (int s = 0; s < table.n; s++) {
-        const struct lora_span span = table.spans[s];
-        if (span.row_begin >= row0 + wide::N)
-            break;
-        if (span.row_end <= row0 || span.row_end == span.row_begin)
-            continue;
-#pragma unroll 1
-        for (int p = 0; p < v.n_parts; p++) {
-            int o0 = out[0] - v.part[p].out_begin, o1 = out[1] - v.part[p].out_begin;
-            bool live0 = out[0] >= 0 && o0 >= 0 && o0 < v.part[p].d_out;
-            bool live1 = out[1] >= 0 && o1 >= 0 && o1 < v.part[p].d_out;
-            const struct lora_cell cell = table.cells[s * v.n_parts + p];
-            if (!__any_sync(0xffffffffu, live0 || live1))
-                continue;
-            bool plain = cell.dtype == DTYPE_BF16 && cell.rank % 4 == 0;
-            const bf16 *my_t = v.t + cell.t_at + 4 * t;
-#pragma unroll 1
-            for (int r0 = 0; r0 < cell.rank; r0 += 16) {
-                int r = r0 + 4 * t;
-                uint32_t b[4];
-                float w[8];
-                if (plain) {
-                    lora_load_b(b[0], b[2], cell.b, cell.rank, o0, r, live0);
-                    lora_load_b(b[1], b[3], cell.b, cell.rank, o1, r, live1);
-                } else {
-                    lora_load_b_floats(w, cell, o0, o1, live0, live1, r);
-                }
-                int n_planes = plain ? 1 : planes_of(cell.dtype);
-#pragma unroll 1
-                for (int plane = 0; plane < n_planes; plane++) {
-                    if (!plain) {
-                        b[0] = take_plane(w[0], w[1]);
-                        b[2] = take_plane(w[2], w[3]);
-                        b[1] = take_plane(w[4], w[5]);
-                        b[3] = take_plane(w[6], w[7]);
-                    }
-#pragma unroll
-                    for (int u0 = 0; u0 < wide::UNITS; u0 += wide::PASS) {
-                        uint2 f[wide::PASS];
-#pragma unroll
-                        for (int u = 0; u < wide::PASS; u++) {
-                            int row = row0 + 8 * (u0 + u) + g;
-                            f[u] = make_uint2(0, 0);
-                            if (row >= span.row_begin && row < span.row_end && r < cell.rank)
-                                f[u] = __ldcg(reinterpret_cast<const uint2 *>(
-                                    my_t + (int64_t)row * v.t_stride + r0));
-                        }
-#pragma unroll
-                        for (int u = 0; u < wide::PASS; u++) {
-                            int row = row0 + 8 * (u0 + u); /* the whole warp agrees */
-                            if (row < span.row_end && row + 8 > span.row_begin)
-                                mma_bf16(c[4 * (u0 + u)], c[4 * (u0 + u) + 1], c[4 * (u0 + u) + 2],
-                                         c[4 * (u0 + u) + 3], b[0], b[1], b[2], b[3], f[u].x,
-                                         f[u].y);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
+template <class S>
 __global__ static void __launch_bounds__(WIDE_THREADS, 1)
     wide_kernel(const __grid_constant__ CUtensorMap x_map,
+                const __grid_constant__ CUtensorMap y_map,
                 const __grid_constant__ struct linear_args a)
 {
-    extern __shared__ char raw[];
-    char *ring = reinterpret_cast<char *>(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
-    char *staging = ring + wide::STAGES * wide::STAGE;
-    struct lora_table table = lora_table_at(staging + 2 * wide::STAGING, wide::SEGS);
-    uint64_t *full = reinterpret_cast<uint64_t *>(table.spans + wide::SEGS);
-    uint64_t *empty = full + wide::STAGES;
-    int rank = cluster_rank(), cluster = (int)blockIdx.x / wide::CLUSTER;
-    int n_clusters = (int)gridDim.x / wide::CLUSTER;
-    int n_groups = (a.n_m_tiles + 2 * wide::CLUSTER - 1) / (2 * wide::CLUSTER); /* of clusters */
-    int n_row_tiles = (a.n_rows + wide::N - 1) / wide::N;
+    extern __shared__ __align__(1024) char ring[];
+    constexpr int N = S::N;
+    char *area = ring + S::STAGES * S::STAGE;
+    uint64_t *full = reinterpret_cast<uint64_t *>(area + S::AREA);
+    uint64_t *empty = full + S::STAGES;
+    struct wide_steps steps;
+    steps.full = empty + S::STAGES;
+    steps.empty = steps.full + S::STEPS;
+    uint64_t *staged = steps.empty + S::STEPS; /* [2]: a warpgroup's outputs lie in the area */
+    uint64_t *area_free = staged + 2;          /* they have left it */
+    steps.last = reinterpret_cast<volatile int *>(area_free + 1);
+    steps.at = shared_address(area);
+    int rank = cluster_rank(), cluster = (int)blockIdx.x / S::CLUSTER;
+    int n_clusters = (int)gridDim.x / S::CLUSTER;
+    int n_groups = (a.n_m_tiles + 2 * S::CLUSTER - 1) / (2 * S::CLUSTER); /* of clusters */
+    int n_row_tiles = (a.n_rows + N - 1) / N;
     int n_items = n_groups * n_row_tiles;
     pdl_trigger();
     if (threadIdx.x == 0) {
-        for (int i = 0; i < wide::STAGES; i++) {
+        for (int i = 0; i < S::STAGES; i++) {
             barrier_init(&full[i], 1);
-            barrier_init(&empty[i], 8 * wide::CLUSTER);
+            barrier_init(&empty[i], 8 * S::CLUSTER);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        for (int i = 0; i < S::STEPS; i++) {
+            barrier_init(&steps.full[i], WIDE_HELPERS);
+            barrier_init(&steps.empty[i], 8);
+        }
+        barrier_init(&staged[0], 4);
+        barrier_init(&staged[1], 4);
+        barrier_init(area_free, 2);
+        barrier_init_done();
     }
     cluster_meet();
     if (threadIdx.x >= 256) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
         if (threadIdx.x == 256) {
-            uint64_t policy = evict_normal();              /* other blocks read it too */
-            constexpr int SHARE = wide::N / wide::CLUSTER; /* of the rows, fetched for all */
+            uint64_t policy = evict_normal(); /* other blocks read it too */
             pdl_wait();
             int stage = 0;
             uint32_t phase = 1; /* of empty: the first round waits for nobody */
             for (int item = cluster; item < n_items; item += n_clusters) {
                 int group, row_tile;
-                wide_item(item, n_groups, n_row_tiles, &group, &row_tile);
-                int m = (group * wide::CLUSTER + rank) * 2; /* tiles past the end are dropped */
+                wide_item<S::BAND>(item, n_groups, n_row_tiles, &group, &row_tile);
+                int m = (group * S::CLUSTER + rank) * 2; /* tiles past the end are dropped */
                 int m0 = m < a.n_m_tiles ? m : a.n_m_tiles - 1;
                 int m1 = m + 1 < a.n_m_tiles ? m + 1 : a.n_m_tiles - 1;
                 const char *w0 = a.w + (int64_t)m0 * a.n_k * TILE_BYTES;
                 const char *w1 = a.w + (int64_t)m1 * a.n_k * TILE_BYTES;
                 for (int k = 0; k < a.n_k; k++) {
-                    char *to = ring + stage * wide::STAGE;
+                    char *to = ring + stage * S::STAGE;
                     barrier_wait(&empty[stage], phase);
-                    barrier_expect(&full[stage], wide::STAGE);
+                    barrier_expect(&full[stage], S::STAGE);
                     copy_weight(to, w0 + (int64_t)k * TILE_BYTES, TILE_BYTES, &full[stage], policy);
                     copy_weight(to + TILE_BYTES, w1 + (int64_t)k * TILE_BYTES, TILE_BYTES,
                                 &full[stage], policy);
-                    copy_box_to_all(to + 2 * TILE_BYTES + rank * SHARE * TILE * 2, &x_map,
-                                    k / a.n_planes * TILE, row_tile * wide::N + rank * SHARE,
-                                    &full[stage], (1 << wide::CLUSTER) - 1);
-                    if (++stage == wide::STAGES) {
+                    copy_box_to_all(to + 2 * TILE_BYTES + rank * (N / 2) * TILE * 2, &x_map,
+                                    k / a.n_planes * TILE, row_tile * N + rank * (N / 2),
+                                    &full[stage], (1 << S::CLUSTER) - 1);
+                    if (++stage == S::STAGES) {
                         stage = 0;
                         phase ^= 1;
                     }
                 }
             }
-            /* The other block still says that it has read; not to one that is gone. */
-            for (int i = 0; i < wide::STAGES && cluster < n_items; i++) {
+            /* The other blocks still say that they have read; not to one that is gone. */
+            for (int i = 0; i < S::STAGES && cluster < n_items; i++) {
                 barrier_wait(&empty[stage], phase);
-                if (++stage == wide::STAGES) {
+                if (++stage == S::STAGES) {
                     stage = 0;
                     phase ^= 1;
                 }
             }
+        } else if (threadIdx.x >= WIDE_THREADS - WIDE_HELPERS) {
+            int helper = (int)threadIdx.x - (WIDE_THREADS - WIDE_HELPERS), wg = helper >> 5;
+            struct wide_filling<S> filling = {
+                &steps, 0, 0, 1
+            };
+            uint32_t phase = 0;
+            pdl_wait();
+            int n_segs = lora_n_segs(a.lora);
+            for (int item = cluster; item < n_items; item += n_clusters) {
+                int group, row_tile;
+                wide_item<S::BAND>(item, n_groups, n_row_tiles, &group, &row_tile);
+                int m_tile = (group * S::CLUSTER + rank) * 2;
+                if (n_segs > 0) {
+                    barrier_wait(area_free, phase ^ 1);
+                    wide_fill<S>(filling, a, n_segs, m_tile * TILE, row_tile * N, helper);
+                }
+                if (wg < 2 && (helper & 31) == 0) {
+                    barrier_wait(&staged[wg], phase);
+                    if (a.y_boxes && m_tile + wg < a.n_m_tiles)
+                        store_box(&y_map, steps.at + wg * S::STAGING,
+                                  (m_tile + wg) * (a.store == STORE_SWIGLU ? TILE / 2 : TILE),
+                                  row_tile * N);
+                    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+                    barrier_arrive(area_free);
+                }
+                __syncwarp();
+                phase ^= 1;
+            }
+            asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
         int wg = (int)threadIdx.x >> 7, thread = (int)threadIdx.x & 127;
-        int warp = thread >> 5, lane = thread & 31, g = lane >> 2;
-        char *my_staging = staging + wg * wide::STAGING;
-        int stage = 0, table_of = -1; /* the row tile whose segments the table holds */
-        uint32_t phase = 0;
+        int lane = thread & 31;
+        uint32_t ring_at = shared_address(ring);
+        int stage = 0, slot = 0;
+        uint32_t phase = 0, slot_phase = 0, area_phase = 1;
         pdl_wait();
-        int n_segs = lora_n_segs(a.lora), first_seg = 0;
         for (int item = cluster; item < n_items; item += n_clusters) {
-            int group, row_tile;
-            wide_item(item, n_groups, n_row_tiles, &group, &row_tile);
-            int m_tile = (group * wide::CLUSTER + rank) * 2 + wg, row0 = row_tile * wide::N;
-            if (n_segs > 0) {
-                if (row_tile != table_of) {
-                    named_sync(1, 256);
-                    first_seg = lora_first_seg(a.lora, n_segs, row0);
-                    lora_table_fill(table, a.lora, first_seg,
-                                    n_segs - first_seg < wide::SEGS ? n_segs - first_seg
-                                                                    : (int)wide::SEGS,
-                                    (int)threadIdx.x, 256);
-                    named_sync(1, 256);
-                    table_of = row_tile;
-                }
-            }
-            float total[wide::N / 2];
+            float total[N / 2], acc[N / 2];
+#pragma unroll
+            for (int i = 0; i < N / 2; i++)
+                total[i] = 0;
+#pragma unroll 1
             for (int range = 0; range < a.n_ranges; range++) {
                 int begin = range * a.n_k / a.n_ranges, end = (range + 1) * a.n_k / a.n_ranges;
-                float acc[wide::N / 2];
-                if (begin == end) {
-#pragma unroll
-                    for (int i = 0; i < wide::N / 2; i++)
-                        acc[i] = 0;
-                }
+                if (begin == end)
+                    continue;
                 int before = -1; /* the stage whose steps are still under way */
+#pragma unroll 1
                 for (int k = begin; k < end; k++) {
                     barrier_wait(&full[stage], phase);
-                    uint32_t at = shared_address(ring + stage * wide::STAGE);
+                    uint32_t at = ring_at + stage * S::STAGE;
                     uint64_t w = wgmma_descriptor(at + wg * TILE_BYTES);
                     uint64_t b = wgmma_descriptor(at + 2 * TILE_BYTES);
                     wgmma_fence();
 #pragma unroll
                     for (int s = 0; s < 4; s++)
-                        wgmma<wide::N>(acc, w + 2 * s, b + 2 * s, k > begin || s > 0);
+                        wgmma<N>(acc, w + 2 * s, b + 2 * s, k > begin || s > 0);
                     wgmma_commit();
                     if (before >= 0) {
                         wgmma_wait<1>();
-                        if (lane < wide::CLUSTER)
+                        if (lane < S::CLUSTER)
                             barrier_arrive_remote(&empty[before], lane);
                     }
                     before = stage;
-                    if (++stage == wide::STAGES) {
+                    if (++stage == S::STAGES) {
                         stage = 0;
                         phase ^= 1;
                     }
                 }
                 wgmma_wait<0>();
-                if (before >= 0 && lane < wide::CLUSTER)
+                if (lane < S::CLUSTER)
                     barrier_arrive_remote(&empty[before], lane);
 #pragma unroll
-                for (int i = 0; i < wide::N / 2; i++)
-                    total[i] = (range == 0 ? 0.0f : total[i]) + acc[i];
+                for (int i = 0; i < N / 2; i++)
+                    total[i] += acc[i];
             }
 
+            int group, row_tile;
+            wide_item<S::BAND>(item, n_groups, n_row_tiles, &group, &row_tile);
+            int m_tile = (group * S::CLUSTER + rank) * 2 + wg, row0 = row_tile * N;
             int out[2];
-            outputs_of(out, a, m_tile * TILE + warp * 16 + g);
+            outputs_of(out, a, m_tile * TILE + (thread >> 5) * 16 + (lane >> 2));
             if (m_tile >= a.n_m_tiles)
                 out[0] = out[1] = -1;
-            if (a.bias != nullptr)
-                wide_add_bias(total, a, out);
-            float delta[wide::N / 2] = {};
-            /* Usually one table holds all segments over these rows; else the rest, table by table.
-             */
-            for (int s = first_seg; s < n_segs; s += wide::SEGS) {
-                if (s > first_seg) {
-                    if (lora_seg_at(a.lora, s).row_begin >= row0 + wide::N)
-                        break; /* both warpgroups agree */
-                    named_sync(1, 256);
-                    lora_table_fill(table, a.lora, s,
-                                    n_segs - s < wide::SEGS ? n_segs - s : (int)wide::SEGS,
-                                    (int)threadIdx.x, 256);
-                    named_sync(1, 256);
-                    table_of = -1;
-                }
-                wide_add(delta, a, table, out, row0, lane);
-            }
+            if (a.bias != nullptr) {
+                float b0 = out[0] >= 0 ? __ldg(a.bias + out[0]) : 0;
+                float b1 = out[1] >= 0 ? __ldg(a.bias + out[1]) : 0;
 #pragma unroll
-            for (int i = 0; i < wide::N / 2; i++)
-                total[i] += delta[i];
-            if (a.store == STORE_F32 || (a.store == STORE_BF16 && a.pair_width > 0))
-                wide_store_straight(total, a, out, row0, lane);
+                for (int u = 0; u < S::UNITS; u++) {
+                    total[4 * u] += b0;
+                    total[4 * u + 1] += b0;
+                    total[4 * u + 2] += b1;
+                    total[4 * u + 3] += b1;
+                }
+            }
+            if (lora_n_segs(a.lora) > 0) {
+                int before = -1;
+#pragma unroll 1
+                for (bool last = false; !last;) {
+                    barrier_wait(&steps.full[slot], slot_phase);
+                    last = __shfl_sync(0xffffffffu, steps.last[slot], 0);
+                    uint32_t at = steps.at + slot * S::STEP;
+                    wgmma_fence();
+                    wgmma<N>(acc, wgmma_descriptor_32(at + wg * TILE * 32),
+                             wgmma_descriptor_32(at + S::STEP_B), before >= 0);
+                    wgmma_commit();
+                    if (before >= 0) {
+                        wgmma_wait<1>();
+                        if (lane == 0)
+                            barrier_arrive(&steps.empty[before]);
+                    }
+                    before = slot;
+                    if (++slot == S::STEPS) {
+                        slot = 0;
+                        slot_phase ^= 1;
+                    }
+                }
+                wgmma_wait<0>();
+                if (lane == 0)
+                    barrier_arrive(&steps.empty[before]);
+#pragma unroll
+                for (int i = 0; i < N / 2; i++)
+                    total[i] += acc[i];
+                named_sync(1, 256); /* the steps lie where the outputs go now */
+            }
+            barrier_wait(area_free, area_phase);
+            area_phase ^= 1;
+            if (!a.y_boxes)
+                wide_store_straight<S>(total, a, out, row0, lane);
             else if (m_tile < a.n_m_tiles)
-                wide_store(total, a, my_staging, m_tile, row0, wg);
+                wide_stage<S>(total, a, steps.at + wg * S::STAGING, m_tile, row0);
+            fence_before_copies();
+            __syncwarp();
+            if (lane == 0)
+                barrier_arrive(&staged[wg]);
         }
     }
 }

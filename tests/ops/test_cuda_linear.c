@@ -162,6 +162,66 @@ static const struct linear_case linear_cases[] = {
      {{0}},
      0,
      {{0}}},
+    {"prefill: odd ranks, base rows, ensembles and an empty segment over the edges of its tiles",
+     256,
+     3,
+     {200, 72, 64},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     430,
+     true,
+     false,
+     {{16, 16, 40}, {8, 0, 64}, {128, 3, 1}, {20, 12, 256}},
+     8,
+     {{0, 100, 0, 1},
+      {100, 0, 1, 1},
+      {110, 90, 1, 0.5f},
+      {110, 90, 2, -0.25f},
+      {110, 90, 3, 0.75f},
+      {380, 1, 2, 1},
+      {381, 10, 3, 1},
+      {391, 30, 0, 1}}},
+    {"prefill, f16 adapters, rows of y that don't begin on 16 bytes",
+     192,
+     2,
+     {100, 53},
+     DTYPE_BF16,
+     DTYPE_F16,
+     300,
+     true,
+     false,
+     {{16, 4}, {3, 0}, {0, 33}, {8, 8}},
+     4,
+     {{0, 4, 0, 1}, {4, 160, 1, 1}, {164, 70, 2, 1}, {250, 50, 3, 1}}},
+    {"prefill of f16 weights, f32 adapters",
+     192,
+     1,
+     {200},
+     DTYPE_F16,
+     DTYPE_F32,
+     200,
+     true,
+     true,
+     {{16}, {8}, {33}, {2}},
+     4,
+     {{0, 40, 0, 1}, {40, 40, 1, 1}, {80, 90, 2, 1}, {190, 10, 3, 1}}},
+    {"prefill, more outputs than a round of tiles",
+     128,
+     1,
+     {9024},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     500,
+     false,
+     false,
+     {{16}, {32}, {8}, {64}},
+     6,
+     {{0, 40, 0, 1},
+      {40, 40, 1, 1},
+      {80, 90, 2, 1},
+      {170, 10, 3, 1},
+      {200, 90, 1, 1},
+      {290, 200, 0, 1}}},
     {"prefill",
      512,
      1,
@@ -176,6 +236,26 @@ static const struct linear_case linear_cases[] = {
      {{0, 200, 0, 1}, {200, 100, 1, 1}}},
 };
 
+/* The weights of the last case, which every run of it needs. */
+static struct {
+    const struct linear_case *c;
+    void *parts[3];
+} made;
+
+static void make_weights(const struct linear_case *c)
+{
+    if (made.c == c)
+        return;
+    for (int p = 0; p < 3; p++) {
+        free(made.parts[p]);
+        made.parts[p] = NULL;
+    }
+    for (int p = 0; c != NULL && p < c->n_parts; p++)
+        made.parts[p] = random_as(c->weight, (size_t)c->d_out[p] * (size_t)c->d_in, 3 + (uint64_t)p,
+                                  1.0f / sqrtf((float)c->d_in));
+    made.c = c;
+}
+
 /* One run of a case on rows [first, first + n) of its input, with the segments that touch them. */
 static float *run_linear(struct dev *d, const struct linear_case *c, int first, int n)
 {
@@ -184,13 +264,10 @@ static float *run_linear(struct dev *d, const struct linear_case *c, int first, 
         total += c->d_out[p];
     float *x = activations((size_t)c->n_rows * (size_t)c->d_in, 1);
     float *bias = random_f32((size_t)total, 2, 1.0f);
-    void *parts[3];
+    make_weights(c);
     const void *const_parts[3];
-    for (int p = 0; p < c->n_parts; p++) {
-        parts[p] = random_as(c->weight, (size_t)c->d_out[p] * (size_t)c->d_in, 3 + (uint64_t)p,
-                             1.0f / sqrtf((float)c->d_in));
-        const_parts[p] = parts[p];
-    }
+    for (int p = 0; p < c->n_parts; p++)
+        const_parts[p] = made.parts[p];
     struct weight *w;
     struct err err = {0};
     assert_ok(d->ops->weight_create(d->be, &w, const_parts, c->d_out, c->n_parts, c->d_in,
@@ -250,8 +327,6 @@ static float *run_linear(struct dev *d, const struct linear_case *c, int first, 
     }
     d->ops->weight_free(d->be, w);
     dev_free_held(d);
-    for (int p = 0; p < c->n_parts; p++)
-        free(parts[p]);
     free(bias);
     free(x);
     return y;
@@ -269,6 +344,7 @@ static void linear_with_adapters_agrees_with_ref(void **state)
         free(y);
         free(r);
     }
+    make_weights(NULL);
 }
 
 static void a_row_of_linear_has_the_same_bits_alone_and_in_any_batch(void **state)
@@ -279,7 +355,7 @@ static void a_row_of_linear_has_the_same_bits_alone_and_in_any_batch(void **stat
         const struct linear_case *c = &linear_cases[i];
         size_t total = (size_t)(c->d_out[0] + c->d_out[1] + c->d_out[2]);
         float *whole = run_linear(&gpu, c, 0, c->n_rows);
-        static const int sizes[] = {1, 2, 5, 9, 17, 33, 65, 128, 200};
+        static const int sizes[] = {1, 2, 5, 9, 17, 33, 65, 128, 130, 200, 310};
         for (size_t k = 0; k < COUNT(sizes); k++) {
             int n = sizes[k] < c->n_rows ? sizes[k] : c->n_rows;
             int first = (c->n_rows - n) * 2 / 3;
@@ -291,6 +367,7 @@ static void a_row_of_linear_has_the_same_bits_alone_and_in_any_batch(void **stat
         }
         free(whole);
     }
+    make_weights(NULL);
 }
 
 /* As linear, but the two halves go through silu(gate) * up. */
@@ -299,14 +376,18 @@ static void linear_swiglu_agrees_with_ref_and_with_itself(void **state)
     (void)state;
     NEEDS_GPU();
     static const struct {
-        int d_in, d, n_rows;
-    } shapes[] = {{64, 64, 3}, {768, 2048, 17}, {4096, 512, 70}, {512, 136, 300}, {172, 64, 9}};
+        int d_in, d, n_rows, rank; /* of the last half's adapter */
+    } shapes[] = {{64, 64, 3, 0},      {768, 2048, 17, 16}, {4096, 512, 70, 0}, {512, 136, 300, 0},
+                  {512, 264, 300, 24}, {512, 72, 200, 5},   {172, 64, 9, 0}};
     for (size_t k = 0; k < COUNT(shapes); k++) {
         int d_in = shapes[k].d_in, d = shapes[k].d, n = shapes[k].n_rows;
         size_t n_x = (size_t)(n * d_in), n_y = (size_t)(n * d);
         float *x = activations(n_x, 41), *y[2];
         uint16_t *one = NULL;
         const int widths[] = {d, d};
+        int rank = shapes[k].rank;
+        void *a = random_as(DTYPE_BF16, (size_t)(rank * d_in + 1), 44, 1.0f / sqrtf((float)d_in));
+        void *b = random_as(DTYPE_BF16, (size_t)(rank * d + 1), 45, 0.5f);
         for (int side = 0; side < 2; side++) {
             struct dev *dev = side == 0 ? &gpu : &ref;
             struct err err = {0};
@@ -320,14 +401,27 @@ static void linear_swiglu_agrees_with_ref_and_with_itself(void **state)
                       err);
             struct devptr d_x = put_activations(dev, x, n_x), d_y = empty_activations(dev, n_y),
                           scratch = empty_activations(dev, 2 * n_y);
-            dev->ops->linear_swiglu(dev->be, d_y, scratch, d_x, w, (struct devptr){0}, n, NULL);
+            struct lora_entry entry = {.a = dev_put(dev, a, (size_t)(rank * d_in + 1) * 2),
+                                       .b = dev_put(dev, b, (size_t)(rank * d + 1) * 2),
+                                       .rank = rank,
+                                       .scaling = 1,
+                                       .dtype = DTYPE_BF16};
+            struct devptr d_entry = dev_put(dev, &entry, sizeof entry);
+            struct lora_part lora_parts[] = {{&entry, d_entry, 0, d}, {&entry, d_entry, d, d}};
+            struct lora_seg seg = {n / 2, n - n / 2, 0, 1}, last = {0, 1, 0, 1};
+            struct lora_step step = {1, &seg, dev_put(dev, &seg, sizeof seg), {0}},
+                             one_step = {1, &last, dev_put(dev, &last, sizeof last), {0}};
+            struct lora_args lora = {.step = &step, .parts = lora_parts, .n_parts = 2},
+                             one_lora = {.step = &one_step, .parts = lora_parts, .n_parts = 2};
+            dev->ops->linear_swiglu(dev->be, d_y, scratch, d_x, w, (struct devptr){0}, n,
+                                    rank > 0 ? &lora : NULL);
             y[side] = get_activations(dev, d_y, n_y);
             if (side == 0) { /* the last row alone */
                 struct devptr d_one = empty_activations(dev, (size_t)d);
                 one = xcalloc((size_t)d, 2);
                 dev->ops->linear_swiglu(dev->be, d_one, scratch,
                                         devptr_at(d_x, (n_x - (size_t)d_in) * 2), w,
-                                        (struct devptr){0}, 1, NULL);
+                                        (struct devptr){0}, 1, rank > 0 ? &one_lora : NULL);
                 dev_get(dev, one, d_one, (size_t)d * 2);
             }
             dev->ops->weight_free(dev->be, w);
@@ -339,6 +433,8 @@ static void linear_swiglu_agrees_with_ref_and_with_itself(void **state)
         for (int i = 0; i < d; i++)
             if (bf16_to_f32(one[i]) != y[0][n_y - (size_t)d + (size_t)i])
                 fail_msg("linear_swiglu of %d rows: the last differs when it is alone", n);
+        free(a);
+        free(b);
         free(one);
         free(x);
         free(y[0]);
