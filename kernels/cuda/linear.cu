@@ -25,13 +25,16 @@
  *     the adapters' warps     t = A x, all blocks together | the delta of each tile, a tile ahead
  *     the two warpgroups      first tile of W x ............ + delta | second tile ... + delta
  *
- * All chains of t (lora.cuh) are dealt out evenly to these warps of the whole grid; who brings a
- * unit's last chain adds them up, writes t' and counts. When all units are counted each block
- * computes the deltas B t' of its rows and tiles into shared memory, where the warpgroups find them
- * when their own sums are ready. Loads that wait behind the ring's take as long as the ring is
- * deep, so A is fetched into L2 by the linear before, B a tile ahead. So adapters cost no launch,
- * and a step without any reads one integer. All blocks of the grid are resident together (the grid
- * is no larger), so the wait for the count ends.
+ * All chains of t (lora.cuh) are dealt out evenly to these warps of the whole grid; each unit of 16
+ * ranks by 8 rows has a block that adds up its chains to t'; and each block takes t' of its rows to
+ * shared memory. What blocks hand on so are words that bear the launch's number beside the data
+ * (put_word), so that who waits for one reads it until it is there: two trips through L2, and no
+ * fence. A warp brings B in bulk. The deltas B t' of a tile lie in shared memory before its own sums
+ * are ready, but for the first tile's; so with adapters a tile is finished when the next one has been
+ * summed. All blocks of the grid are resident together (the grid is no larger), so every wait ends.
+ * A trip takes as long as what is under way to a multiprocessor is deep (Little: 64 KiB at 23 GB/s
+ * are 2.7 us), which is why the rings hold back. Adapters cost no launch, and a step without any
+ * reads one integer.
  *
  * wide (more rows: prefill). Bound by arithmetic, and by what L2 can deliver: a thread block sums
  * 128 outputs by up to 192 rows, each of two warpgroups 64 outputs; two thread blocks with the same
@@ -51,6 +54,7 @@
  *
  * The kernels are in linear_narrow.cuh and linear_wide.cuh; this file launches them, and has the
  * plain path for weights that aren't packed. */
+#include <cstdlib>
 #include "kernels/cuda/linear_narrow.cuh"
 #include "kernels/cuda/linear_wide.cuh"
 
@@ -228,6 +232,9 @@ static int narrow_choice(const struct backend *be, const struct weight *w, int n
         return n_rows <= 8 ? 0 : n_rows <= 16 ? 1 : 2;
     int i = n_rows <= 64 ? 3 : 4, s = w->n_ranges == 8 ? 2 : w->n_ranges / 2 - 1;
     const int(*resident)[3] = be->linear->n_clusters;
+    const char *e = getenv("PAIRS"); /* DEV */
+    if (e && (atoi(e) == 0 || (atoi(e) == 1 && s == 2)))
+        return i;
     return resident[i + 2][s] > 0 &&
                    pair_is_better(w, n_rows <= 64 ? 64 : 128, resident[i][s], resident[i + 2][s])
                ? i + 2
