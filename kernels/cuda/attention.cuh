@@ -1,8 +1,8 @@
 /* attention.cuh: what the two attention kernels share, and why they agree to the last bit.
  *
  * A query row is one (token, query head). Heads of one KV head's group and the rows of one sequence
- * are packed, row = token * group + head in group, into the 16 rows of mma.sync m16n8k16 tiles, so
- * that K and V are read once for the whole group.
+ * are packed, row = token * group + head in group, into the 16 rows of mma.sync m16n8k16 tiles (of
+ * wgmma's m64 a warp has 16, in the same lanes), so that K and V are read once for the whole group.
  *
  *     keys     0        64       128      192      256                         position of the row
  *              | tile 0 | tile 1 | tile 2 | tile 3 | tile 4 |  ...             |
@@ -13,12 +13,14 @@
  * merged in ascending order into a total that starts empty (merge_weights, merge_value).
  *   - decode (attention_decode.cu): pieces of one sequence go to different thread blocks; the last
  *     to arrive merges. Four warps share the work of a piece.
- *   - prefill (attention_prefill.cu): a warp owns 16 query rows and does all pieces itself.
+ *   - prefill (attention_prefill.cu): a warpgroup owns 64 query rows and does all pieces itself.
  *
  * The bits of an output row are a function of its q, its position and its keys:
  *   1. An element of a tensor core product depends on its row of A, its column of B and its own
  *      accumulator. Key j always sits in the same column (S) and the same k (P V) of the tile; S
- *      sums head_dim in ascending steps of 16, P V sums keys in ascending steps of 16.
+ *      sums head_dim in ascending steps of 16, P V sums keys in ascending steps of 16. mma.sync
+ *      (decode) and wgmma (prefill) add a step alike: seen on the H100 over chains of 16 steps
+ *      with exponents up to 12 apart, and in every test that compares the two kernels.
  *   2. The maximum is exact in any order. Sums of p have one fixed tree: a lane's 4 columns of each
  *      16 keys, the four 16s (tile_sum), tiles in order, the 4 lanes that share a row (quad_sum).
  *   3. Everything else is elementwise, written with intrinsics so that the compiler contracts
@@ -208,87 +210,6 @@ __device__ static inline void load_matrices_transposed(uint32_t r[4], uint32_t a
                  : "memory");
 }
 
-/* ---- tiles of K and V in shared memory
- * ------------------------------------------------------------------- */
-
-/* A tile is [64, head_dim] bf16 with rows padded to an odd number of 16-byte chunks, so that the 8
- * rows of an 8x8 matrix lie in 8 different bank groups. A stage is a tile of K, then one of V. */
-template <int D> struct tile_layout {
-    static constexpr int chunks = D / 8;
-    static constexpr int pitch = (chunks | 1) * 16; /* bytes of a row */
-    static constexpr int bytes = ATT_TILE * pitch;  /* of a tile */
-    static constexpr int stage = 2 * bytes;
-};
-
-/* Where the K fragments of 16 keys x 16 dims, and the V fragments of the same, begin for a lane. */
-template <int D> __device__ static inline uint32_t lane_offset_k(int lane)
-{
-    return (uint32_t)(((lane >> 4) * 8 + (lane & 7)) * tile_layout<D>::pitch +
-                      ((lane >> 3) & 1) * 16);
-}
-
-template <int D> __device__ static inline uint32_t lane_offset_v(int lane)
-{
-    return (uint32_t)((lane & 15) * tile_layout<D>::pitch + (lane >> 4) * 16);
-}
-
-__device__ static inline void copy_async_16(uint32_t dst, const void *src, bool real)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src),
-                 "r"(real ? 16 : 0)
-                 : "memory");
-}
-
-__device__ static inline void copy_commit()
-{
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int N> __device__ static inline void copy_wait()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
-
-/* The tile's block numbers; 0 for blocks past the end, whose keys are never read. */
-__device__ static inline void tile_blocks(int block[ATT_BLOCKS_PER_TILE], const int32_t *table,
-                                          int tile, int kv_len)
-{
-#pragma unroll
-    for (int b = 0; b < ATT_BLOCKS_PER_TILE; b++) {
-        int i = tile * ATT_BLOCKS_PER_TILE + b;
-        block[b] = i * BLOCK_TOKENS < kv_len ? __ldg(table + i) : 0;
-    }
-}
-
-/* Starts the copy of a tile of K and of V; keys from kv_len on become zeros. */
-template <int D, int THREADS>
-__device__ static inline void tile_copy(uint32_t stage, const struct attention_args &a,
-                                        const int block[ATT_BLOCKS_PER_TILE], int kv_head, int tile,
-                                        int kv_len)
-{
-    using layout = tile_layout<D>;
-    constexpr int of_side = BLOCK_TOKENS * layout::chunks;
-#pragma unroll
-    for (int i0 = 0; i0 < 2 * of_side; i0 += THREADS) {
-        int i = i0 + (int)threadIdx.x;
-        if (2 * of_side % THREADS != 0 && i >= 2 * of_side)
-            break;
-        bool is_v = i >= of_side;
-        int j = is_v ? i - of_side : i;
-        int token = j / layout::chunks, chunk = j % layout::chunks;
-        const bf16 *side = is_v ? a.v : a.k;
-        uint32_t to = stage + (is_v ? layout::bytes : 0) + token * layout::pitch + chunk * 16;
-        int64_t stride = (int64_t)a.n_kv_heads * D;
-        const bf16 *from = side + token * stride + kv_head * D + chunk * 8;
-#pragma unroll
-        for (int b = 0; b < ATT_BLOCKS_PER_TILE; b++) {
-            bool real = tile * ATT_TILE + b * BLOCK_TOKENS + token < kv_len;
-            copy_async_16(to + b * BLOCK_TOKENS * layout::pitch,
-                          from + block[b] * (stride * BLOCK_TOKENS), real);
-        }
-    }
-}
-
 /* ---- tiles as the TMA unit writes them
  * ----------------------------------------------------------------------------------- */
 
@@ -310,12 +231,12 @@ template <int CHUNKS> __device__ static inline int swizzle(int r)
 
 /* The cache as a matrix of tokens, a cache block's columns a box. How many tokens there are is not
  * told; no block number is past them. */
-template <int D>
+template <int D, int BOX_COLUMNS = tile_boxes<D>::pitch / (int)sizeof(bf16)>
 static inline CUtensorMap map_cache(struct backend *be, const bf16 *side, int n_kv_heads)
 {
     uint64_t width = (uint64_t)n_kv_heads * D, rows = (UINT64_C(1) << 38) / (width * sizeof(bf16));
     return map_boxes(be->linear->encode_tiled, side, rows < INT_MAX ? rows : INT_MAX, width,
-                     BLOCK_TOKENS, tile_boxes<D>::pitch / (int)sizeof(bf16));
+                     BLOCK_TOKENS, BOX_COLUMNS);
 }
 
 /* ---- the batch on the device
