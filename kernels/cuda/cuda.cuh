@@ -26,7 +26,8 @@ struct linear_scratch {
     int n_units_max;
     int *n_done;          /* [2] see linear_args */
     int n_clusters[5][3]; /* resident together, of each narrow kernel with 1, 2, 4 blocks each */
-    void *encode_tiled;   /* cuTensorMapEncodeTiled */
+    int n_shrink_clusters[2]; /* likewise of lora.cu's, few rows and many; 0: not yet asked */
+    void *encode_tiled;       /* cuTensorMapEncodeTiled */
 };
 
 /* weight.cu: a piece of a weight on its way. */
