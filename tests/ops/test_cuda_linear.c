@@ -523,6 +523,186 @@ static void sgmv_halves_agree_with_ref(void **state)
     }
 }
 
+/* ---- the two halves alone, over everything that a segment can be
+ * ---------------------------------------- */
+
+enum { PAIR_SLOTS = 8, PAIR_SEGS_MAX = 640 };
+
+struct pair_case {
+    const char *what;
+    int d_in, n_parts, d_out[3];
+    int dtype; /* enum dtype; -1: one after another */
+    int rank[PAIR_SLOTS][3];
+};
+
+static const struct pair_case pair_cases[] = {
+    {"rank 16", 4096, 1, {4096}, DTYPE_BF16, {{16}, {16}, {16}, {16}, {16}, {16}, {16}, {16}}},
+    {"any rank", 1032, 1, {333}, DTYPE_BF16, {{16}, {1}, {64}, {0}, {256}, {5}, {40}, {100}}},
+    {"q, k, v",
+     1288,
+     3,
+     {256, 64, 40},
+     DTYPE_BF16,
+     {{16, 16, 16}, {64, 0, 8}, {3, 5, 7}, {0, 0, 24}, {0, 0, 0}, {48, 16, 20}, {8, 8, 8}, {1}}},
+    {"all dtypes",
+     520,
+     2,
+     {100, 36},
+     -1,
+     {{16, 4}, {3, 0}, {0, 33}, {8, 8}, {17, 16}, {32, 1}, {16, 16}, {64, 2}}},
+};
+
+/* Ways to cut n_rows into segments; all end before PAIR_SEGS_MAX. */
+enum cut { DISTINCT, ONE, RUNS, ENSEMBLES, CUTS };
+
+static const char *const cut_names[] = {"distinct", "one", "runs", "ensembles"};
+
+static int cut_rows(struct lora_seg *segs, enum cut cut, int n_rows)
+{
+    int n = 0, row = 0;
+    for (int i = 0; row < n_rows && n < PAIR_SEGS_MAX - 4; i++) {
+        int left = n_rows - row, slot = i * 5 % PAIR_SLOTS;
+        switch (cut) {
+        case DISTINCT:
+            segs[n++] = (struct lora_seg){row++, 1, slot, 1};
+            break;
+        case ONE:
+            segs[n++] = (struct lora_seg){0, n_rows, 0, 1};
+            row = n_rows;
+            break;
+        case RUNS: { /* base rows and empty segments between them */
+            int rows = 1 + i * 7 % 23, gap = i % 3;
+            rows = rows < left ? rows : left;
+            segs[n++] = (struct lora_seg){row, rows, slot, 0.5f};
+            row += rows;
+            segs[n++] = (struct lora_seg){row, 0, (slot + 1) % PAIR_SLOTS, 1};
+            row += gap;
+            break;
+        }
+        case ENSEMBLES: {
+            int rows = 1 + i * 3 % 5, members = 1 + i % 4;
+            rows = rows < left ? rows : left;
+            for (int k = 0; k < members; k++)
+                segs[n++] = (struct lora_seg){row, rows, (slot + 3 * k) % PAIR_SLOTS,
+                                              1 - 0.25f * (float)k};
+            row += rows;
+            break;
+        }
+        case CUTS:
+            break;
+        }
+    }
+    return n;
+}
+
+/* y + B A x of rows [first, first + n) out of n_rows. */
+static float *run_pair(struct dev *d, const struct pair_case *c, enum cut cut, int n_rows,
+                       int first, int n)
+{
+    struct lora_entry entries[3][PAIR_SLOTS];
+    struct lora_part parts[3];
+    struct err err = {0};
+    int total = 0;
+    for (int p = 0; p < c->n_parts; p++) {
+        for (int s = 0; s < PAIR_SLOTS; s++) {
+            enum dtype t = c->dtype >= 0 ? (enum dtype)c->dtype : (enum dtype)((s + p) % 3);
+            size_t r = (size_t)c->rank[s][p], n_a = r * (size_t)c->d_in + 1,
+                   n_b = r * (size_t)c->d_out[p] + 1;
+            void *a = random_as(t, n_a, 300 + (uint64_t)(10 * p + s), 1 / sqrtf((float)c->d_in));
+            void *b = random_as(t, n_b, 400 + (uint64_t)(10 * p + s), 1);
+            entries[p][s] = (struct lora_entry){.a = dev_put(d, a, n_a * dtype_bytes(t)),
+                                                .b = dev_put(d, b, n_b * dtype_bytes(t)),
+                                                .rank = c->rank[s][p],
+                                                .scaling = 0.5f,
+                                                .dtype = (int32_t)t};
+            assert_ok(d->ops->sync(d->be, &err), err);
+            free(a);
+            free(b);
+        }
+        parts[p] = (struct lora_part){entries[p], dev_put(d, entries[p], sizeof entries[p]), total,
+                                      c->d_out[p]};
+        total += c->d_out[p];
+    }
+    struct lora_seg *all = xcalloc(PAIR_SEGS_MAX, sizeof *all);
+    struct lora_seg *segs = xcalloc(PAIR_SEGS_MAX, sizeof *segs);
+    int n_all = cut_rows(all, cut, n_rows), n_segs = 0;
+    size_t n_t = 1;
+    for (int i = 0; i < n_all; i++) {
+        int from = all[i].row_begin < first ? first : all[i].row_begin;
+        int to = all[i].row_begin + all[i].n_rows;
+        to = to > first + n ? first + n : to;
+        if (from > to)
+            continue;
+        segs[n_segs] = all[i];
+        segs[n_segs].row_begin = from - first;
+        segs[n_segs++].n_rows = to - from;
+        for (int p = 0; p < c->n_parts; p++)
+            n_t += (size_t)((to - from) * c->rank[all[i].slot][p]);
+    }
+    int32_t count = n_segs;
+    struct lora_step step = {n_segs, segs, dev_put(d, segs, PAIR_SEGS_MAX * sizeof *segs),
+                             dev_put(d, &count, sizeof count)};
+    struct lora_args lora = {.step = &step, .parts = parts, .n_parts = c->n_parts};
+    float *x = activations((size_t)n_rows * (size_t)c->d_in, 61);
+    float *y = activations((size_t)n_rows * (size_t)total, 62);
+    struct devptr d_x = put_activations(d, x + (size_t)first * (size_t)c->d_in,
+                                        (size_t)n * (size_t)c->d_in);
+    struct devptr d_y = put_activations(d, y + (size_t)first * (size_t)total,
+                                        (size_t)n * (size_t)total);
+    struct devptr t = empty_activations(d, n_t);
+    d->ops->sgmv_shrink(d->be, t, d_x, n, c->d_in, &lora);
+    d->ops->sgmv_expand(d->be, d_y, t, n, total, &lora);
+    free(y);
+    y = get_activations(d, d_y, (size_t)n * (size_t)total);
+    dev_free_held(d);
+    free(all);
+    free(segs);
+    free(x);
+    return y;
+}
+
+static void sgmv_halves_agree_with_ref_for_any_rank_rows_and_segments(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    static const int rows[] = {1, 7, 9, 64, 65, 256, 300};
+    for (size_t i = 0; i < COUNT(pair_cases); i++)
+        for (enum cut cut = 0; cut < CUTS; cut++)
+            for (size_t k = i == 0 ? 3 : 0; k < COUNT(rows); k += i == 0 ? 3 : 1) {
+                const struct pair_case *c = &pair_cases[i];
+                int n = rows[k], total = c->d_out[0] + c->d_out[1] + c->d_out[2];
+                float *y = run_pair(&gpu, c, cut, n, 0, n), *r = run_pair(&ref, c, cut, n, 0, n);
+                char *what = xasprintf("sgmv, %s, %s, %d rows", c->what, cut_names[cut], n);
+                compare(what, y, r, (size_t)n * (size_t)total, BOUND);
+                free(what);
+                free(y);
+                free(r);
+            }
+}
+
+static void a_row_of_sgmv_has_the_same_bits_alone_and_in_any_batch(void **state)
+{
+    (void)state;
+    NEEDS_GPU();
+    static const int sizes[] = {1, 3, 8, 17, 64, 129, 256};
+    enum { ROWS = 300 };
+    for (size_t i = 1; i < COUNT(pair_cases); i++)
+        for (enum cut cut = 0; cut < CUTS; cut++) {
+            const struct pair_case *c = &pair_cases[i];
+            size_t total = (size_t)(c->d_out[0] + c->d_out[1] + c->d_out[2]);
+            float *whole = run_pair(&gpu, c, cut, ROWS, 0, ROWS);
+            for (size_t k = 0; k < COUNT(sizes); k++) {
+                int n = sizes[k], first = (ROWS - n) * 2 / 3;
+                float *some = run_pair(&gpu, c, cut, ROWS, first, n);
+                if (memcmp(some, whole + (size_t)first * total, (size_t)n * total * 4) != 0)
+                    fail_msg("sgmv, %s, %s: rows %d to %d differ when they are alone", c->what,
+                             cut_names[cut], first, first + n - 1);
+                free(some);
+            }
+            free(whole);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -530,6 +710,8 @@ int main(void)
         cmocka_unit_test(a_row_of_linear_has_the_same_bits_alone_and_in_any_batch),
         cmocka_unit_test(linear_swiglu_agrees_with_ref_and_with_itself),
         cmocka_unit_test(sgmv_halves_agree_with_ref),
+        cmocka_unit_test(sgmv_halves_agree_with_ref_for_any_rank_rows_and_segments),
+        cmocka_unit_test(a_row_of_sgmv_has_the_same_bits_alone_and_in_any_batch),
     };
     return RUN_BESIDE_REF(tests);
 }
