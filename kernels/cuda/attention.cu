@@ -227,8 +227,6 @@ int cuda_attention_open(struct backend *be, struct err *err)
                        cudaGetErrorString(rc));
     rc = fill_async(be, s->arrived, 0, (SLOTS_MAX + 1) * sizeof(unsigned));
     if (rc == cudaSuccess)
-        rc = kernel_shared_limit(rope_kernel, 0);
-    if (rc == cudaSuccess)
         rc = attention_decode_open(o->max_seqs);
     if (rc == cudaSuccess)
         rc = attention_prefill_open(o->max_seqs);

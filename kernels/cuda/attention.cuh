@@ -82,18 +82,6 @@ void attention_prefill(struct backend *be, const struct attention_args *a, int h
 /* Query rows (packed) of one thread block of the prefill kernel. */
 int attention_prefill_rows(int head_dim);
 
-/* Allows the kernel so much dynamic shared memory. All of an SM's memory is to be shared memory: a
- * thread block can't start beside those of a kernel that wants another division. */
-template <typename... Params>
-static inline cudaError_t kernel_shared_limit(void (*kernel)(Params...), size_t bytes)
-{
-    cudaError_t rc = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                          cudaSharedmemCarveoutMaxShared);
-    if (rc == cudaSuccess && bytes > 0)
-        rc = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    return rc;
-}
-
 /* ---- arithmetic: both kernels, the same bits
  * ---------------------------------------------------------------------------- */
 

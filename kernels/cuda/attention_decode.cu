@@ -647,7 +647,8 @@ void attention_decode(struct backend *be, const struct attention_args *a, int he
 
 template <int D> static cudaError_t raise_limit(int max_seqs)
 {
-    return kernel_shared_limit(decode_kernel<D>, shared_bytes<D>(max_seqs));
+    return cudaFuncSetAttribute(decode_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                (int)shared_bytes<D>(max_seqs));
 }
 
 cudaError_t attention_decode_open(int max_seqs)

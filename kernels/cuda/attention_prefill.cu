@@ -489,7 +489,8 @@ template <int D> static cudaError_t raise_limit(int max_seqs)
 {
     return beside_bytes<D>(max_seqs) + 2 * plan<D>::slot > SHARED_MAX
                ? cudaErrorInvalidValue
-               : kernel_shared_limit(prefill_kernel<D>, SHARED_MAX);
+               : cudaFuncSetAttribute(prefill_kernel<D>,
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, (int)SHARED_MAX);
 }
 
 cudaError_t attention_prefill_open(int max_seqs)

@@ -10,15 +10,14 @@
  *   the bias, then the adapters' delta (lora.cuh).
  *
  * narrow (up to 128 rows: decode). Bound by bytes: 15.0 GB of weights for an 8B step, 4.84 ms at
- * 3.1 TB/s. A cluster of thread blocks takes a tile of 64 outputs, and each of its warpgroups sums
- * one range; or, from 33 rows on, two tiles, and the two warpgroups of a block sum one range of
- * both, because x passes once for every tile and is as many bytes as the weights at 64 rows. A warp
- * of its own keeps a ring of weights and x full, and asks for the first weights before the kernel
- * before this one has ended (pdl). At a tile's end the ranges meet in shared memory: every
- * warpgroup finishes its share of the rows.
+ * 3.1 TB/s; and by L2, since x passes once for every tile of outputs: as many bytes as the weights
+ * at 64 rows. A cluster of thread blocks takes a tile of 64 outputs; each of its 2 * cluster
+ * warpgroups sums one range. Two producer warps keep a ring of weight and x tiles full; they ask
+ * for the first weights before the kernel before this one has ended (pdl). At a tile's end the
+ * ranges meet in shared memory: every warpgroup finishes its share of the rows.
  *
- *     range 0   k k k k k --+-- partials (dsmem) --+-- rows 0-7, 16-23, ...: add, finish
- *     range 1   k k k k k --+                      +-- rows 8-15, 24-31, ...: add, finish
+ *     warpgroup 0   k k k k k --+-- partials (dsmem) --+-- rows 0-7, 16-23, ...: add, finish
+ *     warpgroup 1   k k k k k --+                      +-- rows 8-15, 24-31, ...: add, finish
  *
  * Adapters in narrow are the business of four more warps, so that the weights stream on meanwhile:
  *
@@ -29,12 +28,12 @@
  * ranks by 8 rows has a block that adds up its chains to t'; and each block takes t' of its rows to
  * shared memory. What blocks hand on so are words that bear the launch's number beside the data
  * (put_word), so that who waits for one reads it until it is there: two trips through L2, and no
- * fence. A warp brings B in bulk. The deltas B t' of a tile lie in shared memory before its own sums
- * are ready, but for the first tile's; so with adapters a tile is finished when the next one has been
- * summed. All blocks of the grid are resident together (the grid is no larger), so every wait ends.
- * A trip takes as long as what is under way to a multiprocessor is deep (Little: 64 KiB at 23 GB/s
- * are 2.7 us), which is why the rings hold back. Adapters cost no launch, and a step without any
- * reads one integer.
+ * fence. A warp brings B in bulk. The deltas B t' of a tile lie in shared memory before its own
+ * sums are ready, but for the first tile's; so with adapters a tile is finished when the next one
+ * has been summed. All blocks of the grid are resident together (the grid is no larger), so every
+ * wait ends. A trip takes as long as what is under way to a multiprocessor is deep (Little: 64 KiB
+ * at 23 GB/s are 2.7 us), which is why the rings hold back. Adapters cost no launch, and a step
+ * without any reads one integer.
  *
  * wide (more rows: prefill). Bound by arithmetic, and by what L2 can deliver: a thread block sums
  * 128 outputs by up to 192 rows, each of two warpgroups 64 outputs; two thread blocks with the same
@@ -51,10 +50,15 @@
  *   balanced clusters                          164       187                255               601
  *   partials by st.async, no fences            146       164                230               616
  *   adapters fetched ahead, no spills          146       161                214               367
+ *     the same on another card                 146       172                229               384
+ *   warps of their own for the adapters        147       178                185               352
+ *
+ * (The last two rows are one kind of card on two days; cards differ by a tenth.) Tried and dropped:
+ * two tiles of outputs to a range of K, so that x passes half as often (each product alone 4 to 25
+ * % faster at 64 rows, but not in a row: clusters of eight wait for one another to start).
  *
  * The kernels are in linear_narrow.cuh and linear_wide.cuh; this file launches them, and has the
  * plain path for weights that aren't packed. */
-#include <cstdlib>
 #include "kernels/cuda/linear_narrow.cuh"
 #include "kernels/cuda/linear_wide.cuh"
 
@@ -160,85 +164,59 @@ static cudaLaunchConfig_t cluster_config(struct backend *be, int cluster, bool d
     return config;
 }
 
-template <int N, bool PAIR>
+template <int N>
 static cudaLaunchConfig_t narrow_config(struct backend *be, int n_ranges, bool dependent,
                                         cudaLaunchAttribute (&attributes)[3])
 {
-    cudaLaunchConfig_t config = cluster_config(be, narrow<N, PAIR>::cluster(n_ranges), dependent,
+    cudaLaunchConfig_t config = cluster_config(be, narrow<N>::cluster(n_ranges), dependent,
                                                attributes);
     config.blockDim = dim3(NARROW_THREADS);
-    config.dynamicSmemBytes = narrow<N, PAIR>::shared_bytes(n_ranges);
+    config.dynamicSmemBytes = narrow<N>::shared_bytes(n_ranges);
     return config;
 }
 
 /* How many clusters are resident together, for 2, 4 and 8 ranges: the grid is never larger (see the
  * head). */
-template <int N, bool PAIR> static cudaError_t narrow_open(struct backend *be, int (&resident)[3])
+template <int N> static cudaError_t narrow_open(struct backend *be, int (&resident)[3])
 {
     const size_t most = 227 << 10;
-    cudaError_t rc = cudaFuncSetAttribute(narrow_kernel<N, PAIR>,
+    cudaError_t rc = cudaFuncSetAttribute(narrow_kernel<N>,
                                           cudaFuncAttributeMaxDynamicSharedMemorySize, (int)most);
     for (int i = 0; i < 3 && rc == cudaSuccess; i++) {
         cudaLaunchAttribute attributes[3];
-        cudaLaunchConfig_t config = narrow_config<N, PAIR>(be, 2 << i, false, attributes);
+        cudaLaunchConfig_t config = narrow_config<N>(be, 2 << i, false, attributes);
         BUG_IF(config.dynamicSmemBytes > most);
-        int cluster = narrow<N, PAIR>::cluster(2 << i), all = be->n_multiprocessors / cluster;
+        int cluster = narrow<N>::cluster(2 << i), all = be->n_multiprocessors / cluster;
         config.gridDim = dim3((unsigned)(all * cluster));
         resident[i] = all;
         if (cluster > 1)
-            rc = cudaOccupancyMaxActiveClusters(&resident[i], narrow_kernel<N, PAIR>, &config);
+            rc = cudaOccupancyMaxActiveClusters(&resident[i], narrow_kernel<N>, &config);
         if (resident[i] > all)
             resident[i] = all;
     }
     return rc;
 }
 
-template <int N, bool PAIR>
+template <int N>
 static void launch_narrow(struct backend *be, const struct weight *w, struct linear_args &a,
                           int resident)
 {
     CUtensorMap map = map_boxes(be->linear->encode_tiled, a.x, (uint64_t)a.n_rows, (uint64_t)a.d_in,
                                 N, TILE);
     cudaLaunchAttribute attributes[3];
-    cudaLaunchConfig_t config = narrow_config<N, PAIR>(be, a.n_ranges, dependent(be), attributes);
-    int n_tiles = ceil_div(w->n_m_tiles, narrow<N, PAIR>::TILES);
+    cudaLaunchConfig_t config = narrow_config<N>(be, a.n_ranges, dependent(be), attributes);
     BUG_IF(resident < 1);
     /* Blocks without a tile of outputs still have a share in the adapters. */
-    int n_clusters = a.lora.n_parts > 0 || n_tiles > resident ? resident : n_tiles;
+    int n_clusters = a.lora.n_parts > 0 || w->n_m_tiles > resident ? resident : w->n_m_tiles;
     config.gridDim = dim3((unsigned)n_clusters * config.attrs[0].val.clusterDim.x);
-    cuda_note(be, cudaLaunchKernelEx(&config, narrow_kernel<N, PAIR>, map, a), "linear");
+    cuda_note(be, cudaLaunchKernelEx(&config, narrow_kernel<N>, map, a), "linear");
 }
 
-#define FOR_EACH_NARROW(DO) \
-    DO(0, 8, false)         \
-    DO(1, 16, false)        \
-    DO(2, 32, false)        \
-    DO(3, 64, false)        \
-    DO(4, 128, false) DO(5, 64, true) DO(6, 128, true)
+#define FOR_EACH_NARROW(DO) DO(0, 8) DO(1, 16) DO(2, 32) DO(3, 64) DO(4, 128)
 
-/* Whether two tiles to a cluster of twice as many blocks take less time than one: rounds of the
- * resident clusters, times what a block reads in one. x comes from L2, at half the cost of weights.
- */
-static bool pair_is_better(const struct weight *w, int n, int resident, int resident_pairs)
+static int narrow_choice(int n_rows)
 {
-    int rounds = ceil_div(w->n_m_tiles, resident);
-    int rounds_of_pairs = ceil_div(ceil_div(w->n_m_tiles, 2), resident_pairs);
-    return rounds_of_pairs * (2 * TILE + n / 2) < rounds * 2 * (TILE + n / 2);
-}
-
-static int narrow_choice(const struct backend *be, const struct weight *w, int n_rows)
-{
-    if (n_rows <= 32)
-        return n_rows <= 8 ? 0 : n_rows <= 16 ? 1 : 2;
-    int i = n_rows <= 64 ? 3 : 4, s = w->n_ranges == 8 ? 2 : w->n_ranges / 2 - 1;
-    const int(*resident)[3] = be->linear->n_clusters;
-    const char *e = getenv("PAIRS"); /* DEV */
-    if (e && (atoi(e) == 0 || (atoi(e) == 1 && s == 2)))
-        return i;
-    return resident[i + 2][s] > 0 &&
-                   pair_is_better(w, n_rows <= 64 ? 64 : 128, resident[i][s], resident[i + 2][s])
-               ? i + 2
-               : i;
+    return n_rows <= 8 ? 0 : n_rows <= 16 ? 1 : n_rows <= 32 ? 2 : n_rows <= 64 ? 3 : 4;
 }
 
 template <class S>
@@ -373,12 +351,12 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
     a.tag_t = be->linear->tag_t;
     a.n_tag_chains = be->linear->n_tag_chains;
     a.tag = be->linear->tag;
-    int choice = narrow_choice(be, w, n_rows);
+    int choice = narrow_choice(n_rows);
     int resident = be->linear->n_clusters[choice][w->n_ranges == 8 ? 2 : w->n_ranges / 2 - 1];
     switch (choice) {
-#define LAUNCH(i, n, pair)                          \
-    case i:                                         \
-        launch_narrow<n, pair>(be, w, a, resident); \
+#define LAUNCH(i, n)                          \
+    case i:                                   \
+        launch_narrow<n>(be, w, a, resident); \
         break;
         FOR_EACH_NARROW(LAUNCH)
 #undef LAUNCH
@@ -444,9 +422,9 @@ int cuda_linear_open(struct backend *be, struct err *err)
                                           cudaEnableDefault, &found);
     if (rc == cudaSuccess && found != cudaDriverEntryPointSuccess)
         rc = cudaErrorNotSupported;
-#define OPEN(i, n, pair)   \
+#define OPEN(i, n)         \
     if (rc == cudaSuccess) \
-        rc = narrow_open<n, pair>(be, s->n_clusters[i]);
+        rc = narrow_open<n>(be, s->n_clusters[i]);
     FOR_EACH_NARROW(OPEN)
 #undef OPEN
 #define OPEN(i, tile_time) \

@@ -321,13 +321,6 @@ __device__ static inline void store_box(const CUtensorMap *map, uint32_t from, i
                  : "memory");
 }
 
-__device__ static inline uint32_t transposed(uint32_t m)
-{
-    uint32_t t;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(m));
-    return t;
-}
-
 /* A warp's share of its warpgroup's 64 outputs by N rows, into shared memory as a box of y; rows
  * that don't fit there straight into y. */
 template <class S>

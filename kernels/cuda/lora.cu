@@ -593,14 +593,6 @@ __device__ static inline int output_at(int q, int i)
     return 8 * (i >> 1) + 2 * q + (i & 1);
 }
 
-/* An 8 x 8 matrix of 16-bit numbers, a row's two in a lane, the other way round. */
-__device__ static inline uint32_t transposed(uint32_t x)
-{
-    uint32_t y;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-    return y;
-}
-
 /* Which segments touch the place's rows. */
 __device__ static inline void place_find(struct expand_place &p, const struct lora_view &v,
                                          int n_segs, int lane)

@@ -1,0 +1,827 @@
+/* linear_adapters.cuh: the adapters' warps of linear_narrow.cuh. Part of linear.cu, whose head has
+ * the design. First the matrix steps, then t = A x by the whole grid, then the deltas of a block's
+ * tiles. */
+#ifndef TRIBUTARY_KERNELS_CUDA_LINEAR_ADAPTERS_CUH
+#define TRIBUTARY_KERNELS_CUDA_LINEAR_ADAPTERS_CUH
+
+#include "kernels/cuda/linear_tile.cuh"
+
+template <int N> struct narrow {
+    static constexpr int STAGE = TILE_BYTES + N * TILE * 2;                   /* bytes */
+    static constexpr int DEPTH = N <= 16 ? 6 : N == 32 ? 5 : N == 64 ? 3 : 2; /* of a ring */
+    /* Stages on their way at a time, 64 KiB a block: enough to keep memory busy. More would make
+     * all other loads wait behind them; the ring is deeper to ride over the ends of tiles. */
+    static constexpr int FLIGHT = ((64 << 10) - 1) / (2 * STAGE) + 1 < DEPTH
+                                      ? ((64 << 10) - 1) / (2 * STAGE) + 1
+                                      : DEPTH;
+    static constexpr int UNITS = N / 8;    /* m64n8 pieces of the accumulator */
+    static constexpr int PIECE = 128 * 16; /* bytes of one in shared memory: a float4 a thread */
+    static constexpr int SEGS = N < 32 ? 32 : N; /* of a step; more go the wide way */
+    /* The launch bound of 640 stands for 96 registers a thread: with them a small kernel that comes
+     * next fits beside this one, and waits there. 512 stands for 128. The warpgroups divide them
+     * anew. */
+    static constexpr int BOUND = N <= 64 ? 640 : 512;
+    static constexpr int REGISTERS = (N <= 64 ? 96 : 128) * 16; /* of a lane of all warps */
+    static constexpr int MULTIPLY_REGISTERS = N <= 64 ? 96 : 128, FILL_REGISTERS = 40;
+    static constexpr int ADAPT_REGISTERS =
+        (REGISTERS - 8 * MULTIPLY_REGISTERS - 4 * FILL_REGISTERS) / 4;
+
+    /* Thread blocks of a cluster, and where a range is summed. */
+    static __host__ __device__ int cluster(int n_ranges)
+    {
+        return n_ranges / 2;
+    }
+    static __device__ int range_of(int rank, int wg)
+    {
+        return 2 * rank + wg;
+    }
+    /* Rows 0-7, 8-15, ... are finished by the warpgroup of range 0, 1, ...: so many each. */
+    static __host__ __device__ int units_each(int n_ranges)
+    {
+        return (UNITS + n_ranges - 1) / n_ranges;
+    }
+    static __host__ __device__ int partial_bytes(int n_ranges)
+    {
+        return 2 * (n_ranges - 1) * units_each(n_ranges) * PIECE;
+    }
+    /* B on its way to the adapters' warps, and t' of the rows that they compute. */
+    static constexpr int B_BYTES = N <= 64 ? 32768 : 16384, B_SLOTS = 16;
+    static constexpr int T_BYTES = (N <= 32 ? 16 : 28) << 10; /* three parts of rank 64 */
+    /* With adapters a tile is finished when the next one has been summed, where there is room to
+     * keep it: the first tile's deltas come late. */
+    static __host__ __device__ bool lags(int n_ranges)
+    {
+        return N <= 64 && n_ranges >= 4;
+    }
+    static __host__ __device__ int delta_bytes(int n_ranges)
+    {
+        return 2 * units_each(n_ranges) * PIECE;
+    }
+    static size_t shared_bytes(int n_ranges)
+    {
+        return 1024 + (size_t)2 * DEPTH * STAGE + partial_bytes(n_ranges) +
+               (lags(n_ranges) ? 3 : 1) * delta_bytes(n_ranges) + B_BYTES + T_BYTES +
+               lora_table_bytes(SEGS) + (SEGS * LORA_PARTS_MAX + N + 16) * sizeof(int) +
+               (4 * DEPTH + 8 + 2 * B_SLOTS) * 8;
+    }
+};
+
+/* Warps 0-7: two warpgroups that multiply. 8, 9: fill the rings, 10:
+ * that of B. 12-15: the adapters. */
+enum {
+    NARROW_FILLERS = 8,
+    NARROW_ADAPTERS = 12,
+    ADAPTER_WARPS = 4,
+    NARROW_THREADS = (NARROW_ADAPTERS + ADAPTER_WARPS) * 32,
+};
+
+/* ---- chains of t
+ * --------------------------------------------------------------------------------------- */
+
+/* One chain, by a warp: c[n] = A[rank0 ..+16][k_begin .. k_end) x[row + 8 n ..+8]^T. d_in and
+ * k_begin are multiples of 8. c0, c1: rank g, rows 2t, 2t + 1; c2, c3: rank g + 8. lora_chain is
+ * for bf16; the way of other types is a function of its own, so that the other code stays small:
+ * what doesn't fit the instruction cache comes from L2, behind the weights. */
+template <int NT> struct lora_chain_sums { /* see lora_sums */
+    float c[NT][4];
+};
+
+template <int NT>
+__device__ static __noinline__ struct lora_chain_sums<NT>
+lora_chain_planes(struct lora_cell cell, int rank0, int row, int row_end, const bf16 *x, int d_in,
+                  int k_begin, int k_end, int lane) {
+    struct lora_chain_sums<NT> sums;
+    float (&c)[NT][4] = sums.c;
+    int g = lane >> 2, t = lane & 3, r0 = rank0 + g, r1 = r0 + 8;
+    const void *a = reinterpret_cast<const void *>(cell.a);
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+        c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
+#pragma unroll 1
+    for (int k0 = k_begin; k0 < k_end; k0 += 32) {
+        int k = k0 + 8 * t;
+        float f0[8], f1[8];
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            bool inside = k + e < k_end;
+            f0[e] = inside && r0 < cell.rank
+                        ? load_as_float(a, (int64_t)r0 * d_in + k + e, cell.dtype)
+                        : 0;
+            f1[e] = inside && r1 < cell.rank
+                        ? load_as_float(a, (int64_t)r1 * d_in + k + e, cell.dtype)
+                        : 0;
+        }
+#pragma unroll 1
+        for (int plane = 0; plane < planes_of(cell.dtype); plane++) {
+            uint32_t p0[4], p1[4];
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                p0[e] = take_plane(f0[2 * e], f0[2 * e + 1]);
+                p1[e] = take_plane(f1[2 * e], f1[2 * e + 1]);
+            }
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                uint4 b = make_uint4(0, 0, 0, 0);
+                if (k < k_end && row + 8 * n + g < row_end)
+                    b = __ldcg(
+                        reinterpret_cast<const uint4 *>(x + (int64_t)(row + 8 * n + g) * d_in + k));
+                mma_bf16(c[n], p0[0], p1[0], p0[1], p1[1], b.x, b.y);
+                mma_bf16(c[n], p0[2], p1[2], p0[3], p1[3], b.z, b.w);
+            }
+        }
+    }
+    return sums;
+}
+
+template <int NT>
+__device__ static inline void lora_chain(float (&c)[NT][4], const struct lora_cell &cell, int rank0,
+                                         int row, int row_end, const bf16 *x, int d_in, int k_begin,
+                                         int k_end, int lane)
+{
+    constexpr int AHEAD = NT == 1 ? 8 : 2; /* chunks of 32 k in flight */
+    if (cell.dtype != DTYPE_BF16) {
+        struct lora_chain_sums<NT> sums = lora_chain_planes<NT>(cell, rank0, row, row_end, x, d_in,
+                                                                k_begin, k_end, lane);
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                c[n][i] = sums.c[n][i];
+        return;
+    }
+    int g = lane >> 2, t = lane & 3, r0 = rank0 + g, r1 = r0 + 8;
+    const bf16 *a = reinterpret_cast<const bf16 *>(cell.a);
+    bool live0 = r0 < cell.rank, live1 = r1 < cell.rank;
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+        c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+#pragma unroll 1
+    for (int k0 = k_begin; k0 < k_end; k0 += 32 * AHEAD) {
+        uint4 a0[AHEAD], a1[AHEAD], b[AHEAD][NT];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            int k = k0 + 32 * i + 8 * t;
+            bool inside = k < k_end;
+            a0[i] = inside && live0
+                        ? __ldg(reinterpret_cast<const uint4 *>(a + (int64_t)r0 * d_in + k))
+                        : zero;
+            a1[i] = inside && live1
+                        ? __ldg(reinterpret_cast<const uint4 *>(a + (int64_t)r1 * d_in + k))
+                        : zero;
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+                b[i][n] = inside && row + 8 * n + g < row_end
+                              ? __ldcg(reinterpret_cast<const uint4 *>(
+                                    x + (int64_t)(row + 8 * n + g) * d_in + k))
+                              : zero;
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                mma_bf16(c[n], a0[i].x, a1[i].x, a0[i].y, a1[i].y, b[i][n].x, b[i][n].y);
+                mma_bf16(c[n], a0[i].z, a1[i].z, a0[i].w, a1[i].w, b[i][n].z, b[i][n].w);
+            }
+        }
+    }
+}
+
+/* ---- deltas, straight from memory
+ * ----------------------------------------------------------------------------------- */
+
+/* Four ranks r .. r + 3 of row `out` of a bf16 B whose rank is a multiple of 4, as two pairs. */
+__device__ static inline void lora_load_b(uint32_t &lo, uint32_t &hi, uintptr_t b, int rank,
+                                          int out, int r, bool live)
+{
+    uint2 v = make_uint2(0, 0);
+    if (live && r < rank)
+        v = __ldg(reinterpret_cast<const uint2 *>(
+            b + ((uint32_t)out * (uint32_t)rank + (uint32_t)r) * 2ull));
+    lo = v.x;
+    hi = v.y;
+}
+
+/* The same as numbers, of any dtype and rank: of the outputs o0 and o1. */
+__device__ static inline void lora_load_b_floats(float (&w)[8], const struct lora_cell &e, int o0,
+                                                 int o1, bool live0, bool live1, int r)
+{
+    const void *b = reinterpret_cast<const void *>(e.b);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        bool inside = r + j < e.rank;
+        w[j] = inside && live0 ? load_as_float(b, (int64_t)o0 * e.rank + r + j, e.dtype) : 0;
+        w[4 + j] = inside && live1 ? load_as_float(b, (int64_t)o1 * e.rank + r + j, e.dtype) : 0;
+    }
+}
+
+/* The segments among base .. base + 31 whose part p has rows in the tiles: a bit each. */
+__device__ static inline unsigned lora_touching(const struct lora_table &table, int n_parts, int p,
+                                                int base, const int (&row)[2], int lane)
+{
+    bool touches = false;
+    if (base + lane < table.n) {
+        struct lora_span span = table.spans[base + lane];
+#pragma unroll
+        for (int u = 0; u < 2; u++)
+            touches |= span.row_begin < row[u] + 8 && span.row_end > row[u] && row[u] >= 0;
+        touches = touches && span.row_begin < span.row_end &&
+                  table.cells[(base + lane) * n_parts + p].rank > 0;
+    }
+    return __ballot_sync(0xffffffffu, touches);
+}
+
+/* Four ranks of the t' of row `row`, if that is one of the segment's. */
+template <typename Load>
+__device__ static inline uint2 lora_load_t(const struct lora_span &span,
+                                           const struct lora_cell &cell, int row, int r, Load &load)
+{
+    if (row < span.row_begin || row >= span.row_end || r >= cell.rank)
+        return make_uint2(0, 0);
+    return load(cell, row, r);
+}
+
+/* Which of a segment's outputs a lane's rows g and g + 8 are. */
+struct lora_lane {
+    int o0, o1;
+    bool live0, live1;
+};
+
+struct lora_sums { /* by value through calls: what is pointed to can't stay in registers */
+    float c[2][4];
+};
+
+/* The next BATCH steps of the segments in todo, from rank next_rank of the first on; a step is 16
+ * ranks of a segment. No branches: a step too many multiplies zeros. */
+template <int BATCH, typename Load>
+__device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
+                                         const struct lora_table &table, const struct lora_view &v,
+                                         int p, int base, unsigned &todo, int &next_rank,
+                                         const struct lora_lane &o, int lane, Load &load)
+{
+    int g = lane >> 2, t = lane & 3;
+    uint32_t a[BATCH][4];
+    uint2 f[BATCH][2];
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+        int s = base + (todo != 0 ? __ffs((int)todo) - 1 : 0), r = next_rank + 4 * t;
+        const struct lora_cell cell = table.cells[s * v.n_parts + p];
+        const struct lora_span span = table.spans[s];
+        bool is_step = todo != 0;
+        lora_load_b(a[i][0], a[i][2], cell.b, cell.rank, o.o0, r, is_step && o.live0);
+        lora_load_b(a[i][1], a[i][3], cell.b, cell.rank, o.o1, r, is_step && o.live1);
+#pragma unroll
+        for (int u = 0; u < 2; u++) {
+            f[i][u] = make_uint2(0, 0);
+            if (is_step && row[u] >= 0)
+                f[i][u] = lora_load_t(span, cell, row[u] + g, r, load);
+        }
+        next_rank += 16;
+        bool is_last = next_rank >= cell.rank;
+        next_rank = is_last ? 0 : next_rank;
+        todo = is_last ? todo & (todo - 1) : todo;
+    }
+#pragma unroll
+    for (int i = 0; i < BATCH; i++)
+#pragma unroll
+        for (int u = 0; u < 2; u++)
+            mma_bf16(c[u], a[i][0], a[i][1], a[i][2], a[i][3], f[i][u].x, f[i][u].y);
+}
+
+/* The same, one after the other, with any type and rank of B. */
+template <typename Load>
+__device__ static __noinline__ struct lora_sums
+lora_steps_planes(struct lora_sums sums, int row0, int row1, struct lora_table table,
+                  const struct lora_view &v, int p, int base, unsigned todo, struct lora_lane o,
+                  int lane, Load load)
+{
+    const int row[2] = {row0, row1};
+    int g = lane >> 2, t = lane & 3;
+    for (; todo != 0; todo &= todo - 1) {
+        int s = base + __ffs((int)todo) - 1;
+        const struct lora_cell cell = table.cells[s * v.n_parts + p];
+#pragma unroll 1
+        for (int r0 = 0; r0 < cell.rank; r0 += 16) {
+            float w[8];
+            uint2 f[2];
+            int r = r0 + 4 * t;
+            lora_load_b_floats(w, cell, o.o0, o.o1, o.live0, o.live1, r);
+#pragma unroll
+            for (int u = 0; u < 2; u++)
+                f[u] = row[u] >= 0 ? lora_load_t(table.spans[s], cell, row[u] + g, r, load)
+                                   : make_uint2(0, 0);
+#pragma unroll 1
+            for (int plane = 0; plane < planes_of(cell.dtype); plane++) {
+                uint32_t q0 = take_plane(w[0], w[1]), q2 = take_plane(w[2], w[3]);
+                uint32_t q1 = take_plane(w[4], w[5]), q3 = take_plane(w[6], w[7]);
+#pragma unroll
+                for (int u = 0; u < 2; u++)
+                    mma_bf16(sums.c[u], q0, q1, q2, q3, f[u].x, f[u].y);
+            }
+        }
+    }
+    return sums;
+}
+
+/* c[0], c[1] = the deltas of rows row[0] .. row[0] + 7 and row[1] .. row[1] + 7 (row[1] < 0: none)
+ * for 16 outputs, as m16n8 tiles, by a warp. out[0], out[1]: the outputs that the lane's rows g and
+ * g + 8 are, or -1. The loads of several steps are in flight together, and each fragment of B
+ * serves both tiles. load(cell, row, rank): four ranks of a row of t'. */
+template <typename Load>
+__device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
+                                         const struct lora_table &table, const struct lora_view &v,
+                                         const int (&out)[2], int lane, Load load)
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        c[0][i] = c[1][i] = 0;
+#pragma unroll 1
+    for (int p = 0; p < v.n_parts; p++) {
+        struct lora_lane o = {out[0] - v.part[p].out_begin, out[1] - v.part[p].out_begin, false,
+                              false};
+        o.live0 = out[0] >= 0 && o.o0 >= 0 && o.o0 < v.part[p].d_out;
+        o.live1 = out[1] >= 0 && o.o1 >= 0 && o.o1 < v.part[p].d_out;
+        if (!__any_sync(0xffffffffu, o.live0 || o.live1))
+            continue;
+#pragma unroll 1
+        for (int base = 0; base < table.n; base += 32) {
+            unsigned todo = lora_touching(table, v.n_parts, p, base, row, lane);
+            int next_rank = 0;
+            if (!table.plain) {
+                struct lora_sums sums;
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                    sums.c[i / 4][i % 4] = c[i / 4][i % 4];
+                sums = lora_steps_planes(sums, row[0], row[1], table, v, p, base, todo, o, lane,
+                                         load);
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                    c[i / 4][i % 4] = sums.c[i / 4][i % 4];
+                continue;
+            }
+            while (todo != 0) {
+                if (table.rank <= 16 && __popc(todo) <= 2)
+                    lora_steps<2>(c, row, table, v, p, base, todo, next_rank, o, lane, load);
+                else
+                    lora_steps<8>(c, row, table, v, p, base, todo, next_rank, o, lane, load);
+            }
+        }
+    }
+}
+
+/* What lora_delta wants to know of the table; by a warp, after that barrier. */
+__device__ static inline void lora_table_look(struct lora_table &table, int n_parts, int lane)
+{
+    bool plain = true;
+    int rank = 0, width = 0;
+    for (int i = lane; i < table.n * n_parts; i += 32) {
+        const struct lora_cell cell = table.cells[i];
+        plain = plain && cell.dtype == DTYPE_BF16 && cell.rank % 4 == 0 && cell.b % 16 == 0;
+        rank = cell.rank > rank ? cell.rank : rank;
+        width = cell.t_at + cell.rank > width ? cell.t_at + cell.rank : width;
+    }
+    table.plain = __all_sync(0xffffffffu, plain);
+    table.rank = __reduce_max_sync(0xffffffffu, rank);
+    table.width = __reduce_max_sync(0xffffffffu, width);
+}
+
+/* ---- t = A x, by the whole grid
+ * ---------------------------------------------------------------------------------- */
+
+struct shrink_unit { /* 16 ranks by 8 rows of t */
+    struct lora_cell cell;
+    int row, row_end, rank0;
+};
+
+__device__ static inline struct shrink_unit shrink_unit_at(const struct lora_view &v,
+                                                           const struct lora_table &table,
+                                                           const int *unit_end, int unit)
+{
+    struct shrink_unit u;
+    int at = lora_find(unit_end, table.n * v.n_parts, unit);
+    int rest = unit - (at > 0 ? unit_end[at - 1] : 0);
+    const struct lora_span span = table.spans[at / v.n_parts];
+    int n_tiles = (span.row_end - span.row_begin + 7) / 8;
+    u.cell = table.cells[at];
+    u.row = span.row_begin + rest % n_tiles * 8;
+    u.row_end = span.row_end;
+    u.rank0 = rest / n_tiles * 16;
+    return u;
+}
+
+/* Words with a tag. What blocks hand one another within a launch are 64-bit words of 32 bits of
+ * data and the launch's tag: who reads one that doesn't bear the tag reads it again. A word is
+ * written and read whole, so there is no fence, no counter and no second trip. A launch's last
+ * block moves the tag on, and clears a piece of the words so that none is as old as the tag's
+ * range. */
+__device__ static inline void put_word(uint64_t *to, uint32_t data, uint32_t tag)
+{
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"((uint64_t)tag << 32 | data)
+                 : "memory");
+}
+
+__device__ static inline uint64_t get_word(const uint64_t *from)
+{
+    uint64_t w;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(w) : "l"(from) : "memory");
+    return w;
+}
+
+/* w, or what is there when the tag is. */
+__device__ static inline uint32_t await_word(uint64_t w, const uint64_t *from, uint32_t tag)
+{
+    while ((uint32_t)(w >> 32) != tag)
+        w = get_word(from);
+    return (uint32_t)w;
+}
+
+/* t' lies as [row, tag_t_stride] words of two ranks. */
+__device__ static inline uint64_t *word_of_t(const struct linear_args &a, int row, int at)
+{
+    return a.tag_t + (int64_t)row * (a.lora.t_stride / 2) + at / 2;
+}
+
+/* Puts two ranks, rank0 + rank (even) and the next, of a row of t'. */
+__device__ static inline void put_t(const struct linear_args &a, const struct shrink_unit &u,
+                                    int rank, int row, float lo, float hi, uint32_t tag)
+{
+    rank += u.rank0;
+    row += u.row;
+    if (rank < lora_padded(u.cell.rank) && row < u.row_end)
+        put_word(word_of_t(a, row, u.cell.t_at + rank),
+                 pack_bf16(u.cell.scale * lo, u.cell.scale * hi), tag);
+}
+
+/* This block's share of t = A x. All chains of all units stand in one list, cut evenly over the
+ * warps of the grid; chains are handed on as [unit, chain, 8 rows, 16 ranks] words. Where there
+ * would be too many of them the list is cut between units, and no more is to be done. */
+__device__ static void narrow_chains(const struct linear_args &a, const struct lora_table &table,
+                                     const int *unit_end, int n_units, bool whole, uint32_t tag,
+                                     int warp, int lane)
+{
+    int g = lane >> 2, t = lane & 3, n_chains = a.n_chains,
+        n_warps = ADAPTER_WARPS * (int)gridDim.x;
+    /* The last blocks have the fewest tiles of outputs, some none: they begin. */
+    int me = warp * (int)gridDim.x + (int)(gridDim.x - 1 - blockIdx.x);
+    int grain = whole ? n_chains : 1;
+    int64_t pieces = (int64_t)n_units * n_chains / grain;
+    int at = (int)(me * pieces / n_warps) * grain;
+    int end = (int)((me + 1) * pieces / n_warps) * grain;
+    float total[4] = {}, slice[4] = {};
+#pragma unroll 1
+    for (; at < end; at++) {
+        int unit = at / n_chains, i = at % n_chains, begin = i * LORA_CHAIN;
+        struct shrink_unit u = shrink_unit_at(a.lora, table, unit_end, unit);
+        float c[1][4];
+        lora_chain<1>(c, u.cell, u.rank0, u.row, u.row_end, a.x, a.d_in, begin,
+                      begin + LORA_CHAIN < a.d_in ? begin + LORA_CHAIN : a.d_in, lane);
+        if (!whole) {
+            uint64_t *to = a.tag_chains + (int64_t)at * LORA_UNIT + 2 * t * 16 + g;
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                put_word(to + j % 2 * 16 + j / 2 * 8, __float_as_uint(c[0][j]), tag);
+            continue;
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            slice[j] = i % 4 == 0 ? c[0][j] : slice[j] + c[0][j];
+            if (i % 4 == 3)
+                total[j] = i == 3 ? slice[j] : total[j] + slice[j];
+        }
+        if (i + 1 < n_chains)
+            continue;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            float next = __shfl_down_sync(0xffffffffu, total[j], 4); /* the rank after mine */
+            if (g % 2 == 0)
+                put_t(a, u, g + j / 2 * 8, 2 * t + j % 2, total[j], next, tag);
+        }
+    }
+}
+
+/* This block's share of t' = the sum of a unit's chains: a thread a sum. */
+__device__ static void narrow_sums(const struct linear_args &a, const struct lora_table &table,
+                                   const int *unit_end, int n_units, uint32_t tag, int thread)
+{
+    enum { AHEAD = 16 };
+#pragma unroll 1
+    for (int unit = (int)(gridDim.x - 1 - blockIdx.x); unit < n_units; unit += (int)gridDim.x) {
+        struct shrink_unit u = shrink_unit_at(a.lora, table, unit_end, unit);
+        const uint64_t *chains = a.tag_chains + (int64_t)unit * a.n_chains * LORA_UNIT + thread;
+        float total = 0;
+#pragma unroll 1
+        for (int i = 0; i < a.n_chains; i += AHEAD) {
+            uint64_t w[AHEAD];
+            float c[AHEAD];
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++)
+                w[j] = i + j < a.n_chains ? get_word(chains + (i + j) * LORA_UNIT) : 0;
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++)
+                c[j] = i + j < a.n_chains
+                           ? __uint_as_float(await_word(w[j], chains + (i + j) * LORA_UNIT, tag))
+                           : 0;
+#pragma unroll
+            for (int j = 0; j < AHEAD; j += 4) {
+                float slice = ((c[j] + c[j + 1]) + c[j + 2]) + c[j + 3];
+                if (i + j < a.n_chains)
+                    total = i + j == 0 ? slice : total + slice;
+            }
+        }
+        float next = __shfl_down_sync(0xffffffffu, total, 1);
+        if (thread % 2 == 0)
+            put_t(a, u, thread % 16, thread / 16, total, next, tag);
+    }
+}
+
+/* The adapters' shared memory. */
+struct adapter_memory {
+    struct lora_table table;
+    int *unit_end;
+    int *t_end;                /* how much of t' each of my rows has */
+    char *b, *t, *deltas;      /* deltas: of a tile or two, as the warpgroups hold their sums */
+    uint64_t *b_full, *b_free; /* [B_SLOTS] */
+    uint64_t *deltas_full, *deltas_free; /* [2], or [1] without a lag */
+};
+
+/* Whether deltas are computed from shared memory: what is needed fits, and can be copied in bulk.
+ * The others go straight to memory for all that they need, which takes a trip for every few ranks.
+ */
+template <int N>
+__device__ static inline bool narrow_staged(const struct linear_args &a,
+                                            const struct lora_table &table)
+{
+    using shape = narrow<N>;
+    int n_rows = 2 * shape::units_each(a.n_ranges) * 8;
+    bool ok = table.plain && table.rank > 0 && table.rank * TILE * 2 <= shape::B_BYTES &&
+              n_rows * (table.width + 4) * 2 <= shape::T_BYTES;
+    for (int p = 0; p < a.lora.n_parts; p++) {
+        int begin = a.lora.part[p].out_begin, n = a.lora.part[p].d_out;
+        ok = ok && begin % 8 == 0 && n % 8 == 0;
+        if (a.pair_width > 0)
+            ok = ok && (begin + n <= a.pair_width || begin >= a.pair_width);
+    }
+    return ok;
+}
+
+/* Calls f(part, segment, first output of the part, end) for all of B that a tile's rows need, in
+ * the order of the sums. By a warp. */
+template <typename Function>
+__device__ static inline void narrow_for_b(const struct linear_args &a,
+                                           const struct lora_table &table, int m_tile,
+                                           const int (&row)[2], int lane, Function &&f)
+{
+    int width = a.pair_width > 0 ? TILE / 2 : TILE;
+#pragma unroll 1
+    for (int p = 0; p < a.lora.n_parts; p++) {
+        int begin = a.lora.part[p].out_begin, n = a.lora.part[p].d_out;
+        int from = m_tile * width - begin;
+        if (a.pair_width > 0 && begin >= a.pair_width)
+            from += a.pair_width;
+        int to = from + width < n ? from + width : n;
+        from = from > 0 ? from : 0;
+        if (from >= to || m_tile >= a.n_m_tiles)
+            continue;
+#pragma unroll 1
+        for (int base = 0; base < table.n; base += 32)
+            for (unsigned todo = lora_touching(table, a.lora.n_parts, p, base, row, lane);
+                 todo != 0; todo &= todo - 1)
+                f(p, base + __ffs((int)todo) - 1, from, to);
+    }
+}
+
+/* Calls f(warpgroup, its number of the first tile, tile of outputs, rows) for every two tiles of
+ * deltas that this block needs of the cluster's tiles. */
+template <int N, typename Function>
+__device__ static inline void narrow_for_deltas(const struct linear_args &a, int tile, int rank,
+                                                Function &&f)
+{
+    using shape = narrow<N>;
+    int n_row_units = (a.n_rows + 7) / 8;
+#pragma unroll 1
+    for (int wg = 0; wg < 2; wg++) {
+        int u = shape::range_of(rank, wg);
+#pragma unroll 1
+        for (int i = 0; u < n_row_units; i += 2, u += 2 * a.n_ranges) {
+            const int row[2] = {8 * u, u + a.n_ranges < n_row_units ? 8 * (u + a.n_ranges) : -1};
+            f(wg, i, tile, row);
+        }
+    }
+}
+
+/* Brings B, by a warp of its own. */
+template <int N>
+__device__ static void narrow_fill_b(const struct linear_args &a, const struct adapter_memory &m,
+                                     int lane)
+{
+    using shape = narrow<N>;
+    int cluster = cluster_size(), rank = cluster_rank(), n_clusters = (int)gridDim.x / cluster;
+    int slot_bytes = m.table.rank * TILE * 2, n_slots = shape::B_BYTES / slot_bytes;
+    n_slots = n_slots < shape::B_SLOTS ? n_slots : (int)shape::B_SLOTS;
+    int slot = 0;
+    uint32_t phase = 1; /* the first round waits for nobody */
+    for (int tile = (int)blockIdx.x / cluster; tile < a.n_m_tiles; tile += n_clusters)
+        narrow_for_deltas<N>(a, tile, rank, [&](int, int, int m_tile, const int(&row)[2]) {
+            narrow_for_b(a, m.table, m_tile, row, lane, [&](int p, int s, int from, int to) {
+                const struct lora_cell &cell = m.table.cells[s * a.lora.n_parts + p];
+                if (lane == 0) {
+                    uint32_t bytes = (uint32_t)(to - from) * (uint32_t)cell.rank * 2;
+                    barrier_wait(&m.b_free[slot], phase);
+                    barrier_expect(&m.b_full[slot], bytes);
+                    copy_weight(m.b + slot * slot_bytes,
+                                reinterpret_cast<const char *>(cell.b) +
+                                    (uint64_t)from * (unsigned)cell.rank * 2,
+                                bytes, &m.b_full[slot], evict_normal());
+                }
+                __syncwarp();
+                if (++slot == n_slots) {
+                    slot = 0;
+                    phase ^= 1;
+                }
+            });
+        });
+}
+
+/* Copies t' of this block's rows into shared memory, as it comes. */
+template <int N>
+__device__ static void narrow_stage_t(const struct linear_args &a, const struct adapter_memory &m,
+                                      int width, uint32_t tag, int thread)
+{
+    using shape = narrow<N>;
+    enum { AHEAD = 8, THREADS = ADAPTER_WARPS * 32 };
+    int units_each = shape::units_each(a.n_ranges), n_rows = 2 * units_each * 8;
+    int rank = cluster_rank(), n_parts = a.lora.n_parts, words = m.table.width / 2;
+    auto row_at = [&](int i) {
+        return 8 * (shape::range_of(rank, i / 8 / units_each) + i / 8 % units_each * a.n_ranges) +
+               i % 8;
+    };
+    for (int i = thread; i < n_rows; i += THREADS) {
+        int row = row_at(i), end = 0;
+        for (int s = 0; s < m.table.n; s++) {
+            struct lora_span span = m.table.spans[s];
+            if (row < span.row_begin || row >= span.row_end)
+                continue;
+            for (int p = 0; p < n_parts; p++) {
+                const struct lora_cell *cell = &m.table.cells[s * n_parts + p];
+                end = cell->rank > 0 ? cell->t_at + cell->rank : end;
+            }
+        }
+        m.t_end[i] = end;
+    }
+    named_sync(1, THREADS);
+#pragma unroll 1
+    for (int i0 = thread; i0 < n_rows * words; i0 += AHEAD * THREADS) {
+        uint64_t w[AHEAD];
+        const uint64_t *from[AHEAD];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            int i = i0 + j * THREADS, r = i / words, at = i % words * 2;
+            bool is_there = i < n_rows * words && at < m.t_end[r];
+            from[j] = is_there ? word_of_t(a, row_at(r), at) : nullptr;
+            w[j] = is_there ? get_word(from[j]) : 0;
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            int i = i0 + j * THREADS;
+            if (from[j] != nullptr)
+                *reinterpret_cast<uint32_t *>(m.t + (i / words * width + i % words * 2) *
+                                                        2) = await_word(w[j], from[j], tag);
+        }
+    }
+    named_sync(1, THREADS);
+}
+
+/* When all of a block's adapters' warps have read all that they want: the last block of the grid
+ * moves the tag on. */
+__device__ static void narrow_done(const struct linear_args &a, uint32_t tag, int *is_last,
+                                   int thread)
+{
+    named_sync(1, ADAPTER_WARPS * 32);
+    if (thread == 0)
+        *is_last = atomicAdd(a.tag + 2, 1) == (int)gridDim.x - 1;
+    named_sync(1, ADAPTER_WARPS * 32);
+    if (*is_last == 0)
+        return;
+    int64_t n_t = (int64_t)NARROW_ROWS_MAX * (a.lora.t_stride / 2);
+    int64_t at = ((int64_t)tag * ADAPTER_WARPS * 32 + thread) % (n_t + a.n_tag_chains);
+    *(at < n_t ? a.tag_t + at : a.tag_chains + (at - n_t)) = 0;
+    if (thread == 0) {
+        a.tag[0] = tag + 1 != 0 ? (int)(tag + 1) : 1; /* 0 is the cleared words' */
+        a.tag[2] = 0;
+    }
+}
+
+/* Everything else that the adapters' warps do. */
+template <int N>
+__device__ static void narrow_adapters(const struct linear_args &a, struct adapter_memory &m,
+                                       int n_segs)
+{
+    using shape = narrow<N>;
+    int cluster = cluster_size(), rank = cluster_rank(), n_clusters = (int)gridDim.x / cluster;
+    int thread = (int)threadIdx.x - NARROW_ADAPTERS * 32, warp = thread >> 5, lane = thread & 31;
+    int g = lane >> 2, t = lane & 3;
+    int tile = (int)blockIdx.x / cluster;
+    int units_each = shape::units_each(a.n_ranges), n = n_segs * a.lora.n_parts;
+    struct lora_table &table = m.table;
+
+    lora_table_fill(table, a.lora, 0, n_segs, thread, ADAPTER_WARPS * 32);
+    named_sync(2, (ADAPTER_WARPS + 1) * 32);
+    for (int i = thread; i < n; i += ADAPTER_WARPS * 32) {
+        struct lora_span span = table.spans[i / a.lora.n_parts];
+        m.unit_end[i] = (span.row_end - span.row_begin + 7) / 8 * ((table.cells[i].rank + 15) / 16);
+    }
+    lora_scan(m.unit_end, n, thread, ADAPTER_WARPS * 32, 1);
+    lora_table_look(table, a.lora.n_parts, lane);
+    bool staged = narrow_staged<N>(a, table);
+    int n_units = m.unit_end[n - 1];
+    pdl_wait();
+    uint32_t tag = (uint32_t)get_word(reinterpret_cast<const uint64_t *>(a.tag));
+    bool whole = (int64_t)n_units * a.n_chains * LORA_UNIT > a.n_tag_chains;
+    narrow_chains(a, table, m.unit_end, n_units, whole, tag, warp, lane);
+    if (!whole)
+        narrow_sums(a, table, m.unit_end, n_units, tag, thread);
+    if (warp == ADAPTER_WARPS - 1 && a.next.n_parts > 0)
+        lora_prefetch_next(a.next, n_segs, a.next_d_in, lane);
+    int width = table.width + 4; /* of a row of t' in shared memory: rows in different banks */
+    if (staged)
+        narrow_stage_t<N>(a, m, width, tag, thread);
+    int slot_bytes = table.rank * TILE * 2, n_slots = shape::B_BYTES / slot_bytes;
+    n_slots = n_slots < shape::B_SLOTS ? n_slots : (int)shape::B_SLOTS;
+    int slot = 0;
+    uint32_t phase = 0;
+    int n_buffers = shape::lags(a.n_ranges) ? 2 : 1;
+    for (int tile_no = 0; tile < a.n_m_tiles; tile += n_clusters, tile_no++) {
+        int buffer = tile_no % n_buffers, turn = tile_no / n_buffers;
+        char *deltas = m.deltas + buffer * shape::delta_bytes(a.n_ranges);
+        if (turn > 0)
+            barrier_wait(&m.deltas_free[buffer], (turn - 1) & 1);
+        narrow_for_deltas<N>(a, tile, rank, [&](int wg, int i, int m_tile, const int(&row)[2]) {
+            float c[2][4] = {};
+            int out[2];
+            outputs_of(out, a, m_tile * TILE + warp * 16 + g);
+            if (staged) {
+                const char *my_t = m.t + ((wg * units_each + i) * 8 + g) * width * 2;
+                narrow_for_b(a, table, m_tile, row, lane, [&](int p, int s, int from, int to) {
+                    const struct lora_cell cell = table.cells[s * a.lora.n_parts + p];
+                    const struct lora_span span = table.spans[s];
+                    int o0 = out[0] - a.lora.part[p].out_begin;
+                    int o1 = out[1] - a.lora.part[p].out_begin;
+                    bool live0 = o0 >= from && o0 < to, live1 = o1 >= from && o1 < to;
+                    bool mine[2];
+#pragma unroll
+                    for (int u = 0; u < 2; u++)
+                        mine[u] = row[u] >= 0 && row[u] + g >= span.row_begin &&
+                                  row[u] + g < span.row_end;
+                    const char *b0 = m.b + slot * slot_bytes +
+                                     ((o0 - from) * cell.rank + 4 * t) * 2;
+                    const char *b1 = b0 + (o1 - o0) * cell.rank * 2;
+                    const char *t0 = my_t + (cell.t_at + 4 * t) * 2;
+                    barrier_wait(&m.b_full[slot], phase);
+#pragma unroll 2
+                    for (int r0 = 0; r0 < cell.rank; r0 += 16) {
+                        bool inside = r0 + 4 * t < cell.rank;
+                        uint2 x = make_uint2(0, 0), y = x, f[2] = {x, x};
+                        if (inside && live0)
+                            x = *reinterpret_cast<const uint2 *>(b0 + r0 * 2);
+                        if (inside && live1)
+                            y = *reinterpret_cast<const uint2 *>(b1 + r0 * 2);
+#pragma unroll
+                        for (int u = 0; u < 2; u++) {
+                            if (inside && mine[u])
+                                f[u] = *reinterpret_cast<const uint2 *>(t0 + u * 8 * width * 2 +
+                                                                        r0 * 2);
+                            mma_bf16(c[u], x.x, y.x, x.y, y.y, f[u].x, f[u].y);
+                        }
+                    }
+                    __syncwarp();
+                    if (lane == 0)
+                        barrier_arrive(&m.b_free[slot]);
+                    if (++slot == n_slots) {
+                        slot = 0;
+                        phase ^= 1;
+                    }
+                });
+            } else {
+                lora_delta(c, row, table, a.lora, out, lane,
+                           [&](const struct lora_cell &cell, int my_row, int r) {
+                               const uint64_t *from = word_of_t(a, my_row, cell.t_at + r);
+                               uint64_t w[2] = {get_word(from), get_word(from + 1)};
+                               return make_uint2(await_word(w[0], from, tag),
+                                                 await_word(w[1], from + 1, tag));
+                           });
+            }
+            char *to = deltas + (wg * units_each + i) * shape::PIECE + (warp * 32 + lane) * 16;
+#pragma unroll
+            for (int u = 0; u < 2; u++)
+                if (row[u] >= 0)
+                    *reinterpret_cast<float4 *>(to + u * shape::PIECE) = make_float4(
+                        c[u][0], c[u][1], c[u][2], c[u][3]);
+        });
+        __syncwarp();
+        if (lane == 0)
+            barrier_arrive(&m.deltas_full[buffer]);
+    }
+    narrow_done(a, tag, m.t_end, thread);
+}
+
+#endif
