@@ -179,13 +179,15 @@ static cudaLaunchConfig_t narrow_config(struct backend *be, int n_ranges, bool d
  * head). */
 template <int N> static cudaError_t narrow_open(struct backend *be, int (&resident)[3])
 {
-    const size_t most = 227 << 10;
+    constexpr size_t most = 227 << 10;
+    static_assert(narrow<N>::shared_bytes(2) <= most && narrow<N>::shared_bytes(4) <= most &&
+                      narrow<N>::shared_bytes(8) <= most,
+                  "fits");
     cudaError_t rc = cudaFuncSetAttribute(narrow_kernel<N>,
                                           cudaFuncAttributeMaxDynamicSharedMemorySize, (int)most);
     for (int i = 0; i < 3 && rc == cudaSuccess; i++) {
         cudaLaunchAttribute attributes[3];
         cudaLaunchConfig_t config = narrow_config<N>(be, 2 << i, false, attributes);
-        BUG_IF(config.dynamicSmemBytes > most);
         int cluster = narrow<N>::cluster(2 << i), all = be->n_multiprocessors / cluster;
         config.gridDim = dim3((unsigned)(all * cluster));
         resident[i] = all;

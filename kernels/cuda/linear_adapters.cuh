@@ -27,7 +27,7 @@ template <int N> struct narrow {
         (REGISTERS - 8 * MULTIPLY_REGISTERS - 4 * FILL_REGISTERS) / 4;
 
     /* Thread blocks of a cluster, and where a range is summed. */
-    static __host__ __device__ int cluster(int n_ranges)
+    static __host__ __device__ constexpr int cluster(int n_ranges)
     {
         return n_ranges / 2;
     }
@@ -36,11 +36,11 @@ template <int N> struct narrow {
         return 2 * rank + wg;
     }
     /* Rows 0-7, 8-15, ... are finished by the warpgroup of range 0, 1, ...: so many each. */
-    static __host__ __device__ int units_each(int n_ranges)
+    static __host__ __device__ constexpr int units_each(int n_ranges)
     {
         return (UNITS + n_ranges - 1) / n_ranges;
     }
-    static __host__ __device__ int partial_bytes(int n_ranges)
+    static __host__ __device__ constexpr int partial_bytes(int n_ranges)
     {
         return 2 * (n_ranges - 1) * units_each(n_ranges) * PIECE;
     }
@@ -49,15 +49,15 @@ template <int N> struct narrow {
     static constexpr int T_BYTES = (N <= 32 ? 16 : 28) << 10; /* three parts of rank 64 */
     /* With adapters a tile is finished when the next one has been summed, where there is room to
      * keep it: the first tile's deltas come late. */
-    static __host__ __device__ bool lags(int n_ranges)
+    static __host__ __device__ constexpr bool lags(int n_ranges)
     {
         return N <= 64 && n_ranges >= 4;
     }
-    static __host__ __device__ int delta_bytes(int n_ranges)
+    static __host__ __device__ constexpr int delta_bytes(int n_ranges)
     {
         return 2 * units_each(n_ranges) * PIECE;
     }
-    static size_t shared_bytes(int n_ranges)
+    static constexpr size_t shared_bytes(int n_ranges)
     {
         return 1024 + (size_t)2 * DEPTH * STAGE + partial_bytes(n_ranges) +
                (lags(n_ranges) ? 3 : 1) * delta_bytes(n_ranges) + B_BYTES + T_BYTES +
@@ -66,8 +66,9 @@ template <int N> struct narrow {
     }
 };
 
-/* Warps 0-7: two warpgroups that multiply. 8, 9: fill the rings, 10:
- * that of B. 12-15: the adapters. */
+/* Warps 0-7: two warpgroups that multiply. 8, 9: fill the rings; 10: that of B. 12-15: the
+ * adapters.
+ */
 enum {
     NARROW_FILLERS = 8,
     NARROW_ADAPTERS = 12,

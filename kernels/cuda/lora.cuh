@@ -150,7 +150,7 @@ struct lora_table {          /* in shared memory */
     int width;               /* likewise: of a row of t' */
 };
 
-static __host__ __device__ inline size_t lora_table_bytes(int n_segs)
+static __host__ __device__ constexpr size_t lora_table_bytes(int n_segs)
 {
     return (size_t)n_segs * (sizeof(struct lora_span) + LORA_PARTS_MAX * sizeof(struct lora_cell));
 }
