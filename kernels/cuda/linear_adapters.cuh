@@ -252,12 +252,12 @@ struct lora_sums { /* by value through calls: what is pointed to can't stay in r
     float c[2][4];
 };
 
-/* The next BATCH steps of the segments in todo, from rank next_rank of the first on; a step is 16
- * ranks of a segment. No branches: a step too many multiplies zeros. */
+/* The next BATCH steps of the segments in left (a bit each), from rank next_rank of the first on; a
+ * step is 16 ranks of a segment. No branches: a step too many multiplies zeros. */
 template <int BATCH, typename Load>
 __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
                                          const struct lora_table &table, const struct lora_view &v,
-                                         int p, int base, unsigned &todo, int &next_rank,
+                                         int p, int base, unsigned &left, int &next_rank,
                                          const struct lora_lane &o, int lane, Load &load)
 {
     int g = lane >> 2, t = lane & 3;
@@ -265,10 +265,10 @@ __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
     uint2 f[BATCH][2];
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
-        int s = base + (todo != 0 ? __ffs((int)todo) - 1 : 0), r = next_rank + 4 * t;
+        int s = base + (left != 0 ? __ffs((int)left) - 1 : 0), r = next_rank + 4 * t;
         const struct lora_cell cell = table.cells[s * v.n_parts + p];
         const struct lora_span span = table.spans[s];
-        bool is_step = todo != 0;
+        bool is_step = left != 0;
         lora_load_b(a[i][0], a[i][2], cell.b, cell.rank, o.o0, r, is_step && o.live0);
         lora_load_b(a[i][1], a[i][3], cell.b, cell.rank, o.o1, r, is_step && o.live1);
 #pragma unroll
@@ -280,7 +280,7 @@ __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
         next_rank += 16;
         bool is_last = next_rank >= cell.rank;
         next_rank = is_last ? 0 : next_rank;
-        todo = is_last ? todo & (todo - 1) : todo;
+        left = is_last ? left & (left - 1) : left;
     }
 #pragma unroll
     for (int i = 0; i < BATCH; i++)
@@ -293,13 +293,13 @@ __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
 template <typename Load>
 __device__ static __noinline__ struct lora_sums
 lora_steps_planes(struct lora_sums sums, int row0, int row1, struct lora_table table,
-                  const struct lora_view &v, int p, int base, unsigned todo, struct lora_lane o,
+                  const struct lora_view &v, int p, int base, unsigned left, struct lora_lane o,
                   int lane, Load load)
 {
     const int row[2] = {row0, row1};
     int g = lane >> 2, t = lane & 3;
-    for (; todo != 0; todo &= todo - 1) {
-        int s = base + __ffs((int)todo) - 1;
+    for (; left != 0; left &= left - 1) {
+        int s = base + __ffs((int)left) - 1;
         const struct lora_cell cell = table.cells[s * v.n_parts + p];
 #pragma unroll 1
         for (int r0 = 0; r0 < cell.rank; r0 += 16) {
@@ -346,25 +346,25 @@ __device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
             continue;
 #pragma unroll 1
         for (int base = 0; base < table.n; base += 32) {
-            unsigned todo = lora_touching(table, v.n_parts, p, base, row, lane);
+            unsigned left = lora_touching(table, v.n_parts, p, base, row, lane);
             int next_rank = 0;
             if (!table.plain) {
                 struct lora_sums sums;
 #pragma unroll
                 for (int i = 0; i < 8; i++)
                     sums.c[i / 4][i % 4] = c[i / 4][i % 4];
-                sums = lora_steps_planes(sums, row[0], row[1], table, v, p, base, todo, o, lane,
+                sums = lora_steps_planes(sums, row[0], row[1], table, v, p, base, left, o, lane,
                                          load);
 #pragma unroll
                 for (int i = 0; i < 8; i++)
                     c[i / 4][i % 4] = sums.c[i / 4][i % 4];
                 continue;
             }
-            while (todo != 0) {
-                if (table.rank <= 16 && __popc(todo) <= 2)
-                    lora_steps<2>(c, row, table, v, p, base, todo, next_rank, o, lane, load);
+            while (left != 0) {
+                if (table.rank <= 16 && __popc(left) <= 2)
+                    lora_steps<2>(c, row, table, v, p, base, left, next_rank, o, lane, load);
                 else
-                    lora_steps<8>(c, row, table, v, p, base, todo, next_rank, o, lane, load);
+                    lora_steps<8>(c, row, table, v, p, base, left, next_rank, o, lane, load);
             }
         }
     }
@@ -585,9 +585,9 @@ __device__ static inline void narrow_for_b(const struct linear_args &a,
             continue;
 #pragma unroll 1
         for (int base = 0; base < table.n; base += 32)
-            for (unsigned todo = lora_touching(table, a.lora.n_parts, p, base, row, lane);
-                 todo != 0; todo &= todo - 1)
-                f(p, base + __ffs((int)todo) - 1, from, to);
+            for (unsigned left = lora_touching(table, a.lora.n_parts, p, base, row, lane);
+                 left != 0; left &= left - 1)
+                f(p, base + __ffs((int)left) - 1, from, to);
     }
 }
 

@@ -1,4 +1,5 @@
-/* lora.cuh: the adapters' half of linear, on the device. Used by linear.cu and lora.cu alone.
+/* lora.cuh: the adapters' half of linear, on the device. Used by linear.cu, lora.cu and
+ * lora_expand.cu alone.
  *
  * Order of summation.
  *

@@ -12,7 +12,8 @@ build=${BUILD:-build/release} shape=${SHAPE:-8b} adapters=${ADAPTERS:-32} stream
 work=${WORK:-$(mktemp -d)}
 node=
 finish() {
-    [ -z "$node" ] || { kill "$node" && wait "$node" || true; }
+    # There is one only if something has failed, and then it may be gone.
+    [ -z "$node" ] || kill -KILL "$node" 2>/dev/null || echo "the node ended by itself" >&2
     rm -rf "$work"
 }
 trap finish EXIT
@@ -52,5 +53,8 @@ rc=0
 python3 "$here/load_http.py" "$address" --streams "$streams" --adapters "$adapters" --vocab "$vocab" \
     --seconds "${SECONDS_MEASURED:-60}" --warm "${WARM:-10}" ${CSV:+--csv "$CSV"} \
     --commit "${COMMIT:-unknown}" || rc=$?
-grep -iE 'warn|error' "$work/log" | head -5 || true
+kill "$node"
+wait "$node" || { echo "the node ended with $?" >&2; rc=1; }
+node=
+awk 'tolower($0) ~ /warn|error/ && ++n <= 5; END {print n + 0, "warnings and errors in the node\047s log"}' "$work/log"
 exit $rc
