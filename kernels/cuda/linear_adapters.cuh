@@ -436,7 +436,7 @@ __device__ static inline uint32_t await_word(uint64_t w, const uint64_t *from, u
     return (uint32_t)w;
 }
 
-/* t' lies as [row, tag_t_stride] words of two ranks. */
+/* t' lies as [row, t_stride / 2] words of two ranks. */
 __device__ static inline uint64_t *word_of_t(const struct linear_args &a, int row, int at)
 {
     return a.tag_t + (int64_t)row * (a.lora.t_stride / 2) + at / 2;

@@ -4,7 +4,7 @@
 
 #include "kernels/cuda/linear_adapters.cuh"
 
-/* Fills a ring: of warpgroup `wg`, or of both. One thread. */
+/* Fills warpgroup `wg`'s ring. One thread. */
 template <int N>
 __device__ static void narrow_fill(const struct linear_args &a, const CUtensorMap *x_map,
                                    char *slots, uint64_t *full, uint64_t *empty, int wg)
