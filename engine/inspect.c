@@ -16,7 +16,7 @@ int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct 
     struct lora_adapter *a;
     if (model_open(&m, model_dir, err) != 0)
         return -1;
-    int rc = lora_open(&a, &m->config, adapter_dir, ADAPTER_BYTES_MAX, err);
+    int rc = lora_open(&a, &m->config, adapter_dir, ADAPTER_BYTES_MAX, NULL, err);
     if (rc == 0) {
         *out = (struct engine_adapter){.content = a->content,
                                        .rank_max = a->rank_max,

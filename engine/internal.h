@@ -5,6 +5,7 @@
 
 #include "engine/engine.h"
 #include "engine/forward.h"
+#include "engine/host_memory.h"
 #include "engine/kv_pool.h"
 #include "engine/loaded_adapters.h"
 #include "engine/lora_pool.h"
@@ -17,6 +18,19 @@
 
 #include <pthread.h>
 
+/* What engine_adapter_warm and its like ask of the engine thread; on the caller's stack. */
+enum engine_order_kind { ORDER_WARM, ORDER_KEEP, ORDER_LET_GO, ORDER_EVICT };
+
+struct engine_order {
+    enum engine_order_kind kind;
+    struct content_digest content;
+    struct loaded_adapter *adapter; /* used by the caller meanwhile; NULL: ORDER_EVICT */
+    bool done;
+    int rc;
+    struct err err;
+    struct engine_order *next;
+};
+
 enum engine_state { ENGINE_OPENING, ENGINE_OPEN, ENGINE_CLOSING, ENGINE_FAILED };
 
 struct engine {
@@ -26,7 +40,8 @@ struct engine {
     struct tokenizer *tokenizer;
     struct chat_template *chat_template;
     struct loaded_adapters *adapters;
-    int max_context; /* the model's, the options' and the KV cache's least */
+    struct host_memory *host; /* where their matrices lie */
+    int max_context;          /* the model's, the options' and the KV cache's least */
     size_t adapter_pool_bytes;
     char backend_text[128];
 
@@ -34,6 +49,7 @@ struct engine {
     pthread_mutex_t lock;
     pthread_cond_t wake;   /* for the engine thread: intake, cancel, closing */
     pthread_cond_t opened; /* for engine_open */
+    pthread_cond_t obeyed; /* for those who have given orders */
 
     /* Under the lock. */
     enum engine_state state;
@@ -41,6 +57,7 @@ struct engine {
     struct sequence *live;    /* every sequence between submit and FINISHED */
     struct sequence **intake; /* [n_intake] submitted, not yet seen; memory for max_waiting */
     int n_intake;
+    struct engine_order *orders;
     int n_queued; /* submitted and never admitted: what max_waiting bounds */
     uint64_t next_id;
     struct engine_stats stats;
@@ -52,6 +69,7 @@ struct engine {
     struct forward forward;
     struct stepper stepper;
     bool overlaps;       /* steps are enqueued ahead */
+    bool prefetches;     /* adapters of those that wait */
     struct step *flying; /* enqueued, its results not taken; NULL: none */
     struct kv_pool *kv;
     struct lora_pool *lora;
