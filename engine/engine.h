@@ -89,7 +89,10 @@ struct engine_request {
     } adapters[ENGINE_ADAPTERS_MAX];
     struct engine_sampling sampling;
     struct monotonic_us deadline; /* 0: none; passed: finished with ENGINE_FINISH_DEADLINE */
-    void *user;                   /* comes back in every event */
+    uint64_t payer;               /* whose share this comes out of; any number, 0 is one too */
+    float payer_weight;           /* share of the payer relative to others; 0: 1 */
+    int32_t priority; /* higher goes first, whatever the shares; 0 is normal; -100 to 100 */
+    void *user;       /* comes back in every event */
 };
 
 enum engine_finish {

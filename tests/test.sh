@@ -47,6 +47,7 @@ for room in base kernels engine chain wallet attribution node bench; do
     suite "unit-$room" bash tests/run.sh "${programs[@]}"
 done
 suite soak bash tests/soak/soak.sh "$B"
+suite replay bash tests/bench/replay.sh "$B"
 suite contracts bash tests/contracts.sh
 for test in tests/e2e/*.test.mjs; do
     [ -e "$test" ] || continue
