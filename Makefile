@@ -43,7 +43,7 @@ SRC_engine      := $(wildcard engine/*.c engine/tokenizer/*.c engine/chat_templa
 SRC_chain       := $(wildcard chain/*.c)
 SRC_wallet      := $(wildcard wallet/*.c)
 SRC_attribution := $(wildcard attribution/*.c)
-SRC_bench       := $(addprefix tests/bench/,workload.c latency.c $(addprefix replay_,rig.c run.c report.c rows.c)) # what programs there share
+SRC_bench       := $(addprefix tests/bench/,workload.c latency.c answer.c $(addprefix replay_,rig.c run.c report.c rows.c)) # what programs there share
 SRC_node        := $(filter-out node/main.c,$(wildcard node/*.c node/cli/*.c))
 BELOW_base        := base
 BELOW_kernels     := kernels base
@@ -167,7 +167,7 @@ test: deps
 	@$(MAKE) --no-print-directory -j2 test-build
 	@bash tests/test.sh $(B)
 
-test-build: $(B)/release/tributary $(B)/release/tests/soak/soak $(B)/release/tests/bench/replay $(E2E_PROGRAMS) $(addprefix $(B)/asan/,$(ASAN_TESTS) $(FUZZ_TARGETS)) $(addprefix $(B)/release/,$(RELEASE_TESTS))
+test-build: $(B)/release/tributary $(B)/release/tests/soak/soak $(addprefix $(B)/release/tests/bench/,replay load make_random) $(E2E_PROGRAMS) $(addprefix $(B)/asan/,$(ASAN_TESTS) $(FUZZ_TARGETS)) $(addprefix $(B)/release/,$(RELEASE_TESTS))
 
 # The threads of every room under ThreadSanitizer.
 tsan: deps

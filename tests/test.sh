@@ -48,6 +48,7 @@ for room in base kernels engine chain wallet attribution node bench; do
 done
 suite soak bash tests/soak/soak.sh "$B"
 suite replay bash tests/bench/replay.sh "$B"
+suite load bash tests/bench/load.sh "$B"
 suite contracts bash tests/contracts.sh
 for test in tests/e2e/*.test.mjs; do
     [ -e "$test" ] || continue
