@@ -546,6 +546,14 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
 
 /* ---- tests ------------------------------------------------------------------------------- */
 
+void engine_set_step_hook(struct engine *e, engine_step_hook *hook, void *context)
+{
+    pthread_mutex_lock(&e->lock);
+    e->step_hook = hook;
+    e->step_context = context;
+    pthread_mutex_unlock(&e->lock);
+}
+
 void engine_set_logits_hook(struct engine *e, logits_hook *hook, void *context)
 {
     pthread_mutex_lock(&e->lock);

@@ -590,6 +590,8 @@ static void count_step(struct engine *e, const struct step *st)
     c->last_step_us = clock_elapsed_us(e->retired.us > st->enqueued.us ? e->retired : st->enqueued,
                                        now);
     e->retired = now;
+    if (e->step_hook != NULL)
+        e->step_hook(e->step_context, b, n_decode, n_distinct, c->last_step_us);
 }
 
 static void publish_stats(struct engine *e)

@@ -33,6 +33,11 @@ struct engine_order {
 
 enum engine_state { ENGINE_OPENING, ENGINE_OPEN, ENGINE_CLOSING, ENGINE_FAILED };
 
+/* A step whose results are about to be taken, as the engine counts it: its rows that decode, and
+ * the distinct adapters of its sequences that haven't ended. On the engine thread. */
+typedef void engine_step_hook(void *context, const struct step_batch *batch, int n_decode,
+                              int n_distinct, uint64_t step_us);
+
 struct engine {
     struct engine_options options; /* defaults filled in */
     struct model *model;
@@ -90,6 +95,8 @@ struct engine {
     uint64_t n_carried;          /* plans carried out */
     int n_idle_plans;            /* of these, in a row, those that computed nothing */
     struct monotonic_us retired; /* when the newest results were taken */
+    engine_step_hook *step_hook; /* NULL: none */
+    void *step_context;
 };
 
 /* As engine_open, of a model that is already there and is taken over, success or not. No tokenizer.
@@ -114,6 +121,7 @@ enum { ENGINE_WAITING_EVENTS_EXTRA = 256 }; /* room for the ends of waiting ones
 extern const struct ops *engine_debug_ops;
 
 /* Tests only; while nothing runs. */
+void engine_set_step_hook(struct engine *e, engine_step_hook *hook, void *context);
 void engine_set_logits_hook(struct engine *e, logits_hook *hook, void *context);
 void engine_swap_adapters(struct engine *e, const struct content_digest *a,
                           const struct content_digest *b);
