@@ -30,7 +30,14 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { STOP_IDS_MAX = 1024, BIAS_MAX = 1 << 20, MAX_SEQS_LIMIT = 4096, MAX_ROWS_LIMIT = 1 << 16 };
+enum {
+    STOP_IDS_MAX = 1024,
+    BIAS_MAX = 1 << 20,
+    MAX_SEQS_LIMIT = 4096,
+    MAX_ROWS_LIMIT = 1 << 16,
+    PRIORITY_MAX = 100,
+    CREDIT_STEPS = 4, /* of a payer that comes back (payers.h), full steps */
+};
 
 /* ---- open and close ---------------------------------------------------------------------- */
 
@@ -98,6 +105,7 @@ static void engine_free(struct engine *e)
     pthread_cond_destroy(&e->obeyed);
     pthread_mutex_destroy(&e->lock);
     free(e->intake);
+    payers_free(e->payers);
     free(e);
 }
 
@@ -125,7 +133,9 @@ static int engine_start(struct engine **out, struct engine *e, struct err *err)
 {
     int rc = 0;
     e->adapters = loaded_adapters_create(e->options.adapter_host_bytes);
-    e->intake = xcalloc((size_t)e->options.max_waiting, sizeof(struct sequence *));
+    const struct engine_options *o = &e->options;
+    e->intake = xcalloc((size_t)o->max_waiting, sizeof(struct sequence *));
+    e->payers = payers_create(o->max_waiting + o->max_seqs, CREDIT_STEPS * o->max_rows);
     e->next_id = 1;
     int rc_thread = pthread_create(&e->thread, NULL, engine_thread, e);
     if (rc_thread != 0) {
@@ -395,6 +405,13 @@ static int check_request(const struct engine *e, const struct engine_request *r,
     if (r->n_adapters < 0 || r->n_adapters > ENGINE_ADAPTERS_MAX)
         return err_set(err, ERR_INVALID, "%d adapters, at most %d are taken", r->n_adapters,
                        ENGINE_ADAPTERS_MAX);
+    if (fpclassify(r->payer_weight) != FP_ZERO &&
+        !(r->payer_weight >= 0.001f && r->payer_weight <= 1000))
+        return err_set(err, ERR_INVALID, "the payer's weight is %g, must be 0.001 to 1000",
+                       (double)r->payer_weight);
+    if (r->priority < -PRIORITY_MAX || r->priority > PRIORITY_MAX)
+        return err_set(err, ERR_INVALID, "the priority is %d, must be -%d to %d", r->priority,
+                       PRIORITY_MAX, PRIORITY_MAX);
     for (int i = 0; i < r->n_adapters; i++) {
         if (!isfinite(r->adapters[i].weight) || fabsf(r->adapters[i].weight) > 1e6f)
             return err_set(err, ERR_INVALID, "adapter %d has weight %g", i,
@@ -475,6 +492,8 @@ static int sequence_create(struct sequence **out, struct engine *e, const struct
                         sizeof *s->blocks);
     s->stop_ids = copy_array(r->stop_ids, r->n_stop_ids, sizeof *s->stop_ids);
     s->n_stop_ids = r->n_stop_ids;
+    s->payer_weight = fpclassify(r->payer_weight) == FP_ZERO ? 1 : r->payer_weight;
+    s->priority = r->priority;
     s->ignore_eos = r->ignore_eos;
     s->prompt_logprobs = r->prompt_logprobs;
     s->sampling = r->sampling;
@@ -485,6 +504,24 @@ static int sequence_create(struct sequence **out, struct engine *e, const struct
     s->sampling.bias_values = s->bias_values;
     s->deadline = r->deadline;
     *out = s;
+    return 0;
+}
+
+/* A place in the queue, if there is one for this payer; under the lock. */
+static int enqueue(struct engine *e, struct sequence *s, uint64_t payer, struct err *err)
+{
+    int n_free = e->options.max_waiting - e->n_queued;
+    if (n_free <= 0)
+        return err_set(err, ERR_BUSY, "%d requests are waiting already", e->n_queued);
+    s->payer = payers_hold(e->payers, payer);
+    if (!payers_may_wait(e->payers, s->payer, n_free)) {
+        payers_drop(e->payers, s->payer);
+        return err_set(err, ERR_BUSY, "%d requests are waiting, most of them this payer's",
+                       e->n_queued);
+    }
+    payers_wait(e->payers, s->payer);
+    s->queued = true;
+    e->n_queued++;
     return 0;
 }
 
@@ -500,9 +537,10 @@ int engine_submit(struct engine *e, const struct engine_request *request, uint64
         rc = err_set(err, ERR_INTERNAL, "the device failed: %s", e->failure.message);
     } else if (e->state != ENGINE_OPEN) {
         rc = err_set(err, ERR_CANCELLED, "the engine is closing");
-    } else if (e->n_queued >= e->options.max_waiting) {
-        rc = err_set(err, ERR_BUSY, "%d requests are waiting already", e->n_queued);
     } else {
+        rc = enqueue(e, s, request->payer, err);
+    }
+    if (rc == 0) {
         s->id = e->next_id++;
         if (id != NULL)
             *id = s->id;
@@ -511,7 +549,6 @@ int engine_submit(struct engine *e, const struct engine_request *request, uint64
             e->live->previous = s;
         e->live = s;
         e->intake[e->n_intake++] = s;
-        e->n_queued++;
         pthread_cond_signal(&e->wake);
     }
     pthread_mutex_unlock(&e->lock);

@@ -48,7 +48,8 @@ struct engine_options {
     size_t adapter_host_bytes; /* host memory for adapters not on the device; 0: 2 GiB */
     int max_seqs;       /* sequences running at once; 0: 64 (cuda: 256); never more than max_rows */
     int max_rows;       /* rows of a step, i.e. the chunk of prefill; 0: 256 (cuda: 2048) */
-    int max_waiting;    /* sequences waiting; 0: 1024. Beyond: ERR_BUSY */
+    int max_waiting;    /* sequences waiting; 0: 1024. Beyond: ERR_BUSY. Of several payers, one
+                           alone fills it to eight ninths at most */
     int max_context;    /* 0: the model's */
     bool debug_preempt; /* tests: preempt some running sequence every few steps */
     bool debug_pad;     /* tests: fill decode steps up as if they were recorded */
@@ -208,7 +209,8 @@ int engine_adapter_evict(struct engine *e, const struct content_digest *content,
  */
 
 /* Copies the request. Fails with ERR_INVALID (token out of range, too long for the context),
- * ERR_NOT_FOUND (adapter not loaded), ERR_BUSY (queue full), ERR_TOO_LARGE
+ * ERR_NOT_FOUND (adapter not loaded), ERR_BUSY (queue full, or full enough of this
+ * payer's), ERR_TOO_LARGE
  * (its adapters together exceed adapter_bytes), ERR_CANCELLED (closing) or ERR_INTERNAL (the device
  * has failed). No event comes for a refused one.
  * *id (may be NULL) names it for engine_cancel and is never reused. */

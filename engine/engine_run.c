@@ -54,6 +54,7 @@ enum {
     PREFETCH_SEQS = 8,       /* that wait, whose adapters are brought in */
     IDLE_PLANS_MAX = 16,     /* plans in a row that compute nothing although something could */
     DEBUG_PREEMPT_STEPS = 3, /* options.debug_preempt */
+    KEPT_PART = 64,          /* of places and blocks, one part is kept (scheduler.h) */
 };
 
 /* ---- events ------------------------------------------------------------------------------ */
@@ -116,15 +117,17 @@ static void sequence_release_device(struct engine *e, struct sequence *s)
     s->running = false;
 }
 
-/* No longer counted as queued: it was admitted, or ended before. */
-static void leave_queue(struct engine *e, struct sequence *s)
+/* Counted as queued, or no longer: it was admitted, or ended before. Under the lock. */
+static void set_queued(struct engine *e, struct sequence *s, bool queued)
 {
-    if (s->was_admitted)
+    if (s->queued == queued)
         return;
-    s->was_admitted = true;
-    pthread_mutex_lock(&e->lock);
-    e->n_queued--;
-    pthread_mutex_unlock(&e->lock);
+    s->queued = queued;
+    e->n_queued += queued ? 1 : -1;
+    if (queued)
+        payers_wait(e->payers, s->payer);
+    else
+        payers_go(e->payers, s->payer);
 }
 
 /* The end. The caller takes it out of running or waiting (compact). What it has on the device goes
@@ -138,8 +141,9 @@ static void sequence_finish(struct engine *e, struct sequence *s, enum engine_fi
         sequence_release_device(e, s);
     for (int i = 0; i < s->n_adapters && !s->was_admitted; i++)
         lora_pool_forget(e->lora, &s->adapters[i]->lora->content);
-    leave_queue(e, s);
     pthread_mutex_lock(&e->lock);
+    set_queued(e, s, false);
+    payers_drop(e->payers, s->payer);
     if (s->previous != NULL)
         s->previous->next = s->next;
     else
@@ -178,9 +182,12 @@ static void insert(struct sequence **list, int *n, struct sequence *s)
 static struct engine_order *take_intake(struct engine *e)
 {
     pthread_mutex_lock(&e->lock);
-    for (int i = 0; i < e->n_intake; i++)
+    for (int i = 0; i < e->n_intake; i++) {
         insert(e->waiting, &e->n_waiting, e->intake[i]);
+        payers_set_weight(e->payers, e->intake[i]->payer, e->intake[i]->payer_weight);
+    }
     e->n_intake = 0;
+    e->n_payers_known = payers_n_known(e->payers);
     struct engine_order *orders = e->orders;
     e->orders = NULL;
     pthread_mutex_unlock(&e->lock);
@@ -308,7 +315,9 @@ static void show_seq(struct engine *e, struct sched_state *state, struct sched_s
                               .n_blocks = s->n_blocks,
                               .n_bypassed = s->n_bypassed,
                               .n_adapters = s->n_adapters,
-                              .n_blocks_max = (s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS};
+                              .n_blocks_max = (s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
+                              .payer = payers_view_add(e->payers, s->payer, !s->running),
+                              .priority = s->priority};
     for (int i = 0; i < s->n_adapters; i++)
         out->adapters[i] = show_adapter(e, state, s->adapters[i]);
 }
@@ -331,12 +340,13 @@ static int choose_victim(const struct engine *e)
 }
 
 /* after: for the state behind the flying step, in which every running sequence draws and none is
- * taken to stop. */
+ * taken to stop. With several payers, a little is kept for those who come seldom. */
 static void make_plan(struct engine *e, bool after)
 {
     struct lora_pool_stats pool;
     lora_pool_stats(e->lora, &pool);
     e->n_plans++;
+    bool shared = e->n_payers_known > 1;
     struct sched_state state = {
         .running = e->sched_running,
         .n_running = e->n_running,
@@ -347,12 +357,17 @@ static void make_plan(struct engine *e, bool after)
         .n_blocks_free = kv_pool_n_free(e->kv),
         .max_seqs = e->options.max_seqs,
         .max_rows = e->options.max_rows,
+        .n_seqs_kept = shared ? e->options.max_seqs / KEPT_PART : 0,
+        .n_blocks_kept = shared ? e->counts.n_blocks / KEPT_PART : 0,
+        .n_admitted = e->n_admitted,
         .force_preempt = choose_victim(e),
     };
+    payers_view_begin(e->payers);
     for (int i = 0; i < e->n_running; i++)
         show_seq(e, &state, &e->sched_running[i], e->running[i], after);
     for (int i = 0; i < e->n_waiting; i++)
         show_seq(e, &state, &e->sched_waiting[i], e->waiting[i], false);
+    state.payers = payers_view_end(e->payers, &state.n_payers);
     sched_plan_make(&e->plan, &state);
 }
 
@@ -424,7 +439,11 @@ static void admit_one(struct engine *e, struct step *st, const struct sched_gran
         s->n_bypassed++; /* bytes would do, their places don't: later */
         return;
     }
-    leave_queue(e, s);
+    pthread_mutex_lock(&e->lock);
+    set_queued(e, s, false);
+    pthread_mutex_unlock(&e->lock);
+    e->n_admitted++;
+    s->was_admitted = true;
     s->running = true;
     s->n_decoded = 0;
     s->n_bypassed = 0;
@@ -441,6 +460,9 @@ static int apply_plan(struct engine *e, struct step *st)
     for (int i = 0; i < plan->n_preempt; i++) {
         struct sequence *s = e->running[plan->preempt[i]];
         sequence_release_device(e, s);
+        pthread_mutex_lock(&e->lock);
+        set_queued(e, s, true);
+        pthread_mutex_unlock(&e->lock);
         s->n_preempted++;
         e->counts.n_preemptions++;
     }
@@ -497,12 +519,26 @@ static void take_draw(struct engine *e, struct sequence *s, const struct sample_
     bool stop = is_stop(e, s, r->token);
     BUG_IF(r->token < 0 || r->token >= e->model->config.vocab || s->n_tokens == s->n_total_max);
     token_event(e, ENGINE_EVENT_TOKEN, s, s->n_tokens, r, stop);
+    payers_charge(e->payers, s->payer, SCHED_COST_GENERATED);
     s->tokens[s->n_tokens++] = r->token;
     s->n_decoded++;
     if (stop)
         sequence_finish(e, s, ENGINE_FINISH_STOP);
     else if (s->n_tokens == s->n_total_max)
         sequence_finish(e, s, ENGINE_FINISH_LENGTH);
+}
+
+/* For the tokens from n_cached to n_now, those of the prompt that are computed for the first time:
+ * what a cache held costs nothing, and a preemption is not the payer's fault. */
+static void charge_prompt(struct engine *e, struct sequence *s, int n_now)
+{
+    if (s->n_charged < s->n_cached)
+        s->n_charged = s->n_cached;
+    int n = (n_now < s->n_prompt ? n_now : s->n_prompt) - s->n_charged;
+    if (n <= 0)
+        return;
+    payers_charge(e->payers, s->payer, n * SCHED_COST_PROMPT);
+    s->n_charged += n;
 }
 
 /* Of sequences that haven't ended since the step was enqueued. */
@@ -520,8 +556,10 @@ static void take_results(struct engine *e, const struct step *st)
     for (int i = 0; i < b->n_seqs; i++) {
         struct sequence *s = b->seqs[i].sequence;
         BUG_IF(!s->finished && s->n_cached != b->seqs[i].n_cached);
-        if (!s->finished)
-            s->n_cached += b->seqs[i].n_rows;
+        if (s->finished)
+            continue;
+        charge_prompt(e, s, s->n_cached + b->seqs[i].n_rows);
+        s->n_cached += b->seqs[i].n_rows;
     }
     for (int i = 0; i < b->n_draw; i++) {
         struct sequence *s = b->seqs[b->draw_seq[i]].sequence;

@@ -10,6 +10,7 @@
 #include "engine/loaded_adapters.h"
 #include "engine/lora_pool.h"
 #include "engine/model.h"
+#include "engine/payers.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
 #include "engine/step.h"
@@ -63,7 +64,8 @@ struct engine {
     struct sequence **intake; /* [n_intake] submitted, not yet seen; memory for max_waiting */
     int n_intake;
     struct engine_order *orders;
-    int n_queued; /* submitted and never admitted: what max_waiting bounds */
+    int n_queued; /* submitted or preempted, not running: what max_waiting bounds at submit */
+    struct payers *payers; /* its door */
     uint64_t next_id;
     struct engine_stats stats;
 
@@ -90,6 +92,8 @@ struct engine {
     struct sched_seq *sched_running, *sched_waiting;
     struct sched_adapter *sched_adapters;
     struct sched_plan plan;
+    int n_payers_known;
+    uint64_t n_admitted;         /* admissions */
     struct engine_stats counts;  /* copied to stats once a step */
     uint64_t n_plans;            /* made */
     uint64_t n_carried;          /* plans carried out */

@@ -2,23 +2,45 @@
  *
  * Continuous batching (Yu et al., Orca, OSDI '22) with chunked prefill (Agrawal et al., Sarathi,
  * arXiv:2308.16369): each step, decoding sequences get one row each, and what is left of max_rows
- * is given to prompts, oldest first, so that a long prompt neither stops the decodes nor waits for
- * them.
+ * goes to prompts, so that a long prompt neither stops the decodes nor waits for them.
+ *
+ * Shares. Rows for prompts and places for waiting sequences are given out in one order, that of
+ * virtual token counters (Sheng et al., Fairness in Serving Large Language Models, OSDI '24,
+ * arXiv:2401.00588): who has had least for its weight goes first. Rows that are granted count at
+ * once, in this plan; so ten waiting sequences of one payer don't begin together while another
+ * payer waits, and a prompt of 30,000 tokens takes one step, then its payer is behind and the
+ * others' prompts pass. Sequences of one payer and one priority form a queue (those in prefill
+ * first, then those waiting, each by age); the queues lie in a heap by the order. Counters only
+ * grow during a plan, so a queue whose place has become wrong is found out when it comes up, and
+ * goes back.
  *
  * Blocks. A sequence is admitted with all the blocks its known tokens need, and takes one more each
  * BLOCK_TOKENS tokens. Admission leaves one free block for each that may still grow, so that a step
- * later nobody need leave. When a decode finds no free block, the youngest running sequence is
- * preempted by recompute: its blocks are dropped and it waits, at its old place in the order, to
- * prefill all its tokens again. The one that asks may itself be the youngest. Since preemption
- * takes the youngest and grants go to the oldest first, the oldest always advances; alone, it fits,
- * because no request is accepted that could outgrow the cache.
+ * later nobody need leave. When a decode finds no free block, the last in the order among those
+ * running is preempted by recompute: its blocks are dropped and it waits, at its old age, to
+ * prefill all its tokens again. The one that asks may itself be the last.
+ *
+ * Why something always finishes. Call the oldest running sequence the anchor. It is never preempted
+ * for want of blocks, its own wants are met first, and it has a row in every step: so as long as it
+ * is the anchor, it advances; alone, it fits, because no request is accepted that could outgrow the
+ * cache. It stops being the anchor only by ending, or because an older sequence is admitted. Ages
+ * never change and no new sequence is older than those there, so the second can happen only as
+ * often as there are older ones, which is finitely often between two ends. Hence an end comes. The
+ * order by counters could not carry this argument: it turns as counters grow, and two sequences
+ * could throw each other out for ever.
+ *
+ * Why everybody finishes. One of SCHED_OLDEST_EVERY admissions is the oldest's that waits and is
+ * ready, whatever its priority and its payer's counter; and admissions go on, because ends do. If
+ * the oldest can't begin because its adapters' bytes are pinned or its blocks taken, and others
+ * behind it do, it counts as bypassed; after SCHED_BYPASS_MAX such plans it goes first in every
+ * plan and is a barrier: while it lacks bytes nobody who needs an adapter begins, so pins only go
+ * away; while it lacks blocks or a place nobody begins at all. So it begins, and once it is the
+ * oldest that runs it is not preempted again.
  *
  * Adapters. A waiting sequence needs the bytes of those of its adapters that nobody pins (resident
- * and unpinned ones count: they hold bytes that an eviction could free). If they don't fit, it is
- * passed by; sequences of the base model or of pinned adapters behind it may begin. A sequence
- * passed by too often becomes a barrier: nothing that needs an adapter begins behind it, so pins
- * only go away, and when they are gone it fits. The plan counts bytes; if the pool then fails to
- * place an adapter, for fragmentation, the engine leaves that sequence waiting as if passed by. */
+ * and unpinned ones count: they hold bytes that an eviction could free). The plan counts bytes; if
+ * the pool then fails to place an adapter, for fragmentation, the engine leaves that sequence
+ * waiting as if passed by. */
 #include "engine/scheduler.h"
 
 #include "kernels/ops.h"
@@ -28,24 +50,85 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { NONE = -1, ANCHOR_PART = 16 /* of max_rows, one part is the anchor's at least */ };
+
+/* Sequences of one payer and one priority. */
+struct queue {
+    int payer, priority;
+    double counter; /* the payer's when the queue was put into the heap ... */
+    double share;   /* ... and how many it ran then, for its weight */
+    int running;    /* first and last in prefill, NONE: none; chained in running_note.next */
+    int running_last;
+    int waiting; /* likewise, in waiting_note.next */
+    int waiting_last;
+    int sibling; /* the payer's next queue, or NONE */
+};
+
+struct running_note {
+    int n_rows, n_blocks; /* granted */
+    int next;
+    bool gone; /* preempted */
+};
+
+struct waiting_note {
+    int next;
+    bool seen; /* admitted, or looked at in vain */
+};
+
+struct payer_note {
+    double counter; /* with what this plan gives */
+    int n_running;  /* likewise */
+    int queues;     /* its first, or NONE */
+};
+
+struct sched_work {
+    int max_running, max_waiting, max_adapters, max_payers;
+    int *pins; /* [max_adapters] */
+    struct running_note *running;
+    struct waiting_note *waiting;
+    struct payer_note *payers;
+    struct queue *queues; /* [n_queues] */
+    int n_queues;
+    int *heap; /* [n_heap] queues; also the running ones while they are sorted */
+    int n_heap;
+};
+
 void sched_plan_init(struct sched_plan *p, int max_running, int max_waiting, int max_adapters)
 {
-    *p = (struct sched_plan){
-        .max_running = max_running, .max_waiting = max_waiting, .max_adapters = max_adapters};
+    struct sched_work *w = xcalloc(1, sizeof *w);
+    int max_all = max_running + max_waiting;
+    *w = (struct sched_work){.max_running = max_running,
+                             .max_waiting = max_waiting,
+                             .max_adapters = max_adapters,
+                             .max_payers = max_all};
+    w->pins = xcalloc((size_t)max_adapters, sizeof *w->pins);
+    w->running = xcalloc((size_t)max_running, sizeof *w->running);
+    w->waiting = xcalloc((size_t)max_waiting, sizeof *w->waiting);
+    w->payers = xcalloc((size_t)max_all, sizeof *w->payers);
+    w->queues = xcalloc((size_t)max_all, sizeof *w->queues);
+    w->heap = xcalloc((size_t)max_all, sizeof *w->heap);
+    *p = (struct sched_plan){.work = w};
     p->preempt = xcalloc((size_t)max_running, sizeof *p->preempt);
     p->run = xcalloc((size_t)max_running, sizeof *p->run);
     p->admit = xcalloc((size_t)max_running, sizeof *p->admit);
     p->bypassed = xcalloc((size_t)max_waiting, sizeof *p->bypassed);
-    p->pins = xcalloc((size_t)max_adapters, sizeof *p->pins);
 }
 
 void sched_plan_release(struct sched_plan *p)
 {
+    if (p->work != NULL) {
+        free(p->work->pins);
+        free(p->work->running);
+        free(p->work->waiting);
+        free(p->work->payers);
+        free(p->work->queues);
+        free(p->work->heap);
+    }
+    free(p->work);
     free(p->preempt);
     free(p->run);
     free(p->admit);
     free(p->bypassed);
-    free(p->pins);
     *p = (struct sched_plan){0};
 }
 
@@ -54,169 +137,448 @@ static int blocks_for(int n_tokens)
     return (n_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
 }
 
+static int min_of(int a, int b)
+{
+    return a < b ? a : b;
+}
+
 struct planning {
     struct sched_plan *plan;
+    struct sched_work *work;
     const struct sched_state *state;
     int n_blocks_free;
     size_t adapter_bytes_free;
     int n_rows_left;
-    int n_kept;    /* running and not preempted */
+    int n_kept;    /* running and not preempted, and admitted */
     int n_growing; /* of these, those that may need another block */
+    double weights;
+    /* Admission */
+    int oldest; /* nobody older than this waiting one is unseen */
+    int n_passed;
+    bool barrier;      /* nobody who needs an adapter is admitted any more */
+    bool tight;        /* somebody lacks blocks or a place: only favoured ones are admitted ... */
+    bool blocks_short; /* ... if it was blocks, out of ... */
+    int n_blocks_kept_left; /* ... these */
+    bool closed;            /* nobody at all is */
 };
 
-static void check(const struct sched_plan *plan, const struct sched_state *state)
+static void check(const struct sched_work *work, const struct sched_state *state)
 {
-    BUG_IF(state->n_running > plan->max_running || state->n_waiting > plan->max_waiting ||
-           state->n_adapters > plan->max_adapters);
+    BUG_IF(state->n_running > work->max_running || state->n_waiting > work->max_waiting ||
+           state->n_adapters > work->max_adapters || state->n_payers > work->max_payers);
     BUG_IF(state->max_seqs > state->max_rows || state->n_running > state->max_seqs);
-    for (int i = 1; i < state->n_running; i++)
-        BUG_IF(state->running[i - 1].order >= state->running[i].order);
-    for (int i = 1; i < state->n_waiting; i++)
-        BUG_IF(state->waiting[i - 1].order >= state->waiting[i].order);
+    for (int i = 0; i < state->n_running; i++)
+        BUG_IF((i > 0 && state->running[i - 1].order >= state->running[i].order) ||
+               state->running[i].payer >= state->n_payers);
+    for (int i = 0; i < state->n_waiting; i++)
+        BUG_IF((i > 0 && state->waiting[i - 1].order >= state->waiting[i].order) ||
+               state->waiting[i].payer >= state->n_payers);
 }
 
-static bool is_preempted(const struct planning *p, int index)
+/* ---- the order --------------------------------------------------------------------------- */
+
+static uint64_t head_order(const struct planning *p, const struct queue *q)
 {
-    for (int i = 0; i < p->plan->n_preempt; i++)
-        if (p->plan->preempt[i] == index)
-            return true;
-    return false;
+    return q->running != NONE ? p->state->running[q->running].order
+                              : p->state->waiting[q->waiting].order;
 }
+
+/* By what is noted in the queues, which stays as it is while they are in the heap. */
+static bool queue_before(const struct planning *p, int a, int b)
+{
+    const struct queue *x = &p->work->queues[a], *y = &p->work->queues[b];
+    if (x->priority != y->priority)
+        return x->priority > y->priority;
+    if (x->counter < y->counter || x->counter > y->counter)
+        return x->counter < y->counter;
+    if (x->share < y->share || x->share > y->share)
+        return x->share < y->share;
+    return head_order(p, x) < head_order(p, y);
+}
+
+/* Of the running ones, those first that are last in the order. */
+static bool leaves_before(const struct planning *p, int a, int b)
+{
+    const struct sched_seq *x = &p->state->running[a], *y = &p->state->running[b];
+    double counter_x = p->work->payers[x->payer].counter;
+    double counter_y = p->work->payers[y->payer].counter;
+    if (x->priority != y->priority)
+        return x->priority < y->priority;
+    if (counter_x < counter_y || counter_x > counter_y)
+        return counter_x > counter_y;
+    return x->order > y->order;
+}
+
+typedef bool before_function(const struct planning *p, int a, int b);
+
+static void heap_push(struct planning *p, int item, before_function *before)
+{
+    int *heap = p->work->heap, i = p->work->n_heap++;
+    for (; i > 0 && before(p, item, heap[(i - 1) / 2]); i = (i - 1) / 2)
+        heap[i] = heap[(i - 1) / 2];
+    heap[i] = item;
+}
+
+static int heap_pop(struct planning *p, before_function *before)
+{
+    int *heap = p->work->heap, n = --p->work->n_heap;
+    int top = heap[0], item = heap[n], i = 0;
+    for (int child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && before(p, heap[child + 1], heap[child]))
+            child++;
+        if (!before(p, heap[child], item))
+            break;
+        heap[i] = heap[child];
+    }
+    heap[i] = item;
+    return top;
+}
+
+/* ---- blocks and preemption --------------------------------------------------------------- */
 
 static void preempt(struct planning *p, int index)
 {
     const struct sched_seq *s = &p->state->running[index];
     p->plan->preempt[p->plan->n_preempt++] = index;
+    p->work->running[index].gone = true;
+    p->work->payers[s->payer].n_running--;
     p->n_blocks_free += s->n_blocks;
     p->n_kept--;
     for (int i = 0; i < s->n_adapters; i++) {
         int a = s->adapters[i];
-        BUG_IF(p->plan->pins[a] < 1);
-        if (--p->plan->pins[a] == 0)
+        BUG_IF(p->work->pins[a] < 1);
+        if (--p->work->pins[a] == 0)
             p->adapter_bytes_free += p->state->adapters[a].n_bytes;
     }
 }
 
-/* Blocks for everyone who needs one now, oldest first, preempting from the youngest end. */
-static void grant_blocks(struct planning *p)
+static int blocks_wanted(const struct sched_seq *s)
 {
-    int youngest = p->state->n_running - 1;
-    for (int i = 0; i <= youngest; i++) {
-        const struct sched_seq *s = &p->state->running[i];
-        if (is_preempted(p, i))
-            continue;
-        int need = blocks_for(s->n_tokens) - s->n_blocks;
-        while (need > p->n_blocks_free) {
-            while (is_preempted(p, youngest))
-                youngest--;
-            BUG_IF(youngest == 0 && i == 0); /* alone, and still not enough: was never acceptable */
-            preempt(p, youngest);
-            if (youngest == i)
-                break;
-        }
-        if (is_preempted(p, i))
-            continue;
-        if (need > 0)
-            p->n_blocks_free -= need;
-        p->n_growing += s->n_blocks + (need > 0 ? need : 0) < s->n_blocks_max;
-        p->plan->run[p->plan->n_run++] = (struct sched_grant){.index = i,
-                                                              .n_blocks = need > 0 ? need : 0};
+    int n = blocks_for(s->n_tokens) - s->n_blocks;
+    return n > 0 ? n : 0;
+}
+
+/* The oldest that isn't preempted, or NONE. */
+static int anchor(const struct planning *p)
+{
+    for (int i = 0; i < p->state->n_running; i++)
+        if (!p->work->running[i].gone)
+            return i;
+    return NONE;
+}
+
+/* Preempts from the end of the order until what those that stay want is there. Asking goes from
+ * the front, the anchor first; it is the same to look from the end, how much goes and how much is
+ * then still wanted. */
+static void make_room(struct planning *p, int wanted)
+{
+    int kept = anchor(p);
+    p->work->n_heap = 0;
+    for (int i = 0; i < p->state->n_running; i++)
+        if (!p->work->running[i].gone && i != kept)
+            heap_push(p, i, leaves_before);
+    while (wanted > p->n_blocks_free) {
+        BUG_IF(p->work->n_heap == 0); /* the anchor alone: was never acceptable */
+        int last = heap_pop(p, leaves_before);
+        wanted -= blocks_wanted(&p->state->running[last]);
+        preempt(p, last);
     }
 }
 
-/* One row for each decode, then chunks of prompts. Those that get none leave the list. */
-static void grant_rows(struct planning *p)
+static void grant_blocks(struct planning *p)
 {
-    struct sched_plan *plan = p->plan;
-    for (int i = 0; i < plan->n_run; i++) {
-        const struct sched_seq *s = &p->state->running[plan->run[i].index];
+    int wanted = 0;
+    for (int i = 0; i < p->state->n_running; i++)
+        if (!p->work->running[i].gone)
+            wanted += blocks_wanted(&p->state->running[i]);
+    if (wanted > p->n_blocks_free)
+        make_room(p, wanted);
+    for (int i = 0; i < p->state->n_running; i++) {
+        const struct sched_seq *s = &p->state->running[i];
+        struct running_note *note = &p->work->running[i];
+        if (note->gone)
+            continue;
+        note->n_blocks = blocks_wanted(s);
+        p->n_blocks_free -= note->n_blocks;
+        p->n_growing += s->n_blocks + note->n_blocks < s->n_blocks_max;
+    }
+}
+
+/* ---- rows -------------------------------------------------------------------------------- */
+
+static void charge(struct planning *p, int payer, int n_rows)
+{
+    p->work->payers[payer].counter += n_rows * SCHED_COST_PROMPT / p->state->payers[payer].weight;
+    p->n_rows_left -= n_rows;
+}
+
+static void grant_decodes(struct planning *p)
+{
+    for (int i = 0; i < p->state->n_running; i++) {
+        const struct sched_seq *s = &p->state->running[i];
+        if (p->work->running[i].gone)
+            continue;
+        BUG_IF(s->n_tokens - s->n_cached < 1);
         if (s->n_tokens - s->n_cached == 1) {
-            plan->run[i].n_rows = 1;
+            p->work->running[i].n_rows = 1;
             p->n_rows_left--;
         }
     }
     BUG_IF(p->n_rows_left < 0);
-    int n = 0;
-    for (int i = 0; i < plan->n_run; i++) {
-        const struct sched_seq *s = &p->state->running[plan->run[i].index];
-        int todo = s->n_tokens - s->n_cached;
-        BUG_IF(todo < 1);
-        if (plan->run[i].n_rows == 0) {
-            plan->run[i].n_rows = todo < p->n_rows_left ? todo : p->n_rows_left;
-            p->n_rows_left -= plan->run[i].n_rows;
-        }
-        if (plan->run[i].n_rows > 0) {
-            plan->run[n++] = plan->run[i];
-        } else {
-            BUG_IF(plan->run[i].n_blocks != 0); /* prompts have their blocks since admission */
-        }
-    }
-    plan->n_run = n;
 }
+
+/* Rows for the rest of a prompt, or for as much of it as n_max. */
+static void grant_prompt(struct planning *p, int index, int n_max)
+{
+    const struct sched_seq *s = &p->state->running[index];
+    struct running_note *note = &p->work->running[index];
+    int left = s->n_tokens - s->n_cached - note->n_rows;
+    int n = min_of(left, min_of(n_max, p->n_rows_left));
+    note->n_rows += n;
+    charge(p, s->payer, n);
+}
+
+/* ---- queues ------------------------------------------------------------------------------ */
+
+static struct queue *queue_of(struct planning *p, const struct sched_seq *s)
+{
+    struct payer_note *payer = &p->work->payers[s->payer];
+    for (int q = payer->queues; q != NONE; q = p->work->queues[q].sibling)
+        if (p->work->queues[q].priority == s->priority)
+            return &p->work->queues[q];
+    struct queue *new = &p->work->queues[p->work->n_queues];
+    *new = (struct queue){.payer = s->payer,
+                          .priority = s->priority,
+                          .running = NONE,
+                          .running_last = NONE,
+                          .waiting = NONE,
+                          .waiting_last = NONE,
+                          .sibling = payer->queues};
+    payer->queues = p->work->n_queues++;
+    return new;
+}
+
+static void push_queue(struct planning *p, int q)
+{
+    struct queue *queue = &p->work->queues[q];
+    queue->counter = p->work->payers[queue->payer].counter;
+    queue->share = p->work->payers[queue->payer].n_running / p->state->payers[queue->payer].weight;
+    heap_push(p, q, queue_before);
+}
+
+/* Of those in prefill, and, if anybody may be admitted, of those waiting. */
+static void make_queues(struct planning *p)
+{
+    for (int i = 0; i < p->state->n_running; i++) {
+        const struct sched_seq *s = &p->state->running[i];
+        struct running_note *note = &p->work->running[i];
+        if (note->gone || s->n_tokens - s->n_cached == 1)
+            continue;
+        struct queue *q = queue_of(p, s);
+        note->next = NONE;
+        *(q->running == NONE ? &q->running : &p->work->running[q->running_last].next) = i;
+        q->running_last = i;
+    }
+    for (int i = 0; i < p->state->n_waiting && !p->closed; i++) {
+        const struct sched_seq *s = &p->state->waiting[i];
+        struct waiting_note *note = &p->work->waiting[i];
+        *note = (struct waiting_note){.next = NONE, .seen = s->loading};
+        if (note->seen)
+            continue;
+        struct queue *q = queue_of(p, s);
+        *(q->waiting == NONE ? &q->waiting : &p->work->waiting[q->waiting_last].next) = i;
+        q->waiting_last = i;
+    }
+}
+
+/* Takes those out at the front that are done with; false: nobody is left. */
+static bool clean_queue(const struct planning *p, struct queue *q)
+{
+    while (q->waiting != NONE && (p->closed || p->work->waiting[q->waiting].seen))
+        q->waiting = p->closed ? NONE : p->work->waiting[q->waiting].next;
+    return q->running != NONE || q->waiting != NONE;
+}
+
+/* ---- admission --------------------------------------------------------------------------- */
 
 /* Bytes its adapters need that nobody pins yet. */
 static size_t bytes_to_pin(const struct planning *p, const struct sched_seq *s)
 {
     size_t n_bytes = 0;
     for (int i = 0; i < s->n_adapters; i++)
-        if (p->plan->pins[s->adapters[i]] == 0)
+        if (p->work->pins[s->adapters[i]] == 0)
             n_bytes += p->state->adapters[s->adapters[i]].n_bytes;
     return n_bytes;
 }
 
-static void admit(struct planning *p)
+static bool is_overdue(const struct sched_seq *s)
+{
+    return s->n_bypassed >= SCHED_BYPASS_MAX;
+}
+
+static bool is_favoured(const struct planning *p, int payer, int priority)
+{
+    double share = p->state->max_seqs * p->state->payers[payer].weight / p->weights;
+    return priority > 0 || 2 * p->work->payers[payer].n_running <= share;
+}
+
+static void admit(struct planning *p, int index, int n_blocks, size_t n_bytes)
+{
+    const struct sched_seq *s = &p->state->waiting[index];
+    int n_rows = min_of(s->n_tokens, p->n_rows_left);
+    p->n_blocks_free -= n_blocks;
+    p->adapter_bytes_free -= n_bytes;
+    for (int a = 0; a < s->n_adapters; a++)
+        p->work->pins[s->adapters[a]]++;
+    charge(p, s->payer, n_rows);
+    p->work->payers[s->payer].n_running++;
+    p->n_kept++;
+    p->n_growing += n_blocks < s->n_blocks_max;
+    p->plan->admit[p->plan->n_admit++] = (struct sched_grant){index, n_rows, n_blocks};
+    p->plan->n_bypassed = p->n_passed; /* those passed by later had nobody admitted behind them */
+}
+
+/* Admits a waiting sequence, or passes it by. */
+static void consider(struct planning *p, int index)
 {
     const struct sched_state *state = p->state;
-    struct sched_plan *plan = p->plan;
-    bool barrier = false;
-    int n_passed = 0, last_admitted = -1;
-    for (int i = 0; i < state->n_waiting; i++) {
-        if (p->n_kept == state->max_seqs || p->n_rows_left == 0)
-            break;
-        const struct sched_seq *s = &state->waiting[i];
-        size_t n_bytes = bytes_to_pin(p, s);
-        if ((barrier && s->n_adapters > 0) || n_bytes > p->adapter_bytes_free) {
-            plan->bypassed[n_passed++] = i;
-            barrier |= s->n_bypassed >= SCHED_BYPASS_MAX;
-            continue;
-        }
-        int need = blocks_for(s->n_tokens);
-        if (need + p->n_growing > p->n_blocks_free)
-            break; /* blocks are the same for everyone: first come, first served */
-        p->n_blocks_free -= need;
-        p->adapter_bytes_free -= n_bytes;
-        for (int a = 0; a < s->n_adapters; a++)
-            plan->pins[s->adapters[a]]++;
-        int n_rows = s->n_tokens < p->n_rows_left ? s->n_tokens : p->n_rows_left;
-        p->n_rows_left -= n_rows;
-        p->n_kept++;
-        p->n_growing += need < s->n_blocks_max;
-        plan->admit[plan->n_admit++] = (struct sched_grant){i, n_rows, need};
-        last_admitted = i;
-        /* It may yet fail to be placed; then pins must go away for it, too. */
-        barrier |= s->n_adapters > 0 && s->n_bypassed >= SCHED_BYPASS_MAX;
+    const struct sched_seq *s = &state->waiting[index];
+    bool overdue = is_overdue(s), favoured = overdue || is_favoured(p, s->payer, s->priority);
+    p->work->waiting[index].seen = true;
+    if (p->tight && !favoured)
+        return;
+    size_t n_bytes = bytes_to_pin(p, s);
+    if ((p->barrier && s->n_adapters > 0) || n_bytes > p->adapter_bytes_free) {
+        p->plan->bypassed[p->n_passed++] = index;
+        p->barrier |= overdue;
+        return;
     }
-    while (n_passed > 0 && plan->bypassed[n_passed - 1] > last_admitted)
-        n_passed--;
-    plan->n_bypassed = n_passed;
+    int need = blocks_for(s->n_tokens);
+    int room = p->n_blocks_free - p->n_growing - (favoured ? 0 : state->n_blocks_kept);
+    int n_seqs = state->max_seqs - p->n_kept - (favoured ? 0 : state->n_seqs_kept);
+    if (p->blocks_short)
+        room = min_of(room, p->n_blocks_kept_left);
+    if (need <= room && n_seqs > 0) {
+        p->n_blocks_kept_left -= p->blocks_short ? need : 0;
+        admit(p, index, need, n_bytes);
+        /* It may yet fail to be placed; then pins must go away for it, too. */
+        p->barrier |= s->n_adapters > 0 && overdue;
+        return;
+    }
+    if (!p->tight || (need > room && !p->blocks_short))
+        p->plan->bypassed[p->n_passed++] = index;
+    if (need > room && !p->blocks_short) {
+        p->blocks_short = true;
+        p->n_blocks_kept_left = state->n_blocks_kept;
+    }
+    p->tight = true;
+    p->closed = overdue || p->n_kept == state->max_seqs ||
+                (state->n_blocks_kept == 0 && state->n_seqs_kept == 0);
+}
+
+/* The oldest waiting one that wasn't looked at, if it is its turn; or NONE. */
+static int oldest_to_admit(struct planning *p)
+{
+    uint64_t n = p->state->n_admitted + (uint64_t)p->plan->n_admit;
+    if (p->closed || n % SCHED_OLDEST_EVERY != SCHED_OLDEST_EVERY - 1)
+        return NONE;
+    while (p->oldest < p->state->n_waiting && p->work->waiting[p->oldest].seen)
+        p->oldest++;
+    return p->oldest < p->state->n_waiting ? p->oldest : NONE;
+}
+
+/* ---- rows and places, in the order ------------------------------------------------------- */
+
+/* One turn: rows for a prompt, or a waiting sequence considered; false when there is nobody. */
+static bool serve_next(struct planning *p)
+{
+    int index = oldest_to_admit(p);
+    if (index != NONE) {
+        consider(p, index);
+        return true;
+    }
+    if (p->work->n_heap == 0)
+        return false;
+    int q = heap_pop(p, queue_before);
+    struct queue *queue = &p->work->queues[q];
+    if (queue->counter < p->work->payers[queue->payer].counter && clean_queue(p, queue)) {
+        push_queue(p, q);
+        return true;
+    }
+    if (!clean_queue(p, queue))
+        return true;
+    if (queue->running != NONE) {
+        grant_prompt(p, queue->running, p->n_rows_left);
+        queue->running = p->work->running[queue->running].next;
+    } else if (p->tight && !is_favoured(p, queue->payer, queue->priority)) {
+        return true; /* none of the queue is */
+    } else {
+        consider(p, queue->waiting);
+    }
+    if (clean_queue(p, queue))
+        push_queue(p, q);
+    return true;
+}
+
+static void share_rows(struct planning *p)
+{
+    int kept = anchor(p);
+    p->closed = p->plan->n_preempt > 0 || p->n_kept == p->state->max_seqs || p->n_rows_left == 0;
+    make_queues(p);
+    if (kept != NONE && p->work->running[kept].n_rows == 0) {
+        int part = p->state->max_rows / ANCHOR_PART;
+        grant_prompt(p, kept, part > 0 ? part : 1);
+    }
+    for (int i = 0; i < p->state->n_waiting && !p->closed && p->n_rows_left > 0; i++)
+        if (!p->work->waiting[i].seen && is_overdue(&p->state->waiting[i]))
+            consider(p, i);
+    p->work->n_heap = 0;
+    for (int q = 0; q < p->work->n_queues; q++)
+        if (clean_queue(p, &p->work->queues[q]))
+            push_queue(p, q);
+    while (p->n_rows_left > 0 && serve_next(p))
+        ;
+}
+
+/* Running ones with rows, by age. Those in prefill that got none stay where they are. */
+static void list_run(struct planning *p)
+{
+    for (int i = 0; i < p->state->n_running; i++) {
+        const struct running_note *note = &p->work->running[i];
+        if (note->n_rows > 0)
+            p->plan->run[p->plan->n_run++] = (struct sched_grant){i, note->n_rows, note->n_blocks};
+        else
+            BUG_IF(note->n_blocks != 0); /* prompts have their blocks since admission */
+    }
 }
 
 void sched_plan_make(struct sched_plan *plan, const struct sched_state *state)
 {
-    check(plan, state);
+    struct sched_work *work = plan->work;
+    check(work, state);
     plan->n_preempt = plan->n_run = plan->n_admit = plan->n_bypassed = 0;
-    for (int i = 0; i < state->n_adapters; i++)
-        plan->pins[i] = state->adapters[i].n_pins;
+    work->n_queues = 0;
     struct planning p = {.plan = plan,
+                         .work = work,
                          .state = state,
                          .n_blocks_free = state->n_blocks_free,
                          .adapter_bytes_free = state->adapter_bytes_free,
                          .n_rows_left = state->max_rows,
                          .n_kept = state->n_running};
+    for (int i = 0; i < state->n_adapters; i++)
+        work->pins[i] = state->adapters[i].n_pins;
+    for (int i = 0; i < state->n_payers; i++) {
+        work->payers[i] = (struct payer_note){.counter = state->payers[i].counter, .queues = NONE};
+        p.weights += state->payers[i].weight;
+    }
+    for (int i = 0; i < state->n_running; i++) {
+        work->running[i] = (struct running_note){.next = NONE};
+        work->payers[state->running[i].payer].n_running++;
+    }
     if (state->force_preempt >= 0)
         preempt(&p, state->force_preempt);
     grant_blocks(&p);
-    grant_rows(&p);
-    if (plan->n_preempt == 0)
-        admit(&p);
+    grant_decodes(&p);
+    share_rows(&p);
+    list_run(&p);
 }

@@ -4,7 +4,11 @@
  * Words: a running sequence has KV blocks and pins; a waiting one has neither (it is new, or was
  * preempted). Tokens below n_cached have their K and V in the cache; the rest up to n_tokens are to
  * be computed; a running sequence with exactly one to compute is decoding, with more it is in
- * prefill. */
+ * prefill. A payer is whoever's share a sequence comes out of; its counter is what it has had so
+ * far (engine/payers.h keeps it), in tokens divided by its weight.
+ *
+ * The order. Of two sequences that goes first which has the higher priority; then whose payer has
+ * the smaller counter; then whose payer has less running for its weight; then which is older. */
 #ifndef TRIBUTARY_ENGINE_SCHEDULER_H
 #define TRIBUTARY_ENGINE_SCHEDULER_H
 
@@ -15,9 +19,15 @@
 #include <stdint.h>
 
 enum {
-    /* So often may sequences behind it be admitted while its adapters don't fit; then nobody who
-     * needs an adapter is, until it is in. */
+    /* In so many plans may a sequence be passed by in favour of others behind it, because its
+     * adapters or its blocks don't fit; then it goes first, and nobody passes it. */
     SCHED_BYPASS_MAX = 64,
+    /* Of so many admissions one is the oldest waiting sequence's, whatever the order says. */
+    SCHED_OLDEST_EVERY = 32,
+    /* What a token costs its payer. One that is generated holds a place in as many steps as there
+     * are tokens, a prompt's tokens share steps. */
+    SCHED_COST_PROMPT = 1,
+    SCHED_COST_GENERATED = 2,
 };
 
 struct sched_seq {
@@ -25,15 +35,24 @@ struct sched_seq {
     int n_tokens;   /* known: prompt and generated */
     int n_cached;   /* running only, else 0 */
     int n_blocks;   /* running only, else 0 */
-    int n_bypassed; /* waiting: in how many plans it was skipped so far */
+    int n_bypassed; /* waiting: in how many plans it was passed by so far */
     int n_adapters;
     int adapters[ENGINE_ADAPTERS_MAX]; /* indexes into sched_state.adapters; distinct */
     int n_blocks_max;                  /* blocks it will have at its longest */
+    int payer;                         /* index into sched_state.payers */
+    int priority;
+    bool loading; /* waiting: its adapters are on their way to the device. It is not considered,
+                     and it is no bypass that others are */
 };
 
 struct sched_adapter {
     size_t n_bytes;
     int n_pins; /* by running sequences; 0: not pinned, resident or not */
+};
+
+struct sched_payer {
+    double counter;
+    double weight; /* > 0 */
 };
 
 struct sched_state {
@@ -43,10 +62,15 @@ struct sched_state {
     int n_waiting;
     const struct sched_adapter *adapters; /* [n_adapters] */
     int n_adapters;
+    const struct sched_payer *payers; /* [n_payers] those of running and waiting, nobody else */
+    int n_payers;
     size_t adapter_bytes_free; /* of the pool, what isn't pinned */
     int n_blocks_free;
     int max_seqs, max_rows; /* max_seqs <= max_rows */
-    int force_preempt;      /* a running sequence to preempt whatever happens (tests), or -1 */
+    /* Of max_seqs and of the free blocks, what is kept for sequences that are favoured (below). */
+    int n_seqs_kept, n_blocks_kept;
+    uint64_t n_admitted; /* admissions so far */
+    int force_preempt;   /* a running sequence to preempt whatever happens (tests), or -1 */
 };
 
 struct sched_grant {
@@ -55,32 +79,40 @@ struct sched_grant {
     int n_blocks; /* to take from the KV pool before */
 };
 
+struct sched_work;
+
 struct sched_plan {
     /* In the order in which they must be carried out: preempt, run, admit. */
-    int *preempt; /* [n_preempt] indexes of running, youngest first */
+    int *preempt; /* [n_preempt] indexes of running, the last in the order first */
     int n_preempt;
-    struct sched_grant *run; /* [n_run] running ones that compute, ascending by order */
+    struct sched_grant *run; /* [n_run] running ones that compute, ascending by index */
     int n_run;
-    struct sched_grant *admit; /* [n_admit] waiting ones that begin, ascending by order */
+    struct sched_grant *admit; /* [n_admit] waiting ones that begin, as they were chosen */
     int n_admit;
-    int *bypassed; /* [n_bypassed] waiting ones skipped while one behind them was admitted */
+    int *bypassed; /* [n_bypassed] waiting ones passed by while one behind them was admitted */
     int n_bypassed;
 
-    int *pins;       /* working memory: pins of each adapter */
-    int max_running; /* what the arrays are sized for */
-    int max_waiting, max_adapters;
+    struct sched_work *work; /* memory; nothing in it outlives a call */
 };
 
 void sched_plan_init(struct sched_plan *p, int max_running, int max_waiting, int max_adapters);
-void sched_plan_release(struct sched_plan *p);
+void sched_plan_release(struct sched_plan *p); /* quiet on a zeroed one */
 
-/* Fills *plan. Guarantees:
+/* Fills *plan, in O((running + waiting) log payers). Guarantees:
  *   - rows sum to at most max_rows; every decoding sequence that isn't preempted has its row;
  *   - blocks granted sum to at most what is free after the preemptions;
- *   - the oldest running sequence is never preempted for want of blocks, so that something always
- *     finishes;
- *   - waiting ones are admitted oldest first, except past those whose adapters don't fit now, and
- * past such a one at most SCHED_BYPASS_MAX times;
+ *   - prompts get rows, and waiting sequences begin, in the order, counting what the plan has given
+ *     to each payer already; the oldest running sequence always gets a sixteenth of the rows if it
+ *     can use them;
+ *   - for want of blocks the last in the order is preempted, but never the oldest that runs. So
+ *     something always finishes (see scheduler.c);
+ *   - a sequence is favoured when its priority is above 0, or when its payer runs at most half of
+ *     its share (by weight) of max_seqs. Others leave n_seqs_kept places and n_blocks_kept blocks
+ *     free, so that who comes seldom needn't wait for an end;
+ *   - a sequence whose adapters don't fit is passed by; one whose blocks don't fit is passed by
+ *     favoured ones only, within n_blocks_kept; each at most SCHED_BYPASS_MAX times;
+ *   - whatever payers and priorities, one of SCHED_OLDEST_EVERY admissions is the oldest's that
+ *     fits, so nobody waits for ever;
  *   - no admission in a step that preempts, so that blocks don't go round in circles. */
 void sched_plan_make(struct sched_plan *plan, const struct sched_state *state);
 

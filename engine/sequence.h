@@ -29,6 +29,9 @@ struct sequence {
     int32_t *bias_ids;
     float *bias_values;
     struct monotonic_us deadline; /* 0: none */
+    int payer;                    /* its place in the engine's table */
+    float payer_weight;
+    int priority;
 
     int n_adapters; /* those that do something: weight 0 is left out */
     struct loaded_adapter *adapters[ENGINE_ADAPTERS_MAX];
@@ -37,6 +40,8 @@ struct sequence {
     /* The engine thread's. */
     bool running;
     bool was_admitted;
+    bool queued;   /* in the engine's n_queued; under its lock */
+    int n_charged; /* of the prompt, tokens the payer was charged or needn't be */
     int n_bypassed, n_preempted;
     int n_decoded; /* since it was admitted last */
     int n_flying;  /* steps enqueued with it whose results weren't taken */

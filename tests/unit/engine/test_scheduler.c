@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { SEQS = 8, ADAPTERS = 4 };
+enum { SEQS = 8, ADAPTERS = 4, PAYERS = 4 };
 
 struct plan_case {
     const char *name;
@@ -15,7 +15,10 @@ struct plan_case {
     struct sched_adapter adapters[ADAPTERS];
     size_t adapter_bytes_free;
     int n_blocks_free, max_seqs, max_rows;
-    int force; /* index + 1 of the running one to preempt, or 0 */
+    int force;               /* index + 1 of the running one to preempt, or 0 */
+    double counters[PAYERS]; /* 0 */
+    double weights[PAYERS];  /* 0: 1 */
+    int n_seqs_kept, n_blocks_kept, n_admitted;
     /* "run 1:1 2:8+1" is order:rows, +blocks when any; empty parts are left out */
     const char *expected;
 };
@@ -163,16 +166,25 @@ static void plans_are_as_the_table_says(void **state)
     sched_plan_init(&plan, SEQS, SEQS, ADAPTERS);
     for (size_t c = 0; c < sizeof CASES / sizeof CASES[0]; c++) {
         const struct plan_case *k = &CASES[c];
+        struct sched_payer payers[PAYERS];
+        for (int i = 0; i < PAYERS; i++)
+            payers[i] = (struct sched_payer){
+                .counter = k->counters[i], .weight = k->weights[i] > 0 ? k->weights[i] : 1};
         struct sched_state s = {.running = k->running,
                                 .n_running = count(k->running),
                                 .waiting = k->waiting,
                                 .n_waiting = count(k->waiting),
                                 .adapters = k->adapters,
                                 .n_adapters = ADAPTERS,
+                                .payers = payers,
+                                .n_payers = PAYERS,
                                 .adapter_bytes_free = k->adapter_bytes_free,
                                 .n_blocks_free = k->n_blocks_free,
                                 .max_seqs = k->max_seqs,
                                 .max_rows = k->max_rows,
+                                .n_seqs_kept = k->n_seqs_kept,
+                                .n_blocks_kept = k->n_blocks_kept,
+                                .n_admitted = (uint64_t)k->n_admitted,
                                 .force_preempt = k->force - 1};
         sched_plan_make(&plan, &s);
         struct buf text = BUF_INIT;
@@ -240,9 +252,20 @@ static void simulate(uint32_t seed)
         for (int a = 0; a < ADAPTERS; a++)
             pinned += adapters[a].n_pins > 0 ? adapters[a].n_bytes : 0;
         assert_true(pinned <= POOL_BYTES);
-        struct sched_state s = {running,  n_running,           waiting, n_waiting, adapters,
-                                ADAPTERS, POOL_BYTES - pinned, n_free,  6,         16,
-                                -1};
+        struct sched_payer payers[1] = {{0, 1}};
+        struct sched_state s = {.running = running,
+                                .n_running = n_running,
+                                .waiting = waiting,
+                                .n_waiting = n_waiting,
+                                .adapters = adapters,
+                                .n_adapters = ADAPTERS,
+                                .payers = payers,
+                                .n_payers = 1,
+                                .adapter_bytes_free = POOL_BYTES - pinned,
+                                .n_blocks_free = n_free,
+                                .max_seqs = 6,
+                                .max_rows = 16,
+                                .force_preempt = -1};
         sched_plan_make(&plan, &s);
         for (int i = 0; i < plan.n_preempt; i++) {
             struct life *l = &lives[at_running[plan.preempt[i]]];
