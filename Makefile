@@ -59,7 +59,7 @@ BELOW_node        := node attribution wallet chain engine kernels base
 ISA = $(if $(filter %_avx2.c,$<),-mavx2 -mfma -mf16c -fno-sanitize=undefined)$(if $(filter %_avx512.c,$<),-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -fno-sanitize=undefined)
 OPT = $(if $(filter kernels/%,$<),$(if $(findstring /release/,$@),-O3))
 
-.PHONY: all help deps deps-lint demo test test-build tsan tsan-build fuzz fault soak bench bench-programs bench-gpu check-gpu lint clean
+.PHONY: all help deps deps-lint demo test test-build tsan tsan-build fuzz fault soak sim bench bench-programs bench-gpu check-gpu lint clean
 CUDA_NOTICE := $(if $(SRC_cuda),,@echo "built without the CUDA backend ($(if $(NVCC),CUDA=0,no nvcc found)); --backend cpu and ref work")
 all: tributary
 	$(CUDA_NOTICE)
@@ -103,6 +103,9 @@ $(B)/$(1)/tests/bench/%: $(B)/$(1)/tests/bench/%.o $(B)/$(1)/libbench.a $(foreac
 
 $(B)/$(1)/tests/bench/test_%: $(B)/$(1)/tests/bench/test_%.o $(B)/$(1)/tests/support.o $(B)/$(1)/libbench.a $(foreach b,$(BELOW_engine),$(B)/$(1)/lib$(b).a)
 	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1)) -lcmocka
+
+$(B)/$(1)/tests/sim/sim_scheduler: $(B)/$(1)/tests/sim/sim_scheduler.o $(B)/$(1)/tests/sim/sim.o $(foreach b,$(BELOW_engine),$(B)/$(1)/lib$(b).a)
+	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1))
 
 $(B)/$(1)/tests/soak/%: $(B)/$(1)/tests/soak/%.o $(foreach b,$(BELOW_engine),$(B)/$(1)/lib$(b).a)
 	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1))
@@ -167,7 +170,7 @@ test: deps
 	@$(MAKE) --no-print-directory -j2 test-build
 	@bash tests/test.sh $(B)
 
-test-build: $(B)/release/tributary $(B)/release/tests/soak/soak $(addprefix $(B)/release/tests/bench/,replay load make_random) $(E2E_PROGRAMS) $(addprefix $(B)/asan/,$(ASAN_TESTS) $(FUZZ_TARGETS)) $(addprefix $(B)/release/,$(RELEASE_TESTS))
+test-build: $(B)/release/tributary $(B)/release/tests/soak/soak $(B)/release/tests/sim/sim_scheduler $(addprefix $(B)/release/tests/bench/,replay load make_random) $(E2E_PROGRAMS) $(addprefix $(B)/asan/,$(ASAN_TESTS) $(FUZZ_TARGETS)) $(addprefix $(B)/release/,$(RELEASE_TESTS))
 
 # The threads of every room under ThreadSanitizer.
 tsan: deps
@@ -204,6 +207,10 @@ soak: deps
 	@$(MAKE) --no-print-directory -j2 $(B)/release/tests/soak/soak
 	@$(B)/release/tests/soak/soak $(SOAK)
 
+# The scheduler in virtual time; `make test` runs a short one. make sim SIM="--requests 1000000"
+sim: $(B)/release/tests/sim/sim_scheduler
+	@$(B)/release/tests/sim/sim_scheduler $(SIM)
+
 # One H100 (or another Hopper card), 8 minutes: tests/bench/gpu.sh says what.
 BENCH_PROGRAMS := $(patsubst %.c,$(B)/release/%,$(filter-out $(SRC_bench) tests/bench/test_%.c,$(wildcard tests/bench/*.c)))
 bench-programs: $(B)/release/tributary $(BENCH_PROGRAMS)
@@ -221,6 +228,7 @@ help:
 	@echo 'make fuzz       every parser under libFuzzer, FUZZ_SECONDS=60 each'
 	@echo 'make fault      200 kills at random moments; the books must come back equal (KILLS=n)'
 	@echo 'make soak       adapters churning under load, every token compared with its adapter alone (SOAK=flags)'
+	@echo 'make sim        the scheduler in virtual time: shares, isolation, priorities, preemption (SIM=flags)'
 	@echo 'make bench      tokens/s of this CPU: base, one adapter, all different'
 	@echo 'make bench-gpu  operators, decode and prefill of an 8B model on a GPU, as CSV under tests/bench/results/'
 	@echo 'make check-gpu  the CUDA operator tests under memcheck, initcheck, synccheck and racecheck'

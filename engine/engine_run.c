@@ -359,7 +359,7 @@ static void make_plan(struct engine *e, bool after)
         .max_rows = e->options.max_rows,
         .n_seqs_kept = shared ? e->options.max_seqs / KEPT_PART : 0,
         .n_blocks_kept = shared ? e->counts.n_blocks / KEPT_PART : 0,
-        .n_admitted = e->n_admitted,
+        .turn = e->turn,
         .force_preempt = choose_victim(e),
     };
     payers_view_begin(e->payers);
@@ -368,6 +368,7 @@ static void make_plan(struct engine *e, bool after)
     for (int i = 0; i < e->n_waiting; i++)
         show_seq(e, &state, &e->sched_waiting[i], e->waiting[i], false);
     state.payers = payers_view_end(e->payers, &state.n_payers);
+    state.level = payers_level(e->payers);
     sched_plan_make(&e->plan, &state);
 }
 
@@ -442,7 +443,6 @@ static void admit_one(struct engine *e, struct step *st, const struct sched_gran
     pthread_mutex_lock(&e->lock);
     set_queued(e, s, false);
     pthread_mutex_unlock(&e->lock);
-    e->n_admitted++;
     s->was_admitted = true;
     s->running = true;
     s->n_decoded = 0;
@@ -457,6 +457,7 @@ static int apply_plan(struct engine *e, struct step *st)
     const struct sched_plan *plan = &e->plan;
     int n_batch = 0;
     e->n_carried++;
+    e->turn = plan->turn;
     for (int i = 0; i < plan->n_preempt; i++) {
         struct sequence *s = e->running[plan->preempt[i]];
         sequence_release_device(e, s);
@@ -711,6 +712,7 @@ static struct step *follow_step(struct engine *e, const struct step *st)
     if (plan->n_preempt > 0 || plan->n_admit > 0 || plan->n_run < n)
         return NULL;
     e->n_carried++;
+    e->turn = plan->turn;
     for (int i = 0; i < n; i++)
         take_blocks(e, e->running[plan->run[i].index], plan->run[i].n_blocks);
     fly(e, next, n, true);

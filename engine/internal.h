@@ -93,7 +93,7 @@ struct engine {
     struct sched_adapter *sched_adapters;
     struct sched_plan plan;
     int n_payers_known;
-    uint64_t n_admitted;         /* admissions */
+    struct sched_turn turn;      /* of the last plan that was carried out */
     struct engine_stats counts;  /* copied to stats once a step */
     uint64_t n_plans;            /* made */
     uint64_t n_carried;          /* plans carried out */

@@ -182,6 +182,11 @@ double payers_counter(const struct payers *t, int payer)
     return t->payers[payer].counter;
 }
 
+double payers_level(const struct payers *t)
+{
+    return t->level;
+}
+
 void payers_view_begin(struct payers *t)
 {
     t->round++;

@@ -71,5 +71,6 @@ double payers_counter(const struct payers *t, int payer);
 void payers_view_begin(struct payers *t);
 int payers_view_add(struct payers *t, int payer, bool waits);
 const struct sched_payer *payers_view_end(struct payers *t, int *n);
+double payers_level(const struct payers *t);
 
 #endif

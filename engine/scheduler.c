@@ -29,8 +29,9 @@
  * order by counters could not carry this argument: it turns as counters grow, and two sequences
  * could throw each other out for ever.
  *
- * Why everybody finishes. One of SCHED_OLDEST_EVERY admissions is the oldest's that waits and is
- * ready, whatever its priority and its payer's counter; and admissions go on, because ends do. If
+ * Why everybody finishes. Again and again it is the turn of the oldest that waits and is ready,
+ * whatever its priority and its payer's counter: SCHED_TURN_* bound how much is computed for others
+ * until then. Admissions go on, because ends do. If
  * the oldest can't begin because its adapters' bytes are pinned or its blocks taken, and others
  * behind it do, it counts as bypassed; after SCHED_BYPASS_MAX such plans it goes first in every
  * plan and is a barrier: while it lacks bytes nobody who needs an adapter begins, so pins only go
@@ -50,7 +51,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NONE = -1, ANCHOR_PART = 16 /* of max_rows, one part is the anchor's at least */ };
+enum { NONE = -1, ANCHOR_PART = 256 /* of max_rows, one part is the anchor's at least */ };
 
 /* Sequences of one payer and one priority. */
 struct queue {
@@ -151,9 +152,9 @@ struct planning {
     int n_rows_left;
     int n_kept;    /* running and not preempted, and admitted */
     int n_growing; /* of these, those that may need another block */
-    double weights;
     /* Admission */
     int oldest; /* nobody older than this waiting one is unseen */
+    bool turn_taken;
     int n_passed;
     bool barrier;      /* nobody who needs an adapter is admitted any more */
     bool tight;        /* somebody lacks blocks or a place: only favoured ones are admitted ... */
@@ -418,8 +419,7 @@ static bool is_overdue(const struct sched_seq *s)
 
 static bool is_favoured(const struct planning *p, int payer, int priority)
 {
-    double share = p->state->max_seqs * p->state->payers[payer].weight / p->weights;
-    return priority > 0 || 2 * p->work->payers[payer].n_running <= share;
+    return priority > 0 || p->work->payers[payer].counter < p->state->level;
 }
 
 static void admit(struct planning *p, int index, int n_blocks, size_t n_bytes)
@@ -443,7 +443,8 @@ static void consider(struct planning *p, int index)
 {
     const struct sched_state *state = p->state;
     const struct sched_seq *s = &state->waiting[index];
-    bool overdue = is_overdue(s), favoured = overdue || is_favoured(p, s->payer, s->priority);
+    bool overdue = is_overdue(s);
+    bool favoured = overdue || p->n_kept == 0 || is_favoured(p, s->payer, s->priority);
     p->work->waiting[index].seen = true;
     if (p->tight && !favoured)
         return;
@@ -479,8 +480,8 @@ static void consider(struct planning *p, int index)
 /* The oldest waiting one that wasn't looked at, if it is its turn; or NONE. */
 static int oldest_to_admit(struct planning *p)
 {
-    uint64_t n = p->state->n_admitted + (uint64_t)p->plan->n_admit;
-    if (p->closed || n % SCHED_OLDEST_EVERY != SCHED_OLDEST_EVERY - 1)
+    const struct sched_turn *turn = &p->state->turn;
+    if (p->closed || p->turn_taken || turn->n_admissions > p->plan->n_admit || turn->n_rows > 0)
         return NONE;
     while (p->oldest < p->state->n_waiting && p->work->waiting[p->oldest].seen)
         p->oldest++;
@@ -494,7 +495,14 @@ static bool serve_next(struct planning *p)
 {
     int index = oldest_to_admit(p);
     if (index != NONE) {
+        int n = p->plan->n_admit;
         consider(p, index);
+        if (p->plan->n_admit > n) {
+            p->turn_taken = true;
+            p->plan->turn = (struct sched_turn){SCHED_TURN_ADMISSIONS,
+                                                (int64_t)SCHED_TURN_ROWS *
+                                                    p->state->waiting[index].n_tokens};
+        }
         return true;
     }
     if (p->work->n_heap == 0)
@@ -540,6 +548,17 @@ static void share_rows(struct planning *p)
         ;
 }
 
+static void count_turn(struct planning *p)
+{
+    const struct sched_turn *before = &p->state->turn;
+    int64_t n_rows = p->state->max_rows - p->n_rows_left;
+    if (p->turn_taken)
+        return;
+    p->plan->turn.n_admissions = before->n_admissions -
+                                 min_of(before->n_admissions, p->plan->n_admit);
+    p->plan->turn.n_rows = before->n_rows > n_rows ? before->n_rows - n_rows : 0;
+}
+
 /* Running ones with rows, by age. Those in prefill that got none stay where they are. */
 static void list_run(struct planning *p)
 {
@@ -569,7 +588,6 @@ void sched_plan_make(struct sched_plan *plan, const struct sched_state *state)
         work->pins[i] = state->adapters[i].n_pins;
     for (int i = 0; i < state->n_payers; i++) {
         work->payers[i] = (struct payer_note){.counter = state->payers[i].counter, .queues = NONE};
-        p.weights += state->payers[i].weight;
     }
     for (int i = 0; i < state->n_running; i++) {
         work->running[i] = (struct running_note){.next = NONE};
@@ -580,5 +598,6 @@ void sched_plan_make(struct sched_plan *plan, const struct sched_state *state)
     grant_blocks(&p);
     grant_decodes(&p);
     share_rows(&p);
+    count_turn(&p);
     list_run(&p);
 }

@@ -22,8 +22,10 @@ enum {
     /* In so many plans may a sequence be passed by in favour of others behind it, because its
      * adapters or its blocks don't fit; then it goes first, and nobody passes it. */
     SCHED_BYPASS_MAX = 64,
-    /* Of so many admissions one is the oldest waiting sequence's, whatever the order says. */
-    SCHED_OLDEST_EVERY = 32,
+    /* The oldest waiting sequence's turn, whatever the order says: after so many admissions, and so
+     * many times the rows that the one before it had to compute. */
+    SCHED_TURN_ADMISSIONS = 32,
+    SCHED_TURN_ROWS = 64,
     /* What a token costs its payer. One that is generated holds a place in as many steps as there
      * are tokens, a prompt's tokens share steps. */
     SCHED_COST_PROMPT = 1,
@@ -55,6 +57,12 @@ struct sched_payer {
     double weight; /* > 0 */
 };
 
+/* How far it is to the oldest's turn; zeroed at the beginning, and at the turn. */
+struct sched_turn {
+    int n_admissions;
+    int64_t n_rows;
+};
+
 struct sched_state {
     const struct sched_seq *running; /* [n_running] ascending by order */
     int n_running;
@@ -64,13 +72,14 @@ struct sched_state {
     int n_adapters;
     const struct sched_payer *payers; /* [n_payers] those of running and waiting, nobody else */
     int n_payers;
+    double level;              /* the least counter of those who have been waiting (payers.h) */
     size_t adapter_bytes_free; /* of the pool, what isn't pinned */
     int n_blocks_free;
     int max_seqs, max_rows; /* max_seqs <= max_rows */
     /* Of max_seqs and of the free blocks, what is kept for sequences that are favoured (below). */
     int n_seqs_kept, n_blocks_kept;
-    uint64_t n_admitted; /* admissions so far */
-    int force_preempt;   /* a running sequence to preempt whatever happens (tests), or -1 */
+    struct sched_turn turn; /* as the last plan that was carried out left it */
+    int force_preempt;      /* a running sequence to preempt whatever happens (tests), or -1 */
 };
 
 struct sched_grant {
@@ -91,6 +100,7 @@ struct sched_plan {
     int n_admit;
     int *bypassed; /* [n_bypassed] waiting ones passed by while one behind them was admitted */
     int n_bypassed;
+    struct sched_turn turn; /* after this plan */
 
     struct sched_work *work; /* memory; nothing in it outlives a call */
 };
@@ -102,17 +112,18 @@ void sched_plan_release(struct sched_plan *p); /* quiet on a zeroed one */
  *   - rows sum to at most max_rows; every decoding sequence that isn't preempted has its row;
  *   - blocks granted sum to at most what is free after the preemptions;
  *   - prompts get rows, and waiting sequences begin, in the order, counting what the plan has given
- *     to each payer already; the oldest running sequence always gets a sixteenth of the rows if it
- *     can use them;
+ *     to each payer already; the oldest running sequence always gets a 256th of the rows, at least
+ * one, if it can use them;
  *   - for want of blocks the last in the order is preempted, but never the oldest that runs. So
  *     something always finishes (see scheduler.c);
- *   - a sequence is favoured when its priority is above 0, or when its payer runs at most half of
- *     its share (by weight) of max_seqs. Others leave n_seqs_kept places and n_blocks_kept blocks
- *     free, so that who comes seldom needn't wait for an end;
+ *   - a sequence is favoured when its priority is above 0 or its payer's counter below the level:
+ *     who comes seldom and asks for less than its share. While anything runs, others leave
+ *     n_seqs_kept places and n_blocks_kept blocks free, so that such a one needn't wait for an end;
  *   - a sequence whose adapters don't fit is passed by; one whose blocks don't fit is passed by
  *     favoured ones only, within n_blocks_kept; each at most SCHED_BYPASS_MAX times;
- *   - whatever payers and priorities, one of SCHED_OLDEST_EVERY admissions is the oldest's that
- *     fits, so nobody waits for ever;
+ *   - whatever payers and priorities, the oldest that fits has its turn again and again
+ *     (SCHED_TURN_*), so nobody waits for ever, and a 64th of the rows goes by age at most, so
+ *     turns don't make shares;
  *   - no admission in a step that preempts, so that blocks don't go round in circles. */
 void sched_plan_make(struct sched_plan *plan, const struct sched_state *state);
 

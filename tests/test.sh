@@ -49,6 +49,7 @@ done
 suite soak bash tests/soak/soak.sh "$B"
 suite replay bash tests/bench/replay.sh "$B"
 suite load bash tests/bench/load.sh "$B"
+suite sim "$B/release/tests/sim/sim_scheduler"
 suite contracts bash tests/contracts.sh
 for test in tests/e2e/*.test.mjs; do
     [ -e "$test" ] || continue

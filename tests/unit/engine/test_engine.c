@@ -89,9 +89,9 @@ static void requests_that_break_a_rule_are_refused_and_no_event_comes(void **sta
     int32_t bad_token[] = {1, VOCAB}, negative[] = {-1}, many[200] = {0};
     int32_t bias_id = VOCAB;
     float bias_value = 1, bias_nan = NAN;
-    struct engine_request r[20];
-    const char *says[20];
-    enum err_code code[20];
+    struct engine_request r[24];
+    const char *says[24];
+    enum err_code code[24];
     int n = 0;
 #define CASE(sentence, error) r[n] = request_of(4), says[n] = sentence, code[n++] = error
     CASE("prompt is empty", ERR_INVALID), r[n - 1].n_prompt = 0;
@@ -120,6 +120,11 @@ static void requests_that_break_a_rule_are_refused_and_no_event_comes(void **sta
     r[n - 1].sampling.bias_values = &bias_nan;
     r[n - 1].sampling.n_bias = 1;
     CASE("stop ids", ERR_INVALID), r[n - 1].n_stop_ids = 5000;
+    CASE("weight is -1", ERR_INVALID), r[n - 1].payer_weight = -1;
+    CASE("weight is nan", ERR_INVALID), r[n - 1].payer_weight = NAN;
+    CASE("weight is 2000", ERR_INVALID), r[n - 1].payer_weight = 2000;
+    CASE("priority is 101", ERR_INVALID), r[n - 1].priority = 101;
+    CASE("priority is -101", ERR_INVALID), r[n - 1].priority = -101;
     for (int i = 0; i < n; i++) {
         struct err err = {0};
         uint64_t id = 0;
@@ -350,6 +355,73 @@ static void a_full_queue_is_busy_and_what_was_accepted_is_served(void **state)
     run_wait(&run);
     for (int i = 0; i < run.n; i++)
         assert_int_equal(run.answers[i].n_tokens, 100);
+    run_close(&run);
+}
+
+static struct engine_request of_payer(struct engine_request r, uint64_t payer)
+{
+    r.payer = payer;
+    return r;
+}
+
+/* In the order of their ends: watch_context is the list's next place. */
+static void note_end(struct run *run, const struct engine_event *event)
+{
+    struct answer ***next = run->watch_context;
+    if (event->kind == ENGINE_EVENT_FINISHED)
+        *(*next)++ = event->user;
+}
+
+static void a_payer_with_many_requests_does_not_make_another_wait_for_all_of_them(void **state)
+{
+    (void)state;
+    enum { MANY = 30 };
+    struct run run;
+    struct engine_options o = options_of();
+    o.max_seqs = 2;
+    run_open(&run, o, MANY + 2);
+    struct answer *ends[MANY + 2], **next = ends, *alone;
+    struct engine_request r = request_of(60);
+    alone = run_submit(&run, r);
+    run_wait(&run);
+    run.watch_context = &next;
+    run.watch = note_end;
+    for (int i = 0; i < MANY; i++)
+        run_submit(&run, of_payer(r, 7));
+    struct answer *other = run_submit(&run, of_payer(r, 8));
+    run_wait(&run);
+    int place = 0;
+    while (ends[place] != other)
+        place++;
+    if (place > 8)
+        fail_msg("it was number %d of %d", place + 1, MANY + 1);
+    for (int i = 0; i <= MANY; i++)
+        assert_true(run_same(ends[i], alone)); /* when, not what */
+    run_close(&run);
+}
+
+static void a_high_priority_goes_before_all_that_wait(void **state)
+{
+    (void)state;
+    enum { MANY = 12 };
+    struct run run;
+    struct engine_options o = options_of();
+    o.max_seqs = 1;
+    run_open(&run, o, MANY + 1);
+    struct answer *ends[MANY + 1], **next = ends;
+    run.watch_context = &next;
+    run.watch = note_end;
+    struct engine_request r = request_of(100);
+    for (int i = 0; i < MANY; i++)
+        run_submit(&run, r);
+    r.priority = 100;
+    struct answer *urgent = run_submit(&run, r);
+    run_wait(&run);
+    int place = 0;
+    while (ends[place] != urgent)
+        place++;
+    if (place > 4) /* one or two may have ended before it was there */
+        fail_msg("it was number %d of %d", place + 1, MANY + 1);
     run_close(&run);
 }
 
@@ -603,6 +675,8 @@ int main(void)
         cmocka_unit_test(a_cancelled_request_ends_and_the_others_never_notice),
         cmocka_unit_test(a_deadline_ends_running_and_waiting_requests),
         cmocka_unit_test(a_full_queue_is_busy_and_what_was_accepted_is_served),
+        cmocka_unit_test(a_payer_with_many_requests_does_not_make_another_wait_for_all_of_them),
+        cmocka_unit_test(a_high_priority_goes_before_all_that_wait),
         cmocka_unit_test(closing_ends_everything_with_one_event_each),
         cmocka_unit_test(a_dropped_adapter_serves_who_has_it_and_is_not_found_afterwards),
         cmocka_unit_test(a_pool_smaller_than_the_adapters_gives_the_same_bits),

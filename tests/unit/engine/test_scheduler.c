@@ -1,5 +1,5 @@
 /* The scheduler's plans, as tables: no clock, no device. A sequence is written
- * {order, n_tokens, n_cached, n_blocks, n_bypassed, n_adapters, {adapters}}. */
+ * {order, n_tokens, n_cached, n_blocks, n_bypassed, n_adapters, {adapters}}; its payer is 0. */
 #include "engine/scheduler.h"
 #include "kernels/ops.h"
 #include "tests/support.h"
@@ -18,7 +18,9 @@ struct plan_case {
     int force;               /* index + 1 of the running one to preempt, or 0 */
     double counters[PAYERS]; /* 0 */
     double weights[PAYERS];  /* 0: 1 */
-    int n_seqs_kept, n_blocks_kept, n_admitted;
+    int n_seqs_kept, n_blocks_kept;
+    double level;
+    struct sched_turn turn; /* admissions 0: far away, and not told; -1: none */
     /* "run 1:1 2:8+1" is order:rows, +blocks when any; empty parts are left out */
     const char *expected;
 };
@@ -113,6 +115,105 @@ static const struct plan_case CASES[] = {
      .running = {{1, 5, 4, 1, 0, 1, {0}}}, .waiting = {{2, 3, 0, 0, 0, 1, {1}}},
      .adapters = {{100, 1}, {100, 0}}, .adapter_bytes_free = 50, .n_blocks_free = 9, .max_seqs = 8,
      .max_rows = 32, .expected = "run 1:1"},
+
+    /* Payers and priorities */
+    {"of two payers the one who has had less goes first",
+     .waiting = {{1, 3, .payer = 0}, {2, 3, .payer = 1}}, .counters = {10, 9}, .n_blocks_free = 9,
+     .max_seqs = 1, .max_rows = 8, .expected = "admit 2:3+1"},
+    {"what a plan gives counts in it: not ten of one payer while another waits",
+     .waiting = {{1, 3}, {2, 3}, {3, 3}, {4, 3, .payer = 1}}, .n_blocks_free = 9, .max_seqs = 3,
+     .max_rows = 16, .expected = "admit 1:3+1 4:3+1 2:3+1"},
+    {"weight 2 gets two where weight 1 gets one",
+     .waiting = {{1, 4}, {2, 4}, {3, 4}, {4, 4}, {5, 4, .payer = 1}, {6, 4, .payer = 1}},
+     .weights = {1, 2}, .n_blocks_free = 9, .max_seqs = 6, .max_rows = 12,
+     .expected = "admit 1:4+1 5:4+1 6:4+1"},
+    {"with as much had, who has less running goes first",
+     .running = {{1, 5, 4, 1}}, .waiting = {{2, 3}, {3, 3, .payer = 1}}, .n_blocks_free = 9,
+     .max_seqs = 2, .max_rows = 8, .expected = "run 1:1 admit 3:3+1"},
+    {"a higher priority goes first whoever has had what",
+     .waiting = {{1, 3, .payer = 1}, {2, 3, .priority = 1}}, .counters = {1000, 0},
+     .n_blocks_free = 9, .max_seqs = 1, .max_rows = 8, .expected = "admit 2:3+1"},
+    {"of one payer and one priority the older goes first",
+     .waiting = {{1, 3, .priority = -1}, {2, 3}, {3, 3}}, .n_blocks_free = 9, .max_seqs = 2,
+     .max_rows = 8, .expected = "admit 2:3+1 3:3+1"},
+    {"a prompt of a payer who has had much yields its rows, but the oldest keeps one",
+     .running = {{1, 100, 20, 7}}, .waiting = {{2, 20, .payer = 1}}, .counters = {64, 0},
+     .n_blocks_free = 9, .max_seqs = 4, .max_rows = 16, .expected = "run 1:1 admit 2:15+2"},
+    {"and takes what is over",
+     .running = {{1, 100, 20, 7}}, .waiting = {{2, 9, .payer = 1}}, .counters = {64, 0},
+     .n_blocks_free = 9, .max_seqs = 4, .max_rows = 16, .expected = "run 1:7 admit 2:9+1"},
+    {"one that runs goes before one that waits with a lower priority",
+     .running = {{1, 100, 20, 7, .priority = 2}}, .waiting = {{2, 9, .payer = 1, .priority = 1}},
+     .counters = {64, 0}, .n_blocks_free = 9, .max_seqs = 4, .max_rows = 16,
+     .expected = "run 1:16"},
+    {"want of a block preempts the payer who has had most, the youngest of its",
+     .running = {{1, 5, 4, 1, .payer = 1}, {2, 5, 4, 1, .payer = 1}, {3, 17, 16, 1}},
+     .counters = {5, 6}, .max_seqs = 8, .max_rows = 8, .expected = "preempt 2 run 1:1 3:1+1"},
+    {"but before that the lowest priority",
+     .running = {{1, 17, 16, 1}, {2, 5, 4, 1, .payer = 1}, {3, 5, 4, 1, .priority = -1}},
+     .counters = {5, 6}, .max_seqs = 8, .max_rows = 8, .expected = "preempt 3 run 1:1+1 2:1"},
+    {"and never the oldest, for it makes sure that something ends",
+     .running = {{1, 17, 16, 1, .priority = -9}, {2, 17, 16, 1, .payer = 1}, {3, 5, 4, 1}},
+     .counters = {50, 6}, .max_seqs = 8, .max_rows = 8, .expected = "preempt 3 2 run 1:1+1"},
+    {"the oldest's turn comes whatever its priority and its payer has had",
+     .waiting = {{1, 3, .priority = -100}, {2, 3, .payer = 1, .priority = 100}},
+     .counters = {1000, 0}, .turn = {-1, 0}, .n_blocks_free = 9, .max_seqs = 1, .max_rows = 8,
+     .expected = "admit 1:3+1 turn 32 192"},
+    {"not before it has come by rows",
+     .waiting = {{1, 3}, {2, 3, .payer = 1}}, .counters = {1000, 0}, .turn = {-1, 5},
+     .n_blocks_free = 9, .max_seqs = 1, .max_rows = 8, .expected = "admit 2:3+1 turn 0 2"},
+    {"nor before it has come by admissions, of which this plan's count",
+     .waiting = {{1, 3}, {2, 3, .payer = 1}, {3, 3, .payer = 1}}, .counters = {1000, 0},
+     .turn = {1, 0}, .n_blocks_free = 9, .max_seqs = 2, .max_rows = 8,
+     .expected = "admit 2:3+1 1:3+1 turn 32 192"},
+    {"an oldest that doesn't fit leaves its turn to the next, and that is a bypass",
+     .waiting = {{1, 3, 0, 0, 0, 1, {0}}, {2, 3}, {3, 3, .payer = 1}}, .counters = {1000, 0},
+     .adapters = {{100, 0}}, .adapter_bytes_free = 50, .turn = {-1, 0}, .n_blocks_free = 9,
+     .max_seqs = 1, .max_rows = 8, .expected = "admit 2:3+1 bypassed 1 turn 32 192"},
+    {"one whose adapter is on its way is no bypass and holds nobody back, however often",
+     .waiting = {{1, 3, 0, 0, SCHED_BYPASS_MAX, 1, {0}, .loading = true}, {2, 3, 0, 0, 0, 1, {1}}},
+     .adapters = {{100, 0}, {100, 0}}, .adapter_bytes_free = 100, .n_blocks_free = 9,
+     .max_seqs = 4, .max_rows = 8, .expected = "admit 2:3+1"},
+    {"one passed by too often goes first, also before payers who have had less",
+     .waiting = {{1, 3, .payer = 1}, {2, 3, 0, 0, SCHED_BYPASS_MAX, 1, {0}}}, .counters = {1000, 0},
+     .adapters = {{100, 0}}, .adapter_bytes_free = 100, .n_blocks_free = 9, .max_seqs = 1,
+     .max_rows = 8, .expected = "admit 2:3+1"},
+    {"and while it doesn't fit it holds back adapters of higher priority",
+     .running = {{1, 5, 4, 1, 0, 1, {0}}},
+     .waiting = {{2, 3, 0, 0, 0, 1, {0}, .priority = 9}, {3, 3, 0, 0, SCHED_BYPASS_MAX, 1, {1}}},
+     .adapters = {{100, 1}, {100, 0}}, .adapter_bytes_free = 50, .n_blocks_free = 9, .max_seqs = 8,
+     .max_rows = 8, .expected = "run 1:1"},
+
+    /* What is kept for those who come seldom: payer 1's counter is below the level. */
+    {"the last place is not for a payer who is always there",
+     .running = {{1, 5, 4, 1}}, .waiting = {{2, 3}}, .level = 10, .counters = {10, 9},
+     .n_seqs_kept = 1, .n_blocks_free = 9, .max_seqs = 2, .max_rows = 8, .expected = "run 1:1"},
+    {"but for one who comes seldom, though the other was first in the order",
+     .running = {{1, 5, 4, 1}}, .waiting = {{2, 3}, {3, 3}, {4, 3, .payer = 1, .priority = -1}},
+     .level = 10, .counters = {10, 9}, .n_seqs_kept = 1, .n_blocks_free = 9, .max_seqs = 2,
+     .max_rows = 8, .expected = "run 1:1 admit 4:3+1 bypassed 2"},
+    {"and for a priority above 0",
+     .running = {{1, 5, 4, 1}}, .waiting = {{2, 3, .priority = 1}}, .level = 10,
+     .counters = {10, 9}, .n_seqs_kept = 1, .n_blocks_free = 9, .max_seqs = 2, .max_rows = 8,
+     .expected = "run 1:1 admit 2:3+1"},
+    {"and for one passed by too often",
+     .running = {{1, 5, 4, 1}}, .waiting = {{2, 3, .n_bypassed = SCHED_BYPASS_MAX}}, .level = 10,
+     .counters = {10, 9}, .n_seqs_kept = 1, .n_blocks_free = 9, .max_seqs = 2, .max_rows = 8,
+     .expected = "run 1:1 admit 2:3+1"},
+    {"with nothing running nothing is kept",
+     .waiting = {{1, 48}}, .level = 10, .counters = {10}, .n_seqs_kept = 1, .n_blocks_kept = 1,
+     .n_blocks_free = 3, .max_seqs = 2, .max_rows = 8, .expected = "admit 1:8+3"},
+    {"blocks are kept, too, and one who comes seldom takes no more than those past one who waits",
+     .running = {{1, 5, 4, 1}},
+     .waiting = {{2, 100}, {3, 40, .payer = 1, .priority = -1}, {4, 30, .payer = 1, .priority = -1},
+                 {5, 3}},
+     .level = 10, .counters = {10, 9}, .n_seqs_kept = 1, .n_blocks_kept = 2, .n_blocks_free = 8,
+     .max_seqs = 8, .max_rows = 64, .expected = "run 1:1 admit 4:30+2 bypassed 2"},
+    {"nobody takes blocks past one who was passed by too often",
+     .running = {{1, 5, 4, 1}},
+     .waiting = {{2, 200, .n_bypassed = SCHED_BYPASS_MAX}, {3, 30, .payer = 1}},
+     .level = 10, .counters = {10, 9}, .n_seqs_kept = 1, .n_blocks_kept = 2, .n_blocks_free = 8,
+     .max_seqs = 8, .max_rows = 64, .expected = "run 1:1"},
 };
 /* clang-format on */
 
@@ -159,6 +260,11 @@ static void text_of(struct buf *out, const struct sched_plan *plan, const struct
     }
 }
 
+static int turn_of(const struct plan_case *k)
+{
+    return k->turn.n_admissions == 0 ? 1000 : k->turn.n_admissions < 0 ? 0 : k->turn.n_admissions;
+}
+
 static void plans_are_as_the_table_says(void **state)
 {
     (void)state;
@@ -168,8 +274,8 @@ static void plans_are_as_the_table_says(void **state)
         const struct plan_case *k = &CASES[c];
         struct sched_payer payers[PAYERS];
         for (int i = 0; i < PAYERS; i++)
-            payers[i] = (struct sched_payer){
-                .counter = k->counters[i], .weight = k->weights[i] > 0 ? k->weights[i] : 1};
+            payers[i] = (struct sched_payer){.counter = k->counters[i],
+                                             .weight = k->weights[i] > 0 ? k->weights[i] : 1};
         struct sched_state s = {.running = k->running,
                                 .n_running = count(k->running),
                                 .waiting = k->waiting,
@@ -184,11 +290,14 @@ static void plans_are_as_the_table_says(void **state)
                                 .max_rows = k->max_rows,
                                 .n_seqs_kept = k->n_seqs_kept,
                                 .n_blocks_kept = k->n_blocks_kept,
-                                .n_admitted = (uint64_t)k->n_admitted,
+                                .level = k->level,
+                                .turn = {turn_of(k), k->turn.n_rows},
                                 .force_preempt = k->force - 1};
         sched_plan_make(&plan, &s);
         struct buf text = BUF_INIT;
         text_of(&text, &plan, &s);
+        if (k->turn.n_admissions != 0)
+            buf_appendf(&text, " turn %d %d", plan.turn.n_admissions, (int)plan.turn.n_rows);
         if (strcmp(buf_cstr(&text), k->expected) != 0)
             fail_msg("%s: expected \"%s\", got \"%s\"", k->name, k->expected, buf_cstr(&text));
         buf_release(&text);
@@ -218,6 +327,7 @@ static void simulate(uint32_t seed)
 {
     struct life lives[LIVES];
     struct sched_adapter adapters[ADAPTERS] = {{100, 0}, {120, 0}, {60, 0}, {200, 0}};
+    struct sched_payer payers[PAYERS] = {{0, 1}, {0, 2}, {5, 0.5}, {90, 1}};
     struct sched_plan plan;
     int n_free = BLOCKS, n_done = 0;
     uint32_t random = seed;
@@ -226,6 +336,8 @@ static void simulate(uint32_t seed)
         lives[i] = (struct life){.seq = {.order = (uint64_t)i + 1}};
         lives[i].seq.n_tokens = 1 + (int)(next_random(&random) % 90);
         lives[i].n_total = lives[i].seq.n_tokens + 1 + (int)(next_random(&random) % 90);
+        lives[i].seq.payer = (int)(next_random(&random) % PAYERS);
+        lives[i].seq.priority = (int)(next_random(&random) % 3) - 1;
         lives[i].seq.n_blocks_max = (lives[i].n_total + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
         if (next_random(&random) % 3 != 0) {
             lives[i].seq.n_adapters = 1;
@@ -246,13 +358,13 @@ static void simulate(uint32_t seed)
                 running[n_running++] = lives[i].seq;
             } else if (lives[i].state == WAITING) {
                 at_waiting[n_waiting] = i;
-                waiting[n_waiting++] = lives[i].seq;
+                waiting[n_waiting] = lives[i].seq;
+                waiting[n_waiting++].loading = next_random(&random) % 16 == 0;
             }
         }
         for (int a = 0; a < ADAPTERS; a++)
             pinned += adapters[a].n_pins > 0 ? adapters[a].n_bytes : 0;
         assert_true(pinned <= POOL_BYTES);
-        struct sched_payer payers[1] = {{0, 1}};
         struct sched_state s = {.running = running,
                                 .n_running = n_running,
                                 .waiting = waiting,
@@ -260,7 +372,11 @@ static void simulate(uint32_t seed)
                                 .adapters = adapters,
                                 .n_adapters = ADAPTERS,
                                 .payers = payers,
-                                .n_payers = 1,
+                                .n_payers = PAYERS,
+                                .level = step / 2,
+                                .n_seqs_kept = (int)(seed % 2),
+                                .n_blocks_kept = (int)(seed % 3),
+                                .turn = plan.turn,
                                 .adapter_bytes_free = POOL_BYTES - pinned,
                                 .n_blocks_free = n_free,
                                 .max_seqs = 6,
@@ -283,6 +399,8 @@ static void simulate(uint32_t seed)
             const struct sched_grant *g = admitted ? &plan.admit[i - plan.n_run] : &plan.run[i];
             struct life *l = &lives[admitted ? at_waiting[g->index] : at_running[g->index]];
             if (admitted) {
+                if (waiting[g->index].loading)
+                    fail_msg("seed %u step %d: admitted without its adapter", seed, step);
                 l->state = RUNNING;
                 l->seq.n_bypassed = 0;
                 if (l->seq.n_adapters > 0)
@@ -292,6 +410,7 @@ static void simulate(uint32_t seed)
             l->seq.n_blocks += g->n_blocks;
             l->seq.n_cached += g->n_rows;
             n_rows += g->n_rows;
+            payers[l->seq.payer].counter += g->n_rows / payers[l->seq.payer].weight;
             if (n_free < 0 || l->seq.n_blocks * BLOCK_TOKENS < l->seq.n_cached || g->n_rows < 1)
                 fail_msg("seed %u step %d: blocks or rows that don't exist", seed, step);
             if (l->seq.n_cached == l->seq.n_tokens && ++l->seq.n_tokens == l->n_total) {
@@ -304,7 +423,10 @@ static void simulate(uint32_t seed)
         }
         for (int i = 0; i < plan.n_bypassed; i++)
             lives[at_waiting[plan.bypassed[i]]].seq.n_bypassed++;
-        if (n_rows > 16 || (n_rows == 0 && plan.n_preempt == 0 && n_running + n_waiting > 0))
+        int n_ready = n_running;
+        for (int i = 0; i < n_waiting; i++)
+            n_ready += !waiting[i].loading;
+        if (n_rows > 16 || (n_rows == 0 && plan.n_preempt == 0 && n_ready > 0))
             fail_msg("seed %u step %d: %d rows", seed, step, n_rows);
         for (int i = 0; i < LIVES; i++)
             if (lives[i].seq.n_bypassed > SCHED_BYPASS_MAX * 4)
