@@ -17,11 +17,13 @@
 #include "engine/internal.h"
 
 #include "engine/chat_template/chat_template.h"
+#include "engine/sequence_blocks.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
 #include "node/base/hex.h"
 #include "node/base/log.h"
+#include "node/base/random.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -114,6 +116,7 @@ static struct engine *engine_new(struct model *model, const struct engine_option
     struct engine *e = xcalloc(1, sizeof *e);
     e->options = *options;
     e->model = model;
+    random_bytes(e->prefix_secret.bytes, sizeof e->prefix_secret.bytes);
     e->max_context = model->config.max_context;
     if (options->max_context > 0 && options->max_context < e->max_context)
         e->max_context = options->max_context;
@@ -431,7 +434,7 @@ void sequence_free(struct engine *e, struct sequence *s)
     free(s->stop_ids);
     free(s->bias_ids);
     free(s->bias_values);
-    free(s->blocks);
+    sequence_blocks_release(s);
     free(s);
 }
 
@@ -488,8 +491,7 @@ static int sequence_create(struct sequence **out, struct engine *e, const struct
                                                                   : r->n_prompt + r->max_tokens;
     s->tokens = xcalloc((size_t)s->n_total_max, sizeof *s->tokens);
     memcpy(s->tokens, r->prompt, (size_t)r->n_prompt * sizeof *s->tokens);
-    s->blocks = xcalloc((size_t)(s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
-                        sizeof *s->blocks);
+    sequence_blocks_init(s, &e->prefix_secret, !e->options.no_prefix_cache && !r->no_prefix_cache);
     s->stop_ids = copy_array(r->stop_ids, r->n_stop_ids, sizeof *s->stop_ids);
     s->n_stop_ids = r->n_stop_ids;
     s->payer_weight = fpclassify(r->payer_weight) == FP_ZERO ? 1 : r->payer_weight;

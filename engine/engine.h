@@ -14,7 +14,13 @@
  * never seen again. Preemption is invisible but for time: the bits don't change (see
  * kernels/ops.h).
  *
- * Memory is sized at open; after that no step allocates device memory. */
+ * Memory is sized at open; after that no step allocates device memory.
+ *
+ * K and V that a sequence leaves behind are kept while nobody needs their memory, and found by
+ * later ones that begin with the same tokens under the same adapters (contents, weights, order):
+ * those begin their prefill behind them. Like preemption this changes times and no bit. Times do
+ * tell, however, that somebody sent that beginning before: a request whose prompt nobody may guess
+ * piece by piece sets no_prefix_cache. */
 #ifndef TRIBUTARY_ENGINE_ENGINE_H
 #define TRIBUTARY_ENGINE_ENGINE_H
 
@@ -46,14 +52,15 @@ struct engine_options {
     size_t kv_bytes;
     size_t adapter_bytes;
     size_t adapter_host_bytes; /* host memory for adapters not on the device; 0: 2 GiB */
-    int max_seqs;       /* sequences running at once; 0: 64 (cuda: 256); never more than max_rows */
-    int max_rows;       /* rows of a step, i.e. the chunk of prefill; 0: 256 (cuda: 2048) */
-    int max_waiting;    /* sequences waiting; 0: 1024. Beyond: ERR_BUSY. Of several payers, one
-                           alone fills it to eight ninths at most */
-    int max_context;    /* 0: the model's */
-    bool debug_preempt; /* tests: preempt some running sequence every few steps */
-    bool debug_pad;     /* tests: fill decode steps up as if they were recorded */
-    bool debug_overlap; /* tests: enqueue a step ahead also where nothing is recorded */
+    int max_seqs;    /* sequences running at once; 0: 64 (cuda: 256); never more than max_rows */
+    int max_rows;    /* rows of a step, i.e. the chunk of prefill; 0: 256 (cuda: 2048) */
+    int max_waiting; /* sequences waiting; 0: 1024. Beyond: ERR_BUSY. Of several payers, one
+                        alone fills it to eight ninths at most */
+    int max_context; /* 0: the model's */
+    bool no_prefix_cache; /* compute every prompt from its first token */
+    bool debug_preempt;   /* tests: preempt some running sequence every few steps */
+    bool debug_pad;       /* tests: fill decode steps up as if they were recorded */
+    bool debug_overlap;   /* tests: enqueue a step ahead also where nothing is recorded */
 
     void (*on_events)(void *context, const struct engine_event *events, size_t n);
     void *context;
@@ -80,7 +87,8 @@ struct engine_request {
     int32_t max_tokens;    /* >= 0 (0 with prompt_logprobs: score only); bounded by the context */
     bool ignore_eos;
     bool prompt_logprobs; /* score the prompt: one ENGINE_EVENT_PROMPT for each position after the
-                             first */
+                             first. It finds nothing in the prefix cache: all logits are needed */
+    bool no_prefix_cache; /* finds nothing in the prefix cache and leaves nothing there */
     const int32_t *stop_ids; /* further ids that end the sequence, beside the model's eos; copied */
     int32_t n_stop_ids;
     int32_t n_adapters; /* 0: base model */
@@ -121,6 +129,7 @@ struct engine_event {
     bool is_eos; /* the token ends the sequence and is not text */
     /* FINISHED */
     enum engine_finish finish;
+    int32_t n_prompt_cached; /* of the prompt, tokens whose K and V were in the prefix cache */
 };
 
 /* Opens the model and starts the engine thread. Fails naming the file and the reason. */
@@ -231,11 +240,16 @@ struct engine_stats {
     uint64_t n_steps_ahead, n_steps_replayed; /* enqueued before the last one was done; recorded */
     uint64_t n_rows_prefill, n_rows_decode;
     uint64_t n_preemptions;
+    /* Prompt tokens found and not found in the prefix cache, of requests that looked there when
+     * they began. */
+    uint64_t n_prefix_hit_tokens, n_prefix_miss_tokens;
     /* The device's tier: admissions of an adapter that found it there or on its way; copies begun,
      * of these before an admission; evictions. */
     uint64_t n_adapter_hits, n_adapter_uploads, n_adapter_prefetches, n_adapter_evictions;
     int n_running, n_waiting;
-    int n_blocks, n_blocks_free;
+    int n_blocks;
+    int n_blocks_free;   /* used by no sequence; some of them are in the prefix cache */
+    int n_blocks_cached; /* in the prefix cache, used or not */
     size_t adapter_bytes_used, adapter_bytes_total, adapter_bytes_kept;
     size_t adapter_host_bytes_used, adapter_host_bytes_held; /* held: taken from the machine */
     int n_adapters_resident, n_adapters_loaded;

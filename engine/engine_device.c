@@ -194,6 +194,7 @@ static int open_pools(struct engine *e, const struct budget *budget, int n_block
     e->counts.adapter_bytes_total = pool.bytes_total;
     e->counts.n_blocks = e->counts.n_blocks_free = n_blocks;
     e->kv = kv_pool_create(n_blocks);
+    e->prefixes = prefix_cache_create(e->kv);
     return forward_create_kv(&e->forward, n_blocks + 1, err); /* the last is padding's */
 }
 
@@ -274,6 +275,7 @@ void engine_device_close(struct engine *e)
     free(e->sched_running);
     free(e->sched_waiting);
     free(e->sched_adapters);
+    prefix_cache_free(e->prefixes);
     kv_pool_free(e->kv);
     if (e->ops == NULL || e->be == NULL)
         return;

@@ -40,6 +40,7 @@
  *   4. Results are taken in the order of enqueuing: a token's place is where its sequence is then.
  */
 #include "engine/internal.h"
+#include "engine/sequence_blocks.h"
 
 #include "node/base/buf.h"
 #include "node/base/err.h"
@@ -107,9 +108,7 @@ static void token_event(struct engine *e, enum engine_event_kind kind, const str
 /* Blocks and pins go back; the sequence may run again later. */
 static void sequence_release_device(struct engine *e, struct sequence *s)
 {
-    for (int i = 0; i < s->n_blocks; i++)
-        kv_pool_drop(e->kv, s->blocks[i]);
-    s->n_blocks = s->n_cached = 0;
+    sequence_blocks_drop(e->prefixes, s);
     for (int i = 0; i < s->n_adapters; i++) {
         lora_pool_unpin(e->lora, s->pins[i]);
         s->adapters[i]->n_pins--;
@@ -163,7 +162,9 @@ static void compact(struct engine *e, struct sequence **list, int *n)
             list[kept++] = s;
             continue;
         }
-        new_event(e, ENGINE_EVENT_FINISHED, s)->finish = s->finish;
+        struct engine_event *event = new_event(e, ENGINE_EVENT_FINISHED, s);
+        event->finish = s->finish;
+        event->n_prompt_cached = s->n_prompt_cached;
         e->done[e->n_done++] = s;
     }
     *n = kept;
@@ -315,6 +316,8 @@ static void show_seq(struct engine *e, struct sched_state *state, struct sched_s
                               .n_blocks = s->n_blocks,
                               .n_bypassed = s->n_bypassed,
                               .n_adapters = s->n_adapters,
+                              .n_found = s->n_found,
+                              .n_found_idle = s->n_found_idle,
                               .n_blocks_max = (s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
                               .payer = payers_view_add(e->payers, s->payer, !s->running),
                               .priority = s->priority};
@@ -354,7 +357,8 @@ static void make_plan(struct engine *e, bool after)
         .n_waiting = e->n_waiting,
         .adapters = e->sched_adapters,
         .adapter_bytes_free = pool.bytes_total - pool.bytes_pinned,
-        .n_blocks_free = kv_pool_n_free(e->kv),
+        .n_blocks = kv_pool_n_blocks(e->kv),
+        .n_blocks_free = kv_pool_n_free(e->kv) + prefix_cache_n_idle(e->prefixes),
         .max_seqs = e->options.max_seqs,
         .max_rows = e->options.max_rows,
         .n_seqs_kept = shared ? e->options.max_seqs / KEPT_PART : 0,
@@ -363,25 +367,25 @@ static void make_plan(struct engine *e, bool after)
         .force_preempt = choose_victim(e),
     };
     payers_view_begin(e->payers);
-    for (int i = 0; i < e->n_running; i++)
+    /* Only a plan that preempts asks who shares blocks; as each takes one at most, others can't. */
+    bool scarce = state.n_blocks_free < e->n_running || state.force_preempt >= 0;
+    for (int i = 0; i < e->n_running; i++) {
         show_seq(e, &state, &e->sched_running[i], e->running[i], after);
-    for (int i = 0; i < e->n_waiting; i++)
+        if (scarce)
+            e->sched_running[i].n_blocks_shared = sequence_blocks_n_shared(e->prefixes,
+                                                                           e->running[i]);
+    }
+    for (int i = 0; i < e->n_waiting; i++) {
+        if (e->n_running < e->options.max_seqs) /* else nobody is admitted */
+            sequence_blocks_look_up(e->prefixes, e->waiting[i]);
         show_seq(e, &state, &e->sched_waiting[i], e->waiting[i], false);
+    }
     state.payers = payers_view_end(e->payers, &state.n_payers);
     state.level = payers_level(e->payers);
     sched_plan_make(&e->plan, &state);
 }
 
 /* ---- carrying out ------------------------------------------------------------------------ */
-
-static void take_blocks(struct engine *e, struct sequence *s, int n)
-{
-    for (int i = 0; i < n; i++) {
-        int32_t block = kv_pool_take(e->kv);
-        BUG_IF(block < 0); /* the plan counted */
-        s->blocks[s->n_blocks++] = block;
-    }
-}
 
 static bool try_pin_adapters(struct engine *e, struct sequence *s)
 {
@@ -433,13 +437,25 @@ static void join(struct step *st, int *n, struct sequence *s, int n_rows)
         .sequence = s, .n_rows = n_rows, .n_cached = s->n_cached, .n_tokens = s->n_tokens};
 }
 
+static void count_prefix(struct engine *e, struct sequence *s)
+{
+    s->n_prompt_cached = s->n_cached;
+    if (s->keys == NULL || s->prompt_logprobs)
+        return;
+    e->counts.n_prefix_hit_tokens += (uint64_t)s->n_cached;
+    e->counts.n_prefix_miss_tokens += (uint64_t)(s->n_prompt - s->n_cached);
+}
+
 static void admit_one(struct engine *e, struct step *st, const struct sched_grant *g, int *n_batch)
 {
     struct sequence *s = e->waiting[g->index];
     if (!pin_adapters(e, s)) {
+        sequence_blocks_drop(e->prefixes, s);
         s->n_bypassed++; /* bytes would do, their places don't: later */
         return;
     }
+    if (!s->was_admitted)
+        count_prefix(e, s);
     pthread_mutex_lock(&e->lock);
     set_queued(e, s, false);
     pthread_mutex_unlock(&e->lock);
@@ -447,7 +463,7 @@ static void admit_one(struct engine *e, struct step *st, const struct sched_gran
     s->running = true;
     s->n_decoded = 0;
     s->n_bypassed = 0;
-    take_blocks(e, s, g->n_blocks);
+    sequence_blocks_take(e->kv, e->prefixes, s, g->n_blocks);
     join(st, n_batch, s, g->n_rows);
 }
 
@@ -467,9 +483,13 @@ static int apply_plan(struct engine *e, struct step *st)
         s->n_preempted++;
         e->counts.n_preemptions++;
     }
+    /* What those that begin were found to need of the prefix cache is in use before anybody takes a
+     * block, which may evict. */
+    for (int i = 0; i < plan->n_admit; i++)
+        sequence_blocks_reuse(e->prefixes, e->waiting[plan->admit[i].index]);
     for (int i = 0; i < plan->n_run; i++) {
         const struct sched_grant *g = &plan->run[i];
-        take_blocks(e, e->running[g->index], g->n_blocks);
+        sequence_blocks_take(e->kv, e->prefixes, e->running[g->index], g->n_blocks);
         join(st, &n_batch, e->running[g->index], g->n_rows);
     }
     /* What is resident is pinned first, so that the others' evictions don't take it. */
@@ -561,6 +581,7 @@ static void take_results(struct engine *e, const struct step *st)
             continue;
         charge_prompt(e, s, s->n_cached + b->seqs[i].n_rows);
         s->n_cached += b->seqs[i].n_rows;
+        sequence_blocks_publish(e->prefixes, s);
     }
     for (int i = 0; i < b->n_draw; i++) {
         struct sequence *s = b->seqs[b->draw_seq[i]].sequence;
@@ -648,7 +669,8 @@ static void publish_stats(struct engine *e)
     c->n_steps_replayed = e->stepper.n_replayed;
     c->n_running = e->n_running;
     c->n_waiting = e->n_waiting;
-    c->n_blocks_free = kv_pool_n_free(e->kv);
+    c->n_blocks_free = kv_pool_n_free(e->kv) + prefix_cache_n_idle(e->prefixes);
+    c->n_blocks_cached = prefix_cache_n_blocks(e->prefixes);
     pthread_mutex_lock(&e->lock);
     e->stats = *c;
     pthread_mutex_unlock(&e->lock);
@@ -658,8 +680,11 @@ static void publish_stats(struct engine *e)
 
 static void fly(struct engine *e, struct step *st, int n_seqs, bool follows)
 {
-    for (int i = 0; i < n_seqs; i++)
-        st->batch.seqs[i].sequence->n_flying++;
+    for (int i = 0; i < n_seqs; i++) {
+        const struct batch_seq *q = &st->batch.seqs[i];
+        sequence_blocks_check_writable(e->kv, q->sequence, q->n_cached, q->n_rows);
+        q->sequence->n_flying++;
+    }
     stepper_enqueue(&e->stepper, st, n_seqs, follows);
 }
 
@@ -714,7 +739,8 @@ static struct step *follow_step(struct engine *e, const struct step *st)
     e->n_carried++;
     e->turn = plan->turn;
     for (int i = 0; i < n; i++)
-        take_blocks(e, e->running[plan->run[i].index], plan->run[i].n_blocks);
+        sequence_blocks_take(e->kv, e->prefixes, e->running[plan->run[i].index],
+                             plan->run[i].n_blocks);
     fly(e, next, n, true);
     e->counts.n_steps_ahead++;
     return next;

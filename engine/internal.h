@@ -11,6 +11,7 @@
 #include "engine/lora_pool.h"
 #include "engine/model.h"
 #include "engine/payers.h"
+#include "engine/prefix_cache.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
 #include "engine/step.h"
@@ -50,6 +51,7 @@ struct engine {
     int max_context;          /* the model's, the options' and the KV cache's least */
     size_t adapter_pool_bytes;
     char backend_text[128];
+    struct prefix_secret prefix_secret;
 
     pthread_t thread;
     pthread_mutex_t lock;
@@ -79,6 +81,7 @@ struct engine {
     bool prefetches;     /* adapters of those that wait */
     struct step *flying; /* enqueued, its results not taken; NULL: none */
     struct kv_pool *kv;
+    struct prefix_cache *prefixes;
     struct lora_pool *lora;
     struct sequence **running; /* [n_running] ascending by id */
     int n_running;

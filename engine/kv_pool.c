@@ -3,12 +3,14 @@
  * A block is BLOCK_TOKENS tokens of K and V in every layer at the same index; the pool deals in
  * indexes and knows no memory. The rules:
  *
- *   1. A block is free, or it has as many references as there are block tables that list it.
+ *   1. A block is free, or it has as many references as there are block tables that list it, and
+ *      one more if the prefix cache knows it.
  *   2. Who takes or retains a block drops it exactly once. A sequence drops all of its blocks when
- * it finishes, is cancelled or preempted, in one place (engine_run.c, sequence_release_device).
+ *      it finishes, is cancelled or preempted, in one place (engine_run.c,
+ *      sequence_release_device).
  *   3. A block is written only by the sequence that lists it, at positions it is computing, and
- * only while it has one reference. A shared block (more references) is read only; a sequence that
- *      must write to one first copies it (ops.kv_copy_blocks) and drops the shared one.
+ *      only while it has one reference (sequence_blocks_check_writable). Nobody copies before
+ *      writing: only full blocks get a second reference, and those are read only for good.
  *   4. A free block's contents mean nothing; nobody clears it. Attention reads positions below
  *      kv_len only, and those have been written by rule 3.
  *   5. Blocks are taken only after the scheduler granted them (scheduler.h), so that taking never

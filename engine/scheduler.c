@@ -38,6 +38,14 @@
  * away; while it lacks blocks or a place nobody begins at all. So it begins, and once it is the
  * oldest that runs it is not preempted again.
  *
+ * Blocks that several use (prefix cache). Preempting one of the users gives back its own blocks
+ * only; the last user would give back the shared ones, too, but who that is the plan doesn't know.
+ * What is certain is that all are free but those that the remaining ones list, shared or not: the
+ * larger of the two counts is used, and when the anchor alone is left it is exact. A waiting one
+ * takes what it finds and is granted the rest; of what it finds, blocks that nobody uses leave the
+ * free ones with it. Two that find the same idle blocks in one plan count them twice, which is on
+ * the safe side and over with the next plan.
+ *
  * Adapters. A waiting sequence needs the bytes of those of its adapters that nobody pins (resident
  * and unpinned ones count: they hold bytes that an eviction could free). The plan counts bytes; if
  * the pool then fails to place an adapter, for fragmentation, the engine leaves that sequence
@@ -148,6 +156,7 @@ struct planning {
     struct sched_work *work;
     const struct sched_state *state;
     int n_blocks_free;
+    int n_blocks_listed; /* by those kept; a shared one counts for each */
     size_t adapter_bytes_free;
     int n_rows_left;
     int n_kept;    /* running and not preempted, and admitted */
@@ -243,7 +252,10 @@ static void preempt(struct planning *p, int index)
     p->plan->preempt[p->plan->n_preempt++] = index;
     p->work->running[index].gone = true;
     p->work->payers[s->payer].n_running--;
-    p->n_blocks_free += s->n_blocks;
+    p->n_blocks_free += s->n_blocks - s->n_blocks_shared;
+    p->n_blocks_listed -= s->n_blocks;
+    if (p->n_blocks_free < p->state->n_blocks - p->n_blocks_listed)
+        p->n_blocks_free = p->state->n_blocks - p->n_blocks_listed;
     p->n_kept--;
     for (int i = 0; i < s->n_adapters; i++) {
         int a = s->adapters[i];
@@ -425,15 +437,16 @@ static bool is_favoured(const struct planning *p, int payer, int priority)
 static void admit(struct planning *p, int index, int n_blocks, size_t n_bytes)
 {
     const struct sched_seq *s = &p->state->waiting[index];
-    int n_rows = min_of(s->n_tokens, p->n_rows_left);
-    p->n_blocks_free -= n_blocks;
+    int n_rows = min_of(s->n_tokens - s->n_found * BLOCK_TOKENS, p->n_rows_left);
+    BUG_IF(n_rows < 1);
+    p->n_blocks_free -= n_blocks + s->n_found_idle;
     p->adapter_bytes_free -= n_bytes;
     for (int a = 0; a < s->n_adapters; a++)
         p->work->pins[s->adapters[a]]++;
     charge(p, s->payer, n_rows);
     p->work->payers[s->payer].n_running++;
     p->n_kept++;
-    p->n_growing += n_blocks < s->n_blocks_max;
+    p->n_growing += n_blocks + s->n_found < s->n_blocks_max;
     p->plan->admit[p->plan->n_admit++] = (struct sched_grant){index, n_rows, n_blocks};
     p->plan->n_bypassed = p->n_passed; /* those passed by later had nobody admitted behind them */
 }
@@ -454,14 +467,14 @@ static void consider(struct planning *p, int index)
         p->barrier |= overdue;
         return;
     }
-    int need = blocks_for(s->n_tokens);
+    int n_blocks = blocks_for(s->n_tokens) - s->n_found, need = n_blocks + s->n_found_idle;
     int room = p->n_blocks_free - p->n_growing - (favoured ? 0 : state->n_blocks_kept);
     int n_seqs = state->max_seqs - p->n_kept - (favoured ? 0 : state->n_seqs_kept);
     if (p->blocks_short)
         room = min_of(room, p->n_blocks_kept_left);
     if (need <= room && n_seqs > 0) {
         p->n_blocks_kept_left -= p->blocks_short ? need : 0;
-        admit(p, index, need, n_bytes);
+        admit(p, index, n_blocks, n_bytes);
         /* It may yet fail to be placed; then pins must go away for it, too. */
         p->barrier |= s->n_adapters > 0 && overdue;
         return;
@@ -592,6 +605,7 @@ void sched_plan_make(struct sched_plan *plan, const struct sched_state *state)
     for (int i = 0; i < state->n_running; i++) {
         work->running[i] = (struct running_note){.next = NONE};
         work->payers[state->running[i].payer].n_running++;
+        p.n_blocks_listed += state->running[i].n_blocks;
     }
     if (state->force_preempt >= 0)
         preempt(&p, state->force_preempt);

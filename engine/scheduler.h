@@ -45,6 +45,9 @@ struct sched_seq {
     int priority;
     bool loading; /* waiting: its adapters are on their way to the device. It is not considered,
                      and it is no bypass that others are */
+    int n_blocks_shared; /* running: of n_blocks, used by others, too */
+    int n_found;      /* waiting: blocks it would find in the prefix cache: full ones, its first */
+    int n_found_idle; /* of these, used by nobody: they count as free until it takes them */
 };
 
 struct sched_adapter {
@@ -74,8 +77,9 @@ struct sched_state {
     int n_payers;
     double level;              /* the least counter of those who have been waiting (payers.h) */
     size_t adapter_bytes_free; /* of the pool, what isn't pinned */
-    int n_blocks_free;
-    int max_seqs, max_rows; /* max_seqs <= max_rows */
+    int n_blocks;              /* in all */
+    int n_blocks_free;         /* used by no running sequence */
+    int max_seqs, max_rows;    /* max_seqs <= max_rows */
     /* Of max_seqs and of the free blocks, what is kept for sequences that are favoured (below). */
     int n_seqs_kept, n_blocks_kept;
     struct sched_turn turn; /* as the last plan that was carried out left it */
@@ -84,8 +88,9 @@ struct sched_state {
 
 struct sched_grant {
     int index;    /* in running or in waiting */
-    int n_rows;   /* tokens to compute: n_cached to n_cached + n_rows; >= 1 */
-    int n_blocks; /* to take from the KV pool before */
+    int n_rows;   /* tokens to compute: n_cached to n_cached + n_rows; >= 1. Of an admitted one,
+                     behind the blocks that it found */
+    int n_blocks; /* to take from the KV pool before, beside those that it found */
 };
 
 struct sched_work;
@@ -110,7 +115,7 @@ void sched_plan_release(struct sched_plan *p); /* quiet on a zeroed one */
 
 /* Fills *plan, in O((running + waiting) log payers). Guarantees:
  *   - rows sum to at most max_rows; every decoding sequence that isn't preempted has its row;
- *   - blocks granted sum to at most what is free after the preemptions;
+ *   - blocks granted, and idle ones found, sum to at most what is free after the preemptions;
  *   - prompts get rows, and waiting sequences begin, in the order, counting what the plan has given
  *     to each payer already; the oldest running sequence always gets a 256th of the rows, at least
  * one, if it can use them;

@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct prefix_key; /* prefix_cache.h */
+
 /* Allocated whole by the thread that submits, so that no step allocates for it; freed by the engine
  * thread after its FINISHED event was delivered and no step with it is on its way. */
 struct sequence {
@@ -49,6 +51,12 @@ struct sequence {
     int32_t *blocks; /* [n_blocks] of blocks_for(n_total_max) */
     int n_blocks;
     int n_cached;
+    /* sequence_blocks.c */
+    struct prefix_key *keys; /* [1 + n_keys]; NULL: it takes no part in the prefix cache */
+    int n_keys;
+    int n_published;           /* its first blocks that are in the prefix cache */
+    int n_found, n_found_idle; /* waiting: blocks it would find there; of these, used by nobody */
+    int n_prompt_cached;       /* tokens that it found when it was first admitted */
     bool finished;
     enum engine_finish finish;
 };

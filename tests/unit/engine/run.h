@@ -30,6 +30,7 @@ struct answer { /* the `user` of a request */
     struct run_event *tokens, *prompt;
     int n_tokens, n_prompt, n_finished;
     enum engine_finish finish;
+    int n_prompt_cached;
     uint64_t id;
 };
 
@@ -71,6 +72,7 @@ static inline void run_on_events(void *context, const struct engine_event *event
             break;
         case ENGINE_EVENT_FINISHED:
             a->finish = events[i].finish;
+            a->n_prompt_cached = events[i].n_prompt_cached;
             a->n_finished++;
             run->n_finished++;
             break;

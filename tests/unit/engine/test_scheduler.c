@@ -14,7 +14,7 @@ struct plan_case {
     struct sched_seq running[SEQS], waiting[SEQS]; /* up to the first with order 0 */
     struct sched_adapter adapters[ADAPTERS];
     size_t adapter_bytes_free;
-    int n_blocks_free, max_seqs, max_rows;
+    int n_blocks, n_blocks_free, max_seqs, max_rows; /* n_blocks: 0 where it plays no part */
     int force;               /* index + 1 of the running one to preempt, or 0 */
     double counters[PAYERS]; /* 0 */
     double weights[PAYERS];  /* 0: 1 */
@@ -78,6 +78,23 @@ static const struct plan_case CASES[] = {
      .running = {{1, 5, 4, 1, .n_blocks_max = 4}},
      .waiting = {{2, 20, .n_blocks_max = 4}, {9, 4, .n_blocks_max = 4}}, .n_blocks_free = 4, .max_seqs = 8,
      .max_rows = 32, .expected = "run 1:1 admit 2:20+2"},
+    {"what a waiting one finds it neither computes nor takes from the free",
+     .waiting = {{1, 40, .n_found = 2}}, .n_blocks_free = 1, .max_seqs = 4, .max_rows = 16,
+     .expected = "admit 1:8+1"},
+    {"but what it finds idle is free no more",
+     .waiting = {{1, 40, .n_found = 2, .n_found_idle = 1}, {2, 4}}, .n_blocks_free = 2, .max_seqs = 4,
+     .max_rows = 16, .expected = "admit 1:8+1"},
+    {"and must be there for those who grow, too",
+     .running = {{1, 17, 16, 2, .n_blocks_max = 3}}, .waiting = {{2, 40, .n_found = 2, .n_found_idle = 2}},
+     .n_blocks_free = 3, .max_seqs = 4, .max_rows = 16, .expected = "run 1:1"},
+    {"preempting one gives back what nobody else uses",
+     .running = {{1, 33, 32, 2}, {2, 40, 39, 3}, {3, 34, 33, 3, .n_blocks_shared = 3},
+                 {4, 34, 33, 3, .n_blocks_shared = 3}},
+     .n_blocks = 8, .max_seqs = 8, .max_rows = 8, .expected = "preempt 4 3 run 1:1+1 2:1"},
+    {"the last one left has what no list but its own names",
+     .running = {{1, 33, 32, 2, .n_blocks_shared = 1}, {2, 34, 33, 3, .n_blocks_shared = 3},
+                 {3, 34, 33, 3, .n_blocks_shared = 3}},
+     .n_blocks = 4, .max_seqs = 8, .max_rows = 8, .expected = "preempt 3 2 run 1:1+1"},
     {"a forced preemption takes whom it is told",
      .running = {{1, 5, 4, 1}, {2, 5, 4, 1}}, .force = 1, .max_seqs = 8, .max_rows = 8,
      .expected = "preempt 1 run 2:1"},
@@ -285,6 +302,7 @@ static void plans_are_as_the_table_says(void **state)
                                 .payers = payers,
                                 .n_payers = PAYERS,
                                 .adapter_bytes_free = k->adapter_bytes_free,
+                                .n_blocks = k->n_blocks,
                                 .n_blocks_free = k->n_blocks_free,
                                 .max_seqs = k->max_seqs,
                                 .max_rows = k->max_rows,

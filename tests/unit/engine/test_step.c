@@ -55,7 +55,7 @@ static void open_mix(struct run *run, struct mix *m, struct engine_options o)
         m->content[i] = run_load(run, SOME[i]);
 }
 
-/* Plain answers, and from them tokens that will stop some in the middle. */
+/* Plain answers, every token of them computed, and from them tokens that will stop some in the middle. */
 static void prepare(struct run *plain, struct mix *m, struct engine_options o)
 {
     for (int i = 0; i < MIX; i++) {
@@ -64,6 +64,7 @@ static void prepare(struct run *plain, struct mix *m, struct engine_options o)
         for (int k = 1; k < PROMPT_MAX; k++)
             m->prompts[i][k] = 3 + (i * 131 + k * k * 17) % 500;
     }
+    o.no_prefix_cache = true;
     open_mix(plain, m, o);
     for (int i = 0; i < MIX; i++)
         run_submit(plain, request_of(m, i));
