@@ -192,6 +192,7 @@ static int submit(struct bench *b, int stream, int n_prompt, int n_generate, str
                                .n_prompt = n_prompt,
                                .max_tokens = n_generate,
                                .ignore_eos = true,
+                               .no_prefix_cache = true, /* prompts differ anyway */
                                .sampling = {.n_top_logprobs = -1},
                                .user = s};
     if (s->adapter >= 0) {

@@ -438,6 +438,10 @@ int config_set_flag(struct config *c, const char *flag, const char *value, struc
     const struct config_option *o = config_by_flag(flag);
     if (o == NULL)
         return err_set(err, ERR_INVALID, "no option --%s", flag);
+    struct value off;
+    if (o->type == CONFIG_BOOL && strncmp(flag, "no-", 3) == 0 &&
+        parse_value(o, value, &off, err) == 0)
+        value = off.boolean ? "no" : "yes";
     return set(c, o, value, RANK_FLAG, xasprintf("--%s", flag), false, err);
 }
 

@@ -11,7 +11,7 @@
  *            NUMBER (a decimal fraction), LIST (may be given more than once)
  *   min, max inclusive, for INT, BYTES, DURATION, NUMBER (both 0: any that is not negative)
  *   unit     for help; "" when the type says it
- *   flag     the long option, or NULL for "section-key"
+ *   flag     the long option, or NULL for "section-key"; of a BOOL, "no-..." turns it off
  *   value    the value's name in help
  */
 #ifndef TRIBUTARY_NODE_CONFIG_OPTIONS_H
@@ -95,6 +95,8 @@ X(ENGINE_MAX_WAITING, "engine", "max_waiting", INT, "0", 0, 1000000, "sequences"
   "Sequences waiting for a place; 0: the engine's default.") \
 X(ENGINE_MAX_CONTEXT, "engine", "max_context", INT, "0", 0, 10000000, "tokens", "max-context", "N", \
   "Longest sequence, prompt and completion; 0: the model's.") \
+X(ENGINE_PREFIX_CACHE, "engine", "prefix_cache", BOOL, "yes", 0, 0, "", "no-prefix-cache", NULL, \
+  "Keep the KV of prompts and answers while there is room, so that requests that begin alike under the same adapters compute it once. Off: every prompt is computed whole.") \
 /* ---- data ---- */ \
 X(DATA_DIR, "data", "dir", PATH, "tributary-data", 0, 0, "", "data", "DIR", \
   "Ledger, keys and fetched adapters. Created when it isn't there.") \

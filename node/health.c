@@ -55,14 +55,17 @@ static json_t *engine_status(const struct node *n)
     for (int i = 0; i < ENGINE_ENTROPY_BUCKETS; i++)
         json_object_set_new(steps, distinct[i], json_integer((json_int_t)e.steps_by_distinct[i]));
     return json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:I, s:I, s:o}", "backend",
-        engine_model(n->engine)->backend, "steps", (json_int_t)e.n_steps, "decodeSteps",
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:i, s:i, s:I, s:I, s:i, s:i, s:I, s:I, "
+        "s:o}",
+        "backend", engine_model(n->engine)->backend, "steps", (json_int_t)e.n_steps, "decodeSteps",
         (json_int_t)e.n_decode_steps, "prefillRows", (json_int_t)e.n_rows_prefill, "decodeRows",
         (json_int_t)e.n_rows_decode, "preemptions", (json_int_t)e.n_preemptions, "running",
         e.n_running, "waiting", e.n_waiting, "kvBlocks", e.n_blocks, "kvBlocksFree",
-        e.n_blocks_free, "adaptersResident", e.n_adapters_resident, "adaptersLoaded",
-        e.n_adapters_loaded, "adapterBytesUsed", (json_int_t)e.adapter_bytes_used,
-        "adapterBytesTotal", (json_int_t)e.adapter_bytes_total, "stepsByDistinctAdapters", steps);
+        e.n_blocks_free, "kvBlocksCached", e.n_blocks_cached, "prefixHitTokens",
+        (json_int_t)e.n_prefix_hit_tokens, "prefixMissTokens", (json_int_t)e.n_prefix_miss_tokens,
+        "adaptersResident", e.n_adapters_resident, "adaptersLoaded", e.n_adapters_loaded,
+        "adapterBytesUsed", (json_int_t)e.adapter_bytes_used, "adapterBytesTotal",
+        (json_int_t)e.adapter_bytes_total, "stepsByDistinctAdapters", steps);
 }
 
 static void set_address(json_t *o, const char *key, struct address a)

@@ -225,7 +225,14 @@ static void engine_part(struct buf *b, const struct engine *e)
     one(b, "engine_sequences_running", "gauge", "Sequences running.", s.n_running);
     one(b, "engine_sequences_waiting", "gauge", "Sequences waiting.", s.n_waiting);
     one(b, "engine_kv_blocks", "gauge", "KV blocks in all.", s.n_blocks);
-    one(b, "engine_kv_blocks_free", "gauge", "KV blocks that are free.", s.n_blocks_free);
+    one(b, "engine_kv_blocks_free", "gauge", "KV blocks that no sequence uses.", s.n_blocks_free);
+    one(b, "engine_kv_blocks_cached", "gauge", "KV blocks in the prefix cache, used or not.",
+        s.n_blocks_cached);
+    one(b, "engine_prefix_hit_tokens_total", "counter",
+        "Prompt tokens whose KV was found in the prefix cache.", (double)s.n_prefix_hit_tokens);
+    one(b, "engine_prefix_miss_tokens_total", "counter",
+        "Prompt tokens that were looked for there and had to be computed.",
+        (double)s.n_prefix_miss_tokens);
     one(b, "engine_adapters_resident", "gauge", "Adapters on the device.", s.n_adapters_resident);
     one(b, "engine_adapters_loaded", "gauge", "Adapters loaded.", s.n_adapters_loaded);
     one(b, "engine_adapter_bytes", "gauge", "Device memory used by adapters.",

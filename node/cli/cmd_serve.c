@@ -272,6 +272,7 @@ static int open_engine(struct serving *s, struct err *err)
         .max_rows = (int)config_int(c, CONFIG_ENGINE_MAX_ROWS),
         .max_waiting = (int)config_int(c, CONFIG_ENGINE_MAX_WAITING),
         .max_context = (int)config_int(c, CONFIG_ENGINE_MAX_CONTEXT),
+        .no_prefix_cache = !config_bool(c, CONFIG_ENGINE_PREFIX_CACHE),
         .on_events = service_on_events,
         .context = s->node.service,
     };

@@ -92,6 +92,7 @@ static void submit(struct engine *e, struct request *r, const struct engine_adap
                                .n_prompt = r->n_prompt,
                                .max_tokens = r->n_generate,
                                .ignore_eos = true,
+                               .no_prefix_cache = true,
                                .sampling = {.n_top_logprobs = -1},
                                .user = r};
     if (r->adapter > n_adapters)

@@ -15,10 +15,12 @@
  * Prompts are longer than a step has rows for, so they come in chunks, beside the decoding ones;
  * some requests are sampled (each with its seed), some are ensembles, some of the base model, some
  * are cancelled while they wait or run, some stop at some token. The popular names drift through
- * the table, so that the pool's cache is never right for long.
+ * the table, so that the pool's cache is never right for long. Half of the prompts begin like an
+ * earlier one, under another name or the same, which may have been re-pointed since: what the
+ * prefix cache finds for them must be their own content's.
  *
  * Witness. Then a fresh engine, with all adapters resident and nothing else to do, gets every
- * sequence again, alone:
+ * sequence again, alone, with every token computed (no prefix cache):
  *
  *   taught        its prompt and its tokens as one prompt, scored: each token's log-probability
  * must have the same bits as in the churn (and the best others beside it, where asked for)
@@ -57,6 +59,7 @@ enum {
     RENAME = 8,      /* requests between two changes of the table */
     ROUGH = 512,     /* requests of fair weather, then as many with penalties among them */
     AFTER_SWAP = 32, /* requests under the two that were exchanged */
+    ALIKE = 48,      /* earlier requests whose prompts another may begin with */
     TOLD_MAX = 20,   /* differences told one by one */
     PROGRESS_US = 10000000,
 };
@@ -81,9 +84,10 @@ struct trial {
     float weights[ENSEMBLE_MAX];
     struct engine_sampling sampling;
     bool has_stops;
-    int32_t *tokens;   /* [n_prompt + n_max] */
-    uint32_t *logprob; /* [n_max] bits of it */
-    uint32_t *tops;    /* [n_max] hash of the best others */
+    const struct trial *like; /* an earlier one whose prompt this begins with, or NULL */
+    int32_t *tokens;          /* [n_prompt + n_max] */
+    uint32_t *logprob;        /* [n_max] bits of it */
+    uint32_t *tops;           /* [n_max] hash of the best others */
     uint64_t id;
     enum engine_finish finish;
     int n_finished;
@@ -345,6 +349,13 @@ static void choose_adapters(struct soak *s, struct trial *t)
 {
     int kind = below(s, 8), n = kind == 0 ? 0 : kind == 1 ? 2 + below(s, ENSEMBLE_MAX - 1) : 1;
     size_t sum = 0;
+    if (t->like != NULL && t->like->n_adapters < 2 && one_in(s, 2)) {
+        t->n_adapters = t->like->n_adapters;
+        *t->names = *t->like->names;
+        *t->contents = s->names[*t->names].content; /* today */
+        *t->weights = 1;
+        return;
+    }
     for (int i = 0; i < n; i++) {
         int name = choose_name(s), content = s->names[name].content;
         bool twice = false;
@@ -397,6 +408,11 @@ static struct trial *new_trial(struct soak *s)
     t->tops = xcalloc((size_t)t->n_max, sizeof *t->tops);
     for (int i = 0; i < t->n_prompt; i++)
         t->tokens[i] = below(s, s->config.vocab);
+    if (s->n_trials > ALIKE && one_in(s, 2)) {
+        t->like = s->trials[s->n_trials - 1 - below(s, ALIKE)];
+        int n = t->like->n_prompt < t->n_prompt ? t->like->n_prompt : t->n_prompt;
+        memcpy(t->tokens, t->like->tokens, (size_t)n * sizeof *t->tokens);
+    }
     choose_sampling(s, t);
     return t;
 }
@@ -610,6 +626,8 @@ static void tell_churn(const struct soak *s, const struct engine_stats *e, doubl
            " preemptions in %d blocks\n",
            e->n_adapter_uploads, e->n_adapter_evictions, (double)s->pool_bytes * 1e-6,
            (double)s->pool_bytes * 1e-6 / s->options.n_pool, e->n_preemptions, e->n_blocks);
+    printf("prefix cache: %" PRIu64 " of %" PRIu64 " tokens of prompts found\n",
+           e->n_prefix_hit_tokens, e->n_prefix_hit_tokens + e->n_prefix_miss_tokens);
     printf("steps: %" PRIu64 " (%" PRIu64 " with decoding, %" PRIu64 " replayed, %" PRIu64
            " ahead), %" PRIu64 " rows of prefill, %" PRIu64 " of decode\n",
            e->n_steps, e->n_decode_steps, e->n_steps_replayed, e->n_steps_ahead, e->n_rows_prefill,
@@ -781,6 +799,7 @@ static void witness(struct soak *s)
                                                        .adapter_host_bytes = sum,
                                                        .max_seqs = 1,
                                                        .max_rows = CONTEXT,
+                                                       .no_prefix_cache = true,
                                                        .on_events = on_witness});
     for (int i = 0; i < o->n_contents; i++)
         if (engine_adapter_add(s->engine, s->contents[i], &err) != 0)

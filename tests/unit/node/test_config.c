@@ -123,6 +123,11 @@ static void values_are_read_by_their_type(void **state)
     assert_int_equal(address[19], 255);
     assert_ok(config_set_flag(c, "insecure-bind", "yes", &err), err);
     assert_true(config_bool(c, CONFIG_SERVER_INSECURE_BIND));
+    assert_true(config_bool(c, CONFIG_ENGINE_PREFIX_CACHE));
+    assert_ok(config_set_flag(c, "no-prefix-cache", "yes", &err), err);
+    assert_false(config_bool(c, CONFIG_ENGINE_PREFIX_CACHE));
+    assert_ok(config_set_flag(c, "no-prefix-cache", "no", &err), err);
+    assert_true(config_bool(c, CONFIG_ENGINE_PREFIX_CACHE));
     assert_ok(config_set_flag(c, "price-prompt", "340282366920938463463374607431768211455", &err),
               err);
     assert_int_equal(amount_cmp(config_amount(c, CONFIG_PRICES_PROMPT_PER_1K), AMOUNT_MAX), 0);
@@ -145,6 +150,7 @@ static void wrong_values_are_refused_with_option_and_source(void **state)
         {"server-idle-timeout", "5", "is not a valid time"},
         {"server-idle-timeout", "10ms", "outside 1000 to 3600000 ms"},
         {"insecure-bind", "maybe", "is not a valid yes or no"},
+        {"no-prefix-cache", "maybe", "is not a valid yes or no"},
         {"escrow", "0x12", "is not a valid address"},
         {"escrow", "00000000000000000000000000000000000000ff", "is not a valid address"},
         {"price-prompt", "1.5", "is not a valid amount"},
