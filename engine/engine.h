@@ -243,6 +243,7 @@ struct engine_stats {
     /* Prompt tokens found and not found in the prefix cache, of requests that looked there when
      * they began. */
     uint64_t n_prefix_hit_tokens, n_prefix_miss_tokens;
+    uint64_t n_prefix_evictions; /* blocks */
     /* The device's tier: admissions of an adapter that found it there or on its way; copies begun,
      * of these before an admission; evictions. */
     uint64_t n_adapter_hits, n_adapter_uploads, n_adapter_prefetches, n_adapter_evictions;

@@ -56,6 +56,7 @@ enum {
     IDLE_PLANS_MAX = 16,     /* plans in a row that compute nothing although something could */
     DEBUG_PREEMPT_STEPS = 3, /* options.debug_preempt */
     KEPT_PART = 64,          /* of places and blocks, one part is kept (scheduler.h) */
+    LOOKS_PAID = 64,         /* disown_forgotten */
 };
 
 /* ---- events ------------------------------------------------------------------------------ */
@@ -467,6 +468,24 @@ static void admit_one(struct engine *e, struct step *st, const struct sched_gran
     join(st, n_batch, s, g->n_rows);
 }
 
+/* What adapters computed that are no longer loaded leaves the prefix cache first. It takes a look
+ * at all idle blocks; so it is done after so many evictions only that each pays for a few looks. */
+static void disown_forgotten(struct engine *e)
+{
+    struct content_digest forgotten[LOADED_FORGOTTEN_MAX];
+    uint64_t owners[LOADED_FORGOTTEN_MAX];
+    uint64_t n_evicted = prefix_cache_n_evicted(e->prefixes);
+    if (n_evicted - e->n_evicted_then < (uint64_t)prefix_cache_n_idle(e->prefixes) / LOOKS_PAID)
+        return;
+    int n = loaded_adapters_take_forgotten(e->adapters, forgotten);
+    if (n == 0)
+        return;
+    for (int i = 0; i < n; i++)
+        owners[i] = prefix_owner(&forgotten[i]);
+    prefix_cache_disown(e->prefixes, owners, n);
+    e->n_evicted_then = n_evicted;
+}
+
 /* Carries out the plan, with nothing flying; returns the number of sequences of the step. */
 static int apply_plan(struct engine *e, struct step *st)
 {
@@ -474,6 +493,7 @@ static int apply_plan(struct engine *e, struct step *st)
     int n_batch = 0;
     e->n_carried++;
     e->turn = plan->turn;
+    disown_forgotten(e);
     for (int i = 0; i < plan->n_preempt; i++) {
         struct sequence *s = e->running[plan->preempt[i]];
         sequence_release_device(e, s);
@@ -670,6 +690,7 @@ static void publish_stats(struct engine *e)
     c->n_running = e->n_running;
     c->n_waiting = e->n_waiting;
     c->n_blocks_free = kv_pool_n_free(e->kv) + prefix_cache_n_idle(e->prefixes);
+    c->n_prefix_evictions = prefix_cache_n_evicted(e->prefixes);
     c->n_blocks_cached = prefix_cache_n_blocks(e->prefixes);
     pthread_mutex_lock(&e->lock);
     e->stats = *c;

@@ -82,6 +82,7 @@ struct engine {
     struct step *flying; /* enqueued, its results not taken; NULL: none */
     struct kv_pool *kv;
     struct prefix_cache *prefixes;
+    uint64_t n_evicted_then; /* of prefixes, when blocks were disowned the last time */
     struct lora_pool *lora;
     struct sequence **running; /* [n_running] ascending by id */
     int n_running;

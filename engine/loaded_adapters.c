@@ -20,7 +20,9 @@ struct loaded_adapters {
     pthread_mutex_t lock;
     struct loaded_adapter *chains[N_CHAINS];
     size_t max_bytes, used_bytes;
-    int n_loaded; /* with loads */
+    int n_loaded;                                          /* with loads */
+    struct content_digest forgotten[LOADED_FORGOTTEN_MAX]; /* a ring */
+    uint64_t n_forgotten, n_forgotten_told;
 };
 
 struct loaded_adapters *loaded_adapters_create(size_t max_bytes)
@@ -48,6 +50,7 @@ static void forget_idle(struct loaded_adapters *t, struct loaded_adapter **link)
         return;
     *link = a->next;
     t->used_bytes -= a->lora->n_bytes;
+    t->forgotten[t->n_forgotten++ % LOADED_FORGOTTEN_MAX] = a->lora->content;
     lora_close(a->lora);
     free(a);
 }
@@ -150,6 +153,18 @@ void loaded_adapters_retain(struct loaded_adapters *t, struct loaded_adapter *a)
     BUG_IF(a->n_users < 1);
     a->n_users++;
     pthread_mutex_unlock(&t->lock);
+}
+
+int loaded_adapters_take_forgotten(struct loaded_adapters *t, struct content_digest *out)
+{
+    int n = 0;
+    pthread_mutex_lock(&t->lock);
+    if (t->n_forgotten - t->n_forgotten_told > LOADED_FORGOTTEN_MAX)
+        t->n_forgotten_told = t->n_forgotten - LOADED_FORGOTTEN_MAX;
+    while (t->n_forgotten_told < t->n_forgotten)
+        out[n++] = t->forgotten[t->n_forgotten_told++ % LOADED_FORGOTTEN_MAX];
+    pthread_mutex_unlock(&t->lock);
+    return n;
 }
 
 int loaded_adapters_n_loaded(struct loaded_adapters *t)

@@ -50,4 +50,9 @@ void loaded_adapters_retain(struct loaded_adapters *t, struct loaded_adapter *a)
 
 int loaded_adapters_n_loaded(struct loaded_adapters *t);
 
+/* Contents that left since the last call, [return value] of at most LOADED_FORGOTTEN_MAX: the
+ * newest, if more did. For one caller: each is told once. */
+enum { LOADED_FORGOTTEN_MAX = 64 };
+int loaded_adapters_take_forgotten(struct loaded_adapters *t, struct content_digest *out);
+
 #endif

@@ -67,6 +67,7 @@ struct prefix_cache {
     uint32_t n_heads;   /* a power of two, at least the number of blocks */
     struct list idle, disowned;
     int n_cached, n_idle;
+    uint64_t n_evicted;
 };
 
 /* ---- keys -------------------------------------------------------------------------------- */
@@ -245,6 +246,7 @@ void prefix_cache_evict(struct prefix_cache *c)
     n->cached = false;
     c->n_idle--;
     c->n_cached--;
+    c->n_evicted++;
     kv_pool_drop(c->kv, block);
     BUG_IF(kv_pool_references(c->kv, block) != 0);
 }
@@ -280,4 +282,9 @@ int prefix_cache_n_blocks(const struct prefix_cache *c)
 int prefix_cache_n_idle(const struct prefix_cache *c)
 {
     return c->n_idle;
+}
+
+uint64_t prefix_cache_n_evicted(const struct prefix_cache *c)
+{
+    return c->n_evicted;
 }

@@ -64,7 +64,8 @@ void prefix_cache_evict(struct prefix_cache *c);
 /* The owner in whose blocks an adapter has a part: that of its content, never 0. */
 uint64_t prefix_owner(const struct content_digest *content);
 
-/* Idle blocks of these owners [n] will hardly be asked for again and may go before all others. */
+/* Idle blocks of these owners [n] will hardly be asked for again and may go before all others.
+ * Looks at every idle block. */
 void prefix_cache_disown(struct prefix_cache *c, const uint64_t *owners, int n);
 
 /* Sequences that use the block. 0: it is idle. */
@@ -72,5 +73,6 @@ int prefix_cache_n_users(const struct prefix_cache *c, int32_t block);
 
 int prefix_cache_n_blocks(const struct prefix_cache *c); /* cached, idle or not */
 int prefix_cache_n_idle(const struct prefix_cache *c);
+uint64_t prefix_cache_n_evicted(const struct prefix_cache *c); /* so far */
 
 #endif

@@ -233,6 +233,8 @@ static void engine_part(struct buf *b, const struct engine *e)
     one(b, "engine_prefix_miss_tokens_total", "counter",
         "Prompt tokens that were looked for there and had to be computed.",
         (double)s.n_prefix_miss_tokens);
+    one(b, "engine_prefix_evictions_total", "counter", "KV blocks evicted from the prefix cache.",
+        (double)s.n_prefix_evictions);
     one(b, "engine_adapters_resident", "gauge", "Adapters on the device.", s.n_adapters_resident);
     one(b, "engine_adapters_loaded", "gauge", "Adapters loaded.", s.n_adapters_loaded);
     one(b, "engine_adapter_bytes", "gauge", "Device memory used by adapters.",

@@ -391,6 +391,33 @@ static void a_full_cache_evicts_and_serves_on(void **state)
     run_close(&plain);
 }
 
+static void what_an_unloaded_adapter_left_goes_first(void **state)
+{
+    (void)state;
+    struct run run;
+    struct err err = {0};
+    struct engine_options o = options_of();
+    run_open(&run, o, 1);
+    o.kv_bytes = 36 * forward_block_bytes(&run.engine->model->config, DTYPE_F32);
+    run_close(&run);
+    for (int drops = 0; drops < 2; drops++) {
+        run_open(&run, o, 4);
+        struct content_digest a = run_load(&run, SOME[0]);
+        ask(&run, request_of(0, 193, 1));              /* leaves twelve blocks of the base model */
+        ask(&run, under(request_of(0, 193, 1), a, 1)); /* and of the adapter, later */
+        if (drops)
+            assert_ok(engine_adapter_drop(run.engine, &a, &err), err);
+        stats_at_rest(&run);
+        ask(&run, request_of(1, 240, 16)); /* wants sixteen, there are twelve */
+        assert_int_equal(stats_at_rest(&run).n_prefix_evictions, 4);
+        int n_base = ask(&run, request_of(0, 193, 1))->n_prompt_cached;
+        if (n_base != (drops ? 12 : 8) * B)
+            fail_msg("the adapter %s: %d tokens of the base model were found",
+                     drops ? "was unloaded" : "is loaded", n_base);
+        run_close(&run);
+    }
+}
+
 /* ---- preemption -------------------------------------------------------------------------- */
 
 static void a_preempted_sequence_finds_what_it_had_computed(void **state)
@@ -450,7 +477,7 @@ static void make_wishes(struct wish *wishes, const struct content_digest *conten
         for (int p = 0; p < n_pieces; p++, n += PIECE)
             memcpy(w->prompt + n, text_of((int)(next_random(&seed) % PIECES)),
                    PIECE * sizeof *w->prompt);
-        w->request = run_greedy(w->prompt, n, 1 + (int)(next_random(&seed) % 40), TOP);
+        w->request = run_greedy(w->prompt, n, 1 + (int)(next_random(&seed) % 30), TOP);
         w->request.ignore_eos = next_random(&seed) % 2 == 0;
         w->request.prompt_logprobs = next_random(&seed) % 8 == 0;
         w->request.no_prefix_cache = next_random(&seed) % 16 == 0;
@@ -616,6 +643,7 @@ int main(void)
         cmocka_unit_test(a_running_sequence_shares_what_it_has_and_may_be_cancelled),
         cmocka_unit_test(twins_that_start_together_end_with_one_copy),
         cmocka_unit_test(a_full_cache_evicts_and_serves_on),
+        cmocka_unit_test(what_an_unloaded_adapter_left_goes_first),
         cmocka_unit_test(a_preempted_sequence_finds_what_it_had_computed),
         cmocka_unit_test(any_traffic_gets_the_bits_of_no_cache_and_every_block_comes_back),
         cmocka_unit_test(a_hit_changes_no_bit_of_the_logits),

@@ -55,7 +55,8 @@ static void open_mix(struct run *run, struct mix *m, struct engine_options o)
         m->content[i] = run_load(run, SOME[i]);
 }
 
-/* Plain answers, every token of them computed, and from them tokens that will stop some in the middle. */
+/* Plain answers, every token of them computed, and from them tokens that will stop some in the
+ * middle. */
 static void prepare(struct run *plain, struct mix *m, struct engine_options o)
 {
     for (int i = 0; i < MIX; i++) {
