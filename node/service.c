@@ -88,18 +88,6 @@ void service_on_http_event(void *user, enum http_event event)
     service_post(a->service, event == HTTP_GONE ? MESSAGE_GONE : MESSAGE_DRAINED, a, NULL, NULL);
 }
 
-static void on_committed(void *context, const struct ledger_receipt *receipt, const struct err *err)
-{
-    struct answer *a = context;
-    struct err *copy = NULL;
-    if (receipt == NULL) {
-        copy = xmalloc(sizeof *copy);
-        *copy = *err;
-    }
-    service_post(a->service, MESSAGE_COMMITTED, a,
-                 receipt != NULL ? xstrndup(receipt->json, receipt->json_bytes) : NULL, copy);
-}
-
 /* ---- answers -----------------------------------------------------------------------------------
  */
 
@@ -184,16 +172,7 @@ void answer_refuse(struct answer *a)
     answer_end(a);
 }
 
-/* ---- preparing, on http and loader threads -----------------------------------------------------
- */
-
-static void model_not_found(struct answer *a, const struct err *err)
-{
-    api_error_set(&a->failure, ERR_NOT_FOUND, "model", "%s", err->message);
-    a->failure.code = "model_not_found";
-}
-
-static bool service_is_stopping(struct service *s)
+bool service_is_stopping(struct service *s)
 {
     pthread_mutex_lock(&s->lock);
     bool stopping = s->stopping || !s->started;
@@ -201,41 +180,10 @@ static bool service_is_stopping(struct service *s)
     return stopping;
 }
 
-static void shutting_down(struct answer *a)
+void answer_shutting_down(struct answer *a)
 {
     api_error_set(&a->failure, ERR_BUSY, NULL, "the node is shutting down");
     a->failure.retry_after_s = 5;
-}
-
-static void *loader_main(void *context)
-{
-    struct service *s = context;
-    struct answer *a;
-    while ((a = queue_pop(s->loading)) != NULL) {
-        struct err err = {0};
-        if (service_is_stopping(s)) {
-            shutting_down(a);
-            atomic_fetch_sub(&s->n_loading, 1);
-            answer_refuse(a);
-            continue;
-        }
-        int rc = s->opt.resolver.resolve(s->opt.resolver.context, a->request.model, &a->model,
-                                         &err);
-        atomic_fetch_sub(&s->n_loading, 1);
-        if (rc != 0 && err.code == ERR_NOT_FOUND) {
-            model_not_found(a, &err);
-            answer_refuse(a);
-        } else if (rc != 0) {
-            log_warn("service", "model %s: %s", a->request.model, err.message);
-            api_error_hide(&err, "service");
-            api_error_set(&a->failure, err.code, "model", "%s", err.message);
-            answer_refuse(a);
-        } else {
-            a->model_resolved = true;
-            answer_prepare(a);
-        }
-    }
-    return NULL;
 }
 
 void service_answer(struct service *s, struct http_exchange *x, struct openai_request *request,
@@ -243,36 +191,15 @@ void service_answer(struct service *s, struct http_exchange *x, struct openai_re
 {
     struct answer *a = answer_create(s, x, request, customer);
     if (service_is_stopping(s)) {
-        shutting_down(a);
+        answer_shutting_down(a);
         answer_refuse(a);
         return;
     }
-    if (service_find_local(s, a->request.model, &a->model)) {
-        a->model_resolved = true;
-        answer_prepare(a);
-        return;
-    }
-    if (s->opt.resolver.resolve == NULL) {
-        struct err err;
-        err_set(&err, ERR_NOT_FOUND, "the model '%s' does not exist", a->request.model);
-        model_not_found(a, &err);
-        answer_refuse(a);
-        return;
-    }
-    atomic_fetch_add(&s->n_loading, 1);
-    if (!queue_try_push(s->loading, a)) {
-        atomic_fetch_sub(&s->n_loading, 1);
-        api_error_set(&a->failure, ERR_BUSY, "model",
-                      "too many requests wait for adapters to be fetched");
-        a->failure.retry_after_s = 2;
-        answer_refuse(a);
-    }
+    answer_resolve(a);
 }
 
 /* ---- the service thread: running ---------------------------------------------------------------
  */
-
-static void commit(struct answer *a);
 
 static void cancel_sequences(struct answer *a)
 {
@@ -285,7 +212,7 @@ static void cancel_sequences(struct answer *a)
     }
 }
 
-static void finish_answer(struct answer *a)
+void answer_finish(struct answer *a)
 {
     if (a->prev != NULL)
         a->prev->next = a->next;
@@ -304,7 +231,7 @@ static void begin_stream(struct answer *a)
     }
 }
 
-static void send_event(struct answer *a, const struct buf *json, bool urgent)
+void answer_send_event(struct answer *a, const struct buf *json, bool urgent)
 {
     struct buf event = BUF_INIT;
     sse_append_event(&event, (const char *)json->data, json->len);
@@ -321,7 +248,7 @@ static void emit(struct choice *c)
     begin_stream(a);
     struct buf json = BUF_INIT;
     format_chunk(&json, a, c, NULL, NULL);
-    send_event(a, &json, !c->begun);
+    answer_send_event(a, &json, !c->begun);
     buf_release(&json);
     buf_reset(&c->text);
     c->begun = true;
@@ -406,18 +333,18 @@ static void on_prompt_score(struct choice *c, const struct engine_event *ev)
 static void all_finished(struct answer *a)
 {
     if (a->gone) {
-        commit(a);
+        answer_commit(a);
     } else if (a->failed && !a->streaming) {
         api_error_reply(a->x, &a->failure);
         a->tokens_prompt = 0;
-        finish_answer(a);
+        answer_finish(a);
     } else if (a->request.stream) {
         begin_stream(a);
         a->state = ANSWER_DRAINING;
         if (http_stream_drained(a->x))
-            commit(a);
+            answer_commit(a);
     } else {
-        commit(a);
+        answer_commit(a);
     }
 }
 
@@ -534,7 +461,7 @@ static void start(struct answer *a)
         a->gone = true; /* it may have been told before anybody listened */
     if (s->cancelled_all) {
         a->failed = true;
-        shutting_down(a);
+        answer_shutting_down(a);
     }
     for (size_t i = 0; i < a->n_choices && !a->failed && !a->gone; i++) {
         if (submit(a, &a->choices[i], random) == 0) {
@@ -552,146 +479,6 @@ static void start(struct answer *a)
         all_finished(a);
 }
 
-/* ---- the service thread: billing ---------------------------------------------------------------
- */
-
-/* How many ids of each choice have been written; counts [n_choices]. */
-static void count_written(struct answer *a, size_t *counts)
-{
-    bool whole = !a->gone && !a->failed;
-    uint64_t written = a->streaming ? http_stream_written(a->x) : 0;
-    for (size_t i = 0; i < a->n_choices; i++)
-        counts[i] = whole ? a->choices[i].ids.n : 0;
-    for (size_t i = 0; i < a->n_marks && !whole && a->marks[i].end <= written; i++)
-        counts[a->marks[i].choice] = a->marks[i].n_ids;
-}
-
-static struct sha256_digest response_hash(const struct answer *a, const size_t *counts)
-{
-    struct sha256 h;
-    sha256_init(&h);
-    for (size_t i = 0; i < a->n_choices; i++) {
-        for (size_t k = 0; k < counts[i]; k++) {
-            uint32_t id = (uint32_t)a->choices[i].ids.ids[k];
-            uint8_t le[4] = {(uint8_t)id, (uint8_t)(id >> 8), (uint8_t)(id >> 16),
-                             (uint8_t)(id >> 24)};
-            sha256_update(&h, le, sizeof le);
-        }
-    }
-    return sha256_final(&h);
-}
-
-static void send_result(struct answer *a);
-
-/* Why is for the log: it names files. */
-static void no_receipt(struct answer *a, const struct err *err)
-{
-    log_error("service", "request %s: no receipt: %s", a->id, err->message);
-    a->failed = true;
-    a->tokens_billed = 0;
-    api_error_set(&a->failure, err->code == ERR_BUSY ? ERR_BUSY : ERR_INTERNAL, NULL,
-                  "the ledger can't give a receipt now, and without one there is no answer");
-}
-
-static void commit(struct answer *a)
-{
-    struct service *s = a->service;
-    a->state = ANSWER_COMMITTING;
-    size_t *counts = xcalloc(a->n_choices, sizeof *counts);
-    count_written(a, counts);
-    uint64_t total = 0;
-    for (size_t i = 0; i < a->n_choices; i++)
-        total += counts[i];
-    a->tokens_billed = (uint32_t)total;
-    if (a->gone && (total == 0 || !a->streaming)) {
-        free(counts);
-        atomic_fetch_add(&s->n_vanished, 1);
-        a->tokens_prompt = 0;
-        a->tokens_billed = 0;
-        finish_answer(a);
-        return;
-    }
-    struct usage u = {
-        .model = engine_model(s->engine)->id,
-        .request_hash = a->request_hash,
-        .response_hash = response_hash(a, counts),
-        .finished = clock_unix_ms(),
-        .tokens_prompt = a->tokens_prompt,
-        .tokens_completion = a->tokens_billed,
-        .key_tag = a->customer.key_tag,
-    };
-    free(counts);
-    memcpy(u.request_id, http_request_id(a->x), 32);
-    if (!a->model.is_base) {
-        u.n_adapters = 1;
-        u.adapters[0] = (struct usage_adapter){a->model.id, a->model.content, BPS_WHOLE};
-    }
-    if (a->gone)
-        atomic_fetch_add(&s->n_vanished, 1);
-    a->commit_began = clock_monotonic_us();
-    struct err err = {0};
-    atomic_fetch_add(&a->refs, 1); /* the callback's */
-    if (ledger_commit(s->ledger, &u, on_committed, a, &err) != 0) {
-        atomic_fetch_sub(&a->refs, 1);
-        no_receipt(a, &err);
-        send_result(a);
-    }
-}
-
-static void on_receipt(struct answer *a, char *receipt, const struct err *err)
-{
-    struct service *s = a->service;
-    metrics_observe(s->opt.metrics, METRICS_COMMIT_SECONDS,
-                    clock_elapsed_us(a->commit_began, clock_monotonic_us()));
-    if (receipt != NULL) {
-        a->receipt = receipt;
-        atomic_fetch_add(&s->n_receipts, 1);
-        metrics_tokens(s->opt.metrics, a->model.name, a->tokens_prompt, a->tokens_billed);
-    } else {
-        no_receipt(a, err);
-    }
-    send_result(a);
-}
-
-/* The last words to the client: what the commit has decided. */
-static void send_result(struct answer *a)
-{
-    struct buf json = BUF_INIT;
-    if (a->gone) {
-        /* nobody listens */
-    } else if (!a->streaming) {
-        if (a->failed) {
-            api_error_reply(a->x, &a->failure);
-        } else {
-            format_body(&json, a);
-            http_reply(a->x, 200, "application/json", &json);
-        }
-    } else {
-        if (a->failed) {
-            format_stream_error(&json, a);
-            send_event(a, &json, true);
-        } else {
-            for (size_t i = 0; i < a->n_choices; i++) {
-                struct choice *c = &a->choices[i];
-                bool last = i + 1 == a->n_choices;
-                buf_reset(&json);
-                format_chunk(&json, a, c, format_finish(c), last ? a->receipt : NULL);
-                send_event(a, &json, false);
-            }
-            if (a->request.include_usage) {
-                buf_reset(&json);
-                format_usage_chunk(&json, a);
-                send_event(a, &json, false);
-            }
-            static const struct buf done = {(uint8_t *)(uintptr_t) "[DONE]", 6, 7};
-            send_event(a, &done, true);
-        }
-        http_stream_end(a->x);
-    }
-    buf_release(&json);
-    finish_answer(a);
-}
-
 /* ---- the service thread: its loop --------------------------------------------------------------
  */
 
@@ -703,7 +490,7 @@ static void on_gone(struct answer *a)
     if (a->state == ANSWER_RUNNING)
         cancel_sequences(a);
     else if (a->state == ANSWER_DRAINING)
-        commit(a);
+        answer_commit(a);
 }
 
 static void on_message(struct message *m)
@@ -718,10 +505,10 @@ static void on_message(struct message *m)
         break;
     case MESSAGE_DRAINED:
         if (a->state == ANSWER_DRAINING)
-            commit(a);
+            answer_commit(a);
         break;
     case MESSAGE_COMMITTED:
-        on_receipt(a, m->receipt, m->err);
+        answer_committed(a, m->receipt, m->err);
         free(m->err);
         answer_drop(a); /* the callback's reference */
         break;
@@ -737,7 +524,7 @@ static void cancel_all(struct service *s)
         if (a->state == ANSWER_RUNNING) {
             if (!a->failed && !a->gone) {
                 a->failed = true;
-                shutting_down(a);
+                answer_shutting_down(a);
             }
             cancel_sequences(a);
         } else if (a->state == ANSWER_DRAINING) {
@@ -824,7 +611,7 @@ int service_start(struct service *s, struct engine *engine, struct ledger *ledge
     s->started = true;
     pthread_mutex_unlock(&s->lock);
     for (int i = 0; i < n; i++) {
-        if (pthread_create(&s->loaders[i], NULL, loader_main, s) != 0) {
+        if (pthread_create(&s->loaders[i], NULL, service_loader_main, s) != 0) {
             service_stop(s);
             return err_set(err, ERR_NO_MEMORY, "cannot start a loader thread");
         }

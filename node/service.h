@@ -3,8 +3,9 @@
  *   http thread    parsed request, admitted -> service_answer: name resolved, template, tokenizer
  *   loader thread  the same for a name that nobody has here yet: the resolver fetches it
  *   service thread everything else: submits, detokenises, matches stop strings, forms chunks,
- * bills, commits, and after the commit sends the last chunk with the receipt engine thread  only
- * copies its events into the service's inbox ledger thread  only copies the receipt into it
+ *                  bills, commits, and after the commit sends the last chunk with the receipt
+ *   engine thread  only copies its events into the service's inbox
+ *   ledger thread  only copies the receipt into it
  *
  * What is billed is what was written. A streamed token counts when the socket has taken the event
  * that carries it; the commit waits until everything has left, or the client has. An answer that

@@ -1,5 +1,5 @@
-/* service_internal: what service.c, answer_prepare.c and service_names.c share. Nobody else
- * includes it. */
+/* service_internal: what the files of the service room share: service.c, answer_resolve.c,
+ * answer_prepare.c, service_billing.c and service_names.c. Nobody else includes it. */
 #ifndef TRIBUTARY_NODE_SERVICE_INTERNAL_H
 #define TRIBUTARY_NODE_SERVICE_INTERNAL_H
 
@@ -72,8 +72,23 @@ void service_post(struct service *s, enum message_kind kind, struct answer *a, c
                   struct err *err);
 void service_on_http_event(void *user,
                            enum http_event event); /* for http_listen; user: the answer */
+bool service_is_stopping(struct service *s);       /* any thread */
 /* Answers with a->failure; for an answer that hasn't been started. Takes the owner's reference. */
 void answer_refuse(struct answer *a);
+void answer_shutting_down(struct answer *a); /* a->failure says so */
+
+/* Service thread: the end of a started answer; takes the owner's reference. */
+void answer_finish(struct answer *a);
+/* Service thread: one event of a stream that has begun. */
+void answer_send_event(struct answer *a, const struct buf *json, bool urgent);
+
+/* ---- answer_resolve.c --------------------------------------------------------------------------
+ */
+
+/* From a new answer to answer_prepare, or a refusal, at once or on a loader thread. Takes the
+ * owner's reference. Does not block. */
+void answer_resolve(struct answer *a);
+void *service_loader_main(void *service); /* a loader thread */
 
 /* ---- answer_prepare.c --------------------------------------------------------------------------
  */
@@ -82,6 +97,14 @@ void answer_refuse(struct answer *a);
 void answer_prepare(struct answer *a);
 /* Characters of UTF-8 text. */
 uint32_t answer_count_chars(const char *s, size_t n);
+
+/* ---- service_billing.c: on the service thread -------------------------------------------------
+ */
+
+/* Counts what was written and hands it to the ledger, or ends an answer that nobody has seen. */
+void answer_commit(struct answer *a);
+/* What the ledger said: receipt (JSON, taken over), or NULL and why. Ends the answer. */
+void answer_committed(struct answer *a, char *receipt, const struct err *err);
 
 /* ---- service_names.c ---------------------------------------------------------------------------
  */
