@@ -77,8 +77,13 @@ struct answer {
     struct sha256_digest request_hash;
     struct openai_request request; /* without its JSON once the prompts are tokenised */
     struct service_customer customer;
-    struct resolved model;
-    bool model_resolved;
+    /* What was asked for, in the request's order; the shares and the name are of the adapters. */
+    struct resolved models[OPENAI_ADAPTERS_MAX]; /* [n_models]; name "": not found yet */
+    float weights[OPENAI_ADAPTERS_MAX];
+    uint16_t shares[OPENAI_ADAPTERS_MAX]; /* basis points, sum BPS_WHOLE */
+    size_t n_models, n_adapters;          /* n_adapters: the same, or 0 for the base model */
+    bool is_ensemble;                     /* `adapters` was given */
+    char *model_name;                     /* what the answer carries; NULL before all are found */
     struct unix_ms created;
     struct monotonic_us began, first_token, commit_began;
     char id[80]; /* "chatcmpl-..." */

@@ -172,6 +172,7 @@ static void forget_json(struct openai_request *r)
     json_decref(r->root);
     r->root = r->messages = r->template_kwargs = NULL;
     r->model = NULL;
+    r->n_adapters = 0;
     r->prompts = NULL;
     r->n_stops = 0;
 }

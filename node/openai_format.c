@@ -182,7 +182,7 @@ static void append_envelope(struct buf *b, const struct answer *a, bool chunk)
                 : chunk ? "chat.completion.chunk"
                         : "chat.completion",
                 (unsigned long long)(a->created.ms / 1000));
-    json_append_cstr(b, a->model.name);
+    json_append_cstr(b, a->model_name);
 }
 
 /* "logprobs": of a choice's scores from `from` on, with the prompt's before them when echo is set

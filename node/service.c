@@ -116,6 +116,7 @@ static void answer_drop(struct answer *a)
     free(a->prompts);
     free(a->marks);
     free(a->receipt);
+    free(a->model_name);
     free(a);
 }
 
@@ -155,8 +156,10 @@ static void answer_end(struct answer *a)
     http_unlisten(a->x);
     http_drop(a->x);
     a->x = NULL;
-    if (a->model_resolved && a->model.handle != NULL)
-        s->opt.resolver.release(s->opt.resolver.context, &a->model);
+    for (size_t i = 0; i < a->n_models; i++) {
+        if (a->models[i].handle != NULL)
+            s->opt.resolver.release(s->opt.resolver.context, &a->models[i]);
+    }
     if (a->customer.done != NULL)
         a->customer.done(a->customer.context, (uint64_t)a->tokens_prompt + a->tokens_billed);
     atomic_fetch_sub(&s->n_answers, 1);
@@ -419,6 +422,7 @@ static int submit(struct answer *a, struct choice *c, uint64_t random)
         .prompt_logprobs = r->echo && (r->n_logprobs >= 0 || r->max_tokens == 0),
         .stop_ids = r->stop_ids,
         .n_stop_ids = r->n_stop_ids,
+        .n_adapters = (int32_t)a->n_adapters,
         .sampling =
             {
                 .temperature = r->temperature,
@@ -436,10 +440,9 @@ static int submit(struct answer *a, struct choice *c, uint64_t random)
             },
         .user = c,
     };
-    if (!a->model.is_base) {
-        e.n_adapters = 1;
-        e.adapters[0].content = a->model.content;
-        e.adapters[0].weight = 1.0F;
+    for (size_t i = 0; i < a->n_adapters; i++) {
+        e.adapters[i].content = a->models[i].content;
+        e.adapters[i].weight = a->weights[i];
     }
     int32_t room = engine_model(a->service->engine)->max_context - e.n_prompt;
     if (e.max_tokens > room)

@@ -96,7 +96,9 @@ void answer_committed(struct answer *a, char *receipt, const struct err *err)
     if (receipt != NULL) {
         a->receipt = receipt;
         atomic_fetch_add(&s->n_receipts, 1);
-        metrics_tokens(s->opt.metrics, a->model.name, a->tokens_prompt, a->tokens_billed);
+        /* Any two numbers make another ensemble: one label has to do for them. */
+        metrics_tokens(s->opt.metrics, a->is_ensemble ? "ensemble" : a->model_name,
+                       a->tokens_prompt, a->tokens_billed);
     } else {
         no_receipt(a, err);
     }
@@ -140,14 +142,13 @@ void answer_commit(struct answer *a)
         .finished = clock_unix_ms(),
         .tokens_prompt = a->tokens_prompt,
         .tokens_completion = a->tokens_billed,
+        .n_adapters = (uint32_t)a->n_adapters,
         .key_tag = a->customer.key_tag,
     };
     free(counts);
     memcpy(u.request_id, http_request_id(a->x), 32);
-    if (!a->model.is_base) {
-        u.n_adapters = 1;
-        u.adapters[0] = (struct usage_adapter){a->model.id, a->model.content, BPS_WHOLE};
-    }
+    for (size_t i = 0; i < a->n_adapters; i++)
+        u.adapters[i] = (struct usage_adapter){a->models[i].id, a->models[i].content, a->shares[i]};
     if (a->gone)
         atomic_fetch_add(&s->n_vanished, 1);
     a->commit_began = clock_monotonic_us();

@@ -32,12 +32,13 @@
 
 #define MODEL   "tests/fixtures/models/stories260K"
 #define ADAPTER "tests/fixtures/adapters/stories260K-law"
+#define SECOND  "tests/fixtures/adapters/stories260K-code"
 
 struct world {
     char *dir;
     struct wallet *wallet;
     struct node node;
-    struct content_digest law;
+    struct content_digest law, code;
     _Atomic int n_resolved, n_released;
 };
 
@@ -47,10 +48,11 @@ struct world {
 static int resolve(void *context, const char *model, struct resolved *out, struct err *err)
 {
     struct world *w = context;
-    if (strcmp(model, "slow") != 0)
+    bool slow = strcmp(model, "slow") == 0;
+    if (!slow && strcmp(model, "slow-code") != 0)
         return err_set(err, ERR_NOT_FOUND, "the model '%s' does not exist", model);
     usleep(400000);
-    *out = (struct resolved){.content = w->law, .handle = w};
+    *out = (struct resolved){.content = slow ? w->law : w->code, .handle = w};
     snprintf(out->name, sizeof out->name, "%s", model);
     w->n_resolved++;
     return 0;
@@ -98,7 +100,9 @@ static struct world *world_open(void)
     assert_ok(engine_open(&w->node.engine, &eo, &err), err);
     assert_ok(service_start(w->node.service, w->node.engine, w->node.ledger, &err), err);
     assert_ok(service_add_adapter(w->node.service, "law", ADAPTER, &err), err);
+    assert_ok(service_add_adapter(w->node.service, "code", SECOND, &err), err);
     assert_ok(adapter_content_digest(ADAPTER, &w->law, &err), err);
+    assert_ok(adapter_content_digest(SECOND, &w->code, &err), err);
     struct http_options ho = {.listen = "127.0.0.1:0",
                               .tick_ms = 1,
                               .on_head = routes_on_head,
@@ -578,6 +582,101 @@ static void many_at_once_get_the_words_they_get_alone(void **state)
     }
 }
 
+/* What the resolver gave out was released, and not twice. */
+static void everything_is_given_back(struct world *w)
+{
+    for (int i = 0; i < 200 && w->n_released < w->n_resolved; i++)
+        usleep(5000);
+    usleep(5000);
+    assert_int_equal(w->n_released, w->n_resolved);
+}
+
+#define GREEDY "\"max_tokens\":24,\"temperature\":0,\"logprobs\":3"
+
+static json_t *choice_of(const struct answer_seen *a)
+{
+    return json_array_get(json_object_get(a->body, "choices"), 0);
+}
+
+static void an_adapter_of_weight_0_changes_nothing(void **state)
+{
+    struct world *w = *state;
+    static const char *const bodies[] = {
+        "{\"adapters\":[{\"model\":\"law\",\"weight\":1}]," ONCE "," GREEDY "}",
+        "{\"model\":\"base\",\"adapters\":[{\"model\":\"law\"},{\"model\":\"code\",\"weight\":0}]"
+        "," ONCE "," GREEDY "}",
+        "{\"adapters\":[{\"model\":\"slow\"},{\"model\":\"slow-code\",\"weight\":0}]," ONCE
+        "," GREEDY "}",
+    };
+    static const char *const names[] = {"law", "law+0*code", "slow+0*slow-code"};
+    const char *plain_body = "{\"model\":\"law\"," ONCE "," GREEDY "}";
+    struct answer_seen plain = ask(w, plain_body);
+    check_receipt("plain", &plain, plain_body);
+    for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
+        struct answer_seen a = ask(w, bodies[i]);
+        check_receipt(bodies[i], &a, bodies[i]);
+        if (!json_equal(choice_of(&a), choice_of(&plain))) /* with every log-probability */
+            fail_msg("%s:\nalone \"%s\"\nhere  \"%s\"", bodies[i], plain.text, a.text);
+        assert_string_equal(json_string_value(json_object_get(a.body, "model")), names[i]);
+        answer_release(&a);
+    }
+    answer_release(&plain);
+    everything_is_given_back(w);
+}
+
+/* "7000 3000": the shares that a receipt names, in its order. */
+static void expect_shares(const char *what, const struct answer_seen *a, const char *shares)
+{
+    const json_t *top = a->body != NULL ? a->body : a->last, *share;
+    const json_t *receipt = json_object_get(json_object_get(top, "tributary"), "receipt");
+    struct buf got = BUF_INIT;
+    size_t i;
+    json_array_foreach(json_object_get(receipt, "adapters"), i, share)
+        buf_appendf(&got, "%s%lld", i > 0 ? " " : "",
+                    (long long)json_integer_value(json_object_get(share, "bps")));
+    if (strcmp(buf_cstr(&got), shares) != 0)
+        fail_msg("%s: the receipt shares %s, expected %s", what, buf_cstr(&got), shares);
+    buf_release(&got);
+}
+
+static void an_ensemble_is_receipted_by_share(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        const char *adapters, *shares, *name;
+    } rows[] = {
+        {"{\"model\":\"law\",\"weight\":0.7},{\"model\":\"code\",\"weight\":0.3}", "7000 3000",
+         "0.7*law+0.3*code"},
+        {"{\"model\":\"code\",\"weight\":-0.5},{\"model\":\"slow\"}", "3333 6667",
+         "-0.5*code+slow"},
+        {"{\"model\":\"slow\",\"weight\":2},{\"model\":\"slow-code\",\"weight\":1}", "6667 3333",
+         "2*slow+slow-code"},
+        {"{\"model\":\"law\",\"weight\":0.25}", "10000", "0.25*law"},
+    };
+    struct answer_seen law = ask(w, "{\"model\":\"law\"," ONCE "," GREEDY "}");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char *body = xasprintf("{\"adapters\":[%s]," ONCE "," GREEDY "}", rows[i].adapters);
+        char *streamed = xasprintf("{\"adapters\":[%s]," ONCE "," GREEDY ",\"stream\":true}",
+                                   rows[i].adapters);
+        struct answer_seen a = ask(w, body), b = ask(w, streamed);
+        check_receipt(body, &a, body);
+        check_receipt(streamed, &b, streamed);
+        expect_shares(body, &a, rows[i].shares);
+        expect_shares(streamed, &b, rows[i].shares);
+        assert_string_equal(json_string_value(json_object_get(a.body, "model")), rows[i].name);
+        assert_string_equal(json_string_value(json_object_get(b.last, "model")), rows[i].name);
+        assert_string_equal(a.text, b.text);
+        if (json_equal(choice_of(&a), choice_of(&law)))
+            fail_msg("%s: the same scores as law alone: the weights were not applied", body);
+        answer_release(&a);
+        answer_release(&b);
+        free(body);
+        free(streamed);
+    }
+    answer_release(&law);
+    everything_is_given_back(w);
+}
+
 static void a_fetch_does_not_block_other_requests(void **state)
 {
     struct world *w = *state;
@@ -596,9 +695,7 @@ static void a_fetch_does_not_block_other_requests(void **state)
     struct answer_seen slow = parse_answer(&raw);
     check_receipt("slow", &slow, body);
     assert_string_equal(json_string_value(json_object_get(slow.body, "model")), "slow");
-    for (int i = 0; i < 200 && w->n_released < w->n_resolved; i++)
-        usleep(5000);
-    assert_int_equal(w->n_released, w->n_resolved);
+    everything_is_given_back(w);
     answer_release(&fast);
     answer_release(&slow);
     buf_release(&raw);
@@ -621,6 +718,18 @@ static void what_cannot_be_answered_is_refused_by_name(void **state)
          "invalid"},
         {"{\"model\":\"base\",\"prompt\":\"\",\"add_special_tokens\":false}", 400, "prompt",
          "invalid"},
+        {"{\"model\":\"law\",\"adapters\":[{\"model\":\"code\"}]," ONCE "}", 400, "model",
+         "invalid"},
+        {"{\"model\":\"nobody\",\"adapters\":[{\"model\":\"code\"}]," ONCE "}", 400, "model",
+         "invalid"},
+        {"{\"adapters\":[{\"model\":\"code\"},{\"model\":\"base\"}]," ONCE "}", 400,
+         "adapters[1].model", "invalid"},
+        {"{\"adapters\":[{\"model\":\"law\"},{\"model\":\"law\"}]," ONCE "}", 400,
+         "adapters[1].model", "invalid"},
+        {"{\"adapters\":[{\"model\":\"law\"},{\"model\":\"code\"},{\"model\":\"slow\"}]," ONCE "}",
+         400, "adapters[2].model", "invalid"},
+        {"{\"adapters\":[{\"model\":\"slow\"},{\"model\":\"nobody\"}]," ONCE "}", 404,
+         "adapters[1].model", "model_not_found"},
         {"{", 400, NULL, "invalid"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -634,6 +743,7 @@ static void what_cannot_be_answered_is_refused_by_name(void **state)
                      param != NULL ? param : "null", code);
         answer_release(&a);
     }
+    everything_is_given_back(w);
     struct buf body = BUF_INIT;
     buf_append_str(&body, "{\"model\":\"base\",\"prompt\":[1");
     for (int i = 0; i < 512; i++)
@@ -779,6 +889,8 @@ int main(void)
         cmocka_unit_test(a_vanished_client_is_billed_what_its_socket_took),
         cmocka_unit_test(a_client_that_leaves_before_the_first_byte_is_billed_nothing),
         cmocka_unit_test(many_at_once_get_the_words_they_get_alone),
+        cmocka_unit_test(an_adapter_of_weight_0_changes_nothing),
+        cmocka_unit_test(an_ensemble_is_receipted_by_share),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
         cmocka_unit_test(what_cannot_be_answered_is_refused_by_name),
         cmocka_unit_test(many_queries_are_answered_beside_a_stream),
