@@ -69,16 +69,26 @@ enum answer_state {
     ANSWER_DONE,
 };
 
+struct answer_slot { /* one name of a request, while its model is looked for */
+    struct answer *answer;
+    size_t i;
+};
+
 struct answer {
     struct service *service;
-    struct answer *prev, *next; /* service thread's list */
-    _Atomic int refs;           /* owner, and each message under way */
+    struct answer *prev, *next; /* service.waiting, then service.answers */
+    _Atomic int refs;           /* owner, each message under way, the slots together */
     struct http_exchange *x;
     struct sha256_digest request_hash;
     struct openai_request request; /* without its JSON once the prompts are tokenised */
     struct service_customer customer;
-    /* What was asked for, in the request's order; the shares and the name are of the adapters. */
-    struct resolved models[OPENAI_ADAPTERS_MAX]; /* [n_models]; name "": not found yet */
+    /* What was asked for, in the request's order; see answer_resolve.c for how it gets here. */
+    struct answer_slot slots[OPENAI_ADAPTERS_MAX];
+    struct resolved models[OPENAI_ADAPTERS_MAX];
+    struct err *why_not[OPENAI_ADAPTERS_MAX]; /* NULL: the model was found */
+    _Atomic int n_untold;
+    bool waits;       /* in the service's list of waiting answers; under its lock */
+    bool models_told; /* the models are this answer's to release */
     float weights[OPENAI_ADAPTERS_MAX];
     uint16_t shares[OPENAI_ADAPTERS_MAX]; /* basis points, sum BPS_WHOLE */
     size_t n_models, n_adapters;          /* n_adapters: the same, or 0 for the base model */
@@ -86,7 +96,8 @@ struct answer {
     char *model_name;                     /* what the answer carries; NULL before all are found */
     struct unix_ms created;
     struct monotonic_us began, first_token, commit_began;
-    char id[80]; /* "chatcmpl-..." */
+    struct monotonic_us deadline; /* 0: none; for the last token */
+    char id[80];                  /* "chatcmpl-..." */
 
     struct token_ids *prompts; /* [n_prompts] */
     size_t n_prompts;

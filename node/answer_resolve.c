@@ -1,20 +1,29 @@
 /* answer_resolve: from the names in a request to adapters that stay loaded until the answer's end.
  *
- * A request names one model, or an ensemble of adapters. What is local is found at once, on the
- * http thread; if anything is not, the answer waits for a loader thread, since the resolver may
- * have to fetch it. One loader takes all that an answer lacks, one after the other. All or nothing:
- * where one name fails, what was resolved before it is released by answer_end. See service.h for
- * the whole. */
+ * A request names one model, or an ensemble of adapters. Each name is a slot, and each slot is told
+ * once, by this thread (a local name) or by a loader thread (the resolver may have to fetch it):
+ *
+ *     answer_resolve --asks for every slot--> tell ... tell --the last--> all_told
+ *
+ * a->n_untold counts the slots that wait, and answer_resolve itself, so that nothing is finished
+ * before everything was asked for. All or nothing: where a name fails, the first that did (in the
+ * request's order) is what the client reads, and what the others found is released.
+ *
+ * An answer whose time is up meanwhile is taken away by the service thread (answers_expire). Who
+ * takes it off the list of waiting answers, under the service's lock, is the one who goes on with
+ * it; then all_told has nothing left to do but to release. See service.h for the whole. */
 #include "node/service_internal.h"
 
 #include "node/base/buf.h"
+#include "node/base/clock.h"
 #include "node/base/err.h"
-#include "node/base/hex.h"
 #include "node/base/log.h"
 #include "node/base/queue.h"
 #include "node/base/usage.h"
 #include "node/ensemble.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -32,13 +41,19 @@ static const char *name_param(const struct answer *a, size_t i, char param[48])
     return param;
 }
 
-static int not_resolved(struct answer *a, size_t i, const struct err *err)
+static void not_resolved(struct answer *a, size_t i, const struct err *why)
 {
     char param[48];
-    api_error_set(&a->failure, err->code, name_param(a, i, param), "%s", err->message);
-    if (err->code == ERR_NOT_FOUND)
+    struct err err = *why;
+    if (err.code != ERR_NOT_FOUND && err.code != ERR_BUSY) {
+        log_warn("service", "model %s: %s", a->request.adapters[i].model, err.message);
+        api_error_hide(&err, "service");
+    }
+    api_error_set(&a->failure, err.code, name_param(a, i, param), "%s", err.message);
+    if (err.code == ERR_NOT_FOUND)
         a->failure.code = "model_not_found";
-    return -1;
+    if (err.code == ERR_BUSY)
+        a->failure.retry_after_s = 2;
 }
 
 static int check_ensemble(struct answer *a)
@@ -74,7 +89,7 @@ static void name_and_share(struct answer *a)
         ensemble_shares(a->shares, a->weights, a->n_adapters);
 }
 
-/* All models are there. */
+/* All models are there; goes on as answer_prepare does. */
 static void resolved(struct answer *a)
 {
     if (a->is_ensemble && check_ensemble(a) != 0) {
@@ -85,42 +100,153 @@ static void resolved(struct answer *a)
     answer_prepare(a);
 }
 
-static int resolve_missing(struct answer *a)
+/* ---- waiting -----------------------------------------------------------------------------------
+ */
+
+static void wait_for_models(struct answer *a)
 {
-    const struct service_resolver *r = &a->service->opt.resolver;
-    for (size_t i = 0; i < a->n_models; i++) {
-        struct err err = {0};
-        const char *name = a->request.adapters[i].model;
-        if (a->models[i].name[0] != '\0')
-            continue;
-        if (r->resolve(r->context, name, &a->models[i], &err) == 0)
-            continue;
-        a->models[i] = (struct resolved){0};
-        if (err.code != ERR_NOT_FOUND) {
-            log_warn("service", "model %s: %s", name, err.message);
-            api_error_hide(&err, "service");
-        }
-        return not_resolved(a, i, &err);
-    }
-    return 0;
+    struct service *s = a->service;
+    pthread_mutex_lock(&s->lock);
+    a->waits = true;
+    a->prev = NULL;
+    a->next = s->waiting;
+    if (a->next != NULL)
+        a->next->prev = a;
+    s->waiting = a;
+    atomic_fetch_add(&s->n_loading, 1);
+    if (a->deadline.us != 0)
+        pthread_cond_signal(&s->arrived); /* it may be the next that is up */
+    pthread_mutex_unlock(&s->lock);
 }
+
+/* Under the service's lock. False: somebody else has it. */
+static bool take_waiting(struct answer *a)
+{
+    struct service *s = a->service;
+    if (!a->waits)
+        return false;
+    if (a->prev != NULL)
+        a->prev->next = a->next;
+    else
+        s->waiting = a->next;
+    if (a->next != NULL)
+        a->next->prev = a->prev;
+    a->waits = false;
+    a->prev = a->next = NULL;
+    atomic_fetch_sub(&s->n_loading, 1);
+    return true;
+}
+
+uint64_t answers_next_deadline(const struct service *s)
+{
+    uint64_t next = 0;
+    for (const struct answer *a = s->waiting; a != NULL; a = a->next) {
+        if (a->deadline.us != 0 && (next == 0 || a->deadline.us < next))
+            next = a->deadline.us;
+    }
+    return next;
+}
+
+void answers_expire(struct service *s)
+{
+    struct answer *up = NULL;
+    uint64_t now = clock_monotonic_us().us;
+    pthread_mutex_lock(&s->lock);
+    for (struct answer *a = s->waiting, *next; a != NULL; a = next) {
+        next = a->next;
+        if (a->deadline.us != 0 && a->deadline.us <= now && take_waiting(a)) {
+            a->next = up;
+            up = a;
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    for (struct answer *next; up != NULL; up = next) {
+        next = up->next;
+        up->next = NULL;
+        api_error_set(&up->failure, ERR_TIMEOUT, NULL,
+                      "the request's time was up before its adapter was here");
+        answer_refuse(up);
+    }
+}
+
+static void all_told(struct answer *a)
+{
+    struct service *s = a->service;
+    pthread_mutex_lock(&s->lock);
+    bool mine = take_waiting(a);
+    pthread_mutex_unlock(&s->lock);
+    if (!mine) {
+        answer_release_models(a);
+        answer_drop(a);
+        return;
+    }
+    a->models_told = true;
+    size_t failed = 0;
+    while (failed < a->n_models && a->why_not[failed] == NULL)
+        failed++;
+    if (service_is_stopping(s)) {
+        answer_shutting_down(a);
+        answer_refuse(a);
+    } else if (failed < a->n_models) {
+        not_resolved(a, failed, a->why_not[failed]);
+        answer_refuse(a);
+    } else {
+        resolved(a);
+    }
+    answer_drop(a); /* the slots' reference */
+}
+
+/* Once for each slot: out (copied), or NULL and why not. Any thread. */
+static void tell(struct answer_slot *slot, const struct resolved *out, const struct err *why)
+{
+    struct answer *a = slot->answer;
+    if (out != NULL) {
+        a->models[slot->i] = *out;
+    } else {
+        a->why_not[slot->i] = xmalloc(sizeof *why);
+        *a->why_not[slot->i] = *why;
+    }
+    if (atomic_fetch_sub(&a->n_untold, 1) == 1)
+        all_told(a);
+}
+
+/* ---- asking ------------------------------------------------------------------------------------
+ */
 
 void *service_loader_main(void *context)
 {
     struct service *s = context;
-    struct answer *a;
-    while ((a = queue_pop(s->loading)) != NULL) {
-        bool stopping = service_is_stopping(s);
-        if (stopping)
-            answer_shutting_down(a);
-        int rc = stopping ? -1 : resolve_missing(a);
-        atomic_fetch_sub(&s->n_loading, 1);
-        if (rc != 0)
-            answer_refuse(a);
+    struct answer_slot *slot;
+    while ((slot = queue_pop(s->loading)) != NULL) {
+        struct resolved out = {0};
+        struct err err = {0};
+        int rc;
+        if (service_is_stopping(s))
+            rc = err_set(&err, ERR_CANCELLED, "the node is shutting down");
         else
-            resolved(a);
+            rc = s->opt.resolver.resolve(s->opt.resolver.context,
+                                         slot->answer->request.adapters[slot->i].model, &out, &err);
+        tell(slot, rc == 0 ? &out : NULL, &err);
     }
     return NULL;
+}
+
+static void ask(struct answer_slot *slot)
+{
+    struct answer *a = slot->answer;
+    struct service *s = a->service;
+    const char *name = a->request.adapters[slot->i].model;
+    struct resolved out;
+    struct err err;
+    if (service_find_local(s, name, &out)) {
+        tell(slot, &out, NULL);
+    } else if (s->opt.resolver.resolve == NULL) {
+        err_set(&err, ERR_NOT_FOUND, "the model '%s' does not exist", name);
+        tell(slot, NULL, &err);
+    } else if (!queue_try_push(s->loading, slot)) {
+        err_set(&err, ERR_BUSY, "too many requests wait for adapters to be fetched");
+        tell(slot, NULL, &err);
+    }
 }
 
 /* The names as one list, whichever way they were given. */
@@ -142,35 +268,17 @@ static int take_names(struct answer *a)
 
 void answer_resolve(struct answer *a)
 {
-    struct service *s = a->service;
-    bool all = true;
     if (take_names(a) != 0) {
         answer_refuse(a);
         return;
     }
+    atomic_fetch_add(&a->refs, 1); /* the slots' */
+    atomic_store(&a->n_untold, (int)a->n_models + 1);
+    wait_for_models(a);
     for (size_t i = 0; i < a->n_models; i++) {
-        const char *name = a->request.adapters[i].model;
-        if (service_find_local(s, name, &a->models[i]))
-            continue;
-        all = false;
-        if (s->opt.resolver.resolve == NULL) {
-            struct err err;
-            err_set(&err, ERR_NOT_FOUND, "the model '%s' does not exist", name);
-            not_resolved(a, i, &err);
-            answer_refuse(a);
-            return;
-        }
+        a->slots[i] = (struct answer_slot){a, i};
+        ask(&a->slots[i]);
     }
-    if (all) {
-        resolved(a);
-        return;
-    }
-    atomic_fetch_add(&s->n_loading, 1);
-    if (!queue_try_push(s->loading, a)) {
-        atomic_fetch_sub(&s->n_loading, 1);
-        api_error_set(&a->failure, ERR_BUSY, "model",
-                      "too many requests wait for adapters to be fetched");
-        a->failure.retry_after_s = 2;
-        answer_refuse(a);
-    }
+    if (atomic_fetch_sub(&a->n_untold, 1) == 1)
+        all_told(a);
 }

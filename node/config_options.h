@@ -67,6 +67,8 @@ X(LIMITS_MAX_TOKENS, "limits", "max_tokens", INT, "0", 0, 10000000, "tokens", NU
   "Most completion tokens a request may ask for; 0: what the context holds.") \
 X(LIMITS_DEFAULT_MAX_TOKENS, "limits", "default_max_tokens", INT, "0", 0, 10000000, "tokens", NULL, "N", \
   "Completion tokens of a chat request that names no limit; 0: what the context holds.") \
+X(LIMITS_TIMEOUT, "limits", "timeout", DURATION, "0", 0, 86400000, "", NULL, "TIME", \
+  "For a whole answer, waiting and fetching included; a request may ask for less (`timeout`). 0: no limit.") \
 /* ---- model ---- */ \
 X(MODEL_DIR, "model", "dir", PATH, "", 0, 0, "", "model", "DIR", \
   "The base model, in Hugging Face layout.") \

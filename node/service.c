@@ -96,7 +96,7 @@ const struct tokenizer *answer_tokenizer(const struct answer *a)
     return engine_tokenizer(a->service->engine);
 }
 
-static void answer_drop(struct answer *a)
+void answer_drop(struct answer *a)
 {
     if (atomic_fetch_sub(&a->refs, 1) != 1)
         return;
@@ -111,6 +111,8 @@ static void answer_drop(struct answer *a)
     }
     for (size_t i = 0; i < a->n_prompts; i++)
         token_ids_release(&a->prompts[i]);
+    for (size_t i = 0; i < a->n_models; i++)
+        free(a->why_not[i]);
     openai_request_release(&a->request);
     free(a->choices);
     free(a->prompts);
@@ -118,6 +120,17 @@ static void answer_drop(struct answer *a)
     free(a->receipt);
     free(a->model_name);
     free(a);
+}
+
+/* What the request asked for (answer_prepare holds it to the node's bound), or that bound. */
+static struct monotonic_us deadline_of(const struct service *s, const struct answer *a)
+{
+    double timeout_us = a->request.timeout_s * 1e6;
+    if (a->request.timeout_s <= 0)
+        timeout_us = (double)s->opt.max_time_ms * 1e3;
+    if (timeout_us <= 0)
+        return (struct monotonic_us){0};
+    return (struct monotonic_us){a->began.us + (uint64_t)timeout_us};
 }
 
 static struct answer *answer_create(struct service *s, struct http_exchange *x,
@@ -134,6 +147,7 @@ static struct answer *answer_create(struct service *s, struct http_exchange *x,
     a->customer = *customer;
     a->created = clock_unix_ms();
     a->began = clock_monotonic_us();
+    a->deadline = deadline_of(s, a);
     size_t n_body;
     const void *body = http_body(x, &n_body);
     a->request_hash = sha256(body, n_body);
@@ -143,6 +157,15 @@ static struct answer *answer_create(struct service *s, struct http_exchange *x,
              hex_encode(hex, http_request_id(x), 32));
     atomic_fetch_add(&s->n_answers, 1);
     return a;
+}
+
+void answer_release_models(struct answer *a)
+{
+    const struct service_resolver *r = &a->service->opt.resolver;
+    for (size_t i = 0; i < a->n_models; i++) {
+        if (a->models[i].handle != NULL)
+            r->release(r->context, &a->models[i]);
+    }
 }
 
 /* The end of an answer: it owes nobody anything. The caller's reference is the last owner's. */
@@ -156,10 +179,8 @@ static void answer_end(struct answer *a)
     http_unlisten(a->x);
     http_drop(a->x);
     a->x = NULL;
-    for (size_t i = 0; i < a->n_models; i++) {
-        if (a->models[i].handle != NULL)
-            s->opt.resolver.release(s->opt.resolver.context, &a->models[i]);
-    }
+    if (a->models_told)
+        answer_release_models(a);
     if (a->customer.done != NULL)
         a->customer.done(a->customer.context, (uint64_t)a->tokens_prompt + a->tokens_billed);
     atomic_fetch_sub(&s->n_answers, 1);
@@ -438,6 +459,7 @@ static int submit(struct answer *a, struct choice *c, uint64_t random)
                 .bias_values = r->bias_values,
                 .n_bias = r->n_bias,
             },
+        .deadline = a->deadline,
         .user = c,
     };
     for (size_t i = 0; i < a->n_adapters; i++) {
@@ -536,17 +558,35 @@ static void cancel_all(struct service *s)
     }
 }
 
-/* While stopping: answers may also end on other threads, which don't wake this one. */
-static void wait_a_little(struct service *s)
+/* On the monotonic clock. */
+static void wait_until(struct service *s, uint64_t us)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += 5 * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
+    struct timespec until = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
     pthread_cond_timedwait(&s->arrived, &s->lock, &until);
+}
+
+static bool is_empty(const struct inbox *in)
+{
+    return in->n_messages == 0 && in->n_events == 0;
+}
+
+/* Under the lock: until there is work, an answer that waits for its adapter is out of time, or the
+ * service stops. While it stops, answers may also end on other threads, which don't wake this one:
+ * it looks every few milliseconds. */
+static void wait_for_work(struct service *s)
+{
+    enum { LOOK_AGAIN_US = 5000 };
+    while (is_empty(&s->inbox) && !s->stopping) {
+        uint64_t next = answers_next_deadline(s);
+        if (next == 0)
+            pthread_cond_wait(&s->arrived, &s->lock);
+        else if (clock_monotonic_us().us < next)
+            wait_until(s, next);
+        else
+            return;
+    }
+    if (is_empty(&s->inbox) && s->cancelled_all)
+        wait_until(s, clock_monotonic_us().us + LOOK_AGAIN_US);
 }
 
 static void *service_main(void *context)
@@ -555,10 +595,7 @@ static void *service_main(void *context)
     struct inbox work = {0};
     for (;;) {
         pthread_mutex_lock(&s->lock);
-        while (s->inbox.n_messages == 0 && s->inbox.n_events == 0 && !s->stopping)
-            pthread_cond_wait(&s->arrived, &s->lock);
-        if (s->inbox.n_messages == 0 && s->inbox.n_events == 0 && s->cancelled_all)
-            wait_a_little(s);
+        wait_for_work(s);
         struct inbox taken = s->inbox;
         work.n_messages = work.n_events = 0;
         s->inbox = work;
@@ -573,9 +610,9 @@ static void *service_main(void *context)
             on_message(&work.messages[i]);
         for (size_t i = 0; i < work.n_events; i++)
             on_event(&work.events[i]);
+        answers_expire(s);
         atomic_store(&s->working_since_us, 0);
-        if (stopping && atomic_load(&s->n_answers) == 0 && work.n_messages == 0 &&
-            work.n_events == 0)
+        if (stopping && atomic_load(&s->n_answers) == 0 && is_empty(&work))
             break;
     }
     free(work.messages);
@@ -598,7 +635,11 @@ struct service *service_create(const struct service_options *options)
     s->loading = queue_create(s->opt.loader_queue);
     pthread_mutex_init(&s->names_lock, NULL);
     pthread_mutex_init(&s->lock, NULL);
-    pthread_cond_init(&s->arrived, NULL);
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->arrived, &clock);
+    pthread_condattr_destroy(&clock);
     return s;
 }
 

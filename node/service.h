@@ -58,6 +58,8 @@ struct service_options {
     const char *base_name;      /* what clients call the base model */
     int64_t max_tokens;         /* a request may not ask for more; 0: no limit but the context */
     int64_t default_max_tokens; /* for chat requests that name none; 0: what the context holds */
+    uint64_t max_time_ms;       /* for a whole answer: none may ask for more, and who asks for
+                                   nothing gets it; 0: no limit */
     int n_loaders;              /* 0: 2 */
     size_t loader_queue;        /* requests waiting for a fetch; 0: 64, then 503 */
     struct service_resolver resolver; /* resolve NULL: only local names */

@@ -50,10 +50,11 @@ struct service {
     pthread_mutex_t names_lock;
     struct local_adapter *adapters;
 
-    pthread_mutex_t lock; /* inbox, stopping, waiting_since */
+    pthread_mutex_t lock; /* inbox, stopping, waiting, waiting_since */
     pthread_cond_t arrived;
     struct inbox inbox;
     bool stopping;
+    struct answer *waiting;            /* for their models */
     uint64_t waiting_since_us;         /* when the oldest message came; 0: empty */
     _Atomic uint64_t working_since_us; /* 0: idle */
 
@@ -72,6 +73,8 @@ void service_post(struct service *s, enum message_kind kind, struct answer *a, c
                   struct err *err);
 void service_on_http_event(void *user,
                            enum http_event event); /* for http_listen; user: the answer */
+void answer_release_models(struct answer *a);      /* what the resolver gave */
+void answer_drop(struct answer *a);                /* a reference */
 bool service_is_stopping(struct service *s);       /* any thread */
 /* Answers with a->failure; for an answer that hasn't been started. Takes the owner's reference. */
 void answer_refuse(struct answer *a);
@@ -89,6 +92,10 @@ void answer_send_event(struct answer *a, const struct buf *json, bool urgent);
  * owner's reference. Does not block. */
 void answer_resolve(struct answer *a);
 void *service_loader_main(void *service); /* a loader thread */
+/* When the first answer that waits for its models is out of time; 0: none. Under s->lock. */
+uint64_t answers_next_deadline(const struct service *s);
+/* Service thread: refuses those that are. */
+void answers_expire(struct service *s);
 
 /* ---- answer_prepare.c --------------------------------------------------------------------------
  */

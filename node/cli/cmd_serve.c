@@ -254,6 +254,7 @@ static int open_engine(struct serving *s, struct err *err)
         .base_name = s->base_name,
         .max_tokens = config_int(c, CONFIG_LIMITS_MAX_TOKENS),
         .default_max_tokens = config_int(c, CONFIG_LIMITS_DEFAULT_MAX_TOKENS),
+        .max_time_ms = (uint64_t)config_int(c, CONFIG_LIMITS_TIMEOUT),
         .metrics = s->node.metrics,
     };
     create_store(s);

@@ -677,6 +677,79 @@ static void an_ensemble_is_receipted_by_share(void **state)
     everything_is_given_back(w);
 }
 
+static uint64_t ms_since(struct monotonic_us t)
+{
+    return clock_elapsed_us(t, clock_monotonic_us()) / 1000;
+}
+
+static void expect_timeout(const char *what, const struct answer_seen *a)
+{
+    const json_t *e = json_object_get(a->body, "error");
+    if (a->status != 504 || strcmp(json_string_value(json_object_get(e, "code")), "timeout") != 0)
+        fail_msg("%s: status %d: %s", what, a->status, json_dumps(a->body, 0));
+}
+
+static void time_runs_while_an_adapter_is_fetched(void **state)
+{
+    struct world *w = *state;
+    struct service_stats before, after;
+    service_stats(w->node.service, &before);
+    static const char *const bodies[] = {
+        "{\"model\":\"slow\"," ONCE ",\"timeout\":0.05}",
+        "{\"model\":\"slow\"," ONCE ",\"timeout\":0.05,\"stream\":true}",
+        "{\"adapters\":[{\"model\":\"law\"},{\"model\":\"slow-code\"}]," ONCE ",\"timeout\":0.05}",
+    };
+    for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
+        struct monotonic_us began = clock_monotonic_us();
+        struct answer_seen a = ask(w, bodies[i]);
+        expect_timeout(bodies[i], &a);
+        if (ms_since(began) > 300) /* the fetch takes 400 */
+            fail_msg("%s: refused after %llu ms", bodies[i], (unsigned long long)ms_since(began));
+        answer_release(&a);
+        usleep(400000);
+    }
+    everything_is_given_back(w);
+    service_stats(w->node.service, &after);
+    assert_int_equal(after.n_loading, 0);
+    assert_int_equal(after.n_answers, 0);
+    assert_int_equal(after.n_receipts, before.n_receipts);
+}
+
+#define LONG "\"max_tokens\":480,\"ignore_eos\":true,\"n\":8"
+
+static void time_runs_while_an_answer_is_made_or_waits(void **state)
+{
+    struct world *w = *state;
+    struct monotonic_us began = clock_monotonic_us();
+    struct answer_seen a = ask(w, "{\"model\":\"law\"," ONCE "," LONG ",\"timeout\":0.1}");
+    expect_timeout("running", &a);
+    answer_release(&a);
+    /* A stream has begun: it ends with an error, and bills what was written. */
+    const char *body = "{\"model\":\"law\"," ONCE "," LONG ",\"timeout\":0.3,\"stream\":true}";
+    a = ask(w, body);
+    if (a.error == NULL || a.done || a.n_ids == 0 || a.n_ids >= 480 * 8)
+        fail_msg("the stream has %zu ids, %s error, %s end", a.n_ids, a.error ? "an" : "no",
+                 a.done ? "an" : "no");
+    assert_string_equal(
+        json_string_value(json_object_get(json_object_get(a.error, "error"), "code")), "timeout");
+    check_receipt("a stream out of time", &a, body);
+    answer_release(&a);
+    /* Sixteen sequences run, as many as can; the next waits in the queue. */
+    int busy[2];
+    for (int i = 0; i < 2; i++) {
+        busy[i] = dial(w);
+        send_post(busy[i], "/v1/completions", "{\"model\":\"base\"," ONCE "," LONG "}");
+    }
+    usleep(50000);
+    a = ask(w, "{\"model\":\"base\"," ONCE ",\"max_tokens\":1,\"timeout\":0.05}");
+    expect_timeout("waiting", &a);
+    answer_release(&a);
+    close(busy[0]);
+    close(busy[1]);
+    if (ms_since(began) > 20000)
+        fail_msg("it took %llu ms", (unsigned long long)ms_since(began));
+}
+
 static void a_fetch_does_not_block_other_requests(void **state)
 {
     struct world *w = *state;
@@ -891,6 +964,8 @@ int main(void)
         cmocka_unit_test(many_at_once_get_the_words_they_get_alone),
         cmocka_unit_test(an_adapter_of_weight_0_changes_nothing),
         cmocka_unit_test(an_ensemble_is_receipted_by_share),
+        cmocka_unit_test(time_runs_while_an_adapter_is_fetched),
+        cmocka_unit_test(time_runs_while_an_answer_is_made_or_waits),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
         cmocka_unit_test(what_cannot_be_answered_is_refused_by_name),
         cmocka_unit_test(many_queries_are_answered_beside_a_stream),
