@@ -89,7 +89,12 @@ struct engine_request {
     } adapters[ENGINE_ADAPTERS_MAX];
     struct engine_sampling sampling;
     struct monotonic_us deadline; /* 0: none; passed: finished with ENGINE_FINISH_DEADLINE */
-    void *user;                   /* comes back in every event */
+    /* Whose share of the device this comes out of: payers with work to do get equal shares, by
+     * weight, in tokens (engine/payers.h). Any number, 0 is one too. */
+    uint64_t payer;
+    float payer_weight; /* the payer's share against others', from now on: 0.001 to 1000; 0: 1 */
+    int32_t priority;   /* -100 to 100; higher goes first, whatever the shares; 0 is normal */
+    void *user;         /* comes back in every event */
 };
 
 enum engine_finish {
@@ -115,6 +120,7 @@ struct engine_event {
     bool is_eos; /* the token ends the sequence and is not text */
     /* FINISHED */
     enum engine_finish finish;
+    int32_t n_prompt_cached; /* of the prompt, tokens whose K and V were in the prefix cache */
 };
 
 /* Opens the model and starts the engine thread. Fails naming the file and the reason. */

@@ -45,6 +45,7 @@ struct choice {
     bool running;                   /* its FINISHED has not come */
     bool stopped;                   /* by a stop string; later tokens don't count */
     enum engine_finish finish;
+    int32_t n_prompt_cached;
     struct token_ids ids;        /* generated, up to the one that completed a stop */
     struct scores scores;        /* one each, when log-probabilities are wanted */
     struct scores prompt_scores; /* with echo */

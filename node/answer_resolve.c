@@ -89,6 +89,17 @@ static void name_and_share(struct answer *a)
         ensemble_shares(a->shares, a->weights, a->n_adapters);
 }
 
+static int admit(struct answer *a)
+{
+    const struct service_customer *c = &a->customer;
+    if (c->admit == NULL || a->n_adapters == 0 ||
+        c->admit(c->context, a->models, a->n_adapters, &a->failure) == 0)
+        return 0;
+    snprintf(a->failure.param, sizeof a->failure.param, "%s",
+             a->is_ensemble ? "adapters" : "model");
+    return -1;
+}
+
 /* All models are there; goes on as answer_prepare does. */
 static void resolved(struct answer *a)
 {
@@ -97,6 +108,10 @@ static void resolved(struct answer *a)
         return;
     }
     name_and_share(a);
+    if (admit(a) != 0) {
+        answer_refuse(a);
+        return;
+    }
     answer_prepare(a);
 }
 

@@ -29,7 +29,7 @@ X(SERVER_TLS_CERT, "server", "tls_cert", PATH, "", 0, 0, "", "tls-cert", "FILE",
 X(SERVER_TLS_KEY, "server", "tls_key", PATH, "", 0, 0, "", "tls-key", "FILE", \
   "Private key of the certificate (PEM).") \
 X(SERVER_API_KEYS, "server", "api_keys", PATH, "", 0, 0, "", "api-keys", "FILE", \
-  "API keys: one \"NAME SHA256-OF-KEY\" a line. None: open to everyone who can connect.") \
+  "API keys: one \"NAME SHA256-OF-KEY\" a line, then if wanted weight=, priority=, rps=, burst=, concurrent=, tpm= of that key. None: open to everyone who can connect.") \
 X(SERVER_THREADS, "server", "threads", INT, "2", 1, 64, "threads", NULL, "N", \
   "Threads that serve sockets.") \
 X(SERVER_MAX_CONNECTIONS, "server", "max_connections", INT, "4096", 1, 1000000, "connections", NULL, "N", \
@@ -67,6 +67,10 @@ X(LIMITS_MAX_TOKENS, "limits", "max_tokens", INT, "0", 0, 10000000, "tokens", NU
   "Most completion tokens a request may ask for; 0: what the context holds.") \
 X(LIMITS_DEFAULT_MAX_TOKENS, "limits", "default_max_tokens", INT, "0", 0, 10000000, "tokens", NULL, "N", \
   "Completion tokens of a chat request that names no limit; 0: what the context holds.") \
+X(LIMITS_ADAPTER_REQUESTS_PER_SECOND, "limits", "adapter_requests_per_second", NUMBER, "0", 0, 0, "requests/s", NULL, "N", \
+  "For each adapter, whoever asks; `burst` may come at once. An ensemble counts for each of its own. 0: no limit.") \
+X(LIMITS_ADAPTER_CONCURRENT, "limits", "adapter_concurrent", INT, "0", 0, 1000000, "requests", NULL, "N", \
+  "Requests at the same time for each adapter; 0: no limit.") \
 X(LIMITS_TIMEOUT, "limits", "timeout", DURATION, "0", 0, 86400000, "", NULL, "TIME", \
   "For a whole answer, waiting and fetching included; a request may ask for less (`timeout`). 0: no limit.") \
 /* ---- model ---- */ \

@@ -168,6 +168,13 @@ void answer_release_models(struct answer *a)
     }
 }
 
+void answer_tell_customer(struct answer *a)
+{
+    if (a->customer.done != NULL)
+        a->customer.done(a->customer.context, (uint64_t)a->tokens_prompt + a->tokens_billed);
+    a->customer.done = NULL;
+}
+
 /* The end of an answer: it owes nobody anything. The caller's reference is the last owner's. */
 static void answer_end(struct answer *a)
 {
@@ -181,8 +188,7 @@ static void answer_end(struct answer *a)
     a->x = NULL;
     if (a->models_told)
         answer_release_models(a);
-    if (a->customer.done != NULL)
-        a->customer.done(a->customer.context, (uint64_t)a->tokens_prompt + a->tokens_billed);
+    answer_tell_customer(a);
     atomic_fetch_sub(&s->n_answers, 1);
     answer_drop(a);
 }
@@ -192,6 +198,7 @@ void answer_refuse(struct answer *a)
 {
     a->tokens_prompt = 0;
     a->failed = true;
+    answer_tell_customer(a);
     api_error_reply(a->x, &a->failure);
     answer_end(a);
 }
@@ -359,8 +366,9 @@ static void all_finished(struct answer *a)
     if (a->gone) {
         answer_commit(a);
     } else if (a->failed && !a->streaming) {
-        api_error_reply(a->x, &a->failure);
         a->tokens_prompt = 0;
+        answer_tell_customer(a);
+        api_error_reply(a->x, &a->failure);
         answer_finish(a);
     } else if (a->request.stream) {
         begin_stream(a);
@@ -372,13 +380,49 @@ static void all_finished(struct answer *a)
     }
 }
 
-static void on_finished(struct choice *c, enum engine_finish finish)
+/* The pace at which sequences end. Time in which none ran doesn't count, and what is older than the
+ * last 64 ends counts less and less. */
+static void note_begin(struct service *s)
+{
+    if (s->pace.n_inside++ == 0)
+        s->pace.last_us = clock_monotonic_us().us;
+}
+
+static void note_end(struct service *s)
+{
+    enum { ENDS_MAX = 64 };
+    struct pace *p = &s->pace;
+    uint64_t now = clock_monotonic_us().us;
+    p->busy_us += now - p->last_us;
+    p->last_us = now;
+    p->n_inside--;
+    if (++p->n_ends >= ENDS_MAX) {
+        p->busy_us /= 2;
+        p->n_ends /= 2;
+    }
+    atomic_store(&s->us_per_end, p->busy_us / p->n_ends);
+}
+
+unsigned service_retry_after_s(struct service *s)
+{
+    enum { RETRY_MAX_S = 60 };
+    struct engine_stats e;
+    engine_stats(s->engine, &e);
+    uint64_t us = (uint64_t)e.n_waiting * atomic_load(&s->us_per_end);
+    uint64_t seconds = (us + 999999) / 1000000;
+    return seconds < 1 ? 1 : seconds > RETRY_MAX_S ? RETRY_MAX_S : (unsigned)seconds;
+}
+
+static void on_finished(struct choice *c, const struct engine_event *ev)
 {
     struct answer *a = c->answer;
     BUG_IF(!c->running);
     c->running = false;
-    c->finish = finish;
+    c->finish = ev->finish;
+    c->n_prompt_cached = ev->n_prompt_cached;
     a->n_running--;
+    note_end(a->service);
+    enum engine_finish finish = ev->finish;
     bool wanted = finish == ENGINE_FINISH_STOP || finish == ENGINE_FINISH_LENGTH || c->stopped;
     if (!wanted && !a->gone && !a->failed) {
         a->failed = true;
@@ -419,7 +463,7 @@ static void on_event(const struct engine_event *ev)
         on_prompt_score(c, ev);
         return;
     case ENGINE_EVENT_FINISHED:
-        on_finished(c, ev->finish);
+        on_finished(c, ev);
         return;
     }
     BUG("engine event %d", (int)ev->kind);
@@ -460,6 +504,9 @@ static int submit(struct answer *a, struct choice *c, uint64_t random)
                 .n_bias = r->n_bias,
             },
         .deadline = a->deadline,
+        .payer = a->customer.payer,
+        .payer_weight = a->customer.payer_weight,
+        .priority = a->customer.priority,
         .user = c,
     };
     for (size_t i = 0; i < a->n_adapters; i++) {
@@ -492,10 +539,11 @@ static void start(struct answer *a)
         if (submit(a, &a->choices[i], random) == 0) {
             a->choices[i].running = true;
             a->n_running++;
+            note_begin(s);
         } else {
             a->failed = true;
             if (a->failure.err.code == ERR_BUSY)
-                a->failure.retry_after_s = 1;
+                a->failure.retry_after_s = service_retry_after_s(s);
         }
     }
     if (a->failed)

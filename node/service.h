@@ -83,6 +83,12 @@ int service_add_adapter(struct service *s, const char *name, const char *dir, st
 /* Who asks, and what to tell when the answer has ended. */
 struct service_customer {
     uint64_t key_tag;
+    uint64_t payer;     /* whose share of the engine this takes; see engine_request */
+    float payer_weight; /* 0: 1 */
+    int32_t priority;
+    /* Once, when it is known which adapters the request asks for (n > 0, all different, loaded):
+     * whether they may be had now; -1 and *e refuses. Any thread. NULL: always. */
+    int (*admit)(void *context, const struct resolved *adapters, size_t n, struct api_error *e);
     void (*done)(void *context, uint64_t n_tokens); /* once, any thread; n_tokens: used in all */
     void *context;
 };
@@ -95,6 +101,10 @@ void service_answer(struct service *s, struct http_exchange *x, struct openai_re
 /* {"object":"list","data":[...]} / one model, or NULL (ERR_NOT_FOUND). */
 json_t *service_models(struct service *s);
 json_t *service_model(struct service *s, const char *name, struct err *err);
+
+/* In how many seconds, 1 to 60, a request that finds the queue full may find a place: what waits
+ * now, at the pace at which sequences have ended lately. An estimate; any thread. */
+unsigned service_retry_after_s(struct service *s);
 
 struct service_stats {
     size_t n_answers; /* being answered */

@@ -53,6 +53,7 @@ static void no_receipt(struct answer *a, const struct err *err)
 static void send_result(struct answer *a)
 {
     struct buf json = BUF_INIT;
+    answer_tell_customer(a);
     if (a->gone) {
         /* nobody listens */
     } else if (!a->streaming) {

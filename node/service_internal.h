@@ -35,6 +35,12 @@ struct local_adapter {
     struct engine_adapter facts;
 };
 
+struct pace {        /* at which sequences end */
+    size_t n_inside; /* submitted, not ended */
+    uint64_t n_ends, busy_us;
+    uint64_t last_us; /* when the last one did, or the first began */
+};
+
 struct service {
     struct service_options opt;
     char *base_name;
@@ -61,7 +67,9 @@ struct service {
     /* service thread */
     struct answer *answers;
     bool cancelled_all;
-    _Atomic size_t n_answers; /* being answered, loading included */
+    struct pace pace;
+    _Atomic uint64_t us_per_end; /* 0: not known yet */
+    _Atomic size_t n_answers;    /* being answered, loading included */
     _Atomic uint64_t n_receipts, n_failed, n_vanished;
 };
 
@@ -75,7 +83,10 @@ void service_on_http_event(void *user,
                            enum http_event event); /* for http_listen; user: the answer */
 void answer_release_models(struct answer *a);      /* what the resolver gave */
 void answer_drop(struct answer *a);                /* a reference */
-bool service_is_stopping(struct service *s);       /* any thread */
+/* What was used, once; before the last words to the client, so that a customer who may have one
+ * request at a time can send the next as soon as this one is answered. */
+void answer_tell_customer(struct answer *a);
+bool service_is_stopping(struct service *s); /* any thread */
 /* Answers with a->failure; for an answer that hasn't been started. Takes the owner's reference. */
 void answer_refuse(struct answer *a);
 void answer_shutting_down(struct answer *a); /* a->failure says so */

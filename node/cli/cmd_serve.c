@@ -317,13 +317,22 @@ static int open_http(struct serving *s, struct err *err)
     const struct config *c = s->c;
     struct node *n = &s->node;
     const char *keys = config_string_or_null(c, CONFIG_SERVER_API_KEYS);
-    if (keys != NULL && api_keys_open(&n->keys, keys, err) != 0)
-        return -1;
-    n->admission = admission_create(&(struct admission_options){
+    struct admission_limits customer = {
         .requests_per_second = config_number(c, CONFIG_LIMITS_REQUESTS_PER_SECOND),
         .burst = (uint32_t)config_int(c, CONFIG_LIMITS_BURST),
         .concurrent = (uint32_t)config_int(c, CONFIG_LIMITS_CONCURRENT),
         .tokens_per_minute = (uint64_t)config_int(c, CONFIG_LIMITS_TOKENS_PER_MINUTE),
+    };
+    if (keys != NULL && api_keys_open(&n->keys, keys, &customer, err) != 0)
+        return -1;
+    n->admission = admission_create(&(struct admission_options){
+        .customer = customer,
+        .adapter =
+            {
+                .requests_per_second = config_number(c, CONFIG_LIMITS_ADAPTER_REQUESTS_PER_SECOND),
+                .burst = customer.burst,
+                .concurrent = (uint32_t)config_int(c, CONFIG_LIMITS_ADAPTER_CONCURRENT),
+            },
         .max_requests = (uint32_t)config_int(c, CONFIG_SERVER_MAX_REQUESTS),
     });
     struct http_options o = {

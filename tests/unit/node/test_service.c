@@ -6,6 +6,7 @@
 #include "attribution/attribution.h"
 #include "engine/engine.h"
 #include "node/admission.h"
+#include "node/api_keys.h"
 #include "node/base/clock.h"
 #include "node/base/hex.h"
 #include "node/base/log.h"
@@ -95,6 +96,7 @@ static struct world *world_open(void)
                                 .backend = "ref",
                                 .max_seqs = 16,
                                 .max_rows = 32,
+                                .max_waiting = 32,
                                 .on_events = service_on_events,
                                 .context = w->node.service};
     assert_ok(engine_open(&w->node.engine, &eo, &err), err);
@@ -151,16 +153,23 @@ static int dial(struct world *w)
     return fd;
 }
 
-static void send_post(int fd, const char *path, const char *body)
+/* key: of the Authorization header; NULL: none. */
+static void send_post_as(int fd, const char *key, const char *path, const char *body)
 {
     struct buf b = BUF_INIT;
     buf_appendf(&b,
-                "POST %s HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
-                "%zu\r\n\r\n%s",
-                path, strlen(body), body);
+                "POST %s HTTP/1.0\r\nHost: x\r\n%s%s%sContent-Type: application/json\r\n"
+                "Content-Length: %zu\r\n\r\n%s",
+                path, key != NULL ? "Authorization: Bearer " : "", key != NULL ? key : "",
+                key != NULL ? "\r\n" : "", strlen(body), body);
     if (send(fd, b.data, b.len, MSG_NOSIGNAL) != (ssize_t)b.len)
         fail_msg("cannot send");
     buf_release(&b);
+}
+
+static void send_post(int fd, const char *path, const char *body)
+{
+    send_post_as(fd, NULL, path, body);
 }
 
 /* Reads until `until` is there (NULL: to the end), at most 60 s. */
@@ -182,11 +191,12 @@ static void receive(int fd, struct buf *out, const char *until)
 
 struct answer_seen { /* what a client has of an answer */
     int status;
-    json_t *body;   /* not streamed, or an error */
-    json_t *last;   /* streamed: the chunk with the receipt */
-    json_t *error;  /* streamed: an error event */
-    char *text;     /* of choice 0 */
-    struct buf ids; /* token_ids of all choices as little-endian uint32, choice by choice */
+    int retry_after_s; /* 0: no such header */
+    json_t *body;      /* not streamed, or an error */
+    json_t *last;      /* streamed: the chunk with the receipt */
+    json_t *error;     /* streamed: an error event */
+    char *text;        /* of choice 0 */
+    struct buf ids;    /* token_ids of all choices as little-endian uint32, choice by choice */
     size_t n_ids;
     int n_chunks;
     bool done; /* [DONE] came */
@@ -226,6 +236,9 @@ static struct answer_seen parse_answer(struct buf *raw)
     if (p == NULL)
         fail_msg("no HTTP answer:\n%s", buf_cstr(raw));
     a.status = atoi(buf_cstr(raw) + 9);
+    const char *retry = strcasestr(buf_cstr(raw), "\r\nRetry-After: ");
+    if (retry != NULL && retry < p)
+        a.retry_after_s = atoi(retry + 15);
     p += 4;
     if (strncmp(p, "data: ", 6) != 0) {
         a.body = json_loads(p, 0, NULL);
@@ -272,16 +285,21 @@ static void answer_release(struct answer_seen *a)
     buf_release(&a->ids);
 }
 
-static struct answer_seen ask(struct world *w, const char *body)
+static struct answer_seen ask_as(struct world *w, const char *key, const char *body)
 {
     int fd = dial(w);
     struct buf raw = BUF_INIT;
-    send_post(fd, "/v1/completions", body);
+    send_post_as(fd, key, "/v1/completions", body);
     receive(fd, &raw, NULL);
     struct answer_seen a = parse_answer(&raw);
     buf_release(&raw);
     close(fd);
     return a;
+}
+
+static struct answer_seen ask(struct world *w, const char *body)
+{
+    return ask_as(w, NULL, body);
 }
 
 static const char *hex_field(const json_t *o, const char *key)
@@ -344,6 +362,13 @@ static void every_answer_carries_a_receipt_of_exactly_its_tokens(void **state)
         check_receipt(bodies[i], &a, bodies[i]);
         if (strstr(bodies[i], "stream") != NULL && !a.done)
             fail_msg("%s: no [DONE]", bodies[i]);
+        const json_t *usage = json_object_get(a.body, "usage");
+        const json_t *cached = json_object_get(json_object_get(usage, "prompt_tokens_details"),
+                                               "cached_tokens");
+        if (a.body != NULL && (!json_is_integer(cached) || json_integer_value(cached) < 0 ||
+                               json_integer_value(cached) >=
+                                   json_integer_value(json_object_get(usage, "prompt_tokens"))))
+            fail_msg("%s: usage %s", bodies[i], json_dumps(usage, 0));
         answer_release(&a);
     }
 }
@@ -831,6 +856,146 @@ static void what_cannot_be_answered_is_refused_by_name(void **state)
     buf_release(&body);
 }
 
+static void expect_refusal(const char *what, const struct answer_seen *a, int status,
+                           const char *param, const char *in_message)
+{
+    const json_t *e = json_object_get(a->body, "error");
+    const char *got = json_string_value(json_object_get(e, "param"));
+    const char *message = json_string_value(json_object_get(e, "message"));
+    if (a->status != status || message == NULL || strstr(message, in_message) == NULL ||
+        (got == NULL) != (param == NULL) || (param != NULL && strcmp(got, param) != 0))
+        fail_msg("%s: status %d, param %s: %s", what, a->status, got, message);
+}
+
+/* Waits until nothing is being answered. */
+static void wait_until_idle(struct world *w)
+{
+    struct service_stats s;
+    for (int i = 0; i < 2000; i++) {
+        service_stats(w->node.service, &s);
+        if (s.n_answers == 0)
+            return;
+        usleep(5000);
+    }
+    fail_msg("%zu answers are still under way", s.n_answers);
+}
+
+static void an_adapters_own_limit_is_refused_by_its_name(void **state)
+{
+    struct world *w = *state;
+    wait_until_idle(w);
+    struct admission *unlimited = w->node.admission;
+    w->node.admission = admission_create(&(struct admission_options){.adapter = {.concurrent = 1}});
+    int busy = dial(w);
+    send_post(busy, "/v1/completions", "{\"model\":\"law\"," ONCE "," LONG ",\"stream\":true}");
+    struct buf raw = BUF_INIT;
+    receive(busy, &raw, "\n\n");
+    static const struct {
+        const char *body;
+        int status;
+        const char *param;
+    } rows[] = {
+        {"{\"model\":\"law\"," ONCE "}", 429, "model"},
+        {"{\"model\":\"slow\"," ONCE "}", 429, "model"}, /* another name of law's content */
+        {"{\"adapters\":[{\"model\":\"code\"},{\"model\":\"law\"}]," ONCE "}", 429, "adapters"},
+        {"{\"model\":\"code\"," ONCE ",\"max_tokens\":1}", 200, NULL},
+        {"{\"model\":\"base\"," ONCE ",\"max_tokens\":1}", 200, NULL},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct answer_seen a = ask(w, rows[i].body);
+        if (rows[i].status == 200) {
+            check_receipt(rows[i].body, &a, rows[i].body);
+        } else {
+            expect_refusal(rows[i].body, &a, 429, rows[i].param, "for the adapter ");
+            assert_int_equal(a.retry_after_s, 1);
+        }
+        answer_release(&a);
+    }
+    struct admission_stats s;
+    admission_stats(w->node.admission, &s);
+    assert_int_equal(s.refused_adapter, 3);
+    close(busy);
+    buf_release(&raw);
+    wait_until_idle(w);
+    everything_is_given_back(w);
+    struct answer_seen again = ask(w, "{\"model\":\"law\"," ONCE ",\"max_tokens\":1}");
+    assert_int_equal(again.status, 200);
+    answer_release(&again);
+    wait_until_idle(w);
+    admission_free(w->node.admission);
+    w->node.admission = unlimited;
+}
+
+static void a_request_may_lower_its_priority_and_never_raise_it(void **state)
+{
+    struct world *w = *state;
+    char *path = xasprintf("%s/keys", w->dir), hex[2][65];
+    struct sha256_digest first = sha256("first", 5), plain = sha256("plain", 5);
+    char *text = xasprintf("first %s priority=10 weight=2\nplain %s concurrent=1\n",
+                           hex_encode(hex[0], first.bytes, 32),
+                           hex_encode(hex[1], plain.bytes, 32));
+    struct err err = {0};
+    struct admission_limits none = {0};
+    assert_ok(file_write_atomic(path, text, strlen(text), 0600, &err), err);
+    assert_ok(api_keys_open(&w->node.keys, path, &none, &err), err);
+    static const struct {
+        const char *key;
+        int priority, status;
+    } rows[] = {
+        {"first", 10, 200}, {"first", 0, 200},  {"first", -100, 200}, {"first", 11, 400},
+        {"plain", 0, 200},  {"plain", -1, 200}, {"plain", 1, 400},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char *body = xasprintf("{\"model\":\"base\"," ONCE ",\"max_tokens\":1,\"priority\":%d}",
+                               rows[i].priority);
+        struct answer_seen a = ask_as(w, rows[i].key, body);
+        if (a.status != rows[i].status)
+            fail_msg("%s asks for priority %d: %d", rows[i].key, rows[i].priority, a.status);
+        if (a.status == 400)
+            expect_refusal(body, &a, 400, "priority", "of this key may have at most");
+        else
+            check_receipt(body, &a, body);
+        answer_release(&a);
+        free(body);
+    }
+    /* A line's own limit counts. */
+    wait_until_idle(w);
+    int busy = dial(w);
+    send_post_as(busy, "plain", "/v1/completions", "{\"model\":\"base\"," ONCE "," LONG "}");
+    usleep(30000);
+    struct answer_seen a = ask_as(w, "plain", "{\"model\":\"base\"," ONCE "}");
+    expect_refusal("a second of plain", &a, 429, NULL, "too many requests at the same time");
+    answer_release(&a);
+    a = ask_as(w, "first", "{\"model\":\"base\"," ONCE ",\"max_tokens\":1}");
+    assert_int_equal(a.status, 200);
+    answer_release(&a);
+    close(busy);
+    wait_until_idle(w);
+    api_keys_close(w->node.keys);
+    w->node.keys = NULL;
+    free(text);
+    free(path);
+}
+
+static void a_full_queue_says_when_to_come_back(void **state)
+{
+    struct world *w = *state;
+    struct buf body = BUF_INIT;
+    /* 64 sequences; 16 run and 32 wait, at most. */
+    buf_append_str(&body,
+                   "{\"model\":\"base\",\"max_tokens\":100,\"ignore_eos\":true,\"prompt\":[\"a\"");
+    for (int i = 1; i < 64; i++)
+        buf_append_str(&body, ",\"a\"");
+    buf_append_str(&body, "]}");
+    struct answer_seen a = ask(w, buf_cstr(&body));
+    expect_refusal("64 at once", &a, 503, NULL, "are waiting already");
+    if (a.retry_after_s < 1 || a.retry_after_s > 60)
+        fail_msg("Retry-After is %d", a.retry_after_s);
+    answer_release(&a);
+    buf_release(&body);
+    wait_until_idle(w);
+}
+
 static void many_queries_are_answered_beside_a_stream(void **state)
 {
     struct world *w = *state;
@@ -929,7 +1094,8 @@ static void stopping_bills_and_tells_what_was_written(void **state)
     receive(fd, &raw, NULL);
     struct answer_seen a = parse_answer(&raw);
     if (a.error == NULL || a.done)
-        fail_msg("the stream does not end with an error: %s", buf_cstr(&raw) + raw.len - 400);
+        fail_msg("the stream does not end with an error: %s",
+                 raw.len > 400 ? buf_cstr(&raw) + raw.len - 400 : buf_cstr(&raw));
     check_receipt("stopped", &a, body);
     assert_true(a.n_ids > 0 && a.n_ids < 480);
     struct answer_seen late = ask(w, "{\"model\":\"base\"," ONCE "}");
@@ -968,6 +1134,9 @@ int main(void)
         cmocka_unit_test(time_runs_while_an_answer_is_made_or_waits),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
         cmocka_unit_test(what_cannot_be_answered_is_refused_by_name),
+        cmocka_unit_test(an_adapters_own_limit_is_refused_by_its_name),
+        cmocka_unit_test(a_request_may_lower_its_priority_and_never_raise_it),
+        cmocka_unit_test(a_full_queue_says_when_to_come_back),
         cmocka_unit_test(many_queries_are_answered_beside_a_stream),
         cmocka_unit_test(without_a_receipt_there_is_no_success),
         cmocka_unit_test(the_node_recovers_when_the_disk_does),
