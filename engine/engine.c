@@ -462,6 +462,8 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
     out->n_waiting = e->n_queued > out->n_waiting ? e->n_queued : out->n_waiting;
     pthread_mutex_unlock(&mutable->lock);
     out->n_adapters_loaded = loaded_adapters_n_loaded(e->adapters);
+    loaded_adapters_bytes(e->adapters, &out->adapter_host_bytes_used,
+                          &out->adapter_host_bytes_total);
 }
 
 /* ---- tests ------------------------------------------------------------------------------- */

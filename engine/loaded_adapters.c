@@ -142,3 +142,11 @@ int loaded_adapters_n_loaded(struct loaded_adapters *t)
     pthread_mutex_unlock(&t->lock);
     return n;
 }
+
+void loaded_adapters_bytes(struct loaded_adapters *t, size_t *used, size_t *max)
+{
+    pthread_mutex_lock(&t->lock);
+    *used = t->used_bytes;
+    *max = t->max_bytes;
+    pthread_mutex_unlock(&t->lock);
+}

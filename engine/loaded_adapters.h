@@ -40,5 +40,6 @@ struct loaded_adapter *loaded_adapters_use(struct loaded_adapters *t,
 void loaded_adapters_unuse(struct loaded_adapters *t, struct loaded_adapter *a);
 
 int loaded_adapters_n_loaded(struct loaded_adapters *t);
+void loaded_adapters_bytes(struct loaded_adapters *t, size_t *used, size_t *max);
 
 #endif

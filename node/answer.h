@@ -1,6 +1,6 @@
 /* answer: one request on its way, inside the service room (service.c, openai_format.c).
  *
- * Made on an http or loader thread, owned by the service thread from its START message on. A
+ * Made on an http thread, owned by the service thread from its START message on. A
  * request has prompts x n choices; each choice is one sequence of the engine:
  *
  *   engine token -> ids[]  -> detokenizer -> stop matcher -> text -> chunk -> socket

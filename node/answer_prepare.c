@@ -1,4 +1,4 @@
-/* answer_prepare: what happens to a request before the service thread owns it, on an http or loader
+/* answer_prepare: what happens to a request before the service thread owns it, on an http or store
  * thread: limits are checked, the chat template is rendered, prompts
  * become token ids, and each choice gets its detokenizer and stop matcher. Then the JSON is
  * forgotten and a START message hands the answer over. See service.h for the whole. */

@@ -1,7 +1,8 @@
 /* answer_resolve: from the names in a request to adapters that stay loaded until the answer's end.
  *
  * A request names one model, or an ensemble of adapters. Each name is a slot, and each slot is told
- * once, by this thread (a local name) or by a loader thread (the resolver may have to fetch it):
+ * once, by this thread (what is in host memory) or by a thread of the resolver's, which had to
+ * bring it:
  *
  *     answer_resolve --asks for every slot--> tell ... tell --the last--> all_told
  *
@@ -18,7 +19,6 @@
 #include "node/base/clock.h"
 #include "node/base/err.h"
 #include "node/base/log.h"
-#include "node/base/queue.h"
 #include "node/base/usage.h"
 #include "node/ensemble.h"
 
@@ -228,22 +228,9 @@ static void tell(struct answer_slot *slot, const struct resolved *out, const str
 /* ---- asking ------------------------------------------------------------------------------------
  */
 
-void *service_loader_main(void *context)
+static void on_resolved(void *user, const struct resolved *out, const struct err *why)
 {
-    struct service *s = context;
-    struct answer_slot *slot;
-    while ((slot = queue_pop(s->loading)) != NULL) {
-        struct resolved out = {0};
-        struct err err = {0};
-        int rc;
-        if (service_is_stopping(s))
-            rc = err_set(&err, ERR_CANCELLED, "the node is shutting down");
-        else
-            rc = s->opt.resolver.resolve(s->opt.resolver.context,
-                                         slot->answer->request.adapters[slot->i].model, &out, &err);
-        tell(slot, rc == 0 ? &out : NULL, &err);
-    }
-    return NULL;
+    tell(user, out, why);
 }
 
 static void ask(struct answer_slot *slot)
@@ -251,16 +238,16 @@ static void ask(struct answer_slot *slot)
     struct answer *a = slot->answer;
     struct service *s = a->service;
     const char *name = a->request.adapters[slot->i].model;
-    struct resolved out;
     struct err err;
-    if (service_find_local(s, name, &out)) {
-        tell(slot, &out, NULL);
+    if (strcmp(name, s->base_name) == 0) {
+        struct resolved base = {.is_base = true};
+        snprintf(base.name, sizeof base.name, "%s", s->base_name);
+        tell(slot, &base, NULL);
     } else if (s->opt.resolver.resolve == NULL) {
         err_set(&err, ERR_NOT_FOUND, "the model '%s' does not exist", name);
         tell(slot, NULL, &err);
-    } else if (!queue_try_push(s->loading, slot)) {
-        err_set(&err, ERR_BUSY, "too many requests wait for adapters to be fetched");
-        tell(slot, NULL, &err);
+    } else {
+        s->opt.resolver.resolve(s->opt.resolver.context, name, on_resolved, slot);
     }
 }
 

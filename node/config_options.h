@@ -30,6 +30,8 @@ X(SERVER_TLS_KEY, "server", "tls_key", PATH, "", 0, 0, "", "tls-key", "FILE", \
   "Private key of the certificate (PEM).") \
 X(SERVER_API_KEYS, "server", "api_keys", PATH, "", 0, 0, "", "api-keys", "FILE", \
   "API keys: one \"NAME SHA256-OF-KEY\" a line, then if wanted weight=, priority=, rps=, burst=, concurrent=, tpm= of that key. None: open to everyone who can connect.") \
+X(SERVER_ADMIN_KEYS, "server", "admin_keys", PATH, "", 0, 0, "", "admin-keys", "FILE", \
+  "Keys for /admin/v1, as in api_keys. None: only a node that listens on loopback answers there, and anyone on the machine may ask; any other answers 403.") \
 X(SERVER_THREADS, "server", "threads", INT, "2", 1, 64, "threads", NULL, "N", \
   "Threads that serve sockets.") \
 X(SERVER_MAX_CONNECTIONS, "server", "max_connections", INT, "4096", 1, 1000000, "connections", NULL, "N", \
@@ -80,6 +82,8 @@ X(MODEL_NAME, "model", "name", STRING, "", 0, 0, "", "model-name", "NAME", \
   "The base model's name for clients. Empty: the directory's last component.") \
 X(MODEL_ADAPTERS, "model", "adapters", LIST, "", 0, 0, "", "adapter", "NAME=DIR", \
   "A local LoRA adapter (PEFT layout) and the name clients call it by.") \
+X(MODEL_ADAPTERS_DIR, "model", "adapters_dir", PATH, "", 0, 0, "", "adapters-dir", "DIR", \
+  "A directory of LoRA adapters: each sub-directory is one, under its own name. They are loaded when they are asked for.") \
 /* ---- engine ---- */ \
 X(ENGINE_BACKEND, "engine", "backend", STRING, "cpu", 0, 0, "", "backend", "cpu|ref|cuda", \
   "Who does the arithmetic.") \

@@ -12,6 +12,7 @@
 
 #define TRIBUTARY_VERSION "0.1.0"
 
+struct adapter_store;
 struct admission;
 struct api_error;
 struct api_keys;
@@ -30,6 +31,7 @@ struct node {
     struct engine *engine;
     struct ledger *ledger;
     struct service *service;
+    struct adapter_store *adapters;
     struct http_server *_Atomic http; /* NULL until it is open */
     struct metrics *metrics;
     struct admission *admission;

@@ -44,9 +44,9 @@ static void readyz(struct node *n, struct http_exchange *x)
 static void metrics_page(struct node *n, struct http_exchange *x)
 {
     struct buf b = BUF_INIT;
-    metrics_render(
-        n->metrics, &b,
-        &(struct metrics_sources){n->engine, n->ledger, n->service, n->http, n->admission});
+    metrics_render(n->metrics, &b,
+                   &(struct metrics_sources){n->engine, n->ledger, n->service, n->http,
+                                             n->admission, n->adapters});
     http_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", &b);
 }
 

@@ -3,7 +3,7 @@
  * The service thread owns every answer from its START on, so nothing in an answer needs a lock.
  * What happens elsewhere comes to it as a message, in one inbox with one lock:
  *
- *     START      http or loader thread: prompts are tokenised, submit
+ *     START      http or store thread: prompts are tokenised, submit
  *     (events)   engine thread: tokens, prompt scores, ends; copied once a step
  *     DRAINED    http thread: the socket has taken all that was queued
  *     GONE       http thread: the client vanished or was too slow
@@ -28,7 +28,6 @@
 #include "node/base/err.h"
 #include "node/base/hex.h"
 #include "node/base/log.h"
-#include "node/base/queue.h"
 #include "node/base/random.h"
 #include "node/base/sha256.h"
 #include "node/http.h"
@@ -675,13 +674,7 @@ struct service *service_create(const struct service_options *options)
 {
     struct service *s = xcalloc(1, sizeof *s);
     s->opt = *options;
-    if (s->opt.n_loaders <= 0)
-        s->opt.n_loaders = 2;
-    if (s->opt.loader_queue == 0)
-        s->opt.loader_queue = 64;
     s->base_name = xstrdup(options->base_name);
-    s->loading = queue_create(s->opt.loader_queue);
-    pthread_mutex_init(&s->names_lock, NULL);
     pthread_mutex_init(&s->lock, NULL);
     pthread_condattr_t clock;
     pthread_condattr_init(&clock);
@@ -697,18 +690,9 @@ int service_start(struct service *s, struct engine *engine, struct ledger *ledge
     s->ledger = ledger;
     if (pthread_create(&s->thread, NULL, service_main, s) != 0)
         return err_set(err, ERR_NO_MEMORY, "cannot start the service thread");
-    int n = s->opt.resolver.resolve != NULL ? s->opt.n_loaders : 0;
-    s->loaders = xcalloc((size_t)n + 1, sizeof *s->loaders);
     pthread_mutex_lock(&s->lock);
     s->started = true;
     pthread_mutex_unlock(&s->lock);
-    for (int i = 0; i < n; i++) {
-        if (pthread_create(&s->loaders[i], NULL, service_loader_main, s) != 0) {
-            service_stop(s);
-            return err_set(err, ERR_NO_MEMORY, "cannot start a loader thread");
-        }
-        s->n_loaders_started++;
-    }
     return 0;
 }
 
@@ -721,11 +705,8 @@ void service_stop(struct service *s)
     pthread_mutex_unlock(&s->lock);
     if (!running)
         return;
-    queue_close(s->loading);
-    for (int i = 0; i < s->n_loaders_started; i++)
-        pthread_join(s->loaders[i], NULL);
-    /* A request that passed is_stopping before may still be on an http thread: n_answers counts it,
-     * and the thread doesn't end before that is zero. */
+    /* A request that passed is_stopping before may still be on an http thread, or wait for an
+     * adapter: n_answers counts it, and the thread doesn't end before that is zero. */
     pthread_join(s->thread, NULL);
 }
 
@@ -734,18 +715,9 @@ void service_free(struct service *s)
     if (s == NULL)
         return;
     BUG_IF(s->started && !s->stopping);
-    queue_close(s->loading);
-    queue_free(s->loading);
-    while (s->adapters != NULL) {
-        struct local_adapter *next = s->adapters->next;
-        free(s->adapters);
-        s->adapters = next;
-    }
-    free(s->loaders);
     free(s->base_name);
     free(s->inbox.messages);
     free(s->inbox.events);
-    pthread_mutex_destroy(&s->names_lock);
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->arrived);
     free(s);

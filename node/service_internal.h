@@ -11,8 +11,6 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-struct queue;
-
 enum message_kind { MESSAGE_START, MESSAGE_DRAINED, MESSAGE_GONE, MESSAGE_COMMITTED };
 
 struct message {
@@ -29,12 +27,6 @@ struct inbox {
     size_t n_events, cap_events;
 };
 
-struct local_adapter {
-    struct local_adapter *next;
-    char name[SERVICE_NAME_BYTES];
-    struct engine_adapter facts;
-};
-
 struct pace {        /* at which sequences end */
     size_t n_inside; /* submitted, not ended */
     uint64_t n_ends, busy_us;
@@ -47,14 +39,8 @@ struct service {
     struct engine *engine;
     struct ledger *ledger;
     pthread_t thread;
-    pthread_t *loaders;
-    int n_loaders_started;
     bool started;
-    struct queue *loading;
     _Atomic size_t n_loading;
-
-    pthread_mutex_t names_lock;
-    struct local_adapter *adapters;
 
     pthread_mutex_t lock; /* inbox, stopping, waiting, waiting_since */
     pthread_cond_t arrived;
@@ -99,10 +85,9 @@ void answer_send_event(struct answer *a, const struct buf *json, bool urgent);
 /* ---- answer_resolve.c --------------------------------------------------------------------------
  */
 
-/* From a new answer to answer_prepare, or a refusal, at once or on a loader thread. Takes the
+/* From a new answer to answer_prepare, or a refusal, at once or on a store thread. Takes the
  * owner's reference. Does not block. */
 void answer_resolve(struct answer *a);
-void *service_loader_main(void *service); /* a loader thread */
 /* When the first answer that waits for its models is out of time; 0: none. Under s->lock. */
 uint64_t answers_next_deadline(const struct service *s);
 /* Service thread: refuses those that are. */
@@ -123,11 +108,5 @@ uint32_t answer_count_chars(const char *s, size_t n);
 void answer_commit(struct answer *a);
 /* What the ledger said: receipt (JSON, taken over), or NULL and why. Ends the answer. */
 void answer_committed(struct answer *a, char *receipt, const struct err *err);
-
-/* ---- service_names.c ---------------------------------------------------------------------------
- */
-
-/* A name given on the command line, or a local adapter's digest. */
-bool service_find_local(struct service *s, const char *model, struct resolved *out);
 
 #endif

@@ -5,6 +5,7 @@
 
 #include "attribution/attribution.h"
 #include "engine/engine.h"
+#include "node/adapter_store.h"
 #include "node/admission.h"
 #include "node/api_keys.h"
 #include "node/base/clock.h"
@@ -39,31 +40,67 @@ struct world {
     char *dir;
     struct wallet *wallet;
     struct node node;
+    struct service_resolver store;
     struct content_digest law, code;
     _Atomic int n_resolved, n_released;
 };
 
-/* ---- a resolver that takes its time -------------------------------------------------------------
+/* ---- the adapter store, and a model that takes its time ----------------------------------------
  */
 
-static int resolve(void *context, const char *model, struct resolved *out, struct err *err)
+struct slow {
+    struct world *w;
+    bool is_law;
+    service_resolved_fn *done;
+    void *user;
+};
+
+static void *slowly(void *context)
+{
+    struct slow s = *(struct slow *)context;
+    free(context);
+    usleep(400000);
+    struct resolved out = {.content = s.is_law ? s.w->law : s.w->code, .handle = s.w};
+    snprintf(out.name, sizeof out.name, "%s", s.is_law ? "slow" : "slow-code");
+    s.w->n_resolved++;
+    s.done(s.user, &out, NULL);
+    return NULL;
+}
+
+static void resolve(void *context, const char *model, service_resolved_fn *done, void *user)
 {
     struct world *w = context;
-    bool slow = strcmp(model, "slow") == 0;
-    if (!slow && strcmp(model, "slow-code") != 0)
-        return err_set(err, ERR_NOT_FOUND, "the model '%s' does not exist", model);
-    usleep(400000);
-    *out = (struct resolved){.content = slow ? w->law : w->code, .handle = w};
-    snprintf(out->name, sizeof out->name, "%s", model);
-    w->n_resolved++;
-    return 0;
+    bool is_law = strcmp(model, "slow") == 0;
+    if (!is_law && strcmp(model, "slow-code") != 0) {
+        w->store.resolve(w->store.context, model, done, user);
+        return;
+    }
+    pthread_t thread;
+    struct slow *s = xmalloc(sizeof *s);
+    *s = (struct slow){w, is_law, done, user};
+    assert_int_equal(pthread_create(&thread, NULL, slowly, s), 0);
+    pthread_detach(thread);
 }
 
 static void release(void *context, const struct resolved *r)
 {
-    (void)r;
     struct world *w = context;
-    w->n_released++;
+    if (r->handle == w)
+        w->n_released++;
+    else
+        w->store.release(w->store.context, r);
+}
+
+static void list(void *context, json_t *models)
+{
+    struct world *w = context;
+    w->store.list(w->store.context, models);
+}
+
+static json_t *show(void *context, const char *model)
+{
+    struct world *w = context;
+    return w->store.show(w->store.context, model);
 }
 
 /* ---- the world ----------------------------------------------------------------------------------
@@ -90,7 +127,13 @@ static struct world *world_open(void)
     if (w->node.ledger == NULL)
         fail_msg("ledger: %s", err.message);
     struct service_options so = {
-        .base_name = "base", .metrics = w->node.metrics, .resolver = {resolve, release, NULL, w}};
+        .base_name = "base",
+        .metrics = w->node.metrics,
+        .resolver = {resolve, release, list, show, w},
+    };
+    w->node.adapters = adapter_store_create(&(struct adapter_store_options){
+        .data_dir = w->dir, .base_name = "base", .metrics = w->node.metrics});
+    w->store = adapter_store_resolver(w->node.adapters);
     w->node.service = service_create(&so);
     struct engine_options eo = {.model_dir = MODEL,
                                 .backend = "ref",
@@ -101,8 +144,9 @@ static struct world *world_open(void)
                                 .context = w->node.service};
     assert_ok(engine_open(&w->node.engine, &eo, &err), err);
     assert_ok(service_start(w->node.service, w->node.engine, w->node.ledger, &err), err);
-    assert_ok(service_add_adapter(w->node.service, "law", ADAPTER, &err), err);
-    assert_ok(service_add_adapter(w->node.service, "code", SECOND, &err), err);
+    assert_ok(adapter_store_start(w->node.adapters, w->node.engine, w->node.ledger, &err), err);
+    assert_ok(adapter_store_add(w->node.adapters, "law", ADAPTER, false, NULL, &err), err);
+    assert_ok(adapter_store_add(w->node.adapters, "code", SECOND, false, NULL, &err), err);
     assert_ok(adapter_content_digest(ADAPTER, &w->law, &err), err);
     assert_ok(adapter_content_digest(SECOND, &w->code, &err), err);
     struct http_options ho = {.listen = "127.0.0.1:0",
@@ -121,11 +165,13 @@ static struct world *world_open(void)
 static void world_close(struct world *w)
 {
     service_stop(w->node.service);
+    adapter_store_stop(w->node.adapters);
     workers_stop(w->node.workers);
     http_close(w->node.http);
     workers_free(w->node.workers);
     engine_close(w->node.engine);
     service_free(w->node.service);
+    adapter_store_free(w->node.adapters);
     struct err err = {0};
     json_t *report = NULL;
     int rc = ledger_check(w->node.ledger, NULL, &report, &err);
