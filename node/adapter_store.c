@@ -263,24 +263,32 @@ static void release(void *context, const struct resolved *r)
 
 struct order {
     struct adapter_store *store;
+    char *model;
+    bool pin;
     service_resolved_fn *done;
     void *user;
 };
 
-static void order_done(void *user, const struct resolved *out, const struct err *err)
+static void order_done(void *user, const struct resolved *out, const struct err *why)
 {
-    struct order o = *(struct order *)user;
-    free(user);
-    o.done(o.user, out, err);
-    if (out != NULL)
-        release(o.store, out);
+    struct order *o = user;
+    struct err err = {0};
+    if (out != NULL) {
+        /* Pinned while it is held, so that it can't leave in between. */
+        if (o->pin && adapter_store_pin(o->store, o->model, true, &err) != 0)
+            why = &err;
+        release(o->store, out);
+    }
+    o->done(o->user, why == NULL ? out : NULL, why);
+    free(o->model);
+    free(o);
 }
 
-void adapter_store_load(struct adapter_store *s, const char *model, service_resolved_fn *done,
-                        void *user)
+void adapter_store_load(struct adapter_store *s, const char *model, bool pin,
+                        service_resolved_fn *done, void *user)
 {
     struct order *o = xmalloc(sizeof *o);
-    *o = (struct order){s, done, user};
+    *o = (struct order){s, xstrdup(model), pin, done, user};
     begin(s, model, order_done, o);
 }
 
@@ -370,6 +378,7 @@ static json_t *item_object(const struct adapter_store *s, const struct item *i)
 struct listing {
     struct adapter_store *s;
     json_t *models;
+    size_t max;
 };
 
 static void list_entry(void *context, const struct index_entry *e)
@@ -378,6 +387,8 @@ static void list_entry(void *context, const struct index_entry *e)
     char text[ADDRESS_TEXT_BYTES];
     if (hash_map_get(&l->s->local, e->e.name, strlen(e->e.name)) != NULL)
         return; /* the local one is what the name means */
+    if (json_array_size(l->models) >= l->max)
+        return;
     json_array_append_new(l->models,
                           model_object(l->s, e->e.name, address_format(text, e->e.creator)));
 }
@@ -398,13 +409,13 @@ struct item **items_sorted(const struct adapter_store *s, size_t *n)
     return items;
 }
 
-static void list(void *context, json_t *models)
+static void list(void *context, json_t *models, size_t max)
 {
-    struct listing l = {context, models};
+    struct listing l = {context, models, max};
     pthread_mutex_lock(&l.s->lock);
     size_t n;
     struct item **items = items_sorted(l.s, &n);
-    for (size_t k = 0; k < n; k++)
+    for (size_t k = 0; k < n && json_array_size(models) < max; k++)
         json_array_append_new(models, item_object(l.s, items[k]));
     free(items);
     if (l.s->index != NULL)

@@ -109,9 +109,10 @@ struct adapter_filter {
 json_t *adapter_store_list(struct adapter_store *s, const struct adapter_filter *filter,
                            struct err *err);
 json_t *adapter_store_show(struct adapter_store *s, const char *model, struct err *err);
-/* Into host memory, and no further; done is called as a resolver's, its out is not held. */
-void adapter_store_load(struct adapter_store *s, const char *model, service_resolved_fn *done,
-                        void *user);
+/* Into host memory, from wherever it is, and pinned there if wanted. done is called as a
+ * resolver's, but its out is not held. */
+void adapter_store_load(struct adapter_store *s, const char *model, bool pin,
+                        service_resolved_fn *done, void *user);
 /* Out of host memory (and with it off the device). ERR_CONFLICT: pinned, or in use. The result says
  * how many bytes both tiers held before and hold after. */
 json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct err *err);

@@ -24,7 +24,7 @@ static void reply_json(struct http_exchange *x, json_t *value)
 
 void api_openai_models(struct node *n, struct http_exchange *x)
 {
-    reply_json(x, service_models(n->service));
+    reply_json(x, service_models(n->service, 0));
 }
 
 void api_openai_model(struct node *n, struct http_exchange *x, const char *name)

@@ -75,6 +75,16 @@ void metrics_observe(struct metrics *m, enum metrics_histogram which, uint64_t u
     atomic_fetch_add_explicit(&h->sum_us, us, memory_order_relaxed);
 }
 
+void metrics_read(struct metrics *m, enum metrics_histogram which, uint64_t *n, uint64_t *sum_us)
+{
+    *n = *sum_us = 0;
+    if (m == NULL)
+        return;
+    for (int i = 0; i <= N_BUCKETS; i++)
+        *n += atomic_load(&m->histograms[which].buckets[i]);
+    *sum_us = atomic_load(&m->histograms[which].sum_us);
+}
+
 void metrics_http(struct metrics *m, const char *pattern, unsigned status, uint64_t us)
 {
     if (m == NULL)

@@ -32,6 +32,8 @@ void metrics_free(struct metrics *m);
 /* All quiet on a NULL m. route: one of the router's patterns (a constant). */
 void metrics_http(struct metrics *m, const char *route, unsigned status, uint64_t us);
 void metrics_observe(struct metrics *m, enum metrics_histogram h, uint64_t us);
+/* What was observed so far; zeros on a NULL m. */
+void metrics_read(struct metrics *m, enum metrics_histogram h, uint64_t *n, uint64_t *sum_us);
 void metrics_tokens(struct metrics *m, const char *model, uint32_t prompt, uint32_t completion);
 
 /* Appends the page. Each source may be NULL and is then left out. Whatever the number of adapters

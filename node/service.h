@@ -53,7 +53,7 @@ typedef void service_resolved_fn(void *user, const struct resolved *out, const s
 struct service_resolver {
     void (*resolve)(void *context, const char *model, service_resolved_fn *done, void *user);
     void (*release)(void *context, const struct resolved *r);
-    void (*list)(void *context, json_t *models);
+    void (*list)(void *context, json_t *models, size_t max); /* not beyond max in the array */
     json_t *(*show)(void *context, const char *model);
     void *context;
 };
@@ -97,7 +97,7 @@ void service_answer(struct service *s, struct http_exchange *x, struct openai_re
                     const struct service_customer *customer);
 
 /* {"object":"list","data":[...]} / one model, or NULL (ERR_NOT_FOUND). */
-json_t *service_models(struct service *s);
+json_t *service_models(struct service *s, size_t max); /* max: in the list; 0: all */
 json_t *service_model(struct service *s, const char *name, struct err *err);
 
 /* In how many seconds, 1 to 60, a request that finds the queue full may find a place: what waits

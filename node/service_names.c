@@ -15,12 +15,12 @@ static json_t *base_object(const struct service *s)
                      hex_encode_0x(hex, m->id.bytes, 32), "max_model_len", m->max_context);
 }
 
-json_t *service_models(struct service *s)
+json_t *service_models(struct service *s, size_t max)
 {
     json_t *data = json_array();
     json_array_append_new(data, base_object(s));
     if (s->opt.resolver.list != NULL)
-        s->opt.resolver.list(s->opt.resolver.context, data);
+        s->opt.resolver.list(s->opt.resolver.context, data, max > 0 ? max : SIZE_MAX);
     return json_pack("{s:s, s:o}", "object", "list", "data", data);
 }
 

@@ -328,7 +328,11 @@ static int open_http(struct serving *s, struct err *err)
         .concurrent = (uint32_t)config_int(c, CONFIG_LIMITS_CONCURRENT),
         .tokens_per_minute = (uint64_t)config_int(c, CONFIG_LIMITS_TOKENS_PER_MINUTE),
     };
+    const char *admin_keys = config_string_or_null(c, CONFIG_SERVER_ADMIN_KEYS);
     if (keys != NULL && api_keys_open(&n->keys, keys, &customer, err) != 0)
+        return -1;
+    if (admin_keys != NULL &&
+        api_keys_open(&n->admin_keys, admin_keys, &(struct admission_limits){0}, err) != 0)
         return -1;
     n->admission = admission_create(&(struct admission_options){
         .customer = customer,
@@ -437,6 +441,7 @@ static void close_all(struct serving *s)
     wallet_close(s->wallet);
     admission_free(n->admission);
     api_keys_close(n->keys);
+    api_keys_close(n->admin_keys);
     metrics_free(n->metrics);
     free(s->base_name);
 }

@@ -43,6 +43,7 @@ struct world {
     struct service_resolver store;
     struct content_digest law, code;
     _Atomic int n_resolved, n_released;
+    _Atomic bool hold; /* slow models don't come while it is set */
 };
 
 /* ---- the adapter store, and a model that takes its time ----------------------------------------
@@ -60,6 +61,8 @@ static void *slowly(void *context)
     struct slow s = *(struct slow *)context;
     free(context);
     usleep(400000);
+    while (s.w->hold)
+        usleep(1000);
     struct resolved out = {.content = s.is_law ? s.w->law : s.w->code, .handle = s.w};
     snprintf(out.name, sizeof out.name, "%s", s.is_law ? "slow" : "slow-code");
     s.w->n_resolved++;
@@ -91,10 +94,10 @@ static void release(void *context, const struct resolved *r)
         w->store.release(w->store.context, r);
 }
 
-static void list(void *context, json_t *models)
+static void list(void *context, json_t *models, size_t max)
 {
     struct world *w = context;
-    w->store.list(w->store.context, models);
+    w->store.list(w->store.context, models, max);
 }
 
 static json_t *show(void *context, const char *model)
@@ -827,6 +830,7 @@ static void a_fetch_does_not_block_other_requests(void **state)
     int fd = dial(w);
     const char *body = "{\"model\":\"slow\"," ONCE ",\"max_tokens\":4,\"temperature\":0}";
     int resolved = w->n_resolved;
+    w->hold = true;
     send_post(fd, "/v1/completions", body);
     usleep(50000);
     struct answer_seen fast = ask(w, "{\"model\":\"base\"," ONCE
@@ -834,6 +838,7 @@ static void a_fetch_does_not_block_other_requests(void **state)
     assert_int_equal(fast.status, 200);
     if (w->n_resolved != resolved)
         fail_msg("the other request waited for the fetch");
+    w->hold = false;
     struct buf raw = BUF_INIT;
     receive(fd, &raw, NULL);
     struct answer_seen slow = parse_answer(&raw);
