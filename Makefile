@@ -43,6 +43,7 @@ SRC_engine      := $(wildcard engine/*.c engine/tokenizer/*.c engine/chat_templa
 SRC_chain       := $(wildcard chain/*.c)
 SRC_wallet      := $(wildcard wallet/*.c)
 SRC_attribution := $(wildcard attribution/*.c)
+SRC_bench       := $(addprefix tests/bench/,workload.c latency.c answer.c $(addprefix replay_,rig.c run.c report.c rows.c)) # what programs there share
 SRC_node        := $(filter-out node/main.c,$(wildcard node/*.c node/cli/*.c))
 BELOW_base        := base
 BELOW_kernels     := kernels base
@@ -92,8 +93,16 @@ $(foreach r,$(filter-out kernels,$(ROOMS)),
 $(B)/$(1)/tests/unit/$(r)/%: $(B)/$(1)/tests/unit/$(r)/%.o $(B)/$(1)/tests/support.o $(foreach b,$(BELOW_$(r)),$(B)/$(1)/lib$(b).a)
 	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1)) -lcmocka
 )
-$(B)/$(1)/tests/bench/%: $(B)/$(1)/tests/bench/%.o $(foreach b,$(BELOW_engine),$(B)/$(1)/lib$(b).a)
+$(B)/$(1)/libbench.a: $(patsubst %.c,$(B)/$(1)/%.o,$(SRC_bench))
+	@mkdir -p $$(@D)
+	@rm -f $$@
+	$$(Q)ar rcs $$@ $$^
+
+$(B)/$(1)/tests/bench/%: $(B)/$(1)/tests/bench/%.o $(B)/$(1)/libbench.a $(foreach b,$(BELOW_engine),$(B)/$(1)/lib$(b).a)
 	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1))
+
+$(B)/$(1)/tests/bench/test_%: $(B)/$(1)/tests/bench/test_%.o $(B)/$(1)/tests/support.o $(B)/$(1)/libbench.a $(foreach b,$(BELOW_engine),$(B)/$(1)/lib$(b).a)
+	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1)) -lcmocka
 
 $(B)/$(1)/tests/soak/%: $(B)/$(1)/tests/soak/%.o $(foreach b,$(BELOW_engine),$(B)/$(1)/lib$(b).a)
 	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1))
@@ -117,20 +126,21 @@ TESTS_chain       := $(patsubst %.c,%,$(wildcard tests/unit/chain/test_*.c))
 TESTS_wallet      := $(patsubst %.c,%,$(wildcard tests/unit/wallet/test_*.c))
 TESTS_attribution := $(patsubst %.c,%,$(wildcard tests/unit/attribution/test_*.c))
 TESTS_node        := $(patsubst %.c,%,$(wildcard tests/unit/node/test_*.c))
+TESTS_bench       := $(patsubst %.c,%,$(wildcard tests/bench/test_*.c))
 
 define ROOM_TESTS
 unit-$(1): $$(addprefix $(B)/asan/,$$(TESTS_$(1)))
 	@bash tests/run.sh $$^
 .PHONY: unit-$(1)
 endef
-$(foreach r,$(ROOMS),$(eval $(call ROOM_TESTS,$(r))))
+$(foreach r,$(ROOMS) bench,$(eval $(call ROOM_TESTS,$(r))))
 
 # Programs that the end-to-end tests run beside the node.
 E2E_PROGRAMS := $(patsubst %.c,$(B)/release/%,$(wildcard tests/e2e/*.c))
 $(E2E_PROGRAMS): %: %.o $(foreach b,$(BELOW_wallet),$(B)/release/lib$(b).a)
 	$(Q)$(CC) $(LDFLAGS_release) -o $@ $^ $(LDLIBS)
 
-ALL_TESTS := $(foreach r,$(ROOMS),$(TESTS_$(r)))
+ALL_TESTS := $(foreach r,$(ROOMS) bench,$(TESTS_$(r)))
 # Tests whose first line says so run without sanitizers, alone or as well (whole-model goldens, CUDA).
 first_line_says = $(patsubst %.c,%,$(shell for f in $(addsuffix .c,$(ALL_TESTS)); do head -1 $$f | grep -q 'variant: $(1)' && echo $$f; done))
 ASAN_TESTS := $(filter-out $(call first_line_says,release),$(ALL_TESTS))
@@ -157,7 +167,7 @@ test: deps
 	@$(MAKE) --no-print-directory -j2 test-build
 	@bash tests/test.sh $(B)
 
-test-build: $(B)/release/tributary $(B)/release/tests/soak/soak $(E2E_PROGRAMS) $(addprefix $(B)/asan/,$(ASAN_TESTS) $(FUZZ_TARGETS)) $(addprefix $(B)/release/,$(RELEASE_TESTS))
+test-build: $(B)/release/tributary $(B)/release/tests/soak/soak $(addprefix $(B)/release/tests/bench/,replay load make_random) $(E2E_PROGRAMS) $(addprefix $(B)/asan/,$(ASAN_TESTS) $(FUZZ_TARGETS)) $(addprefix $(B)/release/,$(RELEASE_TESTS))
 
 # The threads of every room under ThreadSanitizer.
 tsan: deps
@@ -195,7 +205,7 @@ soak: deps
 	@$(B)/release/tests/soak/soak $(SOAK)
 
 # One H100 (or another Hopper card), 8 minutes: tests/bench/gpu.sh says what.
-BENCH_PROGRAMS := $(patsubst %.c,$(B)/release/%,$(wildcard tests/bench/*.c))
+BENCH_PROGRAMS := $(patsubst %.c,$(B)/release/%,$(filter-out $(SRC_bench) tests/bench/test_%.c,$(wildcard tests/bench/*.c)))
 bench-programs: $(B)/release/tributary $(BENCH_PROGRAMS)
 bench-gpu: bench-programs
 	@bash tests/bench/gpu.sh $(B)/release tests/bench/results
@@ -216,7 +226,7 @@ help:
 	@echo 'make check-gpu  the CUDA operator tests under memcheck, initcheck, synccheck and racecheck'
 	@echo 'make lint       include arrows, third-party rooms, format, cppcheck'
 	@echo 'make deps       apt-get and npm ci of what is missing (deps-lint: the tools of make lint too)'
-	@echo 'make unit-ROOM  the tests of one room: $(ROOMS)'
+	@echo 'make unit-ROOM  the tests of one room: $(ROOMS) bench'
 	@echo 'make clean      remove $(B)/'
 	@echo 'Options: B=dir (output), CC=clang, CUDA=0, Q= (show commands), EXTRA_CFLAGS=...'
 

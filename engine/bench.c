@@ -54,6 +54,20 @@ static const struct shape {
       .tied = true,
       .rope = {.theta = 500000},
       .bos = -1}},
+    {"7b", /* Llama 7B, as in the papers that serve adapters on it */
+     "32 layers, 4096, 32 heads, 32 KV heads, FFN 11008, vocabulary 32000, bf16",
+     {.family = MODEL_LLAMA,
+      .vocab = 32000,
+      .hidden = 4096,
+      .n_layers = 32,
+      .n_heads = 32,
+      .n_kv_heads = 32,
+      .head_dim = 128,
+      .ffn = 11008,
+      .max_context = 2048,
+      .norm_eps = 1e-6f,
+      .rope = {.theta = 10000},
+      .bos = -1}},
     {"8b",
      "32 layers, 4096, 32 heads, 8 KV heads, FFN 14336, vocabulary 128256, bf16",
      {.family = MODEL_LLAMA,
@@ -556,7 +570,7 @@ static int check_options(struct bench *b, struct err *err)
         if (strcmp(SHAPES[i].name, shape) == 0)
             b->shape = &SHAPES[i];
     if (b->shape == NULL)
-        return err_set(err, ERR_INVALID, "no shape %s; there are 110m, 1b, 8b and tiny", shape);
+        return err_set(err, ERR_INVALID, "no shape %s; there are 110m, 1b, 7b, 8b and tiny", shape);
     if (o->n_prompt < 1 || o->n_generate < 1 || o->rank < 1 || o->rank > 1024 || o->n_rounds < 1 ||
         o->n_rounds > BENCH_ROUNDS_MAX || o->max_rows < 1 || o->n_adapters < 0 ||
         o->n_adapters > BENCH_ADAPTERS_MAX ||

@@ -54,7 +54,7 @@ enum bench_kind {
 extern const char *const bench_kind_names[BENCH_KINDS];
 
 struct bench_options {                    /* zero or NULL: the default */
-    const char *shape;                    /* "110m" (default), "1b", "8b", "tiny" (for tests) */
+    const char *shape;                    /* "110m" (default), "1b", "7b", "8b", "tiny" (tests) */
     const char *backend;                  /* "cpu" */
     unsigned kinds;                       /* bits 1 << bench_kind; base, shared and distinct */
     int n_threads;                        /* all cores */

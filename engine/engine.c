@@ -5,6 +5,7 @@
  *   engine_submit  ──intake──────────> waiting ──plan──> running ──> FINISHED
  *   engine_cancel  ──flag, wake──────> looked at between steps
  *   engine_adapter_load ─> loaded_adapters (a lock of its own) <── pins at admission
+ *   engine_adapter_warm ─order, waits─> done between steps ──> obeyed
  *   engine_stats   <──copy, once a step
  *
  * The lock is held for moments only, never during a step or a callback; so submit, cancel and stats
@@ -86,6 +87,7 @@ static void describe(struct engine *e)
 static void engine_free(struct engine *e)
 {
     loaded_adapters_free(e->adapters);
+    host_memory_free(e->host);
     if (e->tokenizer != NULL)
         tokenizer_close(e->tokenizer);
     if (e->chat_template != NULL)
@@ -93,6 +95,7 @@ static void engine_free(struct engine *e)
     model_close(e->model);
     pthread_cond_destroy(&e->wake);
     pthread_cond_destroy(&e->opened);
+    pthread_cond_destroy(&e->obeyed);
     pthread_mutex_destroy(&e->lock);
     free(e->intake);
     free(e);
@@ -112,6 +115,7 @@ static struct engine *engine_new(struct model *model, const struct engine_option
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&e->wake, &attr);
     pthread_cond_init(&e->opened, &attr);
+    pthread_cond_init(&e->obeyed, &attr);
     pthread_condattr_destroy(&attr);
     return e;
 }
@@ -227,6 +231,11 @@ int engine_adapter_add(struct engine *e, struct lora_adapter *adapter, struct er
         lora_close(adapter);
         return -1;
     }
+    if (adapter->home == NULL && !host_memory_has(e->host, adapter->data) &&
+        lora_move(adapter, e->host, err) != 0) {
+        lora_close(adapter);
+        return -1;
+    }
     return loaded_adapters_add(e->adapters, adapter, err);
 }
 
@@ -234,7 +243,7 @@ int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter
                         struct err *err)
 {
     struct lora_adapter *a;
-    if (lora_open(&a, &e->model->config, dir, e->options.adapter_host_bytes, err) != 0)
+    if (lora_open(&a, &e->model->config, dir, e->options.adapter_host_bytes, e->host, err) != 0)
         return -1;
     struct engine_adapter info = {.content = a->content,
                                   .rank_max = a->rank_max,
@@ -251,6 +260,78 @@ int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter
 int engine_adapter_drop(struct engine *e, const struct content_digest *content, struct err *err)
 {
     return loaded_adapters_drop(e->adapters, content, err);
+}
+
+static int not_loaded(const struct content_digest *content, struct err *err)
+{
+    char hex[65];
+    return err_set(err, ERR_NOT_FOUND, "adapter %s is not loaded",
+                   hex_encode(hex, content->bytes, 32));
+}
+
+int engine_adapter_residency(struct engine *e, const struct content_digest *content,
+                             struct engine_residency *out, struct err *err)
+{
+    struct loaded_adapter *a = loaded_adapters_use(e->adapters, content);
+    struct lora_place place;
+    if (a == NULL)
+        return not_loaded(content, err);
+    pthread_mutex_lock(&e->lock);
+    bool open = e->state == ENGINE_OPEN;
+    if (open) /* the pool lives while the state is so and the lock is held */
+        lora_pool_look(e->lora, content, &place);
+    pthread_mutex_unlock(&e->lock);
+    *out = (struct engine_residency){.n_bytes = a->lora->n_bytes,
+                                     .rank_max = a->lora->rank_max,
+                                     .on_device = open && place.is_here,
+                                     .kept = open && place.is_kept,
+                                     .n_uses = atomic_load(&a->n_uses),
+                                     .n_uploads = atomic_load(&a->n_uploads)};
+    out->n_users = loaded_adapters_unuse(e->adapters, a);
+    return 0;
+}
+
+/* Gives an order and waits until it is done. */
+static int order(struct engine *e, enum engine_order_kind kind,
+                 const struct content_digest *content, struct err *err)
+{
+    struct engine_order o = {.kind = kind, .content = *content};
+    if (kind != ORDER_EVICT && (o.adapter = loaded_adapters_use(e->adapters, content)) == NULL)
+        return not_loaded(content, err);
+    pthread_mutex_lock(&e->lock);
+    if (e->state == ENGINE_OPEN) {
+        o.next = e->orders;
+        e->orders = &o;
+        pthread_cond_signal(&e->wake);
+        while (!o.done)
+            pthread_cond_wait(&e->obeyed, &e->lock);
+    } else if (e->state == ENGINE_FAILED) {
+        o.rc = err_set(&o.err, ERR_INTERNAL, "the device failed: %s", e->failure.message);
+    } else {
+        o.rc = err_set(&o.err, ERR_CANCELLED, "the engine is closing");
+    }
+    pthread_mutex_unlock(&e->lock);
+    if (o.adapter != NULL)
+        loaded_adapters_unuse(e->adapters, o.adapter);
+    if (o.rc != 0 && err != NULL)
+        *err = o.err;
+    return o.rc;
+}
+
+int engine_adapter_warm(struct engine *e, const struct content_digest *content, struct err *err)
+{
+    return order(e, ORDER_WARM, content, err);
+}
+
+int engine_adapter_keep(struct engine *e, const struct content_digest *content, bool keep,
+                        struct err *err)
+{
+    return order(e, keep ? ORDER_KEEP : ORDER_LET_GO, content, err);
+}
+
+int engine_adapter_evict(struct engine *e, const struct content_digest *content, struct err *err)
+{
+    return order(e, ORDER_EVICT, content, err);
 }
 
 /* ---- requests ---------------------------------------------------------------------------- */
@@ -344,11 +425,9 @@ static int use_adapters(struct engine *e, struct sequence *s, const struct engin
     size_t n_bytes = 0;
     int ranks = 0;
     for (int i = 0; i < r->n_adapters; i++) {
-        char hex[65];
         struct loaded_adapter *a = loaded_adapters_use(e->adapters, &r->adapters[i].content);
         if (a == NULL)
-            return err_set(err, ERR_NOT_FOUND, "adapter %s is not loaded",
-                           hex_encode(hex, r->adapters[i].content.bytes, 32));
+            return not_loaded(&r->adapters[i].content, err);
         if (fpclassify(r->adapters[i].weight) == FP_ZERO) {
             loaded_adapters_unuse(e->adapters, a); /* adds nothing */
             continue;
@@ -462,11 +541,19 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
     out->n_waiting = e->n_queued > out->n_waiting ? e->n_queued : out->n_waiting;
     pthread_mutex_unlock(&mutable->lock);
     out->n_adapters_loaded = loaded_adapters_n_loaded(e->adapters);
-    loaded_adapters_bytes(e->adapters, &out->adapter_host_bytes_used,
-                          &out->adapter_host_bytes_total);
+    host_memory_stats(e->host, &out->adapter_host_bytes_used, &out->adapter_host_bytes_held);
+    out->adapter_host_bytes_total = e->options.adapter_host_bytes;
 }
 
 /* ---- tests ------------------------------------------------------------------------------- */
+
+void engine_set_step_hook(struct engine *e, engine_step_hook *hook, void *context)
+{
+    pthread_mutex_lock(&e->lock);
+    e->step_hook = hook;
+    e->step_context = context;
+    pthread_mutex_unlock(&e->lock);
+}
 
 void engine_set_logits_hook(struct engine *e, logits_hook *hook, void *context)
 {

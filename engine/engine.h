@@ -182,8 +182,33 @@ int engine_adapter_check(struct engine *e, const char *dir, struct engine_adapte
 int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct model_id *model,
                          char *model_name, struct engine_adapter *out, struct err *err);
 
-/* One reference less; at zero it may be evicted and then forgotten once no sequence uses it. */
+/* One reference less; at zero its host memory is freed once no sequence uses it. */
 int engine_adapter_drop(struct engine *e, const struct content_digest *content, struct err *err);
+
+/* Where a loaded adapter is. ERR_NOT_FOUND: it isn't loaded. */
+struct engine_residency {
+    size_t n_bytes; /* of A and B, in host memory and on the device each */
+    int rank_max;
+    int n_users; /* requests that were submitted and not finished */
+    bool on_device, kept;
+    uint64_t n_uses, n_uploads; /* admissions; of these, those for which it was brought in */
+};
+int engine_adapter_residency(struct engine *e, const struct content_digest *content,
+                             struct engine_residency *out, struct err *err);
+
+/* The device's tier by hand. These wait for the engine thread, a step at most, so they must not be
+ * called from on_events. ERR_CANCELLED: the engine is closing; ERR_INTERNAL: the device has failed.
+ *
+ * warm: begins to bring a loaded adapter to the device, as is done by itself for those whose
+ * requests wait. ERR_NOT_FOUND: it isn't loaded; ERR_BUSY: no room that may be used for it now.
+ * keep: warm, and then it isn't evicted (but to let a request in that fits in no other way), and
+ * stays loaded; keep false ends that. ERR_TOO_LARGE: over half of adapter_bytes would be kept.
+ * evict: takes it off the device, loaded or not; fine when it isn't there. ERR_BUSY: a running
+ * request uses it, or it is on its way. */
+int engine_adapter_warm(struct engine *e, const struct content_digest *content, struct err *err);
+int engine_adapter_keep(struct engine *e, const struct content_digest *content, bool keep,
+                        struct err *err);
+int engine_adapter_evict(struct engine *e, const struct content_digest *content, struct err *err);
 
 /* ---- requests ----------------------------------------------------------------------------------
  */
@@ -210,11 +235,14 @@ struct engine_stats {
     uint64_t n_steps_ahead, n_steps_replayed; /* enqueued before the last one was done; recorded */
     uint64_t n_rows_prefill, n_rows_decode;
     uint64_t n_preemptions;
-    uint64_t n_adapter_uploads, n_adapter_evictions;
+    /* The device's tier: admissions of an adapter that found it there or on its way; copies begun,
+     * of these before an admission; evictions. */
+    uint64_t n_adapter_hits, n_adapter_uploads, n_adapter_prefetches, n_adapter_evictions;
     int n_running, n_waiting;
     int n_blocks, n_blocks_free;
-    size_t adapter_bytes_used, adapter_bytes_total;           /* on the device */
-    size_t adapter_host_bytes_used, adapter_host_bytes_total; /* in host memory */
+    size_t adapter_bytes_used, adapter_bytes_total, adapter_bytes_kept;
+    /* held: taken from the machine; total: what adapter_host_bytes came to */
+    size_t adapter_host_bytes_used, adapter_host_bytes_held, adapter_host_bytes_total;
     int n_adapters_resident, n_adapters_loaded;
     /* decode steps by the number of distinct adapters they held: 0, 1, 2, 3, 4, 5-8, 9-16, 17-64,
      * more. The base model is not an adapter. */

@@ -24,7 +24,11 @@
 
 enum {
     LOGIT_ROWS_HOST = 64, /* logits made at once: 33 MB for a vocabulary of 128k */
-    SLOTS = 2048,         /* adapters resident at once, if the pool's bytes suffice */
+    /* Adapters resident at once, if the pool's bytes suffice: one for so many bytes of it. */
+    SLOT_BYTES = 4 << 20,
+    SLOTS_MIN = 2048,
+    SLOTS_MAX = 16384,
+    HOST_FIRST_BYTES = 1 << 30, /* pinned memory for adapters taken at open */
 };
 
 /* For what is allocated behind the pools: the batch, which is counted, and recordings, which are
@@ -151,14 +155,40 @@ static int open_weights(struct engine *e, const struct backend_caps *caps, struc
                           min_of(logit_rows, o->max_rows), err);
 }
 
+static void retain_adapter(void *engine, void *adapter)
+{
+    struct engine *e = engine;
+    struct loaded_adapter *a = adapter;
+    loaded_adapters_retain(e->adapters, a);
+    atomic_fetch_add(&a->n_uploads, 1);
+}
+
+static void drop_adapter(void *engine, void *adapter)
+{
+    struct engine *e = engine;
+    loaded_adapters_unuse(e->adapters, adapter);
+}
+
+static int open_host_memory(struct engine *e, const struct backend_caps *caps, struct err *err)
+{
+    size_t most = e->options.adapter_host_bytes;
+    size_t first = most < HOST_FIRST_BYTES ? most : HOST_FIRST_BYTES;
+    e->prefetches = caps->own_memory;
+    return host_memory_create(&e->host, e->ops, caps->own_memory ? first : 0, err);
+}
+
 static int open_pools(struct engine *e, const struct budget *budget, int n_blocks, struct err *err)
 {
     const struct engine_options *o = &e->options;
-    int n_slots = max_of(SLOTS, o->max_seqs * ENGINE_ADAPTERS_MAX);
+    size_t slots = budget->adapter_bytes / SLOT_BYTES;
+    int n_slots = slots > SLOTS_MAX ? SLOTS_MAX : max_of(SLOTS_MIN, (int)slots);
+    n_slots = max_of(n_slots, o->max_seqs * ENGINE_ADAPTERS_MAX);
     if (lora_pool_create(&e->lora, &e->model->config, e->ops, e->be, budget->adapter_bytes, n_slots,
                          err) != 0)
         return -1;
     struct lora_pool_stats pool;
+    struct lora_pool_owners owners = {retain_adapter, drop_adapter, e};
+    lora_pool_set_owners(e->lora, &owners);
     lora_pool_stats(e->lora, &pool);
     e->adapter_pool_bytes = pool.bytes_total;
     e->counts.adapter_bytes_total = pool.bytes_total;
@@ -225,7 +255,8 @@ int engine_device_open(struct engine *e, struct err *err)
     if (caps.own_memory && (divide_memory(e, caps.memory_free_bytes, &budget, err) != 0 ||
                             size_kv(e, caps.activation, budget.kv_bytes, &n_blocks, err) != 0))
         return -1;
-    if (open_pools(e, &budget, n_blocks, err) != 0 || open_steps(e, n_blocks, err) != 0)
+    if (open_host_memory(e, &caps, err) != 0 || open_pools(e, &budget, n_blocks, err) != 0 ||
+        open_steps(e, n_blocks, err) != 0)
         return -1;
     open_lists(e);
     tell_memory(e, &caps, n_blocks);

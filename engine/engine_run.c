@@ -1,6 +1,7 @@
 /* engine_run: the engine thread. One turn of its loop is one step:
  *
- *   1. take what was submitted; end what was cancelled or is too late
+ *   1. take what was submitted or ordered; end what was cancelled or is too late; bring adapters of
+ *      those that wait to the device, beside the steps
  *   2. plan (scheduler.h: a pure function of what is waiting and running)
  *   3. carry out: preempt, take blocks, pin adapters
  *   4. build the batch, enqueue the model, the draws and the scores (step.h)
@@ -50,6 +51,7 @@
 
 enum {
     IDLE_WAIT_MS = 500,      /* the loop turns at least so often: stats.progress */
+    PREFETCH_SEQS = 8,       /* that wait, whose adapters are brought in */
     IDLE_PLANS_MAX = 16,     /* plans in a row that compute nothing although something could */
     DEBUG_PREEMPT_STEPS = 3, /* options.debug_preempt */
 };
@@ -134,6 +136,8 @@ static void sequence_finish(struct engine *e, struct sequence *s, enum engine_fi
     s->finish = finish;
     if (s->running && s->n_flying == 0)
         sequence_release_device(e, s);
+    for (int i = 0; i < s->n_adapters && !s->was_admitted; i++)
+        lora_pool_forget(e->lora, &s->adapters[i]->lora->content);
     leave_queue(e, s);
     pthread_mutex_lock(&e->lock);
     if (s->previous != NULL)
@@ -170,13 +174,17 @@ static void insert(struct sequence **list, int *n, struct sequence *s)
     list[i] = s;
 }
 
-static void take_intake(struct engine *e)
+/* Returns the orders that were given. */
+static struct engine_order *take_intake(struct engine *e)
 {
     pthread_mutex_lock(&e->lock);
     for (int i = 0; i < e->n_intake; i++)
         insert(e->waiting, &e->n_waiting, e->intake[i]);
     e->n_intake = 0;
+    struct engine_order *orders = e->orders;
+    e->orders = NULL;
     pthread_mutex_unlock(&e->lock);
+    return orders;
 }
 
 static void end_list(struct engine *e, struct sequence **list, int n, struct monotonic_us now)
@@ -200,6 +208,82 @@ static void end_all(struct engine *e)
         sequence_finish(e, e->waiting[i], ENGINE_FINISH_ERROR);
     compact(e, e->running, &e->n_running);
     compact(e, e->waiting, &e->n_waiting);
+}
+
+/* ---- adapters on the device, beside the steps --------------------------------------------- */
+
+static int keep_adapter(struct engine *e, struct loaded_adapter *a, struct err *err)
+{
+    if (!lora_pool_prefetch(e->lora, a->lora, a, false))
+        return err_set(err, ERR_BUSY, "there is no room on the device for the adapter now");
+    if (lora_pool_keep(e->lora, &a->lora->content, true, err) != 0)
+        return -1;
+    if (!a->kept)
+        loaded_adapters_again(e->adapters, a);
+    a->kept = true;
+    return 0;
+}
+
+static int let_go_adapter(struct engine *e, struct loaded_adapter *a, struct err *err)
+{
+    if (!a->kept)
+        return 0;
+    a->kept = false;
+    (void)lora_pool_keep(e->lora, &a->lora->content, false, err);
+    return loaded_adapters_drop(e->adapters, &a->lora->content, err);
+}
+
+static int obey(struct engine *e, struct engine_order *o)
+{
+    switch (o->kind) {
+    case ORDER_WARM:
+        if (!lora_pool_prefetch(e->lora, o->adapter->lora, o->adapter, false))
+            return err_set(&o->err, ERR_BUSY, "there is no room on the device for the adapter now");
+        return 0;
+    case ORDER_KEEP:
+        return keep_adapter(e, o->adapter, &o->err);
+    case ORDER_LET_GO:
+        return let_go_adapter(e, o->adapter, &o->err);
+    case ORDER_EVICT:
+        return lora_pool_evict(e->lora, &o->content, &o->err);
+    }
+    BUG("engine order %d", (int)o->kind);
+}
+
+static void report(struct engine *e, struct engine_order *orders)
+{
+    if (orders == NULL)
+        return;
+    pthread_mutex_lock(&e->lock);
+    for (struct engine_order *o = orders; o != NULL; o = o->next)
+        o->done = true; /* they are gone when the lock is */
+    pthread_cond_broadcast(&e->obeyed);
+    pthread_mutex_unlock(&e->lock);
+}
+
+static void obey_all(struct engine *e, struct engine_order *orders)
+{
+    for (struct engine_order *o = orders; o != NULL; o = o->next)
+        o->rc = obey(e, o);
+    report(e, orders);
+}
+
+static void refuse_all(struct engine *e, struct engine_order *orders)
+{
+    for (struct engine_order *o = orders; o != NULL; o = o->next)
+        o->rc = err_set(&o->err, ERR_CANCELLED, "the engine is closing");
+    report(e, orders);
+}
+
+/* Adapters of the first that wait. */
+static void prefetch(struct engine *e)
+{
+    for (int i = 0; i < e->n_waiting && i < PREFETCH_SEQS; i++) {
+        const struct sequence *s = e->waiting[i];
+        for (int k = 0; k < s->n_adapters; k++)
+            if (!lora_pool_prefetch(e->lora, s->adapters[k]->lora, s->adapters[k], true))
+                return;
+    }
 }
 
 /* ---- planning ---------------------------------------------------------------------------- */
@@ -286,7 +370,8 @@ static void take_blocks(struct engine *e, struct sequence *s, int n)
 static bool try_pin_adapters(struct engine *e, struct sequence *s)
 {
     for (int i = 0; i < s->n_adapters; i++) {
-        if (!lora_pool_pin(e->lora, s->adapters[i]->lora, &s->pins[i])) {
+        struct loaded_adapter *a = s->adapters[i];
+        if (!lora_pool_pin(e->lora, a->lora, a, &s->pins[i])) {
             while (i-- > 0)
                 lora_pool_unpin(e->lora, s->pins[i]);
             return false;
@@ -308,8 +393,13 @@ static bool pin_adapters(struct engine *e, struct sequence *s)
         lora_pool_clear(e->lora);
         BUG_IF(!try_pin_adapters(e, s)); /* engine_submit summed their bytes */
     }
-    for (int i = 0; i < s->n_adapters; i++)
-        s->adapters[i]->n_pins++;
+    for (int i = 0; i < s->n_adapters; i++) {
+        struct loaded_adapter *a = s->adapters[i];
+        a->n_pins++;
+        atomic_fetch_add(&a->n_uses, 1);
+        if (a->kept) /* it may have had to go, and is back */
+            (void)lora_pool_keep(e->lora, &a->lora->content, true, NULL);
+    }
     return true;
 }
 
@@ -500,6 +590,8 @@ static void count_step(struct engine *e, const struct step *st)
     c->last_step_us = clock_elapsed_us(e->retired.us > st->enqueued.us ? e->retired : st->enqueued,
                                        now);
     e->retired = now;
+    if (e->step_hook != NULL)
+        e->step_hook(e->step_context, b, n_decode, n_distinct, c->last_step_us);
 }
 
 static void publish_stats(struct engine *e)
@@ -507,7 +599,10 @@ static void publish_stats(struct engine *e)
     struct engine_stats *c = &e->counts;
     struct lora_pool_stats pool;
     lora_pool_stats(e->lora, &pool);
+    c->n_adapter_hits = pool.n_hits;
     c->n_adapter_uploads = pool.n_uploads;
+    c->n_adapter_prefetches = pool.n_prefetched;
+    c->adapter_bytes_kept = pool.bytes_kept;
     c->n_adapter_evictions = pool.n_evictions;
     c->adapter_bytes_used = pool.bytes_used;
     c->n_adapters_resident = pool.n_resident;
@@ -618,7 +713,7 @@ static void wait_for_work(struct engine *e)
     until.tv_sec += until.tv_nsec / 1000000000L;
     until.tv_nsec %= 1000000000L;
     pthread_mutex_lock(&e->lock);
-    if (e->n_intake == 0 && e->state == ENGINE_OPEN)
+    if (e->n_intake == 0 && e->orders == NULL && e->state == ENGINE_OPEN)
         pthread_cond_timedwait(&e->wake, &e->lock, &until);
     pthread_mutex_unlock(&e->lock);
 }
@@ -653,7 +748,10 @@ void *engine_thread(void *engine)
     }
     become(e, ENGINE_OPEN, NULL);
     while (is_open(e)) {
-        take_intake(e);
+        obey_all(e, take_intake(e));
+        lora_pool_poll(e->lora);
+        if (e->prefetches)
+            prefetch(e);
         e->counts.progress = clock_monotonic_us();
         end_list(e, e->running, e->n_running, e->counts.progress);
         end_list(e, e->waiting, e->n_waiting, e->counts.progress);
@@ -672,7 +770,7 @@ void *engine_thread(void *engine)
     }
     if (e->flying != NULL)
         (void)retire(e, e->flying, &err); /* failed or not: all are to end */
-    take_intake(e);
+    refuse_all(e, take_intake(e));
     end_all(e);
     publish_stats(e);
     deliver(e);

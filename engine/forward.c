@@ -125,7 +125,7 @@ static void linear(struct forward *f, struct devptr y, struct devptr x, const st
     f->ops->linear(f->be, y, x, w, bias, b->batch.n_rows, false, b->has_lora ? &lora : NULL);
 }
 
-void forward_run(struct forward *f, const struct step_batch *b, const struct lora_pool *pool)
+void forward_run(struct forward *f, const struct step_batch *b, struct lora_pool *pool)
 {
     const struct ops *ops = f->ops;
     const struct model_config *c = f->config;
@@ -142,6 +142,8 @@ void forward_run(struct forward *f, const struct step_batch *b, const struct lor
     ops->embed(be, f->residual, b->batch.d_token, f->weights->embed, n, 1.0f);
     for (int l = 0; l < c->n_layers; l++) {
         const struct layer_weights *w = &f->weights->layers[l];
+        if (b->has_lora)
+            lora_pool_need(pool, l);
         shape.window = c->window[l];
         rope.q_norm = w->q_norm;
         rope.k_norm = w->k_norm;

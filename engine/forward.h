@@ -39,7 +39,7 @@ int forward_create_kv(struct forward *f, int n_blocks, struct err *err); /* then
 void forward_release(struct forward *f);                                 /* quiet on zeroed */
 
 /* Enqueues the layers: K and V of all rows are written, f->x holds the final normed rows. */
-void forward_run(struct forward *f, const struct step_batch *b, const struct lora_pool *pool);
+void forward_run(struct forward *f, const struct step_batch *b, struct lora_pool *pool);
 
 /* Enqueues logits of n <= max_logit_rows rows, whose numbers are at d_rows, into f->logits. */
 void forward_logits(struct forward *f, struct devptr d_rows, int n);

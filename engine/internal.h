@@ -5,6 +5,7 @@
 
 #include "engine/engine.h"
 #include "engine/forward.h"
+#include "engine/host_memory.h"
 #include "engine/kv_pool.h"
 #include "engine/loaded_adapters.h"
 #include "engine/lora_pool.h"
@@ -17,7 +18,25 @@
 
 #include <pthread.h>
 
+/* What engine_adapter_warm and its like ask of the engine thread; on the caller's stack. */
+enum engine_order_kind { ORDER_WARM, ORDER_KEEP, ORDER_LET_GO, ORDER_EVICT };
+
+struct engine_order {
+    enum engine_order_kind kind;
+    struct content_digest content;
+    struct loaded_adapter *adapter; /* used by the caller meanwhile; NULL: ORDER_EVICT */
+    bool done;
+    int rc;
+    struct err err;
+    struct engine_order *next;
+};
+
 enum engine_state { ENGINE_OPENING, ENGINE_OPEN, ENGINE_CLOSING, ENGINE_FAILED };
+
+/* A step whose results are about to be taken, as the engine counts it: its rows that decode, and
+ * the distinct adapters of its sequences that haven't ended. On the engine thread. */
+typedef void engine_step_hook(void *context, const struct step_batch *batch, int n_decode,
+                              int n_distinct, uint64_t step_us);
 
 struct engine {
     struct engine_options options; /* defaults filled in */
@@ -26,7 +45,8 @@ struct engine {
     struct tokenizer *tokenizer;
     struct chat_template *chat_template;
     struct loaded_adapters *adapters;
-    int max_context; /* the model's, the options' and the KV cache's least */
+    struct host_memory *host; /* where their matrices lie */
+    int max_context;          /* the model's, the options' and the KV cache's least */
     size_t adapter_pool_bytes;
     char backend_text[128];
 
@@ -34,6 +54,7 @@ struct engine {
     pthread_mutex_t lock;
     pthread_cond_t wake;   /* for the engine thread: intake, cancel, closing */
     pthread_cond_t opened; /* for engine_open */
+    pthread_cond_t obeyed; /* for those who have given orders */
 
     /* Under the lock. */
     enum engine_state state;
@@ -41,6 +62,7 @@ struct engine {
     struct sequence *live;    /* every sequence between submit and FINISHED */
     struct sequence **intake; /* [n_intake] submitted, not yet seen; memory for max_waiting */
     int n_intake;
+    struct engine_order *orders;
     int n_queued; /* submitted and never admitted: what max_waiting bounds */
     uint64_t next_id;
     struct engine_stats stats;
@@ -52,6 +74,7 @@ struct engine {
     struct forward forward;
     struct stepper stepper;
     bool overlaps;       /* steps are enqueued ahead */
+    bool prefetches;     /* adapters of those that wait */
     struct step *flying; /* enqueued, its results not taken; NULL: none */
     struct kv_pool *kv;
     struct lora_pool *lora;
@@ -72,6 +95,8 @@ struct engine {
     uint64_t n_carried;          /* plans carried out */
     int n_idle_plans;            /* of these, in a row, those that computed nothing */
     struct monotonic_us retired; /* when the newest results were taken */
+    engine_step_hook *step_hook; /* NULL: none */
+    void *step_context;
 };
 
 /* As engine_open, of a model that is already there and is taken over, success or not. No tokenizer.
@@ -96,6 +121,7 @@ enum { ENGINE_WAITING_EVENTS_EXTRA = 256 }; /* room for the ends of waiting ones
 extern const struct ops *engine_debug_ops;
 
 /* Tests only; while nothing runs. */
+void engine_set_step_hook(struct engine *e, engine_step_hook *hook, void *context);
 void engine_set_logits_hook(struct engine *e, logits_hook *hook, void *context);
 void engine_swap_adapters(struct engine *e, const struct content_digest *a,
                           const struct content_digest *b);

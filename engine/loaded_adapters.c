@@ -95,6 +95,14 @@ int loaded_adapters_add(struct loaded_adapters *t, struct lora_adapter *lora, st
     return rc;
 }
 
+void loaded_adapters_again(struct loaded_adapters *t, struct loaded_adapter *a)
+{
+    pthread_mutex_lock(&t->lock);
+    BUG_IF(a->n_users < 1);
+    t->n_loaded += a->n_loads++ == 0;
+    pthread_mutex_unlock(&t->lock);
+}
+
 int loaded_adapters_drop(struct loaded_adapters *t, const struct content_digest *content,
                          struct err *err)
 {
@@ -126,12 +134,21 @@ struct loaded_adapter *loaded_adapters_use(struct loaded_adapters *t,
     return a;
 }
 
-void loaded_adapters_unuse(struct loaded_adapters *t, struct loaded_adapter *a)
+int loaded_adapters_unuse(struct loaded_adapters *t, struct loaded_adapter *a)
 {
     pthread_mutex_lock(&t->lock);
     BUG_IF(a->n_users < 1);
-    a->n_users--;
+    int left = --a->n_users;
     forget_idle(t, find(t, &a->lora->content));
+    pthread_mutex_unlock(&t->lock);
+    return left;
+}
+
+void loaded_adapters_retain(struct loaded_adapters *t, struct loaded_adapter *a)
+{
+    pthread_mutex_lock(&t->lock);
+    BUG_IF(a->n_users < 1);
+    a->n_users++;
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -141,12 +158,4 @@ int loaded_adapters_n_loaded(struct loaded_adapters *t)
     int n = t->n_loaded;
     pthread_mutex_unlock(&t->lock);
     return n;
-}
-
-void loaded_adapters_bytes(struct loaded_adapters *t, size_t *used, size_t *max)
-{
-    pthread_mutex_lock(&t->lock);
-    *used = t->used_bytes;
-    *max = t->max_bytes;
-    pthread_mutex_unlock(&t->lock);
 }

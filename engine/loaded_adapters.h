@@ -4,6 +4,8 @@
 
 #include "engine/lora.h"
 
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -13,9 +15,11 @@ struct loaded_adapters;
 /* An adapter that somebody loaded or a sequence uses. The first two members never change. */
 struct loaded_adapter {
     struct lora_adapter *lora;
-    struct loaded_adapter *next; /* in its chain; the table's */
-    int n_loads, n_users;        /* the table's, under its lock */
+    struct loaded_adapter *next;     /* in its chain; the table's */
+    int n_loads, n_users;            /* the table's, under its lock */
+    atomic_ullong n_uses, n_uploads; /* admissions with it; of these, those that brought it in */
     /* The engine thread's own notes. */
+    bool kept;           /* on the device; that is one of its loads */
     int n_pins;          /* running sequences that pin it */
     int sched_index;     /* in the state shown to the scheduler ... */
     uint64_t sched_step; /* ... at this step */
@@ -29,6 +33,9 @@ void loaded_adapters_free(struct loaded_adapters *t); /* quiet on NULL; no users
  * when max_bytes would be passed; lora is closed then, too. */
 int loaded_adapters_add(struct loaded_adapters *t, struct lora_adapter *lora, struct err *err);
 
+/* One load more of one that a user holds. */
+void loaded_adapters_again(struct loaded_adapters *t, struct loaded_adapter *a);
+
 /* One load less. ERR_NOT_FOUND when there is none. */
 int loaded_adapters_drop(struct loaded_adapters *t, const struct content_digest *content,
                          struct err *err);
@@ -37,9 +44,10 @@ int loaded_adapters_drop(struct loaded_adapters *t, const struct content_digest 
  * until as many unuse calls. */
 struct loaded_adapter *loaded_adapters_use(struct loaded_adapters *t,
                                            const struct content_digest *content);
-void loaded_adapters_unuse(struct loaded_adapters *t, struct loaded_adapter *a);
+int loaded_adapters_unuse(struct loaded_adapters *t, struct loaded_adapter *a); /* users left */
+/* One more user of one that has a user already. */
+void loaded_adapters_retain(struct loaded_adapters *t, struct loaded_adapter *a);
 
 int loaded_adapters_n_loaded(struct loaded_adapters *t);
-void loaded_adapters_bytes(struct loaded_adapters *t, size_t *used, size_t *max);
 
 #endif

@@ -9,6 +9,7 @@
 #include "engine/lora.h"
 
 #include "engine/engine.h"
+#include "engine/host_memory.h"
 #include "engine/lora_config.h"
 #include "engine/noise.h"
 #include "node/base/buf.h"
@@ -217,16 +218,33 @@ static void sum_ranks(struct lora_adapter *a)
     }
 }
 
-static void pack(uint8_t *out, const struct tensor *t, enum dtype dtype)
+/* One matrix to [out, end), and zeros behind it. */
+static void pack(uint8_t *out, uint8_t *end, const struct tensor *t, enum dtype dtype)
 {
+    size_t n = tensor_n_elements(t), n_bytes = n * dtype_bytes(dtype);
     if (dtype_of(t) == dtype) {
-        memcpy(out, t->data, t->n_bytes);
-        return;
+        memcpy(out, t->data, n_bytes);
+    } else {
+        BUG_IF(dtype != DTYPE_F32);
+        float *f = (float *)(void *)out;
+        for (size_t i = 0; i < n; i++)
+            f[i] = tensor_f32(t, i);
     }
-    BUG_IF(dtype != DTYPE_F32);
-    float *f = (float *)(void *)out;
-    for (size_t i = 0, n = tensor_n_elements(t); i < n; i++)
-        f[i] = tensor_f32(t, i);
+    memset(out + n_bytes, 0, (size_t)(end - out) - n_bytes);
+}
+
+static int take_memory(struct lora_adapter *a, struct host_memory *home, struct err *err)
+{
+    void *data;
+    if (home == NULL)
+        data = aligned_alloc(LORA_ALIGN_BYTES, a->n_bytes);
+    else if (host_memory_take(home, &data, a->n_bytes, err) != 0)
+        return -1;
+    if (data == NULL)
+        return err_set(err, ERR_NO_MEMORY, "no memory for its %zu bytes", a->n_bytes);
+    a->data = data;
+    a->home = home;
+    return 0;
 }
 
 static int check_surplus(const struct tensor_dir *d, const struct lora_adapter *a, struct err *err)
@@ -269,7 +287,8 @@ static int refuse_other_modules(const struct lora_config *config, struct err *er
 }
 
 static int build(struct lora_adapter *a, const struct model_config *model,
-                 const struct lora_config *config, const struct tensor_dir *d, struct err *err)
+                 const struct lora_config *config, const struct tensor_dir *d,
+                 struct host_memory *home, struct err *err)
 {
     int n_sites = model_n_sites(model), rc = -1;
     char module[SITE_NAME_BYTES];
@@ -309,16 +328,12 @@ static int build(struct lora_adapter *a, const struct model_config *model,
                 LORA_RANK_SUM_MAX);
         goto out;
     }
-    a->data = aligned_alloc(LORA_ALIGN_BYTES, a->n_bytes);
-    if (a->data == NULL) {
-        err_set(err, ERR_NO_MEMORY, "no memory for its %zu bytes", a->n_bytes);
+    if (take_memory(a, home, err) != 0)
         goto out;
-    }
-    memset(a->data, 0, a->n_bytes);
     for (int i = 0; i < a->n_sites; i++) {
         const struct lora_site *s = &a->sites[i];
-        pack(a->data + s->a_offset, matrices[i].a, s->dtype);
-        pack(a->data + s->b_offset, matrices[i].b, s->dtype);
+        pack(a->data + s->a_offset, a->data + s->b_offset, matrices[i].a, s->dtype);
+        pack(a->data + s->b_offset, a->data + s->end_offset, matrices[i].b, s->dtype);
     }
     rc = 0;
 out:
@@ -327,7 +342,7 @@ out:
 }
 
 int lora_open(struct lora_adapter **out, const struct model_config *model, const char *dir,
-              size_t max_bytes, struct err *err)
+              size_t max_bytes, struct host_memory *home, struct err *err)
 {
     struct adapter_files files;
     struct lora_config *config = NULL;
@@ -338,7 +353,7 @@ int lora_open(struct lora_adapter **out, const struct model_config *model, const
     int rc = lora_config_parse(&config, (const char *)files.config.data, files.config.len,
                                "adapter_config.json", err);
     if (rc == 0)
-        rc = build(a, model, config, &files.tensors, err);
+        rc = build(a, model, config, &files.tensors, home, err);
     lora_config_free(config);
     files_release(&files);
     if (rc != 0) {
@@ -353,9 +368,25 @@ void lora_close(struct lora_adapter *a)
 {
     if (a == NULL)
         return;
+    if (a->home != NULL)
+        host_memory_give(a->home, a->data, a->n_bytes);
+    else
+        free(a->data);
     free(a->sites);
-    free(a->data);
     free(a);
+}
+
+int lora_move(struct lora_adapter *a, struct host_memory *home, struct err *err)
+{
+    void *to;
+    BUG_IF(a->home != NULL);
+    if (host_memory_take(home, &to, a->n_bytes, err) != 0)
+        return -1;
+    memcpy(to, a->data, a->n_bytes);
+    free(a->data);
+    a->data = to;
+    a->home = home;
+    return 0;
 }
 
 /* ---- random adapters --------------------------------------------------------------------- */

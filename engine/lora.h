@@ -9,6 +9,7 @@
 #include <stddef.h>
 
 struct err;
+struct host_memory;
 
 enum {
     LORA_ALIGN_BYTES = 256,   /* of every matrix on the device */
@@ -32,15 +33,20 @@ struct lora_adapter {
     struct lora_site *sites; /* [n_sites] ascending by site */
     uint8_t *data;           /* [n_bytes] */
     size_t n_bytes;
-    char targets[256]; /* "q_proj v_proj" */
+    struct host_memory *home; /* data's; NULL: malloc's */
+    char targets[256];        /* "q_proj v_proj" */
 };
 
 /* Reads dir (PEFT layout) and checks every tensor's name, shape, dtype and numbers against the base
  * model: nothing may be missing, nothing surplus, nothing infinite. max_bytes bounds its files.
- * The error names the file, the tensor or the key. */
+ * The matrices lie in `home`, which must outlive it, or on the heap (NULL). The error names the
+ * file, the tensor or the key. */
 int lora_open(struct lora_adapter **out, const struct model_config *model, const char *dir,
-              size_t max_bytes, struct err *err);
+              size_t max_bytes, struct host_memory *home, struct err *err);
 void lora_close(struct lora_adapter *a); /* quiet on NULL */
+
+/* Moves the matrices of one that is on the heap. On failure it stays where it is. */
+int lora_move(struct lora_adapter *a, struct host_memory *home, struct err *err);
 
 /* An adapter with seeded random A and B, none of them zero, on every linear module: for
  * measurements and tests. B is small, so that texts stay texts. */

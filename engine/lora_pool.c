@@ -9,40 +9,69 @@
  *      and requests never hold a slot without a pin.
  *   2. A sequence pins its adapters when it is admitted and unpins them when it leaves the batch
  *      (finished, cancelled, preempted). Between steps a pin is the only thing that keeps a slot.
- *   3. A pinned slot is never evicted, moved or refilled. Evicting a pinned slot is a bug and
- * aborts.
- *   4. Unpinned adapters stay, as a cache, until room is needed; the least recently pinned goes
- * first.
+ *   3. A pinned slot is never evicted, moved or refilled, nor is one whose adapter is on its way.
+ *      Evicting a pinned slot is a bug and aborts.
+ *   4. Unpinned adapters stay, as a cache, until room is needed. Then the one worth least goes:
+ *
+ *          worth = age + uses * (1 + FIXED_BYTES / bytes)
+ *
+ *      reckoned when it is used; age is the worth of the last one that went. That is GreedyDual-
+ *      Size-Frequency (Cherkasova, HPL-98-69): uses times what bringing it back takes, by its size,
+ *      where a copy takes as long as its bytes and FIXED_BYTES more; what isn't used any more is
+ *      overtaken by age. Of equals the least recently pinned goes. One that was promised to
+ *      somebody stays for him, but where a pin finds no other room.
  *   5. Each filling of a slot has a generation that no other filling of any slot has. A pin carries
  *      it, and before a slot is put into a step's segments the pin's generation and the sequence's
  *      digest are compared with the slot's (lora_pool_check): a reused slot can't be read by a
  *      sequence that was admitted with the old adapter.
- *   6. Evicting clears the slot's entries at every site (rank 0: touches nothing) before its memory
- * is given back, in stream order, so that no step sees an entry whose memory is another's.
+ *   6. A step reads a slot's entries only under a pin, so nothing enqueued reads the memory of an
+ *      unpinned one: it may be refilled on the lane without waiting for the stream.
  *   7. Memory is cut at the granularity of sites: first one piece for the whole adapter; if the
- * region is too fragmented, as many consecutive sites as fit into the largest span, and so on. So
- * an adapter fits whenever the free bytes, in spans not smaller than a site's, suffice; and with
- *      nothing pinned the region is one span again.
- *   8. After creation nothing is allocated. */
+ *      region is too fragmented, as many consecutive sites as fit into the largest span, and so on.
+ *      So an adapter fits whenever the free bytes, in spans not smaller than a site's, suffice; and
+ *      with nothing pinned the region is one span again.
+ *   8. After creation nothing is allocated.
+ *
+ * On its way. First the slot's entries go to the device, a column of the table, in one copy; then
+ * the matrices, layer by layer, with a place in the lane (a mark) behind layers 0, 1, 3, 7, 15, ...
+ * A copy is COPY_BYTES at most, so that the small copies of the steps never wait long for the bus.
+ * lora_pool_need makes the stream wait for the mark that covers a layer, once for each. */
 #include "engine/lora_pool.h"
 
 #include "engine/heap.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
 
-#include <inttypes.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 struct extent {
     size_t offset, n_bytes;
+    int first_site, end_site; /* of the adapter's */
+};
+
+enum {
+    EXTENTS_MAX = 16,  /* of one adapter; more fragmentation than this means: evict */
+    CHUNKS_MAX = 12,   /* of an adapter on its way: 1, 1, 2, 4, ... layers */
+    PROMISES_PART = 4, /* of the pool's bytes, 1 / so much may wait for its first pin */
+    COPY_BYTES = 4 << 20,
+    FIXED_BYTES = 8 << 20, /* copied in the time that a copy takes whatever its size */
 };
 
 struct slot {
     struct content_digest content;
     uint64_t generation; /* 0: empty */
     uint64_t last_pin;
+    double worth;
+    uint32_t n_uses;
     int32_t n_pins;
+    bool kept, promised;
+    /* On its way: the places in the lane behind each chunk of layers, and how many of these the
+     * stream waits for already. n_chunks 0: it is here. */
+    uint64_t marks[CHUNKS_MAX];
+    int n_chunks, n_needed;
+    void *owner;
     int32_t next;           /* in its hash chain, or in the list of empty slots; -1: last */
     struct extent *extents; /* [n_extents], memory for n_sites of them */
     int n_extents;
@@ -62,14 +91,17 @@ struct lora_pool {
     int32_t *chains; /* [n_chains] first slot with that hash, or -1; n_chains is a power of two */
     uint32_t n_chains;
     int32_t empty;              /* first of the list of empty slots */
-    struct lora_entry *entries; /* [n_sites, n_slots] */
+    struct lora_entry *entries; /* [n_sites, n_slots], of host_alloc */
     struct devptr d_entries;    /* the same on the device */
     struct lora_part *parts;    /* [n_layers, SITE_KINDS] */
     uint64_t n_fills, n_ticks;
+    double age;
+    size_t bytes_promised;
+    int32_t *loading; /* [stats.n_loading] slots on their way */
+    struct lora_pool_owners owners;
+    pthread_mutex_t lock; /* of what lora_pool_look reads */
     struct lora_pool_stats stats;
 };
-
-enum { EXTENTS_MAX = 16 }; /* of one adapter; more fragmentation than this means: evict */
 
 static const struct {
     int first, n_parts;
@@ -131,36 +163,23 @@ int lora_pool_create(struct lora_pool **out, const struct model_config *model,
         p->slots[i].next = i + 1 < n_slots ? i + 1 : -1;
     }
     p->heap = heap_create(p->n_bytes, LORA_ALIGN_BYTES, (size_t)n_slots * EXTENTS_MAX);
+    p->loading = xcalloc((size_t)n_slots, sizeof *p->loading);
+    pthread_mutex_init(&p->lock, NULL);
     size_t n_entries = (size_t)p->n_sites * (size_t)n_slots;
-    p->entries = xcalloc(n_entries, sizeof *p->entries);
     p->parts = xcalloc((size_t)p->n_sites, sizeof *p->parts);
-    if (ops->mem_alloc(be, &p->d_entries, n_entries * sizeof *p->entries, err) != 0 ||
+    if (ops->host_alloc(be, (void **)&p->entries, n_entries * sizeof *p->entries, err) != 0 ||
+        ops->mem_alloc(be, &p->d_entries, n_entries * sizeof *p->entries, err) != 0 ||
         ops->mem_alloc(be, &p->region, p->n_bytes > 0 ? p->n_bytes : LORA_ALIGN_BYTES, err) != 0) {
         lora_pool_free(p);
         return err_wrap(err, "adapter pool of %zu bytes, %d slots", n_bytes, n_slots);
     }
+    memset(p->entries, 0, n_entries * sizeof *p->entries);
     ops->upload(be, p->d_entries, p->entries, n_entries * sizeof *p->entries);
     build_parts(p);
     p->stats.bytes_total = p->n_bytes;
     p->stats.n_slots = n_slots;
     *out = p;
     return 0;
-}
-
-void lora_pool_free(struct lora_pool *p)
-{
-    if (p == NULL)
-        return;
-    BUG_IF(p->stats.bytes_pinned != 0);
-    p->ops->mem_free(p->be, p->region);
-    p->ops->mem_free(p->be, p->d_entries);
-    heap_free(p->heap);
-    free(p->slots);
-    free(p->extents);
-    free(p->chains);
-    free(p->entries);
-    free(p->parts);
-    free(p);
 }
 
 /* ---- finding ----------------------------------------------------------------------------- */
@@ -193,26 +212,42 @@ bool lora_pool_is_pinned(const struct lora_pool *p, const struct content_digest 
 
 /* ---- eviction ---------------------------------------------------------------------------- */
 
-static void set_entry(struct lora_pool *p, int site, int32_t slot, struct lora_entry entry)
+/* When it is used, or promised to be. */
+static void reckon(struct lora_pool *p, struct slot *s)
 {
-    struct lora_entry *e = entry_at(p, site, slot);
-    *e = entry;
-    p->ops->upload(p->be, d_entry_at(p, site, slot), e, sizeof *e);
+    s->worth = p->age + (double)s->n_uses * (1 + FIXED_BYTES / (double)s->n_bytes);
+}
+
+static void forget_promise(struct lora_pool *p, struct slot *s)
+{
+    if (s->promised)
+        p->bytes_promised -= s->n_bytes;
+    s->promised = false;
+}
+
+static void set_kept(struct lora_pool *p, struct slot *s, bool keep)
+{
+    if (s->kept != keep)
+        p->stats.bytes_kept += keep ? s->n_bytes : -s->n_bytes;
+    s->kept = keep;
 }
 
 static void evict(struct lora_pool *p, int32_t i)
 {
     struct slot *s = &p->slots[i];
-    BUG_IF(s->generation == 0 || s->n_pins != 0); /* rule 3 */
-    for (int site = 0; site < p->n_sites; site++) /* rule 6 */
-        if (entry_at(p, site, i)->rank != 0)
-            set_entry(p, site, i, (struct lora_entry){0});
+    BUG_IF(s->generation == 0 || s->n_pins != 0 || s->n_chunks != 0); /* rule 3 */
+    for (int site = 0; site < p->n_sites; site++)
+        *entry_at(p, site, i) = (struct lora_entry){0};
     for (int e = 0; e < s->n_extents; e++)
         heap_give(p->heap, s->extents[e].offset, s->extents[e].n_bytes);
     int32_t *link = chain_of(p, &s->content);
     while (*link != i)
         link = &p->slots[*link].next;
     *link = s->next;
+    forget_promise(p, s);
+    set_kept(p, s, false);
+    if (s->worth > p->age)
+        p->age = s->worth;
     s->generation = 0;
     s->n_extents = 0;
     s->next = p->empty;
@@ -221,34 +256,129 @@ static void evict(struct lora_pool *p, int32_t i)
     p->stats.n_evictions++;
 }
 
-/* The least recently pinned adapter leaves. False: all that are here are pinned. */
-static bool evict_one(struct lora_pool *p)
+/* The one worth least leaves, of those that may. False: nobody may. */
+static bool evict_one(struct lora_pool *p, bool promised_too, bool kept_too)
 {
-    int32_t oldest = -1;
+    int32_t least = -1;
     for (int32_t i = 0; i < p->n_slots; i++) {
-        const struct slot *s = &p->slots[i];
-        if (s->generation != 0 && s->n_pins == 0 &&
-            (oldest < 0 || s->last_pin < p->slots[oldest].last_pin))
-            oldest = i;
+        const struct slot *s = &p->slots[i], *l = &p->slots[least < 0 ? i : least];
+        if (s->generation == 0 || s->n_pins != 0 || s->n_chunks != 0 ||
+            (s->promised && !promised_too) || (s->kept && !kept_too))
+            continue;
+        if (least < 0 || s->worth < l->worth || (s->worth <= l->worth && s->last_pin < l->last_pin))
+            least = i;
     }
-    if (oldest < 0)
+    if (least < 0)
         return false;
-    evict(p, oldest);
+    evict(p, least);
     return true;
 }
 
-void lora_pool_clear(struct lora_pool *p)
+/* ---- on its way -------------------------------------------------------------------------- */
+
+static int chunk_of(int layer)
 {
-    while (evict_one(p))
-        continue;
+    return layer == 0 ? 0 : 32 - __builtin_clz((unsigned)layer);
+}
+
+/* Sites [begin, end) of a, which lie in s's extents. */
+static void send(struct lora_pool *p, const struct slot *s, const struct lora_adapter *a, int begin,
+                 int end)
+{
+    for (int e = 0; e < s->n_extents; e++) {
+        const struct extent *x = &s->extents[e];
+        int from = begin > x->first_site ? begin : x->first_site;
+        int to = end < x->end_site ? end : x->end_site;
+        if (from >= to)
+            continue;
+        size_t at = a->sites[from].a_offset, last = a->sites[to - 1].end_offset;
+        size_t base = a->sites[x->first_site].a_offset;
+        while (at < last) {
+            size_t n = last - at < COPY_BYTES ? last - at : COPY_BYTES;
+            p->ops->lane_upload(p->be, devptr_at(p->region, x->offset + (at - base)), a->data + at,
+                                n, 0, 1);
+            at += n;
+        }
+    }
+}
+
+static void fill(struct lora_pool *p, int32_t i, const struct lora_adapter *a, void *owner)
+{
+    struct slot *s = &p->slots[i];
+    for (int e = 0; e < s->n_extents; e++) {
+        const struct extent *x = &s->extents[e];
+        size_t base = a->sites[x->first_site].a_offset;
+        struct devptr to = devptr_at(p->region, x->offset);
+        for (int k = x->first_site; k < x->end_site; k++) {
+            const struct lora_site *site = &a->sites[k];
+            *entry_at(p, site->site,
+                      i) = (struct lora_entry){.a = devptr_at(to, site->a_offset - base),
+                                               .b = devptr_at(to, site->b_offset - base),
+                                               .rank = site->rank,
+                                               .scaling = site->scaling,
+                                               .dtype = (int32_t)site->dtype};
+        }
+    }
+    p->ops->lane_upload(p->be, d_entry_at(p, 0, i), entry_at(p, 0, i), sizeof(struct lora_entry),
+                        (size_t)p->n_slots * sizeof(struct lora_entry), p->n_sites);
+    s->n_chunks = s->n_needed = 0;
+    for (int begin = 0; begin < a->n_sites; s->n_chunks++) {
+        int end = begin;
+        while (end < a->n_sites && chunk_of(a->sites[end].site / SITE_KINDS) <= s->n_chunks)
+            end++;
+        send(p, s, a, begin, end);
+        BUG_IF(s->n_chunks == CHUNKS_MAX);
+        s->marks[s->n_chunks] = p->ops->lane_mark(p->be);
+        begin = end;
+    }
+    p->loading[p->stats.n_loading++] = i;
+    s->owner = owner;
+    if (p->owners.retain != NULL)
+        p->owners.retain(p->owners.context, owner);
+}
+
+void lora_pool_poll(struct lora_pool *p)
+{
+    int kept = 0, n = p->stats.n_loading;
+    for (int k = 0; k < n; k++) {
+        struct slot *s = &p->slots[p->loading[k]];
+        if (!p->ops->lane_reached(p->be, s->marks[s->n_chunks - 1])) {
+            p->loading[kept++] = p->loading[k];
+            continue;
+        }
+        pthread_mutex_lock(&p->lock);
+        s->n_chunks = 0;
+        pthread_mutex_unlock(&p->lock);
+        if (p->owners.drop != NULL)
+            p->owners.drop(p->owners.context, s->owner);
+        s->owner = NULL;
+    }
+    p->stats.n_loading = kept;
+}
+
+void lora_pool_need(struct lora_pool *p, int layer)
+{
+    for (int k = 0; k < p->stats.n_loading; k++) {
+        struct slot *s = &p->slots[p->loading[k]];
+        int n = chunk_of(layer) + 1 < s->n_chunks ? chunk_of(layer) + 1 : s->n_chunks;
+        if (s->n_pins == 0 || n <= s->n_needed)
+            continue;
+        p->ops->lane_need(p->be, s->marks[n - 1]);
+        s->n_needed = n;
+    }
+}
+
+static void wait_for_all(struct lora_pool *p)
+{
+    while (p->stats.n_loading > 0)
+        lora_pool_poll(p);
 }
 
 /* ---- placing ----------------------------------------------------------------------------- */
 
-/* Memory for all sites of a, in as few extents as the heap allows; piece_end[e] is the number of
- * sites in extents up to e. False, with nothing taken, when it doesn't fit. */
-static bool place(struct lora_pool *p, struct slot *s, const struct lora_adapter *a,
-                  int piece_end[EXTENTS_MAX])
+/* Memory for all sites of a, in as few extents as the heap allows. False, with nothing taken, when
+ * it doesn't fit. */
+static bool place(struct lora_pool *p, struct slot *s, const struct lora_adapter *a)
 {
     int next = 0; /* site of a */
     s->n_extents = 0;
@@ -262,8 +392,7 @@ static bool place(struct lora_pool *p, struct slot *s, const struct lora_adapter
         size_t n_bytes = a->sites[end - 1].end_offset - begin;
         size_t offset = heap_take(p->heap, n_bytes);
         BUG_IF(offset == SIZE_MAX);
-        s->extents[s->n_extents] = (struct extent){offset, n_bytes};
-        piece_end[s->n_extents++] = end;
+        s->extents[s->n_extents++] = (struct extent){offset, n_bytes, next, end};
         next = end;
     }
     if (next == a->n_sites)
@@ -274,25 +403,46 @@ static bool place(struct lora_pool *p, struct slot *s, const struct lora_adapter
     return false;
 }
 
-static void fill(struct lora_pool *p, int32_t i, const struct lora_adapter *a,
-                 const int piece_end[EXTENTS_MAX])
+/* A slot with memory for a, out of the list of empty ones, or -1. */
+static int32_t make_room(struct lora_pool *p, const struct lora_adapter *a, bool promised_too)
 {
+    if (a->n_bytes > p->n_bytes - p->stats.bytes_pinned)
+        return -1;
+    while (p->empty < 0)
+        if (!evict_one(p, promised_too, false))
+            return -1;
+    int32_t i = p->empty;
+    while (!place(p, &p->slots[i], a))
+        if (!evict_one(p, promised_too, false))
+            return -1; /* i is still empty, further down the list */
+    int32_t *link = &p->empty;
+    while (*link != i)
+        link = &p->slots[*link].next;
+    *link = p->slots[i].next;
+    return i;
+}
+
+/* Brings in what isn't here; the slot or -1. Under the lock. */
+static int32_t bring_in(struct lora_pool *p, const struct lora_adapter *a, void *owner,
+                        bool promised_too)
+{
+    int32_t i = make_room(p, a, promised_too);
+    if (i < 0)
+        return -1;
     struct slot *s = &p->slots[i];
-    int next = 0;
-    for (int e = 0; e < s->n_extents; e++) {
-        size_t begin = a->sites[next].a_offset;
-        struct devptr base = devptr_at(p->region, s->extents[e].offset);
-        p->ops->upload(p->be, base, a->data + begin, s->extents[e].n_bytes);
-        for (; next < piece_end[e]; next++) {
-            const struct lora_site *site = &a->sites[next];
-            set_entry(p, site->site, i,
-                      (struct lora_entry){.a = devptr_at(base, site->a_offset - begin),
-                                          .b = devptr_at(base, site->b_offset - begin),
-                                          .rank = site->rank,
-                                          .scaling = site->scaling,
-                                          .dtype = (int32_t)site->dtype});
-        }
-    }
+    s->content = a->content;
+    s->generation = ++p->n_fills; /* rule 5 */
+    s->n_bytes = a->n_bytes;
+    s->n_pins = 0;
+    s->n_uses = 0;
+    s->last_pin = p->n_ticks;
+    fill(p, i, a, owner);
+    int32_t *chain = chain_of(p, &s->content);
+    s->next = *chain;
+    *chain = i;
+    p->stats.n_resident++;
+    p->stats.n_uploads++;
+    return i;
 }
 
 static void pin_slot(struct lora_pool *p, int32_t i, struct lora_pin *out)
@@ -301,45 +451,115 @@ static void pin_slot(struct lora_pool *p, int32_t i, struct lora_pin *out)
     if (s->n_pins++ == 0)
         p->stats.bytes_pinned += s->n_bytes;
     s->last_pin = ++p->n_ticks;
+    forget_promise(p, s);
+    s->n_uses++;
+    reckon(p, s);
     *out = (struct lora_pin){i, s->generation};
 }
 
-bool lora_pool_pin(struct lora_pool *p, const struct lora_adapter *a, struct lora_pin *out)
+bool lora_pool_pin(struct lora_pool *p, const struct lora_adapter *a, void *owner,
+                   struct lora_pin *out)
 {
     int32_t i = lora_pool_slot(p, &a->content);
-    if (i >= 0) {
+    p->stats.n_hits += i >= 0;
+    if (i < 0)
+        lora_pool_poll(p);
+    pthread_mutex_lock(&p->lock);
+    if (i < 0)
+        i = bring_in(p, a, owner, true);
+    if (i >= 0)
         pin_slot(p, i, out);
+    pthread_mutex_unlock(&p->lock);
+    return i >= 0;
+}
+
+bool lora_pool_prefetch(struct lora_pool *p, const struct lora_adapter *a, void *owner,
+                        bool promise)
+{
+    size_t taken = p->stats.bytes_pinned + p->stats.bytes_kept + p->bytes_promised;
+    if (lora_pool_is_resident(p, &a->content))
         return true;
-    }
-    if (a->n_bytes > p->n_bytes - p->stats.bytes_pinned)
+    if (taken > p->n_bytes || a->n_bytes > p->n_bytes - taken ||
+        (promise && p->bytes_promised + a->n_bytes > p->n_bytes / PROMISES_PART))
         return false;
-    while (p->empty < 0)
-        if (!evict_one(p))
-            return false;
-    i = p->empty;
-    struct slot *s = &p->slots[i];
-    int piece_end[EXTENTS_MAX];
-    while (!place(p, s, a, piece_end)) {
-        if (!evict_one(p))
-            return false;
-        /* what was evicted became the head of the empty list; i is still empty, further down */
+    lora_pool_poll(p);
+    pthread_mutex_lock(&p->lock);
+    int32_t i = bring_in(p, a, owner, false);
+    if (i >= 0) {
+        struct slot *s = &p->slots[i];
+        s->n_uses = 1; /* as if; its first pin is that use */
+        reckon(p, s);
+        s->n_uses = 0;
+        s->promised = promise;
+        p->bytes_promised += promise ? s->n_bytes : 0;
+        p->stats.n_prefetched++;
     }
-    int32_t *link = &p->empty; /* take i out of the empty list */
-    while (*link != i)
-        link = &p->slots[*link].next;
-    *link = s->next;
-    s->content = a->content;
-    s->generation = ++p->n_fills; /* rule 5 */
-    s->n_bytes = a->n_bytes;
-    s->n_pins = 0;
-    fill(p, i, a, piece_end);
-    int32_t *chain = chain_of(p, &s->content);
-    s->next = *chain;
-    *chain = i;
-    p->stats.n_resident++;
-    p->stats.n_uploads++;
-    pin_slot(p, i, out);
-    return true;
+    pthread_mutex_unlock(&p->lock);
+    return i >= 0;
+}
+
+void lora_pool_forget(struct lora_pool *p, const struct content_digest *content)
+{
+    int32_t i = lora_pool_slot(p, content);
+    if (i >= 0)
+        forget_promise(p, &p->slots[i]);
+}
+
+int lora_pool_keep(struct lora_pool *p, const struct content_digest *content, bool keep,
+                   struct err *err)
+{
+    int32_t i = lora_pool_slot(p, content);
+    if (i < 0)
+        return keep ? err_set(err, ERR_NOT_FOUND, "the adapter isn't on the device") : 0;
+    struct slot *s = &p->slots[i];
+    if (keep && !s->kept && s->n_bytes > p->n_bytes / 2 - p->stats.bytes_kept)
+        return err_set(err, ERR_TOO_LARGE,
+                       "%zu bytes of adapters are kept on the device; with %zu more it would be "
+                       "over half of the %zu bytes that adapters have",
+                       p->stats.bytes_kept, s->n_bytes, p->n_bytes);
+    pthread_mutex_lock(&p->lock);
+    set_kept(p, s, keep);
+    pthread_mutex_unlock(&p->lock);
+    return 0;
+}
+
+int lora_pool_evict(struct lora_pool *p, const struct content_digest *content, struct err *err)
+{
+    int32_t i = lora_pool_slot(p, content);
+    if (i < 0)
+        return 0;
+    lora_pool_poll(p);
+    if (p->slots[i].n_pins != 0 || p->slots[i].n_chunks != 0)
+        return err_set(err, ERR_BUSY, "the adapter is in use on the device");
+    pthread_mutex_lock(&p->lock);
+    evict(p, i);
+    pthread_mutex_unlock(&p->lock);
+    return 0;
+}
+
+void lora_pool_clear(struct lora_pool *p)
+{
+    wait_for_all(p);
+    pthread_mutex_lock(&p->lock);
+    while (evict_one(p, true, true))
+        continue;
+    pthread_mutex_unlock(&p->lock);
+}
+
+void lora_pool_look(struct lora_pool *p, const struct content_digest *content,
+                    struct lora_place *out)
+{
+    *out = (struct lora_place){0};
+    pthread_mutex_lock(&p->lock);
+    int32_t i = lora_pool_slot(p, content);
+    if (i >= 0) {
+        const struct slot *s = &p->slots[i];
+        *out = (struct lora_place){.is_here = true,
+                                   .is_loading = s->n_chunks != 0,
+                                   .is_kept = s->kept,
+                                   .is_pinned = s->n_pins != 0};
+    }
+    pthread_mutex_unlock(&p->lock);
 }
 
 void lora_pool_unpin(struct lora_pool *p, struct lora_pin pin)
@@ -347,8 +567,10 @@ void lora_pool_unpin(struct lora_pool *p, struct lora_pin pin)
     BUG_IF(pin.slot < 0 || pin.slot >= p->n_slots);
     struct slot *s = &p->slots[pin.slot];
     BUG_IF(s->generation != pin.generation || s->n_pins < 1);
+    pthread_mutex_lock(&p->lock);
     if (--s->n_pins == 0)
         p->stats.bytes_pinned -= s->n_bytes;
+    pthread_mutex_unlock(&p->lock);
 }
 
 void lora_pool_check(const struct lora_pool *p, struct lora_pin pin,
@@ -372,6 +594,13 @@ void lora_pool_stats(const struct lora_pool *p, struct lora_pool_stats *out)
     out->bytes_used = heap_used(p->heap);
 }
 
+static void set_entry(struct lora_pool *p, int site, int32_t slot, struct lora_entry entry)
+{
+    struct lora_entry *e = entry_at(p, site, slot);
+    *e = entry;
+    p->ops->upload(p->be, d_entry_at(p, site, slot), e, sizeof *e);
+}
+
 void lora_pool_swap_entries(struct lora_pool *p, int32_t slot_a, int32_t slot_b)
 {
     for (int site = 0; site < p->n_sites; site++) {
@@ -379,4 +608,30 @@ void lora_pool_swap_entries(struct lora_pool *p, int32_t slot_a, int32_t slot_b)
         set_entry(p, site, slot_a, *entry_at(p, site, slot_b));
         set_entry(p, site, slot_b, a);
     }
+}
+
+/* ---- the end ----------------------------------------------------------------------------- */
+
+void lora_pool_free(struct lora_pool *p)
+{
+    if (p == NULL)
+        return;
+    BUG_IF(p->stats.bytes_pinned != 0);
+    wait_for_all(p);
+    p->ops->mem_free(p->be, p->region);
+    p->ops->mem_free(p->be, p->d_entries);
+    heap_free(p->heap);
+    p->ops->host_free(p->be, p->entries);
+    pthread_mutex_destroy(&p->lock);
+    free(p->slots);
+    free(p->extents);
+    free(p->chains);
+    free(p->loading);
+    free(p->parts);
+    free(p);
+}
+
+void lora_pool_set_owners(struct lora_pool *p, const struct lora_pool_owners *owners)
+{
+    p->owners = *owners;
 }

@@ -1,7 +1,11 @@
-/* lora_pool: adapters on the device. Engine thread only.
+/* lora_pool: adapters on the device. Engine thread only, but for lora_pool_look.
  *
  * A slot is an index into the tables of lora_entry that every linear call reads; it has no size.
- * The matrices lie where a heap over one region put them, at their true size and rank. */
+ * The matrices lie where a heap over one region put them, at their true size and rank.
+ *
+ * An adapter comes in on the backend's lane (ops.h), layer after layer, while steps compute: it is
+ * pinned at once, and each layer of the next step that isn't there yet is waited for on the device
+ * (lora_pool_need). So a miss costs its sequence the first layers' copy, and the others nothing. */
 #ifndef TRIBUTARY_ENGINE_LORA_POOL_H
 #define TRIBUTARY_ENGINE_LORA_POOL_H
 
@@ -25,8 +29,18 @@ struct lora_pin {
 
 struct lora_pool_stats {
     uint64_t n_uploads, n_evictions;
-    size_t bytes_used, bytes_total, bytes_pinned;
-    int n_resident, n_slots;
+    uint64_t n_hits;       /* pins that found the adapter here or on its way */
+    uint64_t n_prefetched; /* of the uploads, those that nobody had pinned when they began */
+    size_t bytes_used, bytes_total, bytes_pinned, bytes_kept;
+    int n_resident, n_slots, n_loading;
+};
+
+/* While an adapter is on its way, its host memory must stay. The pool says when that begins and
+ * ends, naming the owner that pin or prefetch was given. */
+struct lora_pool_owners {
+    void (*retain)(void *context, void *owner);
+    void (*drop)(void *context, void *owner);
+    void *context;
 };
 
 /* Takes n_bytes of device memory and builds tables of n_slots for every site. */
@@ -34,20 +48,53 @@ int lora_pool_create(struct lora_pool **out, const struct model_config *model,
                      const struct ops *ops, struct backend *be, size_t n_bytes, int n_slots,
                      struct err *err);
 void lora_pool_free(struct lora_pool *p); /* quiet on NULL; nothing may be pinned */
+void lora_pool_set_owners(struct lora_pool *p, const struct lora_pool_owners *owners);
 
-/* Makes the adapter resident, evicting unpinned ones as needed (least recently pinned first), and
- * pins it. False: what is pinned leaves no room, and nothing of the asked-for adapter changed (some
- * unpinned ones may be gone). `a` must live until the device has done what was enqueued so far. */
-bool lora_pool_pin(struct lora_pool *p, const struct lora_adapter *a, struct lora_pin *out);
+/* Makes the adapter resident, evicting others as needed (those worth least first; lora_pool.c), and
+ * pins it. False: what is pinned, kept or on its way leaves no room, and nothing of the asked-for
+ * adapter changed (some others may be gone). `a` must live while its owner is retained. */
+bool lora_pool_pin(struct lora_pool *p, const struct lora_adapter *a, void *owner,
+                   struct lora_pin *out);
 void lora_pool_unpin(struct lora_pool *p, struct lora_pin pin);
 
-/* Evicts all that nobody pins. With nothing pinned the region is then one piece, into which any set
- * of adapters fits whose bytes sum to no more. */
+/* Brings it in before somebody pins it. promise: somebody waits to, so that it stays until he does
+ * or lora_pool_forget says that nobody does any more. False: there is no room that may be used for
+ * it now (a quarter of the pool is for promises), and nothing of it changed, but that some others
+ * may be gone. True also when it is here. */
+bool lora_pool_prefetch(struct lora_pool *p, const struct lora_adapter *a, void *owner,
+                        bool promise);
+void lora_pool_forget(struct lora_pool *p, const struct content_digest *content);
+
+/* Kept ones are not evicted but by lora_pool_clear. ERR_NOT_FOUND: it isn't here (prefetch first);
+ * ERR_TOO_LARGE: more than half of the pool would be kept. */
+int lora_pool_keep(struct lora_pool *p, const struct content_digest *content, bool keep,
+                   struct err *err);
+
+/* Takes one off the device, kept or not. ERR_BUSY: it is pinned or on its way. Fine when it isn't
+ * here. */
+int lora_pool_evict(struct lora_pool *p, const struct content_digest *content, struct err *err);
+
+/* Evicts all that nobody pins, kept ones and those on their way (which it waits for) too. With
+ * nothing pinned the region is then one piece, into which any set of adapters fits whose bytes sum
+ * to no more. */
 void lora_pool_clear(struct lora_pool *p);
+
+/* Notes which have arrived; drops their owners. */
+void lora_pool_poll(struct lora_pool *p);
+
+/* What is enqueued on the stream behind this sees all pinned adapters' layers up to `layer`. */
+void lora_pool_need(struct lora_pool *p, int layer);
 
 /* The slot may be put into a lora_seg: aborts unless the pin is alive and holds that content. */
 void lora_pool_check(const struct lora_pool *p, struct lora_pin pin,
                      const struct content_digest *content);
+
+/* For other threads. */
+struct lora_place {
+    bool is_here, is_loading, is_kept, is_pinned;
+};
+void lora_pool_look(struct lora_pool *p, const struct content_digest *content,
+                    struct lora_place *out);
 
 /* For the scheduler. */
 bool lora_pool_is_resident(const struct lora_pool *p, const struct content_digest *content);

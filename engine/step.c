@@ -50,8 +50,8 @@ size_t stepper_bytes(int max_rows, int max_seqs, int max_blocks)
 }
 
 int stepper_create(struct stepper *t, const struct ops *ops, struct backend *be,
-                   struct forward *forward, const struct lora_pool *lora, int max_rows,
-                   int max_seqs, int max_blocks, int32_t pad_block, bool pads, struct err *err)
+                   struct forward *forward, struct lora_pool *lora, int max_rows, int max_seqs,
+                   int max_blocks, int32_t pad_block, bool pads, struct err *err)
 {
     *t = (struct stepper){.ops = ops, .be = be, .forward = forward, .lora = lora, .pads = pads};
     choose_buckets(t, max_seqs);
@@ -126,6 +126,8 @@ void stepper_enqueue(struct stepper *t, struct step *s, int n_seqs, bool follows
     if (recording != NULL && s->sampler.hook == NULL) {
         if (!follows)
             step_batch_upload_tokens(&s->batch);
+        if (s->batch.has_lora) /* a recording can't wait for adapters on their way */
+            lora_pool_need(t->lora, t->forward->config->n_layers - 1);
         t->ops->replay(t->be, recording);
         t->n_replayed++;
     } else {

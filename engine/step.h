@@ -28,7 +28,7 @@ struct stepper {
     const struct ops *ops;
     struct backend *be;
     struct forward *forward;
-    const struct lora_pool *lora;
+    struct lora_pool *lora;
     struct devptr device;          /* of both batches */
     int buckets[STEP_BUCKETS_MAX]; /* [n_buckets] ascending */
     int n_buckets;
@@ -43,8 +43,8 @@ size_t stepper_bytes(int max_rows, int max_seqs, int max_blocks);
 
 /* pads: fill decode steps up even where nothing can be recorded. All pointers must outlive it. */
 int stepper_create(struct stepper *t, const struct ops *ops, struct backend *be,
-                   struct forward *forward, const struct lora_pool *lora, int max_rows,
-                   int max_seqs, int max_blocks, int32_t pad_block, bool pads, struct err *err);
+                   struct forward *forward, struct lora_pool *lora, int max_rows, int max_seqs,
+                   int max_blocks, int32_t pad_block, bool pads, struct err *err);
 void stepper_release(struct stepper *t); /* quiet on zeroed */
 
 /* Records decode steps of every size, in both objects, if the backend can. Call it once, with

@@ -235,7 +235,8 @@ struct ops {
     /* Memory. 64-byte aligned or better. alloc fails with ERR_NO_MEMORY naming the size. */
     int (*mem_alloc)(struct backend *be, struct devptr *out, size_t n_bytes, struct err *err);
     void (*mem_free)(struct backend *be, struct devptr p); /* quiet on addr 0 */
-    /* Host memory the device can copy from at full speed (pinned on cuda). */
+    /* Host memory the device can copy from at full speed (pinned on cuda). These two may be called
+     * by any thread, host_free also after close; neither looks at be. */
     int (*host_alloc)(struct backend *be, void **out, size_t n_bytes, struct err *err);
     void (*host_free)(struct backend *be, void *p);
     void (*upload)(struct backend *be, struct devptr dst, const void *src, size_t n_bytes);
@@ -246,6 +247,19 @@ struct ops {
      * inputs may go and outputs are there. Only the newest OPS_MARKS marks can be waited for. */
     uint64_t (*mark)(struct backend *be);
     int (*wait)(struct backend *be, uint64_t mark, struct err *err);
+
+    /* The lane: copies beside the stream, in an order of their own, for memory that no call
+     * enqueued so far reads or writes (adapters on their way in). lane_upload copies n_rows pieces
+     * of n_bytes, piece i from src + i * stride to dst + i * stride; src stays as it is until it
+     * has been copied (from memory that isn't of host_alloc it is slow, and copied when the call
+     * returns). lane_mark is a place behind the lane's copies so far; lane_reached says whether the
+     * lane has come there; what is enqueued on the stream behind lane_need runs when it has. Not
+     * while recording. Where the memory is the host's, lane_upload copies at once. */
+    void (*lane_upload)(struct backend *be, struct devptr dst, const void *src, size_t n_bytes,
+                        size_t stride, int n_rows);
+    uint64_t (*lane_mark)(struct backend *be);
+    bool (*lane_reached)(struct backend *be, uint64_t mark);
+    void (*lane_need)(struct backend *be, uint64_t mark);
 
     /* A base weight of one or more parts stacked along d_out (q, k, v). parts[i] is host memory
      * [d_out[i], d_in] of the given dtype; it must outlive the weight when caps.loads_in_place. */

@@ -10,8 +10,15 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { LIST_DEFAULT = 100, LIST_MAX = 1000, ID_BYTES = SERVICE_NAME_BYTES + 24 };
+enum {
+    EVICT_TURNS = 100,
+    EVICT_PAUSE_MS = 5,
+    LIST_DEFAULT = 100,
+    LIST_MAX = 1000,
+    ID_BYTES = SERVICE_NAME_BYTES + 24
+};
 
 static void set_hex(json_t *o, const char *key, const uint8_t bytes[32], bool prefix)
 {
@@ -22,11 +29,15 @@ static void set_hex(json_t *o, const char *key, const uint8_t bytes[32], bool pr
             json_string(prefix ? hex_encode_0x(hex, bytes, 32) : hex_encode(hex, bytes, 32)));
 }
 
-static enum adapter_tier tier_of(const struct item *i)
+/* With the lock. */
+static enum adapter_tier tier_of(const struct adapter_store *s, const struct item *i)
 {
     const struct content *c = i->content;
+    struct engine_residency at;
     if (c != NULL && c->loaded)
-        return TIER_HOST;
+        return engine_adapter_residency(s->engine, &c->digest, &at, NULL) == 0 && at.on_device
+                   ? TIER_DEVICE
+                   : TIER_HOST;
     return i->dir != NULL || c->disk_bytes > 0 ? TIER_DISK : TIER_REGISTRY;
 }
 
@@ -39,7 +50,7 @@ static void id_of(char out[ID_BYTES], const struct item *i)
 }
 
 /* With the lock. */
-static json_t *item_json(const struct item *i)
+static json_t *item_json(const struct adapter_store *s, const struct item *i)
 {
     const struct content *c = i->content;
     char id[ID_BYTES], creator[ADDRESS_TEXT_BYTES];
@@ -47,7 +58,7 @@ static json_t *item_json(const struct item *i)
     bool known = c != NULL && c->n_bytes > 0;
     json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:b, s:i, s:I}", "id", id, "name", i->name,
                           "source", i->dir != NULL ? "local" : "registry", "tier",
-                          adapter_tier_name(tier_of(i)), "pinned", i->pinned, "in_use",
+                          adapter_tier_name(tier_of(s, i)), "pinned", i->pinned, "in_use",
                           c != NULL ? c->users : 0, "uses",
                           c != NULL ? (json_int_t)c->n_uses : (json_int_t)0);
     if (c != NULL)
@@ -105,7 +116,7 @@ static void page_offer(struct page *p, const struct item *i, const struct index_
 {
     const struct adapter_filter *f = p->filter;
     const char *name = i != NULL ? i->name : e->e.name;
-    enum adapter_tier tier = i != NULL ? tier_of(i) : TIER_REGISTRY;
+    enum adapter_tier tier = i != NULL ? tier_of(p->s, i) : TIER_REGISTRY;
     char id[ID_BYTES];
     if ((int)tier > p->worst || (f->pinned && (i == NULL || !i->pinned)) ||
         (f->prefix != NULL && strncmp(name, f->prefix, strlen(f->prefix)) != 0))
@@ -172,7 +183,7 @@ json_t *adapter_store_list(struct adapter_store *s, const struct adapter_filter 
         adapter_index_each(s->index, offer_entry, &p);
     for (size_t k = 0; k < p.n && k < p.limit; k++)
         json_array_append_new(items, p.rows[k]->item != NULL
-                                         ? item_json(p.rows[k]->item)
+                                         ? item_json(s, p.rows[k]->item)
                                          : entry_json(&p.rows[k]->entry, p.rows[k]->id));
     pthread_mutex_unlock(&s->lock);
     json_t *next = p.n > p.limit ? json_string(p.rows[p.limit - 1]->id) : json_null();
@@ -198,7 +209,7 @@ json_t *adapter_store_show(struct adapter_store *s, const char *model, struct er
     pthread_mutex_lock(&s->lock);
     const struct item *i = item_find(s, model, false);
     if (i != NULL) {
-        o = item_json(i);
+        o = item_json(s, i);
     } else if (s->index != NULL && wanted_parse(&w, model, NULL) == 0 && w.by == BY_NAME &&
                adapter_index_named(s->index, w.name, w.version, &e)) {
         char id[ID_BYTES];
@@ -211,14 +222,34 @@ json_t *adapter_store_show(struct adapter_store *s, const char *model, struct er
     return o;
 }
 
+static json_t *before_and_after(size_t before, size_t after)
+{
+    return json_pack("{s:I, s:I}", "before", (json_int_t)before, "after", (json_int_t)after);
+}
+
+/* A sequence whose answer has ended may hold its adapter for a moment more. */
+static int evict(struct adapter_store *s, const struct content_digest *digest, struct err *err)
+{
+    int rc = -1;
+    for (int turn = 0; turn < EVICT_TURNS; turn++) {
+        rc = engine_adapter_evict(s->engine, digest, err);
+        if (rc == 0 || err->code != ERR_BUSY)
+            break;
+        nanosleep(&(struct timespec){0, EVICT_PAUSE_MS * 1000000L}, NULL);
+    }
+    return rc;
+}
+
 json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct err *err)
 {
     struct engine_stats before, after;
+    struct content_digest digest;
+    bool known = false;
     json_t *o = NULL;
+    engine_stats(s->engine, &before);
     pthread_mutex_lock(&s->lock);
     const struct item *i = item_find(s, model, false);
     struct content *c = i != NULL ? i->content : NULL;
-    engine_stats(s->engine, &before);
     if (i == NULL) {
         not_found(model, err);
     } else if (c != NULL && c->n_pins > 0) {
@@ -228,17 +259,26 @@ json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct 
     } else {
         if (c != NULL && c->loaded)
             content_unload(s, c);
-        engine_stats(s->engine, &after);
-        o = item_json(i);
-        json_object_set_new(o, "host_bytes",
-                            json_pack("{s:I, s:I}", "before",
-                                      (json_int_t)before.adapter_host_bytes_used, "after",
-                                      (json_int_t)after.adapter_host_bytes_used));
-        json_object_set_new(o, "device_bytes",
-                            json_pack("{s:I, s:I}", "before", (json_int_t)before.adapter_bytes_used,
-                                      "after", (json_int_t)after.adapter_bytes_used));
+        known = c != NULL;
+        if (known)
+            digest = c->digest;
+        o = item_json(s, i);
     }
     pthread_mutex_unlock(&s->lock);
+    struct err problem = {0};
+    if (known && evict(s, &digest, &problem) != 0) { /* somebody came in between */
+        err_set(err, ERR_CONFLICT, "adapter %s is still on the device: %s", model, problem.message);
+        json_decref(o);
+        return NULL;
+    }
+    if (o == NULL)
+        return NULL;
+    engine_stats(s->engine, &after);
+    json_object_set_new(
+        o, "host_bytes",
+        before_and_after(before.adapter_host_bytes_used, after.adapter_host_bytes_used));
+    json_object_set_new(o, "device_bytes",
+                        before_and_after(before.adapter_bytes_used, after.adapter_bytes_used));
     return o;
 }
 

@@ -195,6 +195,11 @@ void waiters_tell(struct adapter_store *s, struct waiters *ready)
         if (w->failed) {
             w->done(w->user, NULL, &w->err);
         } else {
+            struct engine_residency at;
+            if (w->tier == TIER_HOST &&
+                engine_adapter_residency(s->engine, &w->out.content, &at, NULL) == 0 &&
+                at.on_device)
+                w->tier = TIER_DEVICE;
             atomic_fetch_add(&s->hits[w->tier], 1);
             metrics_observe(s->metrics, METRICS_ADAPTER_SECONDS + w->tier,
                             clock_elapsed_us(w->began, clock_monotonic_us()));
@@ -264,7 +269,7 @@ static void release(void *context, const struct resolved *r)
 struct order {
     struct adapter_store *store;
     char *model;
-    bool pin;
+    enum adapter_load how;
     service_resolved_fn *done;
     void *user;
 };
@@ -274,8 +279,10 @@ static void order_done(void *user, const struct resolved *out, const struct err 
     struct order *o = user;
     struct err err = {0};
     if (out != NULL) {
-        /* Pinned while it is held, so that it can't leave in between. */
-        if (o->pin && adapter_store_pin(o->store, o->model, true, &err) != 0)
+        /* While it is held, so that it can't leave in between. */
+        if ((o->how == LOAD_PIN && adapter_store_pin(o->store, o->model, true, &err) != 0) ||
+            (o->how == LOAD_WARM &&
+             engine_adapter_warm(o->store->engine, &out->content, &err) != 0))
             why = &err;
         release(o->store, out);
     }
@@ -284,11 +291,11 @@ static void order_done(void *user, const struct resolved *out, const struct err 
     free(o);
 }
 
-void adapter_store_load(struct adapter_store *s, const char *model, bool pin,
+void adapter_store_load(struct adapter_store *s, const char *model, enum adapter_load how,
                         service_resolved_fn *done, void *user)
 {
     struct order *o = xmalloc(sizeof *o);
-    *o = (struct order){s, xstrdup(model), pin, done, user};
+    *o = (struct order){s, xstrdup(model), how, done, user};
     begin(s, model, order_done, o);
 }
 
@@ -470,6 +477,7 @@ struct adapter_store *adapter_store_create(const struct adapter_store_options *o
         });
     }
     pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->keep_lock, NULL);
     pthread_cond_init(&s->landed, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -543,6 +551,7 @@ void adapter_store_free(struct adapter_store *s)
     http_client_free(s->http);
     pthread_cond_destroy(&s->room);
     pthread_cond_destroy(&s->landed);
+    pthread_mutex_destroy(&s->keep_lock);
     pthread_mutex_destroy(&s->lock);
     free(s->base_name);
     free(s->data_dir);

@@ -109,14 +109,20 @@ struct adapter_filter {
 json_t *adapter_store_list(struct adapter_store *s, const struct adapter_filter *filter,
                            struct err *err);
 json_t *adapter_store_show(struct adapter_store *s, const char *model, struct err *err);
-/* Into host memory, from wherever it is, and pinned there if wanted. done is called as a
- * resolver's, but its out is not held. */
-void adapter_store_load(struct adapter_store *s, const char *model, bool pin,
+enum adapter_load {
+    LOAD_HOST, /* into host memory, from wherever it is */
+    LOAD_WARM, /* and towards the device; ERR_BUSY: there is no room for it now */
+    LOAD_PIN,  /* into host memory, and pinned */
+};
+/* done is called as a resolver's, but its out is not held. Don't call it from the engine thread; it
+ * may wait for it. */
+void adapter_store_load(struct adapter_store *s, const char *model, enum adapter_load how,
                         service_resolved_fn *done, void *user);
-/* Out of host memory (and with it off the device). ERR_CONFLICT: pinned, or in use. The result says
- * how many bytes both tiers held before and hold after. */
+/* Out of host memory and off the device. ERR_CONFLICT: pinned, or in use. The result says how many
+ * bytes both tiers held before and hold after. Waits for the engine, a step at most. */
 json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct err *err);
-/* A pinned adapter never leaves host memory once it is there. */
+/* A pinned adapter never leaves host memory once it is there, and the engine keeps it on the device
+ * while it has room for it (engine_adapter_keep). */
 int adapter_store_pin(struct adapter_store *s, const char *model, bool pinned, struct err *err);
 
 /* ---- counters ----------------------------------------------------------------------------------

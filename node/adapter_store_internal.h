@@ -7,7 +7,7 @@
  *   adapter_admin.c   what operators ask and order
  *
  * One lock, s->lock, guards every member below that is not constant after the start. It is never
- * held while a file, a registry, the chain or the engine's tensors are waited for, nor while a
+ * held while a file, a registry, the chain or the engine thread are waited for, nor while a
  * waiter's done is called. */
 #ifndef TRIBUTARY_NODE_ADAPTER_STORE_INTERNAL_H
 #define TRIBUTARY_NODE_ADAPTER_STORE_INTERNAL_H
@@ -142,6 +142,8 @@ struct adapter_store {
     size_t n_pinned, n_in_use;
     uint64_t n_loads, n_fetches, n_failed, n_evicted_host, n_evicted_disk;
     _Atomic uint64_t hits[N_TIERS]; /* counted without the lock */
+
+    pthread_mutex_t keep_lock; /* taken before `lock`: orders what the engine is told to keep */
 
     pthread_t examiner;
     bool examining, facts_changed;

@@ -115,6 +115,33 @@ void content_give_back(struct adapter_store *s, struct content *c)
     content_settle(s, c);
 }
 
+/* The engine is told to keep what is pinned and loaded on the device, and no longer what isn't. It
+ * answers after a step, so a loader waits for that; what counts is the state at that moment,
+ * whatever order the jobs come in. */
+static void keep_run(void *store, void *argument)
+{
+    struct adapter_store *s = store;
+    struct content_digest *digest = argument;
+    pthread_mutex_lock(&s->keep_lock);
+    pthread_mutex_lock(&s->lock);
+    const struct content *c = hash_map_get(&s->contents, digest->bytes, 32);
+    bool keep = c != NULL && c->loaded && c->n_pins > 0;
+    pthread_mutex_unlock(&s->lock);
+    struct err err = {0};
+    if (engine_adapter_keep(s->engine, digest, keep, &err) != 0 && keep)
+        log_warn("adapters", "a pinned adapter is not kept on the device: %s", err.message);
+    pthread_mutex_unlock(&s->keep_lock);
+    free(digest);
+}
+
+static void keep_begin(struct adapter_store *s, const struct content *c)
+{
+    struct content_digest *digest = xmalloc(sizeof *digest);
+    *digest = c->digest;
+    if (!workers_submit(s->loaders, keep_run, s, digest))
+        free(digest); /* stopping */
+}
+
 void content_pin(struct adapter_store *s, struct content *c, int by)
 {
     c->n_pins += by;
@@ -124,6 +151,8 @@ void content_pin(struct adapter_store *s, struct content *c, int by)
     else
         s->n_pinned -= c->n_pins == 0;
     idle_update(s, c);
+    if (c->loaded && c->n_pins == (by > 0))
+        keep_begin(s, c);
 }
 
 void content_unload(struct adapter_store *s, struct content *c)
@@ -219,6 +248,8 @@ void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
     c->priority = s->age;
     s->host_used += c->n_bytes;
     idle_update(s, c);
+    if (c->n_pins > 0)
+        keep_begin(s, c);
 }
 
 int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *facts, bool *loaded,

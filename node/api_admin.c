@@ -7,7 +7,9 @@
  *   GET    /admin/v1/adapters/{name}       adapter
  *   DELETE /admin/v1/adapters/{name}       forgets a local name -> {"removed": name}
  *   POST   /admin/v1/adapters/{name}/load    into host memory, from wherever it is -> adapter
- *                                   /pin     as load, and it never leaves host memory again
+ *                                   /warm    and towards the device
+ *                                   /pin     as load, and it never leaves host memory again, nor
+ *                                            the device while that has room to keep it
  *                                   /unpin
  *                                   /unload  out of host memory and off the device -> adapter and
  *                                            "host_bytes", "device_bytes": {"before", "after"}
@@ -150,12 +152,12 @@ static void loaded(void *user, const struct resolved *out, const struct err *why
     free(o);
 }
 
-static void load(struct node *n, struct http_exchange *x, const char *name, bool pin)
+static void load(struct node *n, struct http_exchange *x, const char *name, enum adapter_load how)
 {
     struct order *o = xmalloc(sizeof *o);
     *o = (struct order){n, x, xstrdup(name)};
     http_retain(x);
-    adapter_store_load(n->adapters, name, pin, loaded, o);
+    adapter_store_load(n->adapters, name, how, loaded, o);
 }
 
 static void unload(struct node *n, struct http_exchange *x, const char *name)
@@ -184,8 +186,12 @@ void api_admin_order(struct node *n, struct http_exchange *x, const char *rest)
     char *name = xstrndup(rest, slash != NULL ? (size_t)(slash - rest) : strlen(rest));
     if (name[0] == '\0')
         what = "";
-    if (strcmp(what, "load") == 0 || strcmp(what, "pin") == 0) {
-        load(n, x, name, what[0] == 'p');
+    if (strcmp(what, "load") == 0) {
+        load(n, x, name, LOAD_HOST);
+    } else if (strcmp(what, "warm") == 0) {
+        load(n, x, name, LOAD_WARM);
+    } else if (strcmp(what, "pin") == 0) {
+        load(n, x, name, LOAD_PIN);
     } else if (strcmp(what, "unload") == 0) {
         unload(n, x, name);
     } else if (strcmp(what, "unpin") == 0) {
@@ -193,7 +199,7 @@ void api_admin_order(struct node *n, struct http_exchange *x, const char *rest)
     } else {
         struct err err = {0};
         err_set(&err, ERR_NOT_FOUND,
-                "an order is /admin/v1/adapters/NAME/ and load, unload, pin or unpin");
+                "an order is /admin/v1/adapters/NAME/ and load, warm, pin, unpin or unload");
         reply_error(x, &err, NULL);
     }
     free(name);

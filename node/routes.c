@@ -80,7 +80,7 @@ static const struct route {
     {"POST", "/admin/v1/adapters", ADMIN, true, api_admin_add, NULL},
     {"GET", "/admin/v1/adapters/", ADMIN, false, NULL, api_admin_adapter},
     {"DELETE", "/admin/v1/adapters/", ADMIN, false, NULL, api_admin_remove},
-    {"POST", "/admin/v1/adapters/", ADMIN, false, NULL, api_admin_order},
+    {"POST", "/admin/v1/adapters/", ADMIN, true, NULL, api_admin_order},
 };
 
 /* NULL: none. allowed [64] (may be NULL): the methods of those that have this path. */

@@ -30,8 +30,12 @@ suite() { # name command...
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 }
 
-for room in base kernels engine chain wallet attribution node; do
-    dir=$([ $room = kernels ] && echo tests/ops || echo tests/unit/$room)
+for room in base kernels engine chain wallet attribution node bench; do
+    case $room in
+    kernels) dir=tests/ops ;;
+    bench) dir=tests/bench ;;
+    *) dir=tests/unit/$room ;;
+    esac
     programs=()
     for source in "$dir"/test_*.c; do
         [ -e "$source" ] || continue
@@ -43,6 +47,8 @@ for room in base kernels engine chain wallet attribution node; do
     suite "unit-$room" bash tests/run.sh "${programs[@]}"
 done
 suite soak bash tests/soak/soak.sh "$B"
+suite replay bash tests/bench/replay.sh "$B"
+suite load bash tests/bench/load.sh "$B"
 suite contracts bash tests/contracts.sh
 for test in tests/e2e/*.test.mjs; do
     [ -e "$test" ] || continue

@@ -178,6 +178,14 @@ static void cpu_download(struct backend *be, void *dst, struct devptr src, size_
         memcpy(dst, (const void *)src.addr, n_bytes);
 }
 
+static void cpu_lane_upload(struct backend *be, struct devptr dst, const void *src, size_t n_bytes,
+                            size_t stride, int n_rows)
+{
+    for (int i = 0; i < n_rows; i++)
+        cpu_upload(be, devptr_at(dst, (size_t)i * stride), (const char *)src + (size_t)i * stride,
+                   n_bytes);
+}
+
 /* Everything before it is done: any number will do. */
 static uint64_t cpu_mark(struct backend *be)
 {
@@ -191,6 +199,19 @@ static int cpu_wait(struct backend *be, uint64_t mark, struct err *err)
     (void)mark;
     (void)err;
     return 0;
+}
+
+static bool cpu_lane_reached(struct backend *be, uint64_t mark)
+{
+    (void)be;
+    (void)mark;
+    return true;
+}
+
+static void cpu_lane_need(struct backend *be, uint64_t mark)
+{
+    (void)be;
+    (void)mark;
 }
 
 static int cpu_sync(struct backend *be, struct err *err)
@@ -319,6 +340,10 @@ const struct ops ops_cpu = {
     .sync = cpu_sync,
     .mark = cpu_mark,
     .wait = cpu_wait,
+    .lane_upload = cpu_lane_upload,
+    .lane_mark = cpu_mark,
+    .lane_reached = cpu_lane_reached,
+    .lane_need = cpu_lane_need,
     .weight_create = cpu_weight_create,
     .weight_free = cpu_weight_free,
     .embed = cpu_embed,

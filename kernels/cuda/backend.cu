@@ -1,6 +1,8 @@
 /* backend.cu: the CUDA backend's table, its stream and its memory.
  *
- * One stream; every entry enqueues on it. A fault of any call is kept and told by the next sync,
+ * One stream; every entry enqueues on it, but the lane's, which have a second one for adapters that
+ * come in beside the steps. A kernel behind lane_need is launched without overlap (`dependent`), so
+ * that it sees what the lane brought, and so do those behind it. A fault of any call is kept and told by the next sync,
  * which is the only place the engine looks. Weights are packed at load (linear.cu); activations and
  * the KV cache are bf16 by default, sums f32. No library chooses algorithms on the path: a row's
  * bits depend on the weight's shape, its own inputs and its position, never on the batch around it.
@@ -33,7 +35,14 @@ static void be_close(struct backend *be)
         cudaStreamSynchronize(be->stream);
         cudaStreamDestroy(be->stream);
     }
+    if (be->lane != nullptr) {
+        cudaStreamSynchronize(be->lane);
+        cudaStreamDestroy(be->lane);
+    }
     for (cudaEvent_t mark : be->marks)
+        if (mark != nullptr)
+            cudaEventDestroy(mark);
+    for (cudaEvent_t mark : be->lane_marks)
         if (mark != nullptr)
             cudaEventDestroy(mark);
     cuda_attention_close(be);
@@ -71,11 +80,16 @@ static int be_open(struct backend **out, const struct backend_options *options, 
     snprintf(be->description, sizeof be->description, "cuda: %.80s, %d multiprocessors", prop.name,
              prop.multiProcessorCount);
     rc = cudaStreamCreateWithFlags(&be->stream, cudaStreamNonBlocking);
+    if (rc == cudaSuccess)
+        rc = cudaStreamCreateWithFlags(&be->lane, cudaStreamNonBlocking);
     if (rc != cudaSuccess) {
         be_close(be);
         return err_set(err, ERR_UNSUPPORTED, "cuda: %s", cudaGetErrorString(rc));
     }
     for (cudaEvent_t &mark : be->marks)
+        if (rc == cudaSuccess)
+            rc = cudaEventCreateWithFlags(&mark, cudaEventDisableTiming);
+    for (cudaEvent_t &mark : be->lane_marks)
         if (rc == cudaSuccess)
             rc = cudaEventCreateWithFlags(&mark, cudaEventDisableTiming);
     if (rc != cudaSuccess) {
@@ -134,8 +148,9 @@ static int be_host_alloc(struct backend *be, void **out, size_t n_bytes, struct 
 
 static void be_host_free(struct backend *be, void *p)
 {
-    if (p != nullptr)
-        CUDA_NOTE(be, cudaFreeHost(p));
+    (void)be;
+    if (p != nullptr && cudaFreeHost(p) != cudaSuccess)
+        cudaGetLastError(); /* the device has failed, and with it all that was pinned */
 }
 
 static void be_upload(struct backend *be, struct devptr dst, const void *src, size_t n_bytes)
@@ -177,6 +192,50 @@ static int be_wait(struct backend *be, uint64_t mark, struct err *err)
         cudaGetLastError(); /* not ready is no error, but it is noted as one */
     CUDA_NOTE(be, rc);
     return tell_fault(be, err);
+}
+
+/* ---- the lane
+ * ---------------------------------------------------------------------------------------- */
+
+static void be_lane_upload(struct backend *be, struct devptr dst, const void *src, size_t n_bytes,
+                           size_t stride, int n_rows)
+{
+    if (n_rows == 1)
+        CUDA_NOTE(be, cudaMemcpyAsync(dev<void>(dst), src, n_bytes, cudaMemcpyHostToDevice,
+                                      be->lane));
+    else
+        CUDA_NOTE(be, cudaMemcpy2DAsync(dev<void>(dst), stride, src, stride, n_bytes,
+                                        (size_t)n_rows, cudaMemcpyHostToDevice, be->lane));
+}
+
+static uint64_t be_lane_mark(struct backend *be)
+{
+    CUDA_NOTE(be, cudaEventRecord(be->lane_marks[be->n_lane_marks % LANE_MARKS], be->lane));
+    return be->n_lane_marks++;
+}
+
+static cudaEvent_t lane_event(const struct backend *be, uint64_t mark)
+{
+    BUG_IF(mark >= be->n_lane_marks);
+    if (be->n_lane_marks - mark > LANE_MARKS)
+        mark = be->n_lane_marks - LANE_MARKS;
+    return be->lane_marks[mark % LANE_MARKS];
+}
+
+static bool be_lane_reached(struct backend *be, uint64_t mark)
+{
+    cudaError_t rc = cudaEventQuery(lane_event(be, mark));
+    if (rc == cudaErrorNotReady)
+        cudaGetLastError();
+    else
+        CUDA_NOTE(be, rc);
+    return rc != cudaErrorNotReady; /* a fault is told by sync; nobody should wait for it here */
+}
+
+static void be_lane_need(struct backend *be, uint64_t mark)
+{
+    CUDA_NOTE(be, cudaStreamWaitEvent(be->stream, lane_event(be, mark), 0));
+    be->copied = true;
 }
 
 /* ---- recording: a stream capture, instantiated as a graph
@@ -247,6 +306,10 @@ extern "C" const struct ops ops_cuda = {
     .sync = be_sync,
     .mark = be_mark,
     .wait = be_wait,
+    .lane_upload = be_lane_upload,
+    .lane_mark = be_lane_mark,
+    .lane_reached = be_lane_reached,
+    .lane_need = be_lane_need,
     .weight_create = cuda_weight_create,
     .weight_free = cuda_weight_free,
     .embed = cuda_embed,

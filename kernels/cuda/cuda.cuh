@@ -37,9 +37,13 @@ struct staging {
     cudaEvent_t free; /* when the device has taken it */
 };
 
+enum { LANE_MARKS = 512 }; /* of the newest places; an older one is taken for the oldest of them */
+
 struct backend {
     struct backend_options options;
-    cudaStream_t stream;
+    cudaStream_t stream, lane;
+    cudaEvent_t lane_marks[LANE_MARKS]; /* in turn */
+    uint64_t n_lane_marks;
     int n_multiprocessors;
     bool copied;                         /* see dependent */
     bool recording;                      /* between record_begin and record_end: a stream capture */

@@ -401,18 +401,21 @@ int cuda_linear_open(struct backend *be, struct err *err)
     if (s->n_tag_chains > TAG_CHAINS_MAX)
         s->n_tag_chains = TAG_CHAINS_MAX;
     size_t chain_bytes = (size_t)s->n_tag_chains * sizeof *s->tag_chains;
-    size_t t_bytes = (size_t)NARROW_ROWS_MAX * (size_t)(s->t_stride / 2) * sizeof *s->tag_t;
+    size_t t_bytes = (size_t)o->max_rows * (size_t)s->t_stride * sizeof(bf16);
+    size_t tag_bytes = (size_t)NARROW_ROWS_MAX * (size_t)(s->t_stride / 2) * sizeof *s->tag_t;
     const int tag[4] = {1};
     cudaDriverEntryPointQueryResult found;
-    cudaError_t rc = cudaMalloc(&s->t, (size_t)o->max_rows * (size_t)s->t_stride * sizeof(bf16));
+    cudaError_t rc = cudaMalloc(&s->t, t_bytes);
+    if (rc == cudaSuccess)
+        rc = cudaMemset(s->t, 0, t_bytes);
     if (rc == cudaSuccess)
         rc = cudaMalloc(&s->tag_chains, chain_bytes);
     if (rc == cudaSuccess)
         rc = cudaMemset(s->tag_chains, 0, chain_bytes);
     if (rc == cudaSuccess)
-        rc = cudaMalloc(&s->tag_t, t_bytes);
+        rc = cudaMalloc(&s->tag_t, tag_bytes);
     if (rc == cudaSuccess)
-        rc = cudaMemset(s->tag_t, 0, t_bytes);
+        rc = cudaMemset(s->tag_t, 0, tag_bytes);
     if (rc == cudaSuccess)
         rc = cudaMalloc(&s->tag, sizeof tag);
     if (rc == cudaSuccess)

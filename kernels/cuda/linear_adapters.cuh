@@ -541,6 +541,7 @@ struct adapter_memory {
     int *unit_end;
     int *t_end;                /* how much of t' each of my rows has */
     char *b, *t, *deltas;      /* deltas: of a tile or two, as the warpgroups hold their sums */
+    uint64_t *table_full;      /* every lane that fills the table arrives */
     uint64_t *b_full, *b_free; /* [B_SLOTS] */
     uint64_t *deltas_full, *deltas_free; /* [2], or [1] without a lag */
 };
@@ -726,7 +727,8 @@ __device__ static void narrow_adapters(const struct linear_args &a, struct adapt
     struct lora_table &table = m.table;
 
     lora_table_fill(table, a.lora, 0, n_segs, thread, ADAPTER_WARPS * 32);
-    named_sync(2, (ADAPTER_WARPS + 1) * 32);
+    barrier_arrive(m.table_full);
+    named_sync(1, ADAPTER_WARPS * 32);
     for (int i = thread; i < n; i += ADAPTER_WARPS * 32) {
         struct lora_span span = table.spans[i / a.lora.n_parts];
         m.unit_end[i] = (span.row_end - span.row_begin + 7) / 8 * ((table.cells[i].rank + 15) / 16);
@@ -818,9 +820,7 @@ __device__ static void narrow_adapters(const struct linear_args &a, struct adapt
                     *reinterpret_cast<float4 *>(to + u * shape::PIECE) = make_float4(
                         c[u][0], c[u][1], c[u][2], c[u][3]);
         });
-        __syncwarp();
-        if (lane == 0)
-            barrier_arrive(&m.deltas_full[buffer]);
+        barrier_arrive(&m.deltas_full[buffer]);
     }
     narrow_done(a, tag, m.t_end, thread);
 }

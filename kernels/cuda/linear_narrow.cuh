@@ -65,7 +65,8 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
     uint64_t *partials_full = empty + 2 * shape::DEPTH; /* [2], of a warpgroup */
     uint64_t *partials_free = partials_full + 2;
     uint64_t *deltas_full = partials_free + 1, *deltas_free = deltas_full + 2;
-    uint64_t *b_full = deltas_free + 2, *b_free = b_full + shape::B_SLOTS;
+    uint64_t *table_full = deltas_free + 2;
+    uint64_t *b_full = table_full + 1, *b_free = b_full + shape::B_SLOTS;
 
     int cluster = cluster_size(), rank = cluster_rank();
     int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31;
@@ -76,11 +77,13 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
             barrier_init(&empty[i], 4);
         }
         for (int i = 0; i < 2; i++) {
-            barrier_init(&partials_full[i], 1);
-            barrier_init(&deltas_full[i], ADAPTER_WARPS);
-            barrier_init(&deltas_free[i], 8);
+            /* Of a cluster: the bytes. In a block alone: the other warpgroup's threads. */
+            barrier_init(&partials_full[i], cluster > 1 ? 1 : 1 + 128);
+            barrier_init(&deltas_full[i], ADAPTER_WARPS * 32);
+            barrier_init(&deltas_free[i], 8 * 32);
         }
         barrier_init(partials_free, 8 * cluster);
+        barrier_init(table_full, ADAPTER_WARPS * 32);
         for (int i = 0; i < shape::B_SLOTS; i++) {
             barrier_init(&b_full[i], 1);
             barrier_init(&b_free[i], ADAPTER_WARPS);
@@ -99,6 +102,7 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
     memory.b = stage_b;
     memory.t = stage_t;
     memory.deltas = deltas;
+    memory.table_full = table_full;
     memory.b_full = b_full;
     memory.b_free = b_free;
     memory.deltas_full = deltas_full;
@@ -119,7 +123,7 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
             memory.table.n = lora_n_segs(a.lora);
             if (memory.table.n == 0)
                 return;
-            named_sync(2, (ADAPTER_WARPS + 1) * 32);
+            barrier_wait(table_full, 0);
             lora_table_look(memory.table, a.lora.n_parts, lane);
             if (narrow_staged<N>(a, memory.table))
                 narrow_fill_b<N>(a, memory, lane);
@@ -169,8 +173,7 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
             }
             store_tile({v.x, v.y, v.z, v.w}, a, out, 8 * (me + i * a.n_ranges) + 2 * t);
         }
-        __syncwarp();
-        if (adapters && lane == 0)
+        if (adapters)
             barrier_arrive(&deltas_free[buffer]);
     };
 
@@ -202,8 +205,9 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
 
         /* Hand the others their rows of my range. */
         if (thread == 0)
-            barrier_expect(&partials_full[wg],
-                           (uint32_t)(n_mine * (a.n_ranges - 1) * shape::PIECE));
+            barrier_expect(
+                &partials_full[wg],
+                cluster > 1 ? (uint32_t)(n_mine * (a.n_ranges - 1) * shape::PIECE) : 0);
         if (tile_no > 0)
             barrier_wait(partials_free, (tile_no - 1) & 1);
 #pragma unroll
@@ -214,10 +218,17 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
                        ((its * (a.n_ranges - 1) + from) * units_each + u / a.n_ranges) *
                            shape::PIECE +
                        thread * 16;
-            if (owner != me && u < n_row_units)
+            if (owner == me || u >= n_row_units)
+                continue;
+            if (cluster > 1)
                 store_remote(shared_address(to), owner >> 1, &partials_full[its], acc[4 * u],
                              acc[4 * u + 1], acc[4 * u + 2], acc[4 * u + 3]);
+            else
+                *reinterpret_cast<float4 *>(to) = make_float4(acc[4 * u], acc[4 * u + 1],
+                                                              acc[4 * u + 2], acc[4 * u + 3]);
         }
+        if (cluster == 1)
+            barrier_arrive(&partials_full[1 - wg]);
         if (lag && tile_no > 0)
             finish(tile - n_clusters, tile_no - 1);
         barrier_wait(&partials_full[wg], tile_no & 1);
@@ -242,8 +253,11 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         if (!lag)
             finish(tile, tile_no);
         __syncwarp();
-        if (lane < cluster && tile + n_clusters < a.n_m_tiles) /* else nobody waits for it, and that
-                                                              block may be gone */
+        if (cluster == 1 && lane == 0)
+            barrier_arrive(partials_free);
+        if (cluster > 1 && lane < cluster &&
+            tile + n_clusters < a.n_m_tiles) /* else nobody waits for it, and that block may be
+                                                gone */
             barrier_arrive_remote(partials_free, lane);
     }
     if (lag && tile_no > 0)

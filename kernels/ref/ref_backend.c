@@ -95,6 +95,14 @@ static int ref_sync(struct backend *be, struct err *err)
     return 0;
 }
 
+static void ref_lane_upload(struct backend *be, struct devptr dst, const void *src, size_t n_bytes,
+                            size_t stride, int n_rows)
+{
+    for (int i = 0; i < n_rows; i++)
+        ref_upload(be, devptr_at(dst, (size_t)i * stride), (const char *)src + (size_t)i * stride,
+                   n_bytes);
+}
+
 /* Everything before it is done: any number will do. */
 static uint64_t ref_mark(struct backend *be)
 {
@@ -108,6 +116,19 @@ static int ref_wait(struct backend *be, uint64_t mark, struct err *err)
     (void)mark;
     (void)err;
     return 0;
+}
+
+static bool ref_lane_reached(struct backend *be, uint64_t mark)
+{
+    (void)be;
+    (void)mark;
+    return true;
+}
+
+static void ref_lane_need(struct backend *be, uint64_t mark)
+{
+    (void)be;
+    (void)mark;
 }
 
 static int ref_weight_create(struct backend *be, struct weight **out, const void *const *parts,
@@ -183,6 +204,10 @@ const struct ops ops_ref = {
     .sync = ref_sync,
     .mark = ref_mark,
     .wait = ref_wait,
+    .lane_upload = ref_lane_upload,
+    .lane_mark = ref_mark,
+    .lane_reached = ref_lane_reached,
+    .lane_need = ref_lane_need,
     .weight_create = ref_weight_create,
     .weight_free = ref_weight_free,
     .embed = ref_embed,

@@ -238,6 +238,11 @@ int adapter_node_load(const struct cli_args *a)
     return order(a, HTTP_POST, "/load");
 }
 
+int adapter_node_warm(const struct cli_args *a)
+{
+    return order(a, HTTP_POST, "/warm");
+}
+
 int adapter_node_unload(const struct cli_args *a)
 {
     return order(a, HTTP_POST, "/unload");

@@ -9,6 +9,7 @@ int adapter_node_show(const struct cli_args *a);
 int adapter_node_add(const struct cli_args *a);
 int adapter_node_remove(const struct cli_args *a);
 int adapter_node_load(const struct cli_args *a);
+int adapter_node_warm(const struct cli_args *a);
 int adapter_node_unload(const struct cli_args *a);
 int adapter_node_pin(const struct cli_args *a);
 int adapter_node_unpin(const struct cli_args *a);

@@ -663,6 +663,17 @@ static const struct cli_command subcommands[] = {
         .run = adapter_node_load,
     },
     {
+        .name = "warm",
+        .summary = "bring an adapter to a node's device before it is asked for",
+        .synopsis = "NAME [--node URL] [--json]",
+        .description = "As load, and then towards the device, where it stays until others need "
+                       "its room.",
+        .options = adapter_node_options,
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = adapter_node_warm,
+    },
+    {
         .name = "unload",
         .summary = "free what an adapter takes of a node's memory",
         .synopsis = "NAME [--node URL] [--json]",

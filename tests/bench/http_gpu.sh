@@ -5,9 +5,8 @@
 #
 # Environment: BUILD (build/release), SHAPE (8b), ADAPTERS (32), STREAMS (64), SECONDS_MEASURED (60), WARM (10),
 # BACKEND (cuda), WORK (a temporary folder with 20 GB; it is removed), CSV (where the row goes), COMMIT.
-# Metering, signing and fsync are on: they always are. The load comes from other processes.
+# Metering, signing and fsync are on: they always are. The load comes from another process.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
 build=${BUILD:-build/release} shape=${SHAPE:-8b} adapters=${ADAPTERS:-32} streams=${STREAMS:-64}
 work=${WORK:-$(mktemp -d)}
 node=
@@ -50,7 +49,7 @@ serve "the model and $adapters adapters" "${flags[@]}" "$@"
 address=$(sed -n 's|^listening on http://||p' "$work/out")
 vocab=$(sed -n 's/.*"vocab_size": \([0-9]*\).*/\1/p' "$work/model/config.json")
 rc=0
-python3 "$here/load_http.py" "$address" --streams "$streams" --adapters "$adapters" --vocab "$vocab" \
+"$build/tests/bench/load" "$address" --streams "$streams" --adapters "$adapters" --vocab "$vocab" \
     --seconds "${SECONDS_MEASURED:-60}" --warm "${WARM:-10}" ${CSV:+--csv "$CSV"} \
     --commit "${COMMIT:-unknown}" || rc=$?
 kill "$node"

@@ -2,8 +2,9 @@
  * and does nothing until somebody waits; then it does what lies before the mark, and no more, on
  * the cpu backend. It reads host memory when its turn comes, so memory that was reused too early
  * shows as wrong results; it reads batches and adapters where the device has them, so does what was
- * not uploaded. It records and replays. It may have memory of its own, of any size, and it may
- * fail. One at a time in a process. */
+ * not uploaded. Its lane is as late: a copy is done when the stream comes to a need of it, or when
+ * somebody has asked for it three times. It records and replays. It may have memory of its own, of
+ * any size, and it may fail. One at a time in a process. */
 #ifndef TRIBUTARY_TESTS_UNIT_ENGINE_DEFERRING_H
 #define TRIBUTARY_TESTS_UNIT_ENGINE_DEFERRING_H
 
@@ -26,6 +27,7 @@ enum deferred_kind {
     DO_GATHER,
     DO_SAMPLE,
     DO_SCORE,
+    DO_NEED,
 };
 
 struct deferred { /* one call; which members mean something depends on the kind */
@@ -65,6 +67,14 @@ static struct {
     struct deferred *calls; /* [n] from the first that isn't done, number n_done */
     size_t n;
     uint64_t n_done;
+    struct lane_copy {
+        struct devptr to;
+        const char *from;
+        size_t n_bytes, stride;
+        int n_rows;
+    } * lane; /* [n_lane], all that were ever asked for */
+    size_t n_lane, n_lane_done;
+    unsigned n_polls;
     struct recording *recording;
     struct {
         const char *begin;
@@ -124,6 +134,14 @@ static inline const struct batch *late_batch(struct deferred *c)
     return &c->batch;
 }
 
+static inline void late_lane_do(struct backend *be, size_t end)
+{
+    for (; late.n_lane_done < end; late.n_lane_done++) {
+        const struct lane_copy *c = &late.lane[late.n_lane_done];
+        late.cpu->lane_upload(be, c->to, c->from, c->n_bytes, c->stride, c->n_rows);
+    }
+}
+
 static inline void late_do(struct backend *be, struct deferred call)
 {
     const struct ops *o = late.cpu;
@@ -164,6 +182,9 @@ static inline void late_do(struct backend *be, struct deferred call)
     case DO_SCORE:
         o->score(be, c->results, c->x, c->n, c->d, c->ids, c->n_top);
         break;
+    case DO_NEED:
+        late_lane_do(be, c->n_bytes);
+        break;
     }
 }
 
@@ -192,6 +213,38 @@ static inline uint64_t late_mark(struct backend *be)
 {
     (void)be;
     return late.n_done + late.n;
+}
+
+/* ---- the lane ---------------------------------------------------------------------------- */
+
+static inline void late_lane_upload(struct backend *be, struct devptr to, const void *from,
+                                    size_t n_bytes, size_t stride, int n_rows)
+{
+    (void)be;
+    BUG_IF(late.recording != NULL);
+    late.lane = xrealloc_array(late.lane, late.n_lane + 1, sizeof *late.lane);
+    late.lane[late.n_lane++] = (struct lane_copy){to, from, n_bytes, stride, n_rows};
+}
+
+static inline uint64_t late_lane_mark(struct backend *be)
+{
+    (void)be;
+    return late.n_lane;
+}
+
+static inline bool late_lane_reached(struct backend *be, uint64_t mark)
+{
+    BUG_IF(mark > late.n_lane);
+    if (late.n_lane_done < mark && ++late.n_polls % 3 == 0)
+        late_lane_do(be, mark);
+    return late.n_lane_done >= mark;
+}
+
+static inline void late_lane_need(struct backend *be, uint64_t mark)
+{
+    (void)be;
+    BUG_IF(late.recording != NULL);
+    late_note(&(struct deferred){.kind = DO_NEED, .n_bytes = (size_t)mark});
 }
 
 static inline int late_sync(struct backend *be, struct err *err)
@@ -250,6 +303,7 @@ static inline int late_mem_alloc(struct backend *be, struct devptr *out, size_t 
 static inline void late_mem_free(struct backend *be, struct devptr p)
 {
     BUG_IF(p.addr != 0 && late.n > 0); /* something may want it */
+    late_lane_do(be, late.n_lane);
     for (int i = 0; i < DEFERRED_ALLOCATIONS && p.addr != 0; i++)
         if (late.device[i].addr == p.addr) {
             late.memory_used -= late.device[i].n_bytes;
@@ -263,6 +317,9 @@ static inline void late_close(struct backend *be)
     BUG_IF(late.n > 0);
     free(late.calls);
     late.calls = NULL;
+    free(late.lane);
+    late.lane = NULL;
+    late.n_lane = late.n_lane_done = 0;
     late.cpu->close(be);
 }
 
@@ -469,6 +526,10 @@ static inline const struct ops *deferring_ops(bool records, size_t memory_bytes)
     late.table.sync = late_sync;
     late.table.mark = late_mark;
     late.table.wait = late_wait;
+    late.table.lane_upload = late_lane_upload;
+    late.table.lane_mark = late_lane_mark;
+    late.table.lane_reached = late_lane_reached;
+    late.table.lane_need = late_lane_need;
     late.table.embed = late_embed;
     late.table.add_rmsnorm = late_norm;
     late.table.linear = late_linear;

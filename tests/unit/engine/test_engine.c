@@ -461,6 +461,64 @@ static void a_slot_that_now_holds_another_adapter_serves_the_other(void **state)
     run_close(&fresh);
 }
 
+static void adapters_are_warmed_kept_and_taken_off_the_device_by_hand(void **state)
+{
+    (void)state;
+    struct run run;
+    struct err err = {0};
+    struct engine_residency r;
+    struct engine_stats stats;
+    struct engine_options o = options_of();
+    o.adapter_bytes = 820000; /* r16-rslora: 390 kB */
+    run_open(&run, o, 8);
+    struct content_digest a = run_load(&run, SOME[2]), b = run_load(&run, SOME[1]), c = {{1}};
+    assert_int_equal(engine_adapter_residency(run.engine, &c, &r, &err), -1);
+    assert_int_equal(err.code, ERR_NOT_FOUND);
+    assert_int_equal(engine_adapter_warm(run.engine, &c, &err), -1);
+    assert_int_equal(err.code, ERR_NOT_FOUND);
+    assert_ok(engine_adapter_residency(run.engine, &a, &r, &err), err);
+    assert_true(!r.on_device && !r.kept && r.n_users == 0 && r.n_uses == 0 && r.n_uploads == 0);
+    assert_true(r.n_bytes > 300000 && r.rank_max == 16);
+
+    assert_ok(engine_adapter_warm(run.engine, &a, &err), err);
+    assert_ok(engine_adapter_residency(run.engine, &a, &r, &err), err);
+    assert_true(r.on_device && !r.kept && r.n_uploads == 1);
+    struct answer *warm = run_submit(&run, under(request_of(20), a));
+    run_wait(&run);
+    engine_stats(run.engine, &stats);
+    assert_int_equal(stats.n_adapter_uploads, 1);
+    assert_int_equal(stats.n_adapter_hits, 1);
+
+    assert_ok(engine_adapter_keep(run.engine, &a, true, &err), err);
+    assert_ok(engine_adapter_keep(run.engine, &a, true, &err), err); /* once is enough */
+    assert_int_equal(engine_adapter_keep(run.engine, &b, true, &err), -1);
+    assert_int_equal(err.code, ERR_TOO_LARGE);                 /* more than half */
+    assert_ok(engine_adapter_drop(run.engine, &a, &err), err); /* keeping it is a load, too */
+    struct answer *kept = run_submit(&run, under(request_of(20), a));
+    run_submit(&run, under(request_of(20), b));
+    run_wait(&run);
+    assert_true(run_same(warm, kept));
+    assert_ok(engine_adapter_residency(run.engine, &a, &r, &err), err);
+    assert_true(r.on_device && r.kept && r.n_uses == 2 && r.n_uploads == 1);
+    engine_stats(run.engine, &stats);
+    assert_int_equal(stats.adapter_bytes_kept, r.n_bytes);
+
+    assert_ok(engine_adapter_keep(run.engine, &a, false, &err), err);
+    assert_ok(engine_adapter_evict(run.engine, &a, &err), err);
+    assert_ok(engine_adapter_evict(run.engine, &a, &err), err); /* gone already */
+    assert_ok(engine_adapter_evict(run.engine, &b, &err), err);
+    assert_int_equal(engine_adapter_residency(run.engine, &a, &r, &err), -1); /* no load is left */
+    assert_ok(engine_adapter_drop(run.engine, &b, &err), err);
+    engine_stats(run.engine, &stats);
+    assert_int_equal(stats.adapter_host_bytes_used, 0);
+    assert_int_equal(stats.adapter_host_bytes_held, 0);
+    run_submit(&run, request_of(1)); /* publishes the device's counters */
+    run_wait(&run);
+    engine_stats(run.engine, &stats);
+    assert_int_equal(stats.adapter_bytes_used, 0);
+    run_close(&run);
+}
+
 static void adapters_that_cannot_fit_are_refused_by_size(void **state)
 {
     (void)state;
@@ -549,6 +607,7 @@ int main(void)
         cmocka_unit_test(a_dropped_adapter_serves_who_has_it_and_is_not_found_afterwards),
         cmocka_unit_test(a_pool_smaller_than_the_adapters_gives_the_same_bits),
         cmocka_unit_test(a_slot_that_now_holds_another_adapter_serves_the_other),
+        cmocka_unit_test(adapters_are_warmed_kept_and_taken_off_the_device_by_hand),
         cmocka_unit_test(adapters_that_cannot_fit_are_refused_by_size),
         cmocka_unit_test(an_ensemble_is_the_sum_of_its_weighted_deltas),
         cmocka_unit_test(bad_directories_are_named),

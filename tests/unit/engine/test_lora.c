@@ -317,7 +317,7 @@ static void every_tensor_is_checked_against_the_base_model(void **state)
         struct err err = {0};
         struct lora_adapter *a = NULL;
         write_adapter(dir, &cases[i]);
-        int rc = lora_open(&a, &MODEL, dir, 1 << 20, &err);
+        int rc = lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err);
         if ((rc == 0) != (cases[i].says == NULL) ||
             (rc != 0 &&
              (strstr(err.message, cases[i].says) == NULL || strstr(err.message, dir) == NULL)))
@@ -351,7 +351,7 @@ static void a_truncated_file_is_refused_at_every_length(void **state)
     for (size_t n = 0; n < file.len; n += n < 16 ? 1 : 13) {
         struct lora_adapter *a;
         write_file(dir, "adapter_model.safetensors", file.data, n);
-        assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, &err), -1);
+        assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err), -1);
     }
     buf_release(&file);
     free(path);
@@ -364,12 +364,12 @@ static void pickles_and_missing_files_are_refused_by_name(void **state)
     struct lora_adapter *a;
     struct err err = {0};
     char *dir = temp_dir_create();
-    assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, &err), -1);
+    assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err), -1);
     assert_int_equal(err.code, ERR_NOT_FOUND);
     assert_non_null(strstr(err.message, "adapter_config.json"));
     write_file(dir, "adapter_config.json", "{}", 2);
     write_file(dir, "adapter_model.bin", "x", 1);
-    assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, &err), -1);
+    assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err), -1);
     assert_int_equal(err.code, ERR_UNSUPPORTED);
     assert_non_null(strstr(err.message, "pickle"));
     temp_dir_remove(dir);

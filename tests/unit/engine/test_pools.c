@@ -202,26 +202,224 @@ static void assert_holds(const struct pool_fixture *f, int32_t slot, const struc
     }
 }
 
-static void the_least_recently_pinned_leaves_first_and_pinned_ones_stay(void **state)
+static void pin_and_unpin(struct pool_fixture *f, const struct lora_adapter *a, int times)
+{
+    struct lora_pin pin;
+    for (int i = 0; i < times; i++) {
+        assert_true(lora_pool_pin(f->pool, a, NULL, &pin));
+        lora_pool_unpin(f->pool, pin);
+    }
+}
+
+static bool is_here(const struct pool_fixture *f, const struct lora_adapter *a)
+{
+    return lora_pool_is_resident(f->pool, &a->content);
+}
+
+static void of_equals_the_least_recently_pinned_leaves_and_pinned_ones_stay(void **state)
 {
     (void)state;
     struct pool_fixture f;
-    struct lora_pin pins[RANKS];
+    struct lora_adapter *alike[4];
+    struct lora_pin pins[3];
     fixture_open(&f, 1 << 20, 3);
+    for (int i = 0; i < 4; i++)
+        alike[i] = lora_random(&f.model, 2, DTYPE_BF16, 100 + (uint64_t)i);
     for (int i = 0; i < 3; i++)
-        assert_true(lora_pool_pin(f.pool, f.adapters[i], &pins[i]));
-    assert_false(lora_pool_pin(f.pool, f.adapters[3], &pins[3])); /* three slots, all pinned */
-    lora_pool_unpin(f.pool, pins[2]);
-    lora_pool_unpin(f.pool, pins[0]);
-    lora_pool_unpin(f.pool, pins[1]);
-    assert_true(lora_pool_pin(f.pool, f.adapters[0], &pins[0])); /* used again: now the youngest */
-    lora_pool_unpin(f.pool, pins[0]);
-    assert_true(lora_pool_pin(f.pool, f.adapters[3], &pins[3]));
-    assert_true(lora_pool_is_resident(f.pool, &f.adapters[0]->content));
-    assert_false(lora_pool_is_resident(f.pool, &f.adapters[1]->content)); /* pinned longest ago */
-    assert_true(lora_pool_is_resident(f.pool, &f.adapters[2]->content));
-    assert_holds(&f, pins[3].slot, f.adapters[3]);
-    lora_pool_unpin(f.pool, pins[3]);
+        assert_true(lora_pool_pin(f.pool, alike[i], NULL, &pins[i]));
+    assert_false(lora_pool_pin(f.pool, alike[3], NULL, &pins[0])); /* three slots, all pinned */
+    for (int i = 0; i < 3; i++)
+        lora_pool_unpin(f.pool, pins[i]);
+    pin_and_unpin(&f, alike[0], 1); /* used again */
+    pin_and_unpin(&f, alike[3], 1);
+    assert_true(is_here(&f, alike[0]) && is_here(&f, alike[2]) && is_here(&f, alike[3]));
+    assert_false(is_here(&f, alike[1])); /* pinned longest ago */
+    fixture_close(&f);
+    for (int i = 0; i < 4; i++)
+        lora_close(alike[i]);
+}
+
+static void the_one_worth_least_leaves_first(void **state)
+{
+    static const struct {
+        int uses[3]; /* of ranks 4, 16 and 64, in this order */
+        int leaves;
+        const char *why;
+    } cases[] = {
+        {{1, 1, 1}, 2, "used alike, the largest costs least to bring back, by its size"},
+        {{1, 1, 30}, 1, "what is used often stays, though it is large"},
+        {{3, 30, 300}, 0, "used least, for its size"},
+    };
+    static const int ranks[3] = {4, 16, 64};
+    (void)state;
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        struct pool_fixture f;
+        struct lora_adapter *sized[3];
+        fixture_open(&f, 1 << 20, 3);
+        for (int i = 0; i < 3; i++) {
+            sized[i] = lora_random(&f.model, ranks[i], DTYPE_BF16, 100);
+            pin_and_unpin(&f, sized[i], cases[c].uses[i]);
+        }
+        pin_and_unpin(&f, f.adapters[3], 1);
+        for (int i = 0; i < 3; i++)
+            if (is_here(&f, sized[i]) != (i != cases[c].leaves))
+                fail_msg("case %zu (%s): rank %d is%s here", c, cases[c].why, ranks[i],
+                         i == cases[c].leaves ? "" : " not");
+        fixture_close(&f);
+        for (int i = 0; i < 3; i++)
+            lora_close(sized[i]);
+    }
+}
+
+static void an_adapter_that_was_popular_once_leaves_in_the_end(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    fixture_open(&f, 1 << 20, 2);
+    pin_and_unpin(&f, f.adapters[0], 20);
+    for (int i = 0; is_here(&f, f.adapters[0]); i++) {
+        assert_true(i < 200);
+        pin_and_unpin(&f, f.adapters[1 + i % 5], 1); /* five take turns in the other slot */
+    }
+    fixture_close(&f);
+}
+
+/* ---- beside the steps -------------------------------------------------------------------- */
+
+static void a_promised_adapter_stays_until_its_pin_or_until_it_is_forgotten(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    struct lora_pool_stats stats;
+    fixture_open(&f, 1 << 20, 2);
+    assert_true(lora_pool_prefetch(f.pool, f.adapters[5], NULL, true));
+    for (int i = 0; i < 10; i++)
+        assert_true(lora_pool_prefetch(f.pool, f.adapters[i % 4], NULL, false));
+    assert_true(is_here(&f, f.adapters[5]));
+    lora_pool_forget(f.pool, &f.adapters[5]->content);
+    for (int i = 0; i < 10; i++)
+        assert_true(lora_pool_prefetch(f.pool, f.adapters[i % 4], NULL, false));
+    assert_false(is_here(&f, f.adapters[5]));
+    lora_pool_stats(f.pool, &stats);
+    assert_int_equal(stats.n_prefetched, stats.n_uploads);
+    assert_int_equal(stats.n_hits, 0);
+    pin_and_unpin(&f, f.adapters[1], 1);
+    lora_pool_stats(f.pool, &stats);
+    assert_int_equal(stats.n_hits, 1);
+    fixture_close(&f);
+}
+
+static void promises_take_a_quarter_of_the_pool_at_most(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    fixture_open(&f, 1, 1); /* to learn the sizes */
+    size_t n_bytes = f.adapters[3]->n_bytes;
+    fixture_close(&f);
+    fixture_open(&f, 4 * n_bytes, 8);
+    assert_false(lora_pool_prefetch(f.pool, f.adapters[4], NULL, true)); /* larger than a quarter */
+    assert_true(lora_pool_prefetch(f.pool, f.adapters[3], NULL, true));
+    assert_false(lora_pool_prefetch(f.pool, f.adapters[0], NULL, true));
+    assert_true(lora_pool_prefetch(f.pool, f.adapters[0], NULL, false));
+    pin_and_unpin(&f, f.adapters[3], 1);
+    assert_true(lora_pool_prefetch(f.pool, f.adapters[1], NULL, true));
+    fixture_close(&f);
+}
+
+static void kept_adapters_stay_and_are_half_of_the_pool_at_most(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    struct err err = {0};
+    struct lora_pin pin;
+    fixture_open(&f, 1, 1);
+    size_t n_bytes = 2 * f.adapters[5]->n_bytes;
+    fixture_close(&f);
+    fixture_open(&f, n_bytes, 8);
+    assert_int_equal(lora_pool_keep(f.pool, &f.adapters[2]->content, true, &err), -1);
+    assert_int_equal(err.code, ERR_NOT_FOUND);
+    pin_and_unpin(&f, f.adapters[2], 1);
+    assert_ok(lora_pool_keep(f.pool, &f.adapters[2]->content, true, &err), err);
+    assert_true(lora_pool_pin(f.pool, f.adapters[4], NULL, &pin));
+    assert_int_equal(lora_pool_keep(f.pool, &f.adapters[4]->content, true, &err), -1);
+    assert_int_equal(err.code, ERR_TOO_LARGE);
+    lora_pool_unpin(f.pool, pin);
+    for (int i = 0; i < 12; i++)
+        if (lora_pool_pin(f.pool, f.adapters[i % 5], NULL, &pin))
+            lora_pool_unpin(f.pool, pin);
+    assert_true(is_here(&f, f.adapters[2]));
+    assert_ok(lora_pool_keep(f.pool, &f.adapters[2]->content, false, &err), err);
+    pin_and_unpin(&f, f.adapters[5], 5);
+    pin_and_unpin(&f, f.adapters[4], 5);
+    assert_false(is_here(&f, f.adapters[2]));
+    fixture_close(&f);
+}
+
+static void taking_an_adapter_off_by_hand_frees_its_bytes_unless_it_is_pinned(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    struct err err = {0};
+    struct lora_pin pin;
+    struct lora_pool_stats stats;
+    fixture_open(&f, 1 << 20, 8);
+    assert_ok(lora_pool_evict(f.pool, &f.adapters[0]->content, &err), err); /* isn't here */
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], NULL, &pin));
+    assert_int_equal(lora_pool_evict(f.pool, &f.adapters[0]->content, &err), -1);
+    assert_int_equal(err.code, ERR_BUSY);
+    lora_pool_unpin(f.pool, pin);
+    assert_ok(lora_pool_evict(f.pool, &f.adapters[0]->content, &err), err);
+    lora_pool_stats(f.pool, &stats);
+    assert_int_equal(stats.bytes_used, 0);
+    assert_false(is_here(&f, f.adapters[0]));
+    fixture_close(&f);
+}
+
+struct held {
+    int now, begun;
+};
+
+static void hold(void *context, void *owner)
+{
+    (void)context;
+    struct held *h = owner;
+    h->now++;
+    h->begun++;
+}
+
+static void let_go(void *context, void *owner)
+{
+    (void)context;
+    struct held *h = owner;
+    h->now--;
+}
+
+static void an_adapter_on_its_way_has_its_owner_held_and_is_not_evicted(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    struct held held = {0};
+    struct lora_pin pin;
+    struct err err = {0};
+    fixture_open(&f, 1 << 20, 8);
+    lora_pool_set_owners(f.pool, &(struct lora_pool_owners){hold, let_go, NULL});
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], &held, &pin));
+    assert_int_equal(held.now, 1);
+    lora_pool_unpin(f.pool, pin);
+    struct lora_place place;
+    lora_pool_look(f.pool, &f.adapters[0]->content, &place);
+    assert_true(place.is_here && place.is_loading && !place.is_pinned && !place.is_kept);
+    lora_pool_poll(f.pool);
+    assert_int_equal(held.now, 0);
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], &held, &pin)); /* is here: nothing begins */
+    assert_int_equal(held.begun, 1);
+    lora_pool_unpin(f.pool, pin);
+    assert_ok(lora_pool_evict(f.pool, &f.adapters[0]->content, &err), err);
+    assert_true(lora_pool_prefetch(f.pool, f.adapters[0], &held, false));
+    assert_int_equal(held.now, 1);
+    lora_pool_clear(f.pool); /* waits for it */
+    assert_int_equal(held.now, 0);
+    assert_false(is_here(&f, f.adapters[0]));
     fixture_close(&f);
 }
 
@@ -231,11 +429,11 @@ static void every_filling_of_a_slot_has_its_own_generation(void **state)
     struct pool_fixture f;
     struct lora_pin first, second, third;
     fixture_open(&f, 1 << 20, 1);
-    assert_true(lora_pool_pin(f.pool, f.adapters[0], &first));
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], NULL, &first));
     lora_pool_unpin(f.pool, first);
-    assert_true(lora_pool_pin(f.pool, f.adapters[1], &second));
+    assert_true(lora_pool_pin(f.pool, f.adapters[1], NULL, &second));
     lora_pool_unpin(f.pool, second);
-    assert_true(lora_pool_pin(f.pool, f.adapters[0], &third));
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], NULL, &third));
     assert_int_equal(first.slot, second.slot);
     assert_true(first.generation != second.generation && first.generation != third.generation);
     assert_holds(&f, third.slot, f.adapters[0]);
@@ -261,9 +459,9 @@ static void a_reused_slot_cannot_be_read_with_the_old_pin(void **state)
     struct pool_fixture f;
     struct lora_pin old, now;
     fixture_open(&f, 1 << 20, 1);
-    assert_true(lora_pool_pin(f.pool, f.adapters[0], &old));
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], NULL, &old));
     lora_pool_unpin(f.pool, old);
-    assert_true(lora_pool_pin(f.pool, f.adapters[1], &now));
+    assert_true(lora_pool_pin(f.pool, f.adapters[1], NULL, &now));
     lora_pool_check(f.pool, now, &f.adapters[1]->content);
     assert_aborts("old pin, old content", check_stale, &(struct stale){&f, old, 0});
     assert_aborts("old pin, new content", check_stale, &(struct stale){&f, old, 1});
@@ -293,7 +491,7 @@ static void adapters_of_all_sizes_come_and_go_and_always_hold_their_numbers(void
             lora_pool_check(f.pool, pins[i], &f.adapters[i]->content);
             lora_pool_unpin(f.pool, pins[i]);
             pinned[i] = false;
-        } else if (lora_pool_pin(f.pool, f.adapters[i], &pins[i])) {
+        } else if (lora_pool_pin(f.pool, f.adapters[i], NULL, &pins[i])) {
             pinned[i] = true;
             n_pinned++;
             for (int j = 0; j < RANKS; j++)
@@ -311,8 +509,8 @@ static void adapters_of_all_sizes_come_and_go_and_always_hold_their_numbers(void
         if (pinned[i])
             lora_pool_unpin(f.pool, pins[i]);
     /* With nothing pinned, whatever fits at all fits. */
-    assert_true(lora_pool_pin(f.pool, f.adapters[5], &pins[5]));
-    assert_true(lora_pool_pin(f.pool, f.adapters[4], &pins[4]));
+    assert_true(lora_pool_pin(f.pool, f.adapters[5], NULL, &pins[5]));
+    assert_true(lora_pool_pin(f.pool, f.adapters[4], NULL, &pins[4]));
     lora_pool_unpin(f.pool, pins[5]);
     lora_pool_unpin(f.pool, pins[4]);
     fixture_close(&f);
@@ -328,14 +526,14 @@ static void a_cleared_pool_takes_what_its_bytes_allow(void **state)
     size_t n_bytes = f.adapters[5]->n_bytes + f.adapters[2]->n_bytes;
     fixture_close(&f);
     fixture_open(&f, n_bytes, 8);
-    assert_true(lora_pool_pin(f.pool, f.adapters[0], &pins[0]));
-    assert_true(lora_pool_pin(f.pool, f.adapters[2], &pins[2]));
+    assert_true(lora_pool_pin(f.pool, f.adapters[0], NULL, &pins[0]));
+    assert_true(lora_pool_pin(f.pool, f.adapters[2], NULL, &pins[2]));
     lora_pool_unpin(f.pool, pins[0]);
     lora_pool_unpin(f.pool, pins[2]);
     lora_pool_clear(f.pool);
     assert_false(lora_pool_is_resident(f.pool, &f.adapters[2]->content));
-    assert_true(lora_pool_pin(f.pool, f.adapters[2], &pins[2]));
-    assert_true(lora_pool_pin(f.pool, f.adapters[5], &pins[5]));
+    assert_true(lora_pool_pin(f.pool, f.adapters[2], NULL, &pins[2]));
+    assert_true(lora_pool_pin(f.pool, f.adapters[5], NULL, &pins[5]));
     assert_holds(&f, pins[2].slot, f.adapters[2]);
     assert_holds(&f, pins[5].slot, f.adapters[5]);
     lora_pool_clear(f.pool); /* takes nothing that is pinned */
@@ -355,7 +553,7 @@ static void ranks_are_true_in_the_pool_and_cost_what_they_are(void **state)
     for (int i = 0; i < 2; i++) {
         lora_pool_stats(f.pool, &stats);
         size_t before = stats.bytes_used;
-        assert_true(lora_pool_pin(f.pool, f.adapters[i * 5], &pin));
+        assert_true(lora_pool_pin(f.pool, f.adapters[i * 5], NULL, &pin));
         lora_pool_stats(f.pool, &stats);
         assert_int_equal(stats.bytes_used - before, f.adapters[i * 5]->n_bytes);
         lora_pool_unpin(f.pool, pin);
@@ -371,7 +569,14 @@ int main(void)
         cmocka_unit_test(dropping_a_free_block_is_a_bug),
         cmocka_unit_test(the_heap_takes_the_smallest_span_that_fits_and_joins_neighbours),
         cmocka_unit_test(random_taking_and_giving_never_overlaps_and_ends_whole),
-        cmocka_unit_test(the_least_recently_pinned_leaves_first_and_pinned_ones_stay),
+        cmocka_unit_test(of_equals_the_least_recently_pinned_leaves_and_pinned_ones_stay),
+        cmocka_unit_test(the_one_worth_least_leaves_first),
+        cmocka_unit_test(an_adapter_that_was_popular_once_leaves_in_the_end),
+        cmocka_unit_test(a_promised_adapter_stays_until_its_pin_or_until_it_is_forgotten),
+        cmocka_unit_test(promises_take_a_quarter_of_the_pool_at_most),
+        cmocka_unit_test(kept_adapters_stay_and_are_half_of_the_pool_at_most),
+        cmocka_unit_test(taking_an_adapter_off_by_hand_frees_its_bytes_unless_it_is_pinned),
+        cmocka_unit_test(an_adapter_on_its_way_has_its_owner_held_and_is_not_evicted),
         cmocka_unit_test(every_filling_of_a_slot_has_its_own_generation),
         cmocka_unit_test(a_reused_slot_cannot_be_read_with_the_old_pin),
         cmocka_unit_test(adapters_of_all_sizes_come_and_go_and_always_hold_their_numbers),

@@ -80,6 +80,7 @@ static const struct {
     const char *name;
     bool pad, overlap, preempt, late;
     size_t kv_blocks, adapter_bytes; /* 0: plenty */
+    size_t own_bytes;                /* of a device with memory of its own */
 } WAYS[] = {
     {"padded", .pad = true},
     {"ahead", .overlap = true},
@@ -92,6 +93,9 @@ static const struct {
     {"late, recorded", .late = true},
     {"late, recorded, little of everything", .late = true, .preempt = true, .kv_blocks = 14,
      .adapter_bytes = 620000},
+    {"late, own memory, few adapters", .late = true, .adapter_bytes = 620000,
+     .own_bytes = 256 << 20},
+    {"late, own memory, adapters brought in early", .late = true, .own_bytes = 256 << 20},
 };
 
 /* Did it go the way it was meant to? */
@@ -107,6 +111,11 @@ static void check_way(struct run *run, size_t w)
         (WAYS[w].adapter_bytes > 0 && s.n_adapter_evictions == 0))
         fail_msg("%s: %d preemptions, %d evictions", WAYS[w].name, (int)s.n_preemptions,
                  (int)s.n_adapter_evictions);
+    bool prefetches = WAYS[w].own_bytes > 0 && WAYS[w].adapter_bytes == 0;
+    if (s.n_adapter_uploads == 0 || s.n_adapter_hits == 0 ||
+        (prefetches && s.n_adapter_prefetches == 0))
+        fail_msg("%s: %d uploads, %d of them before an admission, %d hits", WAYS[w].name,
+                 (int)s.n_adapter_uploads, (int)s.n_adapter_prefetches, (int)s.n_adapter_hits);
 }
 
 static struct engine_options options_of_way(const struct run *plain, size_t w)
@@ -129,7 +138,7 @@ static void every_way_gives_the_same_answers(void **state)
     static struct mix m;
     prepare(&plain, &m, options_of());
     for (size_t w = 0; w < sizeof WAYS / sizeof WAYS[0]; w++) {
-        engine_debug_ops = WAYS[w].late ? deferring_ops(!WAYS[w].pad, 0) : NULL;
+        engine_debug_ops = WAYS[w].late ? deferring_ops(!WAYS[w].pad, WAYS[w].own_bytes) : NULL;
         open_mix(&run, &m, options_of_way(&plain, w));
         engine_debug_ops = NULL;
         for (int i = 0; i < MIX; i++)

@@ -161,12 +161,35 @@ static void an_adapter_is_added_loaded_pinned_unloaded_and_removed(void **state)
     assert_true(before.adapter_host_bytes_used > 0);
     assert_int_equal(after.adapter_host_bytes_used, 0);
     expect(w, HTTP_POST, "/org/law/load", "{}", 200, "host");
-    expect(w, HTTP_POST, "/org/law/pin", "{}", 200, "host");
+    engine_stats(w->node.engine, &before);
+    assert_int_equal(before.adapter_bytes_used, 0);
+    expect(w, HTTP_POST, "/org/law/warm", "{}", 200, "");
+    for (int i = 0; i < 500 && before.n_adapters_resident == 0; i++) {
+        usleep(10000);
+        engine_stats(w->node.engine, &before);
+    }
+    expect(w, HTTP_GET, "/org/law", NULL, 200, "device");
+    assert_true(before.adapter_bytes_used > 0);
+    expect(w, HTTP_POST, "/org/law/unload", "{}", 200, "disk");
+    engine_stats(w->node.engine, &after);
+    assert_int_equal(after.adapter_bytes_used, 0);
+    assert_int_equal(after.adapter_host_bytes_used, 0);
+    expect(w, HTTP_POST, "/org/law/pin", "{}", 200, "");
     expect(w, HTTP_POST, "/org/law/unload", "{}", 409, "adapter org/law is pinned");
+    for (int i = 0; i < 500 && after.adapter_bytes_kept == 0; i++) {
+        usleep(10000);
+        engine_stats(w->node.engine, &after);
+    }
+    assert_true(after.adapter_bytes_kept > 0);
     json_t *page = ask(w, HTTP_GET, "?pinned=true&tier=host&limit=5", NULL, NULL, &status);
     assert_int_equal(json_array_size(json_object_get(page, "items")), 1);
     json_decref(page);
-    expect(w, HTTP_POST, "/org/law/unpin", "{}", 200, "host");
+    expect(w, HTTP_POST, "/org/law/unpin", "{}", 200, "");
+    for (int i = 0; i < 500 && after.adapter_bytes_kept > 0; i++) {
+        usleep(10000);
+        engine_stats(w->node.engine, &after);
+    }
+    assert_int_equal(after.adapter_bytes_kept, 0);
     json_t *old = ask(w, HTTP_GET, "/org%2Flaw", NULL, NULL, &status);
     expect(w, HTTP_POST, "", code, 200, "host");
     json_t *new = ask(w, HTTP_GET, "/org/law", NULL, NULL, &status);
