@@ -198,6 +198,10 @@ static bool creator_matches(struct ledger *l, const struct ledger_filter *f, con
     return e && DIGEST_EQ(e->facts.creator, *f->creator);
 }
 
+#define FIRST_OF_ID                                                                              \
+    "NOT EXISTS (SELECT 1 FROM receipt_adapter b WHERE b.receipt = a.receipt AND b.ord < a.ord " \
+    "AND b.adapter = a.adapter)"
+
 json_t *ledger_query_usage(struct ledger *l, const struct ledger_filter *f, struct err *err)
 {
     uint8_t after[32];
@@ -216,8 +220,12 @@ json_t *ledger_query_usage(struct ledger *l, const struct ledger_filter *f, stru
     int rc = usage_totals(l, db, f, &totals, err);
     if (rc == 0 && !given && !(f && (f->adapter || f->creator)))
         rc = usage_of_base(l, db, f, &p, err);
+    /* An ensemble may hold several adapters that are nowhere registered, all with the id zero: its
+     * receipt counts once in their row. */
     struct db_stmt *s = db_stmt(
-        db, "SELECT a.adapter, count(*), sum(r.tokens_prompt), sum(r.tokens_completion), "
+        db, "SELECT a.adapter, count(*) FILTER (WHERE " FIRST_OF_ID "), "
+            "coalesce(sum(r.tokens_prompt) FILTER (WHERE " FIRST_OF_ID "), 0), "
+            "coalesce(sum(r.tokens_completion) FILTER (WHERE " FIRST_OF_ID "), 0), "
             "amount_sum(a.royalty), "
             "amount_sum(CASE WHEN a.ord = 0 THEN r.compute_fee ELSE NULL END) "
             "FROM receipt r JOIN channel c ON c.id = r.channel "

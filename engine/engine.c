@@ -581,6 +581,7 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
     pthread_mutex_unlock(&mutable->lock);
     out->n_adapters_loaded = loaded_adapters_n_loaded(e->adapters);
     host_memory_stats(e->host, &out->adapter_host_bytes_used, &out->adapter_host_bytes_held);
+    out->adapter_host_bytes_total = e->options.adapter_host_bytes;
 }
 
 /* ---- tests ------------------------------------------------------------------------------- */

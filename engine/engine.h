@@ -180,6 +180,11 @@ int adapter_content_digest(const char *dir, struct content_digest *out, struct e
 int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter *out,
                         struct err *err);
 
+/* The same reading and checks, and nothing is kept: for those who want to know an adapter's digest
+ * and size before they need it. Any thread; blocks while it reads. */
+int engine_adapter_check(struct engine *e, const char *dir, struct engine_adapter *out,
+                         struct err *err);
+
 /* For creators: the same checks against a model in model_dir, without an engine. model (may be
  * NULL) gets the base model's id and name [128]. Slow for a large model: its id is a hash over all
  * its weights. */
@@ -252,7 +257,8 @@ struct engine_stats {
     int n_blocks_free;   /* used by no sequence; some of them are in the prefix cache */
     int n_blocks_cached; /* in the prefix cache, used or not */
     size_t adapter_bytes_used, adapter_bytes_total, adapter_bytes_kept;
-    size_t adapter_host_bytes_used, adapter_host_bytes_held; /* held: taken from the machine */
+    /* held: taken from the machine; total: what adapter_host_bytes came to */
+    size_t adapter_host_bytes_used, adapter_host_bytes_held, adapter_host_bytes_total;
     int n_adapters_resident, n_adapters_loaded;
     /* decode steps by the number of distinct adapters they held: 0, 1, 2, 3, 4, 5-8, 9-16, 17-64,
      * more. The base model is not an adapter. */

@@ -1,5 +1,6 @@
-/* inspect: an adapter checked against a base model without an engine; see engine.h. */
+/* inspect: adapters checked against a base model and not kept; see engine.h. */
 #include "engine/engine.h"
+#include "engine/internal.h"
 #include "engine/lora.h"
 #include "engine/model.h"
 #include "node/base/err.h"
@@ -8,6 +9,30 @@
 #include <string.h>
 
 enum { ADAPTER_BYTES_MAX = 0x7fffffff };
+
+static void describe(struct engine_adapter *out, const struct lora_adapter *a)
+{
+    *out = (struct engine_adapter){.content = a->content,
+                                   .rank_max = a->rank_max,
+                                   .n_sites = a->n_sites,
+                                   .n_bytes = a->n_bytes};
+    memcpy(out->targets, a->targets, sizeof out->targets);
+}
+
+int engine_adapter_check(struct engine *e, const char *dir, struct engine_adapter *out,
+                         struct err *err)
+{
+    struct lora_adapter *a;
+    if (lora_open(&a, &e->model->config, dir, e->options.adapter_host_bytes, NULL, err) != 0)
+        return -1;
+    describe(out, a);
+    lora_close(a);
+    if (out->n_bytes > e->adapter_pool_bytes)
+        return err_set(err, ERR_TOO_LARGE,
+                       "adapter %s needs %zu bytes, the device has %zu for adapters", dir,
+                       out->n_bytes, e->adapter_pool_bytes);
+    return 0;
+}
 
 int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct model_id *model,
                          char *model_name, struct engine_adapter *out, struct err *err)
@@ -18,11 +43,7 @@ int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct 
         return -1;
     int rc = lora_open(&a, &m->config, adapter_dir, ADAPTER_BYTES_MAX, NULL, err);
     if (rc == 0) {
-        *out = (struct engine_adapter){.content = a->content,
-                                       .rank_max = a->rank_max,
-                                       .n_sites = a->n_sites,
-                                       .n_bytes = a->n_bytes};
-        memcpy(out->targets, a->targets, sizeof out->targets);
+        describe(out, a);
         if (model != NULL) {
             *model = model_identity(m);
             snprintf(model_name, 128, "%s", m->name);

@@ -1,105 +1,52 @@
-/* adapter_store: see adapter_store.h.
+/* adapter_store: see adapter_store.h; adapter_store_internal.h says which file does what.
  *
- * Three tables under one lock, none of which is held while anything is fetched:
+ *   item      a name: a local one, or one of a registry's manifests that was checked
+ *   content   a set of files by its digest, which items mean; several may mean the same one
  *
- *   entries     the registries' index as of its last refresh, oldest first; a hint, never believed;
- *               by_name has its adapters sorted by name, the oldest of a name first
- *   items       adapters whose manifest was checked; loaded ones hold one reference in the engine
- *   in flight   manifest hashes that some thread is fetching; others who want one wait for it
+ * A request becomes a waiter. What is loaded it gets at once, on its own thread. Otherwise it joins
+ * the content's load (adapter_tiers.c) or, when a registry or the chain has to be asked first, the
+ * name's fetch (adapter_fetch.c), whose end is a load or a use again:
  *
- * A name means the first creator who used it in the index, and of that creator's adapters the
- * highest version: who comes later can't take a name over. A digest or an id means exactly one
- * adapter.
+ *     resolve --known, loaded----------------------------> told
+ *        |  `---known, on disk--> load --ok--------------> told
+ *        |                         | fetched files are gone or bad: once
+ *        `------else------------> fetch --ok--> load or told
  *
- * An item is good for refresh_ms; then its registration is looked up again, so that retiring an
- * adapter takes effect without a restart. A chain that doesn't answer leaves a checked item in use
- * and lets no new one in. */
-#include "node/adapter_store.h"
+ * A name means a local adapter if there is one, else the first creator who used it in the index,
+ * and of that creator's adapters the highest version. A digest or an id means exactly one adapter.
+ *
+ * A registry's item is good for refresh_ms; then its registration is looked up again, so that
+ * retiring an adapter takes effect without a restart. A chain that doesn't answer leaves a checked
+ * item in use and lets no new one in. */
+#include "node/adapter_store_internal.h"
 
 #include "attribution/attribution.h"
-#include "attribution/manifest.h"
-#include "chain/contracts.h"
-#include "chain/keccak.h"
-#include "engine/engine.h"
-#include "node/base/arena.h"
-#include "node/base/buf.h"
-#include "node/base/clock.h"
-#include "node/base/err.h"
 #include "node/base/hex.h"
 #include "node/base/http_client.h"
 #include "node/base/log.h"
-#include "node/deployment.h"
-#include "node/registry.h"
+#include "node/metrics.h"
+#include "node/workers.h"
 
-#include <dirent.h>
-#include <inttypes.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-enum { ENTRIES_MAX = 200000, IN_FLIGHT_MAX = 64, LOOK_AHEAD_MANIFESTS = 2000 };
-enum { UNKNOWN_AGAIN_US = 500000 };
+enum { LOADERS = 2, FETCHERS = 8, WAITING_MAX = 256, QUEUE_MAX = 65536 };
 
-struct entry {
-    struct registry_entry e;
-    size_t registry; /* index into urls */
-};
-
-struct item {
-    struct item *next;
-    char name[MANIFEST_NAME_BYTES];
-    uint64_t version;
-    struct address creator;
-    struct sha256_digest manifest; /* zero: known from the ledger only */
-    struct content_digest content;
-    struct adapter_id id; /* zero without a chain */
-    struct monotonic_us checked, used;
-    int users;
-    bool loaded;
-};
-
-struct adapter_store {
-    char *root; /* DATA/adapters */
-    char **urls;
-    size_t n_urls;
-    uint64_t refresh_us, cache_bytes;
-    struct engine *engine;
-    struct ledger *ledger;
-    struct rpc *rpc;
-    const struct deployment *deployment;
-    struct http_client *http;
-    _Atomic bool cancelled;
-
-    pthread_mutex_t lock;
-    pthread_cond_t landed; /* something left in_flight, or the index's refresh ended */
-    struct entry *entries;
-    uint32_t *by_name; /* [n_by_name] into entries */
-    size_t n_entries, n_by_name;
-    bool refreshing, has_index;
-    struct monotonic_us refreshed;
-    struct item *items;
-    struct sha256_digest in_flight[IN_FLIGHT_MAX];
-    size_t n_in_flight;
-};
-
-/* ---- what a request asks for
- * -------------------------------------------------------------------------- */
-
-struct wanted {
-    enum { BY_NAME, BY_CONTENT, BY_ID } by;
-    const char *text; /* as the client wrote it */
-    char name[MANIFEST_NAME_BYTES];
-    uint64_t version; /* 0: the highest */
-    uint8_t digest[32];
-};
-
-static int parse_wanted(struct wanted *w, const char *model, struct err *err)
+const char *adapter_tier_name(enum adapter_tier tier)
 {
-    *w = (struct wanted){.by = BY_NAME, .text = model};
-    if (hex_decode(w->digest, 32, model) == 0) {
-        w->by = model[1] == 'x' ? BY_ID : BY_CONTENT;
+    static const char *const names[N_TIERS] = {"device", "host", "disk", "registry"};
+    return names[tier];
+}
+
+/* ---- what a request asks for -------------------------------------------------------------------
+ */
+
+int wanted_parse(struct wanted *w, const char *model, struct err *err)
+{
+    *w = (struct wanted){.by = BY_NAME};
+    const char *digest = strncmp(model, "sha256:", 7) == 0 ? model + 7 : model;
+    if (hex_decode(w->digest, 32, digest) == 0) {
+        w->by = digest == model && model[1] == 'x' ? BY_ID : BY_CONTENT;
         return 0;
     }
     const char *at = strchr(model, '@');
@@ -114,804 +61,539 @@ static int parse_wanted(struct wanted *w, const char *model, struct err *err)
     return 0;
 }
 
-static bool item_matches(const struct item *i, const struct wanted *w)
+bool item_is_checked(const struct adapter_store *s, const struct item *i)
 {
-    switch (w->by) {
+    return i->dir != NULL || s->rpc == NULL ||
+           (i->checked.us != 0 &&
+            clock_elapsed_us(i->checked, clock_monotonic_us()) < s->refresh_us);
+}
+
+struct item *item_find(struct adapter_store *s, const char *model, bool fresh)
+{
+    struct item *i = hash_map_get(&s->local, model, strlen(model));
+    struct wanted w;
+    if (i != NULL || wanted_parse(&w, model, NULL) != 0)
+        return i;
+    struct index_entry e;
+    const struct content *c;
+    switch (w.by) {
     case BY_CONTENT:
-        return memcmp(i->content.bytes, w->digest, 32) == 0;
+        c = hash_map_get(&s->contents, w.digest, 32);
+        return c != NULL ? c->items : NULL;
     case BY_ID:
-        return memcmp(i->id.bytes, w->digest, 32) == 0;
+        return hash_map_get(&s->by_id, w.digest, 32);
     case BY_NAME:
-        return strcmp(i->name, w->name) == 0 && (w->version == 0 || i->version == w->version);
+        if (s->index == NULL || (fresh && !adapter_index_is_fresh(s->index)) ||
+            !adapter_index_named(s->index, w.name, w.version, &e))
+            return NULL;
+        return hash_map_get(&s->by_manifest, e.e.manifest.bytes, 32);
     }
     BUG("unknown kind of name");
 }
 
-static bool is_fresh(const struct adapter_store *s, struct monotonic_us since)
+/* ---- contents and items ------------------------------------------------------------------------
+ */
+
+struct content *content_get(struct adapter_store *s, const struct content_digest *digest)
 {
-    return clock_elapsed_us(since, clock_monotonic_us()) < s->refresh_us;
-}
-
-/* ---- the index
- * ----------------------------------------------------------------------------------------- */
-
-struct gathered {
-    struct entry *items;
-    size_t n;
-    size_t registry;
-};
-
-static int gather(void *context, const struct registry_entry *e, struct err *err)
-{
-    struct gathered *g = context;
-    if (g->n == ENTRIES_MAX)
-        return err_set(err, ERR_TOO_LARGE, "a registry's index has more than %d entries",
-                       ENTRIES_MAX);
-    if ((g->n & (g->n - 1)) == 0)
-        g->items = xrealloc_array(g->items, g->n == 0 ? 1 : 2 * g->n, sizeof *g->items);
-    g->items[g->n++] = (struct entry){*e, g->registry};
-    return 0;
-}
-
-static struct registry_client client_of(struct adapter_store *s, size_t registry)
-{
-    return (struct registry_client){s->http, s->urls[registry], &s->cancelled};
-}
-
-/* Fetches all registries' indexes; an unreachable one leaves its part empty and is logged. Without
- * the lock. false: none answered. */
-static bool fetch_index(struct adapter_store *s, struct gathered *g, struct err *err)
-{
-    bool any = false;
-    for (size_t i = 0; i < s->n_urls; i++) {
-        struct registry_client c = client_of(s, i);
-        size_t begin = g->n;
-        g->registry = i;
-        if (registry_walk(&c, gather, g, err) == 0) {
-            any = true;
-            /* The walk is newest first; the table is oldest first. */
-            for (size_t a = begin, b = g->n; a + 1 < b; a++, b--) {
-                struct entry swap = g->items[a];
-                g->items[a] = g->items[b - 1];
-                g->items[b - 1] = swap;
-            }
-        } else {
-            g->n = begin;
-            log_warn("registry", "%s", err->message);
-        }
+    struct content *c = hash_map_get(&s->contents, digest->bytes, 32);
+    if (c == NULL) {
+        c = xcalloc(1, sizeof *c);
+        c->digest = *digest;
+        hash_map_put(&s->contents, c->digest.bytes, 32, c);
     }
-    return any;
+    return c;
 }
 
-static int name_order(const void *a, const void *b, void *entries)
+void content_learn(struct content *c, const struct engine_adapter *facts)
 {
-    uint32_t i = *(const uint32_t *)a, k = *(const uint32_t *)b;
-    const struct entry *e = entries;
-    int order = strcmp(e[i].e.name, e[k].e.name);
-    return order != 0 ? order : i < k ? -1 : i > k;
+    BUG_IF(!DIGEST_EQ(c->digest, facts->content));
+    if (c->loaded)
+        return; /* known at first hand, and counted */
+    c->n_bytes = facts->n_bytes;
+    c->rank_max = facts->rank_max;
+    c->n_sites = facts->n_sites;
+    if (c->targets == NULL)
+        c->targets = xstrdup(facts->targets);
 }
 
-static uint32_t *sort_names(const struct gathered *g, size_t *n)
+void content_settle(struct adapter_store *s, struct content *c)
 {
-    uint32_t *order = xcalloc(g->n + 1, sizeof *order);
-    *n = 0;
-    for (size_t i = 0; i < g->n; i++) {
-        if (!g->items[i].e.is_datanet)
-            order[(*n)++] = (uint32_t)i;
-    }
-    qsort_r(order, *n, sizeof *order, name_order, g->items);
-    return order;
+    if (c->items != NULL || c->users > 0 || c->load != NULL || c->disk_bytes > 0)
+        return;
+    if (c->loaded)
+        content_unload(s, c);
+    hash_map_remove(&s->contents, c->digest.bytes, 32);
+    free(c->targets);
+    free(c);
 }
 
-/* Makes the index no older than max_age_us, or waits for the thread that is at it. With the lock,
- * which is let go of meanwhile. A failure matters only when there is no index at all. */
-static int refresh_index(struct adapter_store *s, uint64_t max_age_us, struct err *err)
+void item_attach(struct adapter_store *s, struct item *i, struct content *c)
 {
-    while (s->refreshing)
-        pthread_cond_wait(&s->landed, &s->lock);
-    if (s->has_index && clock_elapsed_us(s->refreshed, clock_monotonic_us()) < max_age_us)
-        return 0;
-    s->refreshing = true;
-    pthread_mutex_unlock(&s->lock);
-    struct gathered g = {0};
-    struct err problem = {0};
-    err_set(&problem, ERR_NOT_FOUND, "none is configured");
-    bool any = fetch_index(s, &g, &problem);
-    size_t n_by_name;
-    uint32_t *by_name = sort_names(&g, &n_by_name);
-    pthread_mutex_lock(&s->lock);
-    s->refreshing = false;
-    if (any) {
-        free(s->entries);
-        free(s->by_name);
-        s->entries = g.items;
-        s->n_entries = g.n;
-        s->by_name = by_name;
-        s->n_by_name = n_by_name;
-        s->has_index = true;
-    } else {
-        free(g.items);
-        free(by_name);
-    }
-    s->refreshed = clock_monotonic_us();
-    pthread_cond_broadcast(&s->landed);
-    if (s->has_index)
-        return 0;
-    if (err != NULL)
-        *err = problem;
-    return err_wrap(err, "no registry answers");
+    BUG_IF(i->content != NULL);
+    struct item **tail = &c->items;
+    while (*tail != NULL)
+        tail = &(*tail)->next;
+    *tail = i;
+    i->next = NULL;
+    i->content = c;
+    if (i->pinned)
+        content_pin(s, c, 1);
 }
 
-/* The entry that a name means, of those that have it: by_name from *k on, to the name's end, where
- * *k is left. version 0: the highest. NULL: none. With the lock. */
-static const struct entry *entry_meant(const struct adapter_store *s, size_t *k, uint64_t version)
+void item_detach(struct adapter_store *s, struct item *i)
 {
-    const struct entry *owner = &s->entries[s->by_name[*k]], *best = NULL;
-    for (; *k < s->n_by_name; (*k)++) {
-        const struct entry *e = &s->entries[s->by_name[*k]];
-        if (strcmp(e->e.name, owner->e.name) != 0)
-            break;
-        if (!address_eq(owner->e.creator, e->e.creator) ||
-            (version != 0 && e->e.version != version))
-            continue;
-        if (best == NULL || e->e.version > best->e.version)
-            best = e;
-    }
-    return best;
+    struct content *c = i->content;
+    if (c == NULL)
+        return;
+    struct item **link = &c->items;
+    while (*link != i)
+        link = &(*link)->next;
+    *link = i->next;
+    i->content = NULL;
+    if (i->pinned)
+        content_pin(s, c, -1);
+    content_settle(s, c);
 }
 
-/* With the lock. */
-static const struct entry *entry_named(const struct adapter_store *s, const struct wanted *w)
+/* ---- waiters -----------------------------------------------------------------------------------
+ */
+
+void waiters_add(struct waiters *list, struct waiter *w)
 {
-    size_t begin = 0, end = s->n_by_name;
-    while (begin < end) {
-        size_t middle = begin + (end - begin) / 2;
-        if (strcmp(s->entries[s->by_name[middle]].e.name, w->name) < 0)
-            begin = middle + 1;
-        else
-            end = middle;
-    }
-    if (begin == s->n_by_name || strcmp(s->entries[s->by_name[begin]].e.name, w->name) != 0)
-        return NULL;
-    return entry_meant(s, &begin, w->version);
-}
-
-/* ---- one adapter's way in
- * ------------------------------------------------------------------------------- */
-
-/* What was learnt about an adapter on the way; memory in the arena. */
-struct found {
-    struct arena arena;
-    struct buf text;
-    struct manifest_adapter m;
-    struct sha256_digest hash;
-    struct registry_signature signature;
-    struct adapter_id id;
-};
-
-static void found_release(struct found *f)
-{
-    buf_release(&f->text);
-    arena_release(&f->arena);
-}
-
-static int read_manifest(struct adapter_store *s, struct found *f, const struct entry *e,
-                         struct err *err)
-{
-    struct registry_client c = client_of(s, e->registry);
-    if (registry_manifest(&c, e->e.manifest, &f->text, &f->signature, err) != 0)
-        return -1;
-    if (manifest_adapter_parse(&f->m, &f->hash, &f->arena, f->text.data, f->text.len, err) != 0) {
-        if (err != NULL)
-            err->code = ERR_CORRUPT;
-        return err_wrap(err, "adapter %s: its manifest", e->e.name);
-    }
-    if (registry_check_adapter(&f->m, f->hash, &f->signature, err) != 0)
-        return -1;
-    const struct engine_model *model = engine_model(s->engine);
-    if (!DIGEST_EQ(f->m.base_model, model->id))
-        return err_set(err, ERR_NOT_FOUND,
-                       "adapter %s is for another base model (%s), this node serves %s", f->m.name,
-                       f->m.base_model_name, model->name);
-    return 0;
-}
-
-static struct contract_at registry_contract(const struct adapter_store *s)
-{
-    return (struct contract_at){.rpc = s->rpc, .address = s->deployment->adapter_registry};
-}
-
-/* Known on chain, not retired; with m the splits are those that were registered, too. */
-static int check_registration(struct adapter_store *s, const char *name, struct adapter_id id,
-                              const struct manifest_adapter *m, struct err *err)
-{
-    struct contract_at where = registry_contract(s);
-    struct registry_adapter state;
-    char hex[67];
-    if (view_registry_adapter(&where, &state, id, err) != 0)
-        return err_wrap(err, "adapter %s: its registration", name);
-    if (!state.registered)
-        return err_set(err, ERR_NOT_FOUND, "adapter %s (%s) is not registered on chain %" PRIu64,
-                       name, hex_encode_0x(hex, id.bytes, 32), s->deployment->chain_id);
-    if (state.retired) {
-        ledger_adapter_retire(s->ledger, id, NULL);
-        return err_set(err, ERR_NOT_FOUND, "adapter %s (%s) was retired by its creator", name,
-                       hex_encode_0x(hex, id.bytes, 32));
-    }
-    if (m == NULL)
-        return 0;
-    struct payee_share *payees = xcalloc(m->n_splits, sizeof *payees);
-    struct datanet_share *datanets = xcalloc(m->n_datanets, sizeof *datanets);
-    for (uint32_t i = 0; i < m->n_splits; i++)
-        payees[i] = (struct payee_share){m->splits[i].payee, m->splits[i].bps};
-    for (uint32_t i = 0; i < m->n_datanets; i++) {
-        memcpy(datanets[i].datanet, m->datanets[i].id.bytes, 32);
-        datanets[i].bps = m->datanets[i].bps;
-    }
-    struct splits splits = {payees, m->n_splits, datanets, m->n_datanets};
-    struct buf encoded = BUF_INIT;
-    splits_encode(&encoded, &splits);
-    struct keccak_digest hash = keccak256(encoded.data, encoded.len);
-    buf_release(&encoded);
-    free(payees);
-    free(datanets);
-    if (memcmp(hash.bytes, state.splits_hash, 32) != 0)
-        return err_set(err, ERR_CORRUPT,
-                       "adapter %s (%s) is registered with other splits than its manifest's", name,
-                       hex_encode_0x(hex, id.bytes, 32));
-    return 0;
-}
-
-static char *dir_of(const struct adapter_store *s, struct content_digest content)
-{
-    char hex[65];
-    return xasprintf("%s/%s", s->root, hex_encode(hex, content.bytes, 32));
-}
-
-static bool on_disk(const struct adapter_store *s, struct content_digest content)
-{
-    char *dir = dir_of(s, content);
-    struct content_digest got;
-    bool there = access(dir, F_OK) == 0 && adapter_content_digest(dir, &got, NULL) == 0 &&
-                 DIGEST_EQ(got, content);
-    free(dir);
-    return there;
-}
-
-/* All files into DIR.part, which becomes DIR when the whole has the content digest. */
-static int fetch_files(struct adapter_store *s, const struct found *f, size_t registry,
-                       struct err *err)
-{
-    uint64_t total = 0;
-    for (uint32_t i = 0; i < f->m.n_files; i++) {
-        if (strchr(f->m.files[i].path, '/') != NULL)
-            return err_set(err, ERR_UNSUPPORTED, "adapter %s: file %s lies in a folder", f->m.name,
-                           f->m.files[i].path);
-        if (__builtin_add_overflow(total, f->m.files[i].size_bytes, &total) ||
-            total > s->cache_bytes)
-            return err_set(err, ERR_TOO_LARGE,
-                           "adapter %s: its files exceed the %" PRIu64
-                           " bytes that this node keeps (registry.cache_bytes)",
-                           f->m.name, s->cache_bytes);
-    }
-    char *dir = dir_of(s, f->m.content), *part = xasprintf("%s.part", dir);
-    struct registry_client c = client_of(s, registry);
-    int rc = dir_ensure(part, err);
-    for (uint32_t i = 0; i < f->m.n_files && rc == 0; i++) {
-        char *path = xasprintf("%s/%s", part, f->m.files[i].path);
-        rc = registry_blob(&c, f->m.files[i].sha256, f->m.files[i].size_bytes, path, err);
-        free(path);
-    }
-    struct content_digest got;
-    if (rc == 0)
-        rc = adapter_content_digest(part, &got, err);
-    if (rc == 0 && !DIGEST_EQ(got, f->m.content))
-        rc = err_set(err, ERR_CORRUPT, "its files don't have the content digest of its manifest");
-    if (rc == 0 && rename(part, dir) != 0 && access(dir, F_OK) != 0)
-        rc = err_set(err, ERR_IO, "cannot store %s", dir);
-    if (rc != 0)
-        err_wrap(err, "adapter %s", f->m.name);
-    free(part);
-    free(dir);
-    return rc;
-}
-
-/* Datanets that the adapter pays, if the index has their manifests: for people who ask who they
- * are. */
-static void learn_datanets(struct adapter_store *s, const struct manifest_adapter *m)
-{
-    for (uint32_t k = 0; k < m->n_datanets; k++) {
-        struct entry hit;
-        bool found = false;
-        pthread_mutex_lock(&s->lock);
-        for (size_t i = 0; i < s->n_entries && !found; i++) {
-            const struct registry_entry *e = &s->entries[i].e;
-            if (!e->is_datanet)
-                continue;
-            struct datanet_id id = manifest_datanet_id(
-                s->deployment->chain_id, s->deployment->adapter_registry, e->creator, e->manifest);
-            found = DIGEST_EQ(id, m->datanets[k].id);
-            hit = s->entries[i];
-        }
-        pthread_mutex_unlock(&s->lock);
-        if (!found)
-            continue;
-        struct registry_client c = client_of(s, hit.registry);
-        struct buf text = BUF_INIT;
-        struct registry_signature signature;
-        struct arena arena = ARENA_INIT;
-        struct manifest_datanet d;
-        struct sha256_digest hash;
-        struct err err = {0};
-        if (registry_manifest(&c, hit.e.manifest, &text, &signature, &err) != 0 ||
-            manifest_datanet_parse(&d, &hash, &arena, text.data, text.len, &err) != 0 ||
-            registry_check_datanet(&d, hash, &signature, &err) != 0 ||
-            ledger_datanet_put(s->ledger, m->datanets[k].id, text.data, text.len, &err) != 0)
-            log_warn("registry", "Datanet %s: %s", hit.e.name, err.message);
-        arena_release(&arena);
-        buf_release(&text);
-    }
-}
-
-/* The idle loaded item that was used longest ago leaves the engine. With the lock. */
-static bool unload_one(struct adapter_store *s)
-{
-    struct item *oldest = NULL;
-    for (struct item *i = s->items; i != NULL; i = i->next) {
-        if (i->loaded && i->users == 0 && (oldest == NULL || i->used.us < oldest->used.us))
-            oldest = i;
-    }
-    if (oldest == NULL)
-        return false;
-    oldest->loaded = false;
-    engine_adapter_drop(s->engine, &oldest->content, NULL);
-    return true;
-}
-
-static int load(struct adapter_store *s, struct content_digest content, struct err *err)
-{
-    char *dir = dir_of(s, content);
-    struct err local = {0};
-    int rc;
-    for (;;) {
-        rc = engine_adapter_load(s->engine, dir, NULL, &local);
-        if (rc == 0 || (local.code != ERR_BUSY && local.code != ERR_NO_MEMORY))
-            break;
-        pthread_mutex_lock(&s->lock);
-        bool room = unload_one(s);
-        pthread_mutex_unlock(&s->lock);
-        if (!room)
-            break;
-    }
-    if (rc != 0 && err != NULL)
-        *err = local;
-    free(dir);
-    return rc;
-}
-
-/* ---- the disk's bound
- * ------------------------------------------------------------------------------------ */
-
-static uint64_t dir_bytes(const char *path, time_t *used)
-{
-    uint64_t total = 0;
-    struct stat st;
-    DIR *d = opendir(path);
-    *used = stat(path, &st) == 0 ? st.st_mtime : 0;
-    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
-        char *file = xasprintf("%s/%s", path, e->d_name);
-        if (stat(file, &st) == 0 && S_ISREG(st.st_mode))
-            total += (uint64_t)st.st_size;
-        free(file);
-    }
-    if (d != NULL)
-        closedir(d);
-    return total;
-}
-
-static void remove_dir(const char *path)
-{
-    DIR *d = opendir(path);
-    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
-        if (e->d_name[0] == '.')
-            continue;
-        char *file = xasprintf("%s/%s", path, e->d_name);
-        unlink(file);
-        free(file);
-    }
-    if (d != NULL)
-        closedir(d);
-    rmdir(path);
-}
-
-static bool is_loaded(const struct adapter_store *s, const char *hex)
-{
-    struct content_digest content;
-    if (hex_decode(content.bytes, 32, hex) != 0)
-        return false;
-    for (const struct item *i = s->items; i != NULL; i = i->next) {
-        if (i->loaded && DIGEST_EQ(i->content, content))
-            return true;
-    }
-    return false;
-}
-
-/* Removes whole adapters, the longest unused first, until the bound is kept. With the lock. */
-static void trim_disk(struct adapter_store *s)
-{
-    for (;;) {
-        uint64_t total = 0;
-        char *oldest = NULL;
-        time_t oldest_used = 0;
-        DIR *d = opendir(s->root);
-        for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
-            if (strlen(e->d_name) != 64)
-                continue;
-            char *path = xasprintf("%s/%s", s->root, e->d_name);
-            time_t used;
-            total += dir_bytes(path, &used);
-            if (!is_loaded(s, e->d_name) && (oldest == NULL || used < oldest_used)) {
-                free(oldest);
-                oldest = xstrdup(path);
-                oldest_used = used;
-            }
-            free(path);
-        }
-        if (d != NULL)
-            closedir(d);
-        if (total > s->cache_bytes && oldest != NULL)
-            remove_dir(oldest);
-        bool done = total <= s->cache_bytes || oldest == NULL;
-        free(oldest);
-        if (done)
-            return;
-    }
-}
-
-/* ---- resolving
- * ------------------------------------------------------------------------------------------- */
-
-static void fill_resolved(struct resolved *out, struct item *i)
-{
-    *out = (struct resolved){.content = i->content, .id = i->id, .handle = i};
-    snprintf(out->name, sizeof out->name, "%s", i->name);
-    i->users++;
-    i->used = clock_monotonic_us();
-}
-
-static struct item *item_by_manifest(struct adapter_store *s, struct sha256_digest manifest)
-{
-    for (struct item *i = s->items; i != NULL; i = i->next) {
-        if (DIGEST_EQ(i->manifest, manifest))
-            return i;
-    }
-    return NULL;
-}
-
-/* Waits until nobody fetches this manifest, then claims it. With the lock. */
-static int claim(struct adapter_store *s, struct sha256_digest manifest, struct err *err)
-{
-    for (;;) {
-        bool busy = false;
-        for (size_t i = 0; i < s->n_in_flight; i++)
-            busy |= DIGEST_EQ(s->in_flight[i], manifest);
-        if (!busy)
-            break;
-        pthread_cond_wait(&s->landed, &s->lock);
-    }
-    if (s->n_in_flight == IN_FLIGHT_MAX)
-        return err_set(err, ERR_BUSY, "too many adapters are being fetched");
-    s->in_flight[s->n_in_flight++] = manifest;
-    return 0;
-}
-
-static void unclaim(struct adapter_store *s, struct sha256_digest manifest)
-{
-    for (size_t i = 0; i < s->n_in_flight; i++) {
-        if (DIGEST_EQ(s->in_flight[i], manifest)) {
-            s->in_flight[i] = s->in_flight[--s->n_in_flight];
-            break;
-        }
-    }
-    pthread_cond_broadcast(&s->landed);
-}
-
-/* Everything between a manifest's hash and a loaded adapter; without the lock. */
-static int bring_in(struct adapter_store *s, const struct entry *e, struct found *f,
-                    struct err *err)
-{
-    if (read_manifest(s, f, e, err) != 0)
-        return -1;
-    if (s->rpc != NULL) {
-        if (f->signature.chain_id != s->deployment->chain_id ||
-            !address_eq(f->signature.verifying_contract, s->deployment->adapter_registry))
-            return err_set(err, ERR_NOT_FOUND,
-                           "adapter %s is signed for another chain or registry contract",
-                           f->m.name);
-        f->id = manifest_adapter_id(s->deployment->chain_id, s->deployment->adapter_registry,
-                                    f->m.creator, f->m.base_model, f->hash);
-        if (check_registration(s, f->m.name, f->id, &f->m, err) != 0)
-            return -1;
-    }
-    if (!on_disk(s, f->m.content) && fetch_files(s, f, e->registry, err) != 0)
-        return -1;
-    if (s->rpc != NULL) {
-        if (ledger_adapter_put(s->ledger, f->id, f->text.data, f->text.len, err) != 0)
-            return -1;
-        learn_datanets(s, &f->m);
-    }
-    if (load(s, f->m.content, err) != 0)
-        return err_wrap(err, "adapter %s", f->m.name);
-    return 0;
-}
-
-/* A checked item that is loaded and registered now; takes a user. With the lock, let go of when the
- * chain or the disk is asked. */
-static int use_item(struct adapter_store *s, struct item *i, struct resolved *out, struct err *err)
-{
-    struct item copy = *i;
-    i->users++; /* keeps it while the lock is open */
-    if (s->rpc != NULL && !is_fresh(s, copy.checked)) {
-        struct err problem = {0};
-        pthread_mutex_unlock(&s->lock);
-        int rc = check_registration(s, copy.name, copy.id, NULL, &problem);
-        pthread_mutex_lock(&s->lock);
-        if (rc != 0 && problem.code == ERR_NOT_FOUND) {
-            i->users--;
-            if (err != NULL)
-                *err = problem;
-            return -1;
-        }
-        if (rc == 0)
-            i->checked = clock_monotonic_us();
-        else
-            log_warn("registry", "%s", problem.message);
-    }
-    int rc = 0;
-    if (!i->loaded) {
-        pthread_mutex_unlock(&s->lock);
-        rc = load(s, copy.content, err);
-        pthread_mutex_lock(&s->lock);
-        if (rc == 0 && i->loaded) /* another thread was faster: one reference is enough */
-            engine_adapter_drop(s->engine, &copy.content, NULL);
-        i->loaded |= rc == 0;
-    }
-    i->users--;
-    if (rc == 0)
-        fill_resolved(out, i);
-    return rc;
-}
-
-/* By entry of the index. With the lock. */
-static int resolve_entry(struct adapter_store *s, struct entry e, struct resolved *out,
-                         struct err *err)
-{
-    if (claim(s, e.e.manifest, err) != 0)
-        return -1;
-    struct item *i = item_by_manifest(s, e.e.manifest);
-    int rc;
-    if (i != NULL) {
-        rc = use_item(s, i, out, err);
-        /* Its files may have left the disk since. */
-        if (rc == 0 || on_disk(s, i->content) || i->users > 0) {
-            unclaim(s, e.e.manifest);
-            return rc;
-        }
-    }
-    pthread_mutex_unlock(&s->lock);
-    struct found f = {.arena = ARENA_INIT, .text = BUF_INIT};
-    struct monotonic_us began = clock_monotonic_us();
-    rc = bring_in(s, &e, &f, err);
-    pthread_mutex_lock(&s->lock);
-    if (rc == 0) {
-        if (i == NULL) {
-            i = xcalloc(1, sizeof *i);
-            i->next = s->items;
-            s->items = i;
-        }
-        memcpy(i->name, f.m.name, strlen(f.m.name) + 1);
-        i->version = f.m.version;
-        i->creator = f.m.creator;
-        i->manifest = f.hash;
-        i->content = f.m.content;
-        i->id = f.id;
-        i->checked = clock_monotonic_us();
-        i->loaded = true;
-        fill_resolved(out, i);
-        log_info("registry",
-                 "adapter %s version %" PRIu64 " serves, %" PRIu64
-                 " ms after it was first asked for",
-                 i->name, i->version, clock_elapsed_us(began, clock_monotonic_us()) / 1000);
-        trim_disk(s);
-    } else {
-        log_warn("registry", "refused: %s", err != NULL ? err->message : "");
-    }
-    unclaim(s, e.e.manifest);
-    found_release(&f);
-    return rc;
-}
-
-/* The entry of a digest or id that is no known item: the manifests of the index are read, newest
- * first. With the lock, which is let go of meanwhile. */
-static bool find_digest(struct adapter_store *s, const struct wanted *w, struct entry *out)
-{
-    size_t looked = 0;
-    for (size_t k = s->n_entries; k-- > 0 && looked < LOOK_AHEAD_MANIFESTS;) {
-        if (k >= s->n_entries) /* the index changed while the lock was open */
-            continue;
-        struct entry e = s->entries[k];
-        if (e.e.is_datanet || item_by_manifest(s, e.e.manifest) != NULL)
-            continue;
-        looked++;
-        pthread_mutex_unlock(&s->lock);
-        struct found f = {.arena = ARENA_INIT, .text = BUF_INIT};
-        bool hit = read_manifest(s, &f, &e, NULL) == 0;
-        if (hit && w->by == BY_ID) {
-            f.id = manifest_adapter_id(s->deployment->chain_id, s->deployment->adapter_registry,
-                                       f.m.creator, f.m.base_model, f.hash);
-            hit = memcmp(f.id.bytes, w->digest, 32) == 0;
-        } else if (hit) {
-            hit = memcmp(f.m.content.bytes, w->digest, 32) == 0;
-        }
-        found_release(&f);
-        pthread_mutex_lock(&s->lock);
-        if (hit) {
-            *out = e;
-            return true;
-        }
-    }
-    return false;
-}
-
-/* No registry answers: what the ledger knows and the disk still has. With the lock. */
-static int resolve_from_ledger(struct adapter_store *s, const struct wanted *w,
-                               struct resolved *out, struct err *err)
-{
-    struct ledger_adapter a;
-    struct content_digest content;
-    struct adapter_id id;
-    memcpy(content.bytes, w->digest, 32);
-    memcpy(id.bytes, w->digest, 32);
-    int rc = w->by == BY_NAME ? ledger_adapter_by_name(s->ledger, &a, w->name, w->version, NULL)
-             : w->by == BY_ID ? ledger_adapter_by_id(s->ledger, &a, id, NULL)
-                              : ledger_adapter_by_content(s->ledger, &a, content, NULL);
-    if (rc != 0 || !on_disk(s, a.content))
-        return -1; /* the sentence about the registry stands */
-    struct item *i = xcalloc(1, sizeof *i);
-    memcpy(i->name, a.name, sizeof i->name);
-    i->version = a.version;
-    i->creator = a.creator;
-    i->content = a.content;
-    i->id = a.id;
-    i->next = s->items;
-    s->items = i; /* checked is zero: use_item asks the chain */
-    return use_item(s, i, out, err);
-}
-
-/* By what the index says now; *known is false when it says nothing. With the lock. */
-static int resolve_indexed(struct adapter_store *s, const struct wanted *w, struct resolved *out,
-                           bool *known, struct err *err)
-{
-    *known = true;
-    if (w->by == BY_NAME) {
-        const struct entry *e = entry_named(s, w);
-        if (e != NULL)
-            return resolve_entry(s, *e, out, err);
-    } else {
-        struct item *i = s->items;
-        while (i != NULL && !item_matches(i, w))
-            i = i->next;
-        if (i != NULL)
-            return use_item(s, i, out, err);
-        struct entry e;
-        if (find_digest(s, w, &e))
-            return resolve_entry(s, e, out, err);
-    }
-    *known = false;
-    return err_set(err, ERR_NOT_FOUND, "there is no model \"%.100s\"", w->text);
-}
-
-static int resolve(void *context, const char *model, struct resolved *out, struct err *err)
-{
-    struct adapter_store *s = context;
-    struct wanted w;
-    if (parse_wanted(&w, model, err) != 0)
-        return -1;
-    pthread_mutex_lock(&s->lock);
-    bool known = true;
-    int rc = refresh_index(s, s->refresh_us, err);
-    if (rc != 0)
-        rc = resolve_from_ledger(s, &w, out, err);
+    w->next = NULL;
+    if (list->last != NULL)
+        list->last->next = w;
     else
-        rc = resolve_indexed(s, &w, out, &known, err);
-    /* What was published a moment ago is asked for a moment later: an unknown name looks again, but
-     * not at every request. */
-    if (!known && clock_elapsed_us(s->refreshed, clock_monotonic_us()) >= UNKNOWN_AGAIN_US &&
-        refresh_index(s, UNKNOWN_AGAIN_US, NULL) == 0)
-        rc = resolve_indexed(s, &w, out, &known, err);
+        list->first = w;
+    list->last = w;
+}
+
+static struct waiter *waiters_take(struct waiters *list)
+{
+    struct waiter *w = list->first;
+    if (w != NULL) {
+        list->first = w->next;
+        if (list->first == NULL)
+            list->last = NULL;
+    }
+    return w;
+}
+
+void waiters_fail(struct waiters *from, const struct err *err, struct waiters *ready)
+{
+    for (struct waiter *w; (w = waiters_take(from)) != NULL;) {
+        w->failed = true;
+        w->err = *err;
+        waiters_add(ready, w);
+    }
+}
+
+void waiters_tell(struct adapter_store *s, struct waiters *ready)
+{
+    for (struct waiter *w; (w = waiters_take(ready)) != NULL;) {
+        if (w->failed) {
+            w->done(w->user, NULL, &w->err);
+        } else {
+            struct engine_residency at;
+            if (w->tier == TIER_HOST &&
+                engine_adapter_residency(s->engine, &w->out.content, &at, NULL) == 0 &&
+                at.on_device)
+                w->tier = TIER_DEVICE;
+            atomic_fetch_add(&s->hits[w->tier], 1);
+            metrics_observe(s->metrics, METRICS_ADAPTER_SECONDS + w->tier,
+                            clock_elapsed_us(w->began, clock_monotonic_us()));
+            w->done(w->user, &w->out, NULL);
+        }
+        free(w->model);
+        free(w);
+    }
+}
+
+/* ---- resolving ---------------------------------------------------------------------------------
+ */
+
+void item_use(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready)
+{
+    struct content *c = i->content;
+    struct ledger_adapter known;
+    memcpy(w->out.name, i->name, sizeof w->out.name);
+    w->out.id = i->id;
+    /* Registered or not, a local adapter is served; it earns for its earliest registration. */
+    if (i->dir != NULL && c != NULL &&
+        ledger_adapter_by_content(s->ledger, &known, c->digest, NULL) == 0)
+        w->out.id = known.id;
+    if (c == NULL || !c->loaded) {
+        load_join(s, i, w, ready);
+        return;
+    }
+    content_take(s, c);
+    w->out.content = c->digest;
+    w->out.handle = c;
+    if (w->tier < TIER_HOST)
+        w->tier = TIER_HOST;
+    waiters_add(ready, w);
+}
+
+static void begin(struct adapter_store *s, const char *model, service_resolved_fn *done, void *user)
+{
+    struct waiter *w = xcalloc(1, sizeof *w);
+    w->model = xstrdup(model);
+    w->began = clock_monotonic_us();
+    w->done = done;
+    w->user = user;
+    struct waiters ready = {0};
+    pthread_mutex_lock(&s->lock);
+    struct item *i = item_find(s, model, true);
+    if (i != NULL && item_is_checked(s, i))
+        item_use(s, i, w, &ready);
+    else
+        fetch_begin(s, w, &ready);
     pthread_mutex_unlock(&s->lock);
-    return rc;
+    waiters_tell(s, &ready);
+}
+
+static void resolve(void *context, const char *model, service_resolved_fn *done, void *user)
+{
+    begin(context, model, done, user);
 }
 
 static void release(void *context, const struct resolved *r)
 {
     struct adapter_store *s = context;
-    struct item *i = r->handle;
     pthread_mutex_lock(&s->lock);
-    BUG_IF(i->users <= 0);
-    i->users--;
+    content_give_back(s, r->handle);
     pthread_mutex_unlock(&s->lock);
 }
 
-static void list(void *context, json_t *models)
+struct order {
+    struct adapter_store *store;
+    char *model;
+    enum adapter_load how;
+    service_resolved_fn *done;
+    void *user;
+};
+
+static void order_done(void *user, const struct resolved *out, const struct err *why)
 {
-    struct adapter_store *s = context;
-    pthread_mutex_lock(&s->lock);
-    for (size_t k = 0; k < s->n_by_name;) {
-        const struct entry *e = entry_meant(s, &k, 0);
-        json_array_append_new(models, json_pack("{s:s}", "id", e->e.name));
+    struct order *o = user;
+    struct err err = {0};
+    if (out != NULL) {
+        /* While it is held, so that it can't leave in between. */
+        if ((o->how == LOAD_PIN && adapter_store_pin(o->store, o->model, true, &err) != 0) ||
+            (o->how == LOAD_WARM &&
+             engine_adapter_warm(o->store->engine, &out->content, &err) != 0))
+            why = &err;
+        release(o->store, out);
+    }
+    o->done(o->user, why == NULL ? out : NULL, why);
+    free(o->model);
+    free(o);
+}
+
+void adapter_store_load(struct adapter_store *s, const char *model, enum adapter_load how,
+                        service_resolved_fn *done, void *user)
+{
+    struct order *o = xmalloc(sizeof *o);
+    *o = (struct order){s, xstrdup(model), how, done, user};
+    begin(s, model, order_done, o);
+}
+
+/* ---- fetches -----------------------------------------------------------------------------------
+ */
+
+void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *ready)
+{
+    struct waiters one = {0};
+    struct err err = {0};
+    struct wanted wanted;
+    struct fetch *f = hash_map_get(&s->fetches, w->model, strlen(w->model));
+    if (s->index == NULL || wanted_parse(&wanted, w->model, &err) != 0)
+        err_set(&err, ERR_NOT_FOUND, "there is no model \"%.100s\"", w->model);
+    else if (s->n_fetch_waiters >= s->max_fetch_waiters)
+        err_set(&err, ERR_BUSY, "too many requests wait for adapters to be fetched");
+    else if (f != NULL)
+        waiters_add(&f->waiters, w);
+    else {
+        f = xcalloc(1, sizeof *f);
+        f->store = s;
+        f->model = xstrdup(w->model);
+        if (workers_submit(s->fetchers, fetch_run, s, f)) {
+            hash_map_put(&s->fetches, f->model, strlen(f->model), f);
+            waiters_add(&f->waiters, w);
+        } else {
+            err_set(&err, ERR_BUSY, "the node is shutting down");
+            free(f->model);
+            free(f);
+        }
+    }
+    if (err.code == ERR_OK) {
+        s->n_fetch_waiters++;
+        return;
+    }
+    waiters_add(&one, w);
+    waiters_fail(&one, &err, ready);
+}
+
+void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, bool downloaded,
+               const struct err *err)
+{
+    struct waiters ready = {0};
+    hash_map_remove(&s->fetches, f->model, strlen(f->model));
+    for (struct waiter *w; (w = waiters_take(&f->waiters)) != NULL;) {
+        s->n_fetch_waiters--;
+        if (downloaded)
+            w->tier = TIER_REGISTRY;
+        if (i != NULL) {
+            item_use(s, i, w, &ready);
+            continue;
+        }
+        struct waiters one = {0};
+        waiters_add(&one, w);
+        waiters_fail(&one, err, &ready);
     }
     pthread_mutex_unlock(&s->lock);
+    waiters_tell(s, &ready);
+    free(f->model);
+    free(f);
 }
 
-/* ---- create, start, free
- * ------------------------------------------------------------------------------------ */
+/* ---- lists -------------------------------------------------------------------------------------
+ */
+
+static json_t *model_object(const struct adapter_store *s, const char *name, const char *owner)
+{
+    return json_pack("{s:s, s:s, s:i, s:s, s:s}", "id", name, "object", "model", "created", 0,
+                     "owned_by", owner, "parent", s->base_name);
+}
+
+/* With the lock. */
+static json_t *item_object(const struct adapter_store *s, const struct item *i)
+{
+    char text[ADDRESS_TEXT_BYTES], hex[65];
+    json_t *o = model_object(s, i->name,
+                             i->dir != NULL ? "operator" : address_format(text, i->creator));
+    if (i->content != NULL) {
+        json_object_set_new(o, "content_digest",
+                            json_string(hex_encode(hex, i->content->digest.bytes, 32)));
+        if (i->content->n_bytes > 0)
+            json_object_set_new(o, "rank", json_integer(i->content->rank_max));
+    }
+    return o;
+}
+
+struct listing {
+    struct adapter_store *s;
+    json_t *models;
+    size_t max;
+};
+
+static void list_entry(void *context, const struct index_entry *e)
+{
+    const struct listing *l = context;
+    char text[ADDRESS_TEXT_BYTES];
+    if (hash_map_get(&l->s->local, e->e.name, strlen(e->e.name)) != NULL)
+        return; /* the local one is what the name means */
+    if (json_array_size(l->models) >= l->max)
+        return;
+    json_array_append_new(l->models,
+                          model_object(l->s, e->e.name, address_format(text, e->e.creator)));
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp((*(struct item *const *)a)->name, (*(struct item *const *)b)->name);
+}
+
+struct item **items_sorted(const struct adapter_store *s, size_t *n)
+{
+    struct item **items = xcalloc(s->local.n + 1, sizeof(struct item *));
+    size_t at = 0;
+    *n = 0;
+    for (struct item *i; (i = hash_map_next(&s->local, &at)) != NULL;)
+        items[(*n)++] = i;
+    qsort(items, *n, sizeof *items, by_name);
+    return items;
+}
+
+static void list(void *context, json_t *models, size_t max)
+{
+    struct listing l = {context, models, max};
+    pthread_mutex_lock(&l.s->lock);
+    size_t n;
+    struct item **items = items_sorted(l.s, &n);
+    for (size_t k = 0; k < n && json_array_size(models) < max; k++)
+        json_array_append_new(models, item_object(l.s, items[k]));
+    free(items);
+    if (l.s->index != NULL)
+        adapter_index_each(l.s->index, list_entry, &l);
+    pthread_mutex_unlock(&l.s->lock);
+}
+
+static json_t *show(void *context, const char *model)
+{
+    struct adapter_store *s = context;
+    struct wanted w;
+    struct index_entry e;
+    char text[ADDRESS_TEXT_BYTES];
+    json_t *o = NULL;
+    pthread_mutex_lock(&s->lock);
+    const struct item *i = item_find(s, model, false);
+    if (i != NULL)
+        o = item_object(s, i);
+    else if (s->index != NULL && wanted_parse(&w, model, NULL) == 0 && w.by == BY_NAME &&
+             adapter_index_named(s->index, w.name, w.version, &e))
+        o = model_object(s, e.e.name, address_format(text, e.e.creator));
+    pthread_mutex_unlock(&s->lock);
+    return o;
+}
+
+/* ---- create, start, stop, free -----------------------------------------------------------------
+ */
 
 struct adapter_store *adapter_store_create(const struct adapter_store_options *options)
 {
     struct adapter_store *s = xcalloc(1, sizeof *s);
+    s->data_dir = xstrdup(options->data_dir);
     s->root = xasprintf("%s/adapters", options->data_dir);
-    s->urls = xcalloc(options->n_registries, sizeof *s->urls);
-    for (size_t i = 0; i < options->n_registries; i++) {
-        s->urls[i] = xstrdup(options->registries[i]);
-        size_t n = strlen(s->urls[i]);
-        while (n > 0 && s->urls[i][n - 1] == '/')
-            s->urls[i][--n] = '\0';
-    }
-    s->n_urls = options->n_registries;
+    s->base_name = xstrdup(options->base_name);
     s->refresh_us = options->refresh_ms * 1000;
     s->cache_bytes = options->cache_bytes;
+    s->n_loaders = options->n_loaders > 0 ? options->n_loaders : LOADERS;
+    s->n_fetchers = options->n_fetchers > 0 ? options->n_fetchers : FETCHERS;
+    s->max_fetch_waiters = options->max_waiting > 0 ? options->max_waiting : WAITING_MAX;
     s->rpc = options->rpc;
     s->deployment = options->deployment;
-    s->http = http_client_create();
+    s->metrics = options->metrics;
+    if (options->n_registries > 0) {
+        s->http = http_client_create();
+        s->index = adapter_index_create(&(struct adapter_index_options){
+            .urls = options->registries,
+            .n_urls = options->n_registries,
+            .refresh_us = s->refresh_us,
+            .http = s->http,
+            .cancel = &s->cancelled,
+            .deployment = s->rpc != NULL ? s->deployment : NULL,
+        });
+    }
     pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->keep_lock, NULL);
     pthread_cond_init(&s->landed, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->room, &attr);
+    pthread_condattr_destroy(&attr);
     return s;
 }
 
-void adapter_store_start(struct adapter_store *s, struct engine *engine, struct ledger *ledger)
+int adapter_store_start(struct adapter_store *s, struct engine *engine, struct ledger *ledger,
+                        struct err *err)
 {
     s->engine = engine;
     s->ledger = ledger;
+    struct engine_stats stats;
+    engine_stats(engine, &stats);
+    s->host_total = stats.adapter_host_bytes_total;
+    disk_scan(s);
+    if (workers_create(&s->loaders, s->n_loaders, QUEUE_MAX, err) != 0)
+        return -1;
+    return s->index == NULL ? 0 : workers_create(&s->fetchers, s->n_fetchers, QUEUE_MAX, err);
 }
 
 void adapter_store_cancel(struct adapter_store *s)
 {
-    s->cancelled = true;
+    atomic_store(&s->cancelled, true);
+    pthread_mutex_lock(&s->lock);
+    pthread_cond_broadcast(&s->room);
+    pthread_cond_broadcast(&s->landed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void adapter_store_stop(struct adapter_store *s)
+{
+    if (s == NULL)
+        return;
+    adapter_store_cancel(s);
+    local_examiner_stop(s);
+    workers_stop(s->fetchers); /* their ends may be loads */
+    workers_stop(s->loaders);
 }
 
 void adapter_store_free(struct adapter_store *s)
 {
     if (s == NULL)
         return;
-    while (s->items != NULL) {
-        struct item *next = s->items->next;
-        free(s->items);
-        s->items = next;
+    BUG_IF(s->fetches.n > 0);
+    workers_free(s->fetchers);
+    workers_free(s->loaders);
+    size_t at = 0;
+    for (struct item *i; (i = hash_map_next(&s->local, &at)) != NULL;) {
+        free(i->dir);
+        free(i);
     }
+    for (size_t i = 0; i < s->n_registry_items; i++)
+        free(s->registry_items[i]);
+    at = 0;
+    for (struct content *c; (c = hash_map_next(&s->contents, &at)) != NULL;) {
+        BUG_IF(c->users > 0 || c->load != NULL);
+        free(c->targets);
+        free(c);
+    }
+    hash_map_release(&s->contents);
+    hash_map_release(&s->local);
+    hash_map_release(&s->by_manifest);
+    hash_map_release(&s->by_id);
+    hash_map_release(&s->fetches);
+    free(s->registry_items);
+    free(s->idle);
+    adapter_index_free(s->index);
     http_client_free(s->http);
+    pthread_cond_destroy(&s->room);
     pthread_cond_destroy(&s->landed);
+    pthread_mutex_destroy(&s->keep_lock);
     pthread_mutex_destroy(&s->lock);
-    for (size_t i = 0; i < s->n_urls; i++)
-        free(s->urls[i]);
-    free(s->urls);
-    free(s->entries);
-    free(s->by_name);
+    free(s->base_name);
+    free(s->data_dir);
     free(s->root);
     free(s);
 }
 
 struct service_resolver adapter_store_resolver(struct adapter_store *s)
 {
-    return (struct service_resolver){resolve, release, list, s};
+    return (struct service_resolver){resolve, release, list, show, s};
+}
+
+void adapter_store_stats(struct adapter_store *s, struct adapter_store_stats *out)
+{
+    struct engine_stats e;
+    engine_stats(s->engine, &e);
+    size_t n_listed = s->index != NULL ? adapter_index_n_adapters(s->index) : 0;
+    *out = (struct adapter_store_stats){0};
+    pthread_mutex_lock(&s->lock);
+    size_t at = 0;
+    for (const struct content *c; (c = hash_map_next(&s->contents, &at)) != NULL;) {
+        bool on_disk = c->disk_bytes > 0 || (c->items != NULL && c->items->dir != NULL);
+        out->n_adapters[TIER_HOST] += c->loaded;
+        out->n_adapters[TIER_DISK] += on_disk;
+        out->bytes[TIER_DISK] += c->disk_bytes > 0 ? c->disk_bytes : on_disk ? c->n_bytes : 0;
+    }
+    for (int t = 0; t < N_TIERS; t++)
+        out->hits[t] = atomic_load(&s->hits[t]);
+    out->n_adapters[TIER_DEVICE] = (size_t)e.n_adapters_resident;
+    out->n_adapters[TIER_REGISTRY] = n_listed;
+    out->bytes[TIER_DEVICE] = e.adapter_bytes_used;
+    out->bytes[TIER_HOST] = e.adapter_host_bytes_used;
+    out->evictions[TIER_DEVICE] = e.n_adapter_evictions;
+    out->evictions[TIER_HOST] = s->n_evicted_host;
+    out->evictions[TIER_DISK] = s->n_evicted_disk;
+    out->n_loads = s->n_loads;
+    out->n_fetches = s->n_fetches;
+    out->n_failed = s->n_failed;
+    out->host_bytes_total = s->host_total;
+    out->n_local = s->local.n;
+    out->n_pinned = s->n_pinned;
+    out->n_in_use = s->n_in_use;
+    out->n_waiting = s->n_fetch_waiters;
+    pthread_mutex_unlock(&s->lock);
 }

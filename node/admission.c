@@ -1,9 +1,11 @@
 /* admission: see admission.h.
  *
  * A bucket holds up to `size` and fills at `rate`; it is brought up to date when it is looked at.
- * The table of customers is a hash table with chains, bounded at CUSTOMERS_MAX: when it is full,
- * those with nothing under way and full buckets are forgotten, since a new entry would equal them.
- */
+ *
+ * Customers and adapters are entries of one hash table with chains, bounded at ENTRIES_MAX: when it
+ * is full, those with nothing under way and full buckets are forgotten, since a new entry would
+ * equal them. That looks at every entry, so it is done at most once in FORGET_EVERY_US; whoever is
+ * new meanwhile is told to come back. */
 #include "node/admission.h"
 
 #include "node/api_error.h"
@@ -14,30 +16,39 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
-enum { N_CHAINS = 4096, CUSTOMERS_MAX = 65536 };
+enum { N_CHAINS = 4096, ENTRIES_MAX = 65536, FORGET_EVERY_US = 100000 };
+
+enum kind { CUSTOMER, ADAPTER };
 
 struct bucket {
     double level;
     uint64_t at_us;
 };
 
-struct customer {
-    struct customer *next;
-    uint64_t id;
+struct entry {
+    struct entry *next;
+    enum kind kind;
+    uint64_t id; /* a hash's beginning already */
+    struct admission_limits limits;
     uint32_t inside;
     struct bucket requests, tokens;
 };
 
 struct admission_ticket {
     struct admission *admission;
-    struct customer *customer;
+    struct entry *customer;
+    struct entry *adapters[ADMISSION_ADAPTERS_MAX];
+    size_t n_adapters;
 };
 
 struct admission {
     struct admission_options opt;
+    bool limits_adapters;
     pthread_mutex_t lock;
-    struct customer *chains[N_CHAINS];
+    struct entry *chains[N_CHAINS];
+    uint64_t forget_at_us; /* not before */
     struct admission_stats stats;
 };
 
@@ -45,8 +56,8 @@ struct admission *admission_create(const struct admission_options *options)
 {
     struct admission *a = xcalloc(1, sizeof *a);
     a->opt = *options;
-    if (a->opt.burst == 0)
-        a->opt.burst = 1;
+    a->limits_adapters = options->adapter.requests_per_second > 0 ||
+                         options->adapter.concurrent > 0 || options->adapter.tokens_per_minute > 0;
     pthread_mutex_init(&a->lock, NULL);
     return a;
 }
@@ -58,7 +69,7 @@ void admission_free(struct admission *a)
     BUG_IF(a->stats.n_inside > 0);
     for (int i = 0; i < N_CHAINS; i++) {
         while (a->chains[i] != NULL) {
-            struct customer *next = a->chains[i]->next;
+            struct entry *next = a->chains[i]->next;
             free(a->chains[i]);
             a->chains[i] = next;
         }
@@ -66,6 +77,9 @@ void admission_free(struct admission *a)
     pthread_mutex_destroy(&a->lock);
     free(a);
 }
+
+/* ---- entries -----------------------------------------------------------------------------------
+ */
 
 static void fill(struct bucket *b, double rate_per_s, double size, uint64_t now_us)
 {
@@ -77,53 +91,72 @@ static void fill(struct bucket *b, double rate_per_s, double size, uint64_t now_
     }
 }
 
-static void refresh(const struct admission *a, struct customer *c, uint64_t now_us)
+static void refresh(struct entry *c, uint64_t now_us)
 {
-    fill(&c->requests, a->opt.requests_per_second, a->opt.burst, now_us);
-    fill(&c->tokens, (double)a->opt.tokens_per_minute / 60, (double)a->opt.tokens_per_minute,
-         now_us);
+    const struct admission_limits *l = &c->limits;
+    fill(&c->requests, l->requests_per_second, l->burst, now_us);
+    fill(&c->tokens, (double)l->tokens_per_minute / 60, (double)l->tokens_per_minute, now_us);
+}
+
+/* What a new entry would be, too. */
+static bool is_idle(const struct entry *c)
+{
+    return c->inside == 0 &&
+           (c->limits.requests_per_second <= 0 || c->requests.level >= c->limits.burst) &&
+           c->tokens.level >= (double)c->limits.tokens_per_minute;
 }
 
 static void forget_idle(struct admission *a, uint64_t now_us)
 {
+    if (now_us < a->forget_at_us)
+        return;
     for (int i = 0; i < N_CHAINS; i++) {
-        for (struct customer **at = &a->chains[i]; *at != NULL;) {
-            struct customer *c = *at;
-            refresh(a, c, now_us);
-            if (c->inside == 0 && c->requests.level >= a->opt.burst &&
-                c->tokens.level >= (double)a->opt.tokens_per_minute) {
+        for (struct entry **at = &a->chains[i]; *at != NULL;) {
+            struct entry *c = *at;
+            refresh(c, now_us);
+            if (is_idle(c)) {
                 *at = c->next;
                 free(c);
-                a->stats.n_customers--;
+                a->stats.n_entries--;
             } else {
                 at = &c->next;
             }
         }
     }
+    a->forget_at_us = now_us + FORGET_EVERY_US;
 }
 
-/* NULL: the table is full of customers that are busy. */
-static struct customer *find(struct admission *a, uint64_t id, uint64_t now_us)
+/* Brought up to date. NULL: the table is full of entries that are busy. */
+static struct entry *find(struct admission *a, enum kind kind, uint64_t id,
+                          const struct admission_limits *limits, uint64_t now_us)
 {
-    /* Ids are hashes already. */
-    struct customer **chain = &a->chains[id % N_CHAINS];
-    for (struct customer *c = *chain; c != NULL; c = c->next) {
-        if (c->id == id)
+    struct entry **chain = &a->chains[(id ^ (uint64_t)kind) % N_CHAINS];
+    for (struct entry *c = *chain; c != NULL; c = c->next) {
+        if (c->id == id && c->kind == kind) {
+            refresh(c, now_us);
             return c;
+        }
     }
-    if (a->stats.n_customers >= CUSTOMERS_MAX)
+    if (a->stats.n_entries >= ENTRIES_MAX)
         forget_idle(a, now_us);
-    if (a->stats.n_customers >= CUSTOMERS_MAX)
+    if (a->stats.n_entries >= ENTRIES_MAX)
         return NULL;
-    struct customer *c = xcalloc(1, sizeof *c);
+    struct entry *c = xcalloc(1, sizeof *c);
+    c->kind = kind;
     c->id = id;
-    c->requests = (struct bucket){a->opt.burst, now_us};
-    c->tokens = (struct bucket){(double)a->opt.tokens_per_minute, now_us};
+    c->limits = *limits;
+    if (c->limits.burst == 0)
+        c->limits.burst = 1;
+    c->requests = (struct bucket){c->limits.burst, now_us};
+    c->tokens = (struct bucket){(double)c->limits.tokens_per_minute, now_us};
     c->next = *chain;
     *chain = c;
-    a->stats.n_customers++;
+    a->stats.n_entries++;
     return c;
 }
+
+/* ---- refusals ----------------------------------------------------------------------------------
+ */
 
 static unsigned seconds_until(double missing, double rate_per_s)
 {
@@ -131,57 +164,150 @@ static unsigned seconds_until(double missing, double rate_per_s)
     return s < 1 ? 1 : s > 3600 ? 3600 : (unsigned)s;
 }
 
-static int refuse(struct api_error *e, uint64_t *counter, enum err_code code, unsigned retry_s,
-                  const char *why)
+enum limit { WITHIN, TOO_MANY_AT_ONCE, OUT_OF_TOKENS, TOO_OFTEN };
+
+/* Which limit the next request of c would break, and for how long. */
+static enum limit broken_limit(const struct entry *c, unsigned *retry_s)
 {
-    (*counter)++;
-    api_error_set(e, code, NULL, "%s", why);
-    e->code = code == ERR_RATE_LIMITED ? "rate_limit_exceeded" : NULL;
+    const struct admission_limits *l = &c->limits;
+    *retry_s = 1;
+    if (l->concurrent > 0 && c->inside >= l->concurrent)
+        return TOO_MANY_AT_ONCE;
+    if (l->tokens_per_minute > 0 && c->tokens.level <= 0) {
+        *retry_s = seconds_until(1 - c->tokens.level, (double)l->tokens_per_minute / 60);
+        return OUT_OF_TOKENS;
+    }
+    if (l->requests_per_second > 0 && c->requests.level < 1) {
+        *retry_s = seconds_until(1 - c->requests.level, l->requests_per_second);
+        return TOO_OFTEN;
+    }
+    return WITHIN;
+}
+
+static int rate_limited(struct api_error *e, unsigned retry_s)
+{
+    e->code = "rate_limit_exceeded";
     e->retry_after_s = retry_s;
     return -1;
 }
 
-static int enter(struct admission *a, struct customer *c, struct api_error *e)
+static int full(struct admission *a, struct api_error *e, unsigned retry_s, const char *why)
 {
-    const struct admission_options *o = &a->opt;
-    if (o->concurrent > 0 && c->inside >= o->concurrent)
-        return refuse(e, &a->stats.refused_concurrent, ERR_RATE_LIMITED, 1,
-                      "too many requests at the same time for this key");
-    if (o->tokens_per_minute > 0 && c->tokens.level <= 0)
-        return refuse(e, &a->stats.refused_tokens, ERR_RATE_LIMITED,
-                      seconds_until(1 - c->tokens.level, (double)o->tokens_per_minute / 60),
-                      "this key has used its tokens of the last minute");
-    if (o->requests_per_second > 0) {
-        if (c->requests.level < 1)
-            return refuse(e, &a->stats.refused_rate, ERR_RATE_LIMITED,
-                          seconds_until(1 - c->requests.level, o->requests_per_second),
-                          "too many requests a second for this key");
-        c->requests.level -= 1;
-    }
-    return 0;
+    a->stats.refused_full++;
+    api_error_set(e, ERR_BUSY, NULL, "%s", why);
+    e->retry_after_s = retry_s;
+    return -1;
 }
 
+static int check_customer(struct admission *a, const struct entry *c, struct api_error *e)
+{
+    unsigned retry_s;
+    switch (broken_limit(c, &retry_s)) {
+    case WITHIN:
+        return 0;
+    case TOO_MANY_AT_ONCE:
+        a->stats.refused_concurrent++;
+        api_error_set(e, ERR_RATE_LIMITED, NULL, "too many requests at the same time for this key");
+        break;
+    case OUT_OF_TOKENS:
+        a->stats.refused_tokens++;
+        api_error_set(e, ERR_RATE_LIMITED, NULL, "this key has used its tokens of the last minute");
+        break;
+    case TOO_OFTEN:
+        a->stats.refused_rate++;
+        api_error_set(e, ERR_RATE_LIMITED, NULL, "too many requests a second for this key");
+        break;
+    }
+    return rate_limited(e, retry_s);
+}
+
+static int check_adapter(struct admission *a, const struct entry *c, const char *name,
+                         struct api_error *e)
+{
+    static const char *const what[] = {
+        [TOO_MANY_AT_ONCE] = "requests at the same time",
+        [OUT_OF_TOKENS] = "tokens a minute",
+        [TOO_OFTEN] = "requests a second",
+    };
+    unsigned retry_s;
+    enum limit limit = broken_limit(c, &retry_s);
+    if (limit == WITHIN)
+        return 0;
+    a->stats.refused_adapter++;
+    api_error_set(e, ERR_RATE_LIMITED, NULL, "too many %s for the adapter %s", what[limit], name);
+    return rate_limited(e, retry_s);
+}
+
+static void let_in(struct entry *c)
+{
+    c->inside++;
+    if (c->limits.requests_per_second > 0)
+        c->requests.level -= 1;
+}
+
+static void let_out(struct entry *c, uint64_t n_tokens, uint64_t now_us)
+{
+    refresh(c, now_us);
+    c->inside--;
+    if (c->limits.tokens_per_minute > 0)
+        c->tokens.level -= (double)n_tokens;
+}
+
+/* ---- the door ----------------------------------------------------------------------------------
+ */
+
 int admission_enter(struct admission *a, struct admission_ticket **out, uint64_t customer,
-                    uint64_t now_us, struct api_error *e)
+                    const struct admission_limits *own, uint64_t now_us, struct api_error *e)
 {
     int rc;
     pthread_mutex_lock(&a->lock);
-    struct customer *c = NULL;
+    struct entry *c = NULL;
     if (a->opt.max_requests > 0 && a->stats.n_inside >= a->opt.max_requests)
-        rc = refuse(e, &a->stats.refused_full, ERR_BUSY, 1,
-                    "the node is answering as many "
-                    "requests as it can");
-    else if ((c = find(a, customer, now_us)) == NULL)
-        rc = refuse(e, &a->stats.refused_full, ERR_BUSY, 5, "the node has too many customers");
-    else {
-        refresh(a, c, now_us);
-        rc = enter(a, c, e);
-    }
+        rc = full(a, e, 1, "the node is answering as many requests as it can");
+    else if ((c = find(a, CUSTOMER, customer, own != NULL ? own : &a->opt.customer, now_us)) ==
+             NULL)
+        rc = full(a, e, 5, "the node has too many customers");
+    else
+        rc = check_customer(a, c, e);
     if (rc == 0) {
-        c->inside++;
+        let_in(c);
         a->stats.n_inside++;
-        *out = xmalloc(sizeof **out);
-        **out = (struct admission_ticket){a, c};
+        *out = xcalloc(1, sizeof **out);
+        **out = (struct admission_ticket){.admission = a, .customer = c};
+    }
+    pthread_mutex_unlock(&a->lock);
+    return rc;
+}
+
+int admission_enter_adapters(struct admission_ticket *t, const struct admission_adapter *adapters,
+                             size_t n, uint64_t now_us, struct api_error *e)
+{
+    struct admission *a = t->admission;
+    int rc = 0;
+    BUG_IF(n > ADMISSION_ADAPTERS_MAX || t->n_adapters > 0);
+    if (!a->limits_adapters)
+        return 0;
+    pthread_mutex_lock(&a->lock);
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        uint64_t id;
+        memcpy(&id, adapters[i].content.bytes, sizeof id);
+        struct entry *c = find(a, ADAPTER, id, &a->opt.adapter, now_us);
+        if (c == NULL)
+            rc = full(a, e, 5, "the node has too many adapters in use");
+        else
+            rc = check_adapter(a, c, adapters[i].name, e);
+        if (rc == 0) { /* at once: the next find may forget what is idle */
+            let_in(c);
+            t->adapters[t->n_adapters++] = c;
+        }
+    }
+    if (rc != 0) {
+        while (t->n_adapters > 0) {
+            struct entry *c = t->adapters[--t->n_adapters];
+            c->inside--;
+            if (c->limits.requests_per_second > 0)
+                c->requests.level += 1;
+        }
     }
     pthread_mutex_unlock(&a->lock);
     return rc;
@@ -191,11 +317,10 @@ void admission_leave(struct admission_ticket *t, uint64_t n_tokens, uint64_t now
 {
     struct admission *a = t->admission;
     pthread_mutex_lock(&a->lock);
-    refresh(a, t->customer, now_us);
-    t->customer->inside--;
+    let_out(t->customer, n_tokens, now_us);
+    for (size_t i = 0; i < t->n_adapters; i++)
+        let_out(t->adapters[i], n_tokens, now_us);
     a->stats.n_inside--;
-    if (a->opt.tokens_per_minute > 0)
-        t->customer->tokens.level -= (double)n_tokens;
     pthread_mutex_unlock(&a->lock);
     free(t);
 }

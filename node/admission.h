@@ -3,9 +3,12 @@
  * A customer is an API key, or an address when the node has no keys. Each has a token bucket of
  * requests, a number of requests under way, and a bucket of model tokens that is charged after the
  * fact: a request is let in while the bucket is above zero, so a long answer is paid for by a
- * longer wait. On top, the node as a whole answers at most max_requests at once. Any thread. */
+ * longer wait. The same goes for adapters, whoever asks for them; an ensemble counts for each of
+ * its own. On top, the node as a whole answers at most max_requests at once. Any thread. */
 #ifndef TRIBUTARY_NODE_ADMISSION_H
 #define TRIBUTARY_NODE_ADMISSION_H
+
+#include "node/base/digest.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -14,27 +17,48 @@ struct admission;
 struct admission_ticket;
 struct api_error;
 
-struct admission_options { /* 0: no limit */
+enum { ADMISSION_ADAPTERS_MAX = 8 }; /* of a request */
+
+struct admission_limits { /* 0: no limit */
     double requests_per_second;
     uint32_t burst; /* requests at once before the rate counts; at least 1 */
     uint32_t concurrent;
     uint64_t tokens_per_minute; /* also the bucket's size */
-    uint32_t max_requests;
+};
+
+struct admission_options {
+    struct admission_limits customer; /* of those that have none of their own */
+    struct admission_limits adapter;  /* of each; all 0: adapters are not looked at */
+    uint32_t max_requests;            /* 0: no limit */
 };
 
 struct admission *admission_create(const struct admission_options *options);
 void admission_free(struct admission *a); /* all tickets must be back; quiet on NULL */
 
-/* customer: an opaque number, the same for the same customer; now_us: the monotonic clock. On
- * refusal (-1) *e is ERR_RATE_LIMITED or ERR_BUSY with Retry-After. */
+/* customer: an opaque number, the same for the same customer; own: its limits (NULL: the options');
+ * now_us: the monotonic clock. On refusal (-1) *e is ERR_RATE_LIMITED or ERR_BUSY with Retry-After.
+ */
 int admission_enter(struct admission *a, struct admission_ticket **out, uint64_t customer,
-                    uint64_t now_us, struct api_error *e);
+                    const struct admission_limits *own, uint64_t now_us, struct api_error *e);
+
+/* What the ticket's request asks for, once that is known: n adapters, no two of them the same. All
+ * are let in, or none (-1, *e as above, naming the adapter); the ticket stays the caller's. Once a
+ * ticket. */
+struct admission_adapter {
+    struct content_digest content;
+    const char *name; /* for the refusal */
+};
+int admission_enter_adapters(struct admission_ticket *t, const struct admission_adapter *adapters,
+                             size_t n, uint64_t now_us, struct api_error *e);
+
 /* Gives the ticket back; n_tokens were used. */
 void admission_leave(struct admission_ticket *t, uint64_t n_tokens, uint64_t now_us);
 
 struct admission_stats {
-    uint64_t n_inside, n_customers;
+    uint64_t n_inside;  /* requests */
+    uint64_t n_entries; /* customers and adapters that are remembered */
     uint64_t refused_rate, refused_concurrent, refused_tokens, refused_full;
+    uint64_t refused_adapter; /* for the sake of an adapter, whatever the limit */
 };
 void admission_stats(struct admission *a, struct admission_stats *out);
 

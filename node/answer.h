@@ -1,6 +1,6 @@
 /* answer: one request on its way, inside the service room (service.c, openai_format.c).
  *
- * Made on an http or loader thread, owned by the service thread from its START message on. A
+ * Made on an http thread, owned by the service thread from its START message on. A
  * request has prompts x n choices; each choice is one sequence of the engine:
  *
  *   engine token -> ids[]  -> detokenizer -> stop matcher -> text -> chunk -> socket
@@ -45,6 +45,7 @@ struct choice {
     bool running;                   /* its FINISHED has not come */
     bool stopped;                   /* by a stop string; later tokens don't count */
     enum engine_finish finish;
+    int32_t n_prompt_cached;
     struct token_ids ids;        /* generated, up to the one that completed a stop */
     struct scores scores;        /* one each, when log-probabilities are wanted */
     struct scores prompt_scores; /* with echo */
@@ -69,19 +70,35 @@ enum answer_state {
     ANSWER_DONE,
 };
 
+struct answer_slot { /* one name of a request, while its model is looked for */
+    struct answer *answer;
+    size_t i;
+};
+
 struct answer {
     struct service *service;
-    struct answer *prev, *next; /* service thread's list */
-    _Atomic int refs;           /* owner, and each message under way */
+    struct answer *prev, *next; /* service.waiting, then service.answers */
+    _Atomic int refs;           /* owner, each message under way, the slots together */
     struct http_exchange *x;
     struct sha256_digest request_hash;
     struct openai_request request; /* without its JSON once the prompts are tokenised */
     struct service_customer customer;
-    struct resolved model;
-    bool model_resolved;
+    /* What was asked for, in the request's order; see answer_resolve.c for how it gets here. */
+    struct answer_slot slots[OPENAI_ADAPTERS_MAX];
+    struct resolved models[OPENAI_ADAPTERS_MAX];
+    struct err *why_not[OPENAI_ADAPTERS_MAX]; /* NULL: the model was found */
+    _Atomic int n_untold;
+    bool waits;       /* in the service's list of waiting answers; under its lock */
+    bool models_told; /* the models are this answer's to release */
+    float weights[OPENAI_ADAPTERS_MAX];
+    uint16_t shares[OPENAI_ADAPTERS_MAX]; /* basis points, sum BPS_WHOLE */
+    size_t n_models, n_adapters;          /* n_adapters: the same, or 0 for the base model */
+    bool is_ensemble;                     /* `adapters` was given */
+    char *model_name;                     /* what the answer carries; NULL before all are found */
     struct unix_ms created;
     struct monotonic_us began, first_token, commit_began;
-    char id[80]; /* "chatcmpl-..." */
+    struct monotonic_us deadline; /* 0: none; for the last token */
+    char id[80];                  /* "chatcmpl-..." */
 
     struct token_ids *prompts; /* [n_prompts] */
     size_t n_prompts;

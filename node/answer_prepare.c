@@ -1,4 +1,4 @@
-/* answer_prepare: what happens to a request before the service thread owns it, on an http or loader
+/* answer_prepare: what happens to a request before the service thread owns it, on an http or store
  * thread: limits are checked, the chat template is rendered, prompts
  * become token ids, and each choice gets its detokenizer and stop matcher. Then the JSON is
  * forgotten and a START message hands the answer over. See service.h for the whole. */
@@ -112,6 +112,10 @@ static int check_limits(struct answer *a)
         return api_error_set(&a->failure, ERR_INVALID, "max_tokens",
                              "'max_tokens' is %lld; this node gives at most %lld",
                              (long long)r->max_tokens, (long long)s->opt.max_tokens);
+    if (s->opt.max_time_ms > 0 && r->timeout_s > (double)s->opt.max_time_ms / 1000)
+        return api_error_set(&a->failure, ERR_INVALID, "timeout",
+                             "'timeout' is %g seconds; this node gives at most %g", r->timeout_s,
+                             (double)s->opt.max_time_ms / 1000);
     if (r->max_tokens < 0) {
         r->max_tokens = s->opt.default_max_tokens > 0 ? s->opt.default_max_tokens : m->max_context;
         if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens)
@@ -172,6 +176,7 @@ static void forget_json(struct openai_request *r)
     json_decref(r->root);
     r->root = r->messages = r->template_kwargs = NULL;
     r->model = NULL;
+    r->n_adapters = 0;
     r->prompts = NULL;
     r->n_stops = 0;
 }

@@ -24,7 +24,7 @@ static void reply_json(struct http_exchange *x, json_t *value)
 
 void api_openai_models(struct node *n, struct http_exchange *x)
 {
-    reply_json(x, service_models(n->service));
+    reply_json(x, service_models(n->service, 0));
 }
 
 void api_openai_model(struct node *n, struct http_exchange *x, const char *name)
@@ -45,6 +45,25 @@ static void leave(void *context, uint64_t n_tokens)
     admission_leave(context, n_tokens, clock_monotonic_us().us);
 }
 
+static int admit(void *context, const struct resolved *models, size_t n, struct api_error *e)
+{
+    struct admission_adapter adapters[ADMISSION_ADAPTERS_MAX];
+    BUG_IF(n > ADMISSION_ADAPTERS_MAX);
+    for (size_t i = 0; i < n; i++)
+        adapters[i] = (struct admission_adapter){models[i].content, models[i].name};
+    return admission_enter_adapters(context, adapters, n, clock_monotonic_us().us, e);
+}
+
+/* A request may step back, but not push in: that is for the operator to give (api_keys.h). */
+static int check_priority(const struct openai_request *r, int32_t most, struct api_error *e)
+{
+    if (!r->priority_given || r->priority <= most)
+        return 0;
+    return api_error_set(e, ERR_INVALID, "priority",
+                         "'priority' is %d; requests of this key may have at most %d", r->priority,
+                         most);
+}
+
 static void generate(struct node *n, struct http_exchange *x, enum openai_kind kind)
 {
     struct api_error e = {0};
@@ -60,20 +79,34 @@ static void generate(struct node *n, struct http_exchange *x, enum openai_kind k
         memcpy(&who, h.bytes, sizeof who);
     }
     struct admission_ticket *ticket;
-    if (admission_enter(n->admission, &ticket, who, clock_monotonic_us().us, &e) != 0) {
+    if (admission_enter(n->admission, &ticket, who, key != NULL ? &key->limits : NULL,
+                        clock_monotonic_us().us, &e) != 0) {
+        if (e.err.code == ERR_BUSY) {
+            unsigned s = service_retry_after_s(n->service);
+            e.retry_after_s = s > e.retry_after_s ? s : e.retry_after_s;
+        }
         api_error_reply(x, &e);
         return;
     }
     size_t n_body;
     const void *body = http_body(x, &n_body);
-    if (openai_request_parse(&request, kind, body, n_body, &e) != 0) {
+    int32_t priority = key != NULL ? key->priority : 0;
+    if (openai_request_parse(&request, kind, body, n_body, &e) != 0 ||
+        check_priority(&request, priority, &e) != 0) {
         openai_request_release(&request);
         admission_leave(ticket, 0, clock_monotonic_us().us);
         api_error_reply(x, &e);
         return;
     }
     struct service_customer customer = {
-        .key_tag = key != NULL ? key->tag : 0, .done = leave, .context = ticket};
+        .key_tag = key != NULL ? key->tag : 0,
+        .payer = who,
+        .payer_weight = key != NULL ? key->weight : 0,
+        .priority = request.priority_given ? request.priority : priority,
+        .admit = admit,
+        .done = leave,
+        .context = ticket,
+    };
     service_answer(n->service, x, &request, &customer);
 }
 

@@ -221,7 +221,7 @@ static const struct method methods[] = {
     {"registry_adapters", "Adapters that the node knows.", FILTER, "{items, next}", run_adapters},
     {"registry_datanets", "Datanets that the node knows.", FILTER, "{items, next}", run_datanets},
     {"node_status",
-     "Health, counters, models.",
+     "Health, counters, adapters by tier, the first 100 models.",
      {{NULL, PARAM_TEXT, NULL}},
      "an object",
      run_status},

@@ -29,7 +29,9 @@ X(SERVER_TLS_CERT, "server", "tls_cert", PATH, "", 0, 0, "", "tls-cert", "FILE",
 X(SERVER_TLS_KEY, "server", "tls_key", PATH, "", 0, 0, "", "tls-key", "FILE", \
   "Private key of the certificate (PEM).") \
 X(SERVER_API_KEYS, "server", "api_keys", PATH, "", 0, 0, "", "api-keys", "FILE", \
-  "API keys: one \"NAME SHA256-OF-KEY\" a line. None: open to everyone who can connect.") \
+  "API keys: one \"NAME SHA256-OF-KEY\" a line, then if wanted weight=, priority=, rps=, burst=, concurrent=, tpm= of that key. None: open to everyone who can connect.") \
+X(SERVER_ADMIN_KEYS, "server", "admin_keys", PATH, "", 0, 0, "", "admin-keys", "FILE", \
+  "Keys for /admin/v1, as in api_keys. None: only a node that listens on loopback answers there, and anyone on the machine may ask; any other answers 403.") \
 X(SERVER_THREADS, "server", "threads", INT, "2", 1, 64, "threads", NULL, "N", \
   "Threads that serve sockets.") \
 X(SERVER_MAX_CONNECTIONS, "server", "max_connections", INT, "4096", 1, 1000000, "connections", NULL, "N", \
@@ -67,6 +69,12 @@ X(LIMITS_MAX_TOKENS, "limits", "max_tokens", INT, "0", 0, 10000000, "tokens", NU
   "Most completion tokens a request may ask for; 0: what the context holds.") \
 X(LIMITS_DEFAULT_MAX_TOKENS, "limits", "default_max_tokens", INT, "0", 0, 10000000, "tokens", NULL, "N", \
   "Completion tokens of a chat request that names no limit; 0: what the context holds.") \
+X(LIMITS_ADAPTER_REQUESTS_PER_SECOND, "limits", "adapter_requests_per_second", NUMBER, "0", 0, 0, "requests/s", NULL, "N", \
+  "For each adapter, whoever asks; `burst` may come at once. An ensemble counts for each of its own. 0: no limit.") \
+X(LIMITS_ADAPTER_CONCURRENT, "limits", "adapter_concurrent", INT, "0", 0, 1000000, "requests", NULL, "N", \
+  "Requests at the same time for each adapter; 0: no limit.") \
+X(LIMITS_TIMEOUT, "limits", "timeout", DURATION, "0", 0, 86400000, "", NULL, "TIME", \
+  "For a whole answer, waiting and fetching included; a request may ask for less (`timeout`). 0: no limit.") \
 /* ---- model ---- */ \
 X(MODEL_DIR, "model", "dir", PATH, "", 0, 0, "", "model", "DIR", \
   "The base model, in Hugging Face layout.") \
@@ -74,6 +82,8 @@ X(MODEL_NAME, "model", "name", STRING, "", 0, 0, "", "model-name", "NAME", \
   "The base model's name for clients. Empty: the directory's last component.") \
 X(MODEL_ADAPTERS, "model", "adapters", LIST, "", 0, 0, "", "adapter", "NAME=DIR", \
   "A local LoRA adapter (PEFT layout) and the name clients call it by.") \
+X(MODEL_ADAPTERS_DIR, "model", "adapters_dir", PATH, "", 0, 0, "", "adapters-dir", "DIR", \
+  "A directory of LoRA adapters: each sub-directory is one, under its own name. They are loaded when they are asked for.") \
 /* ---- engine ---- */ \
 X(ENGINE_BACKEND, "engine", "backend", STRING, "cpu", 0, 0, "", "backend", "cpu|ref|cuda", \
   "Who does the arithmetic.") \

@@ -6,6 +6,7 @@
 
 #include "attribution/attribution.h"
 #include "engine/engine.h"
+#include "node/adapter_store.h"
 #include "node/admission.h"
 #include "node/base/hex.h"
 #include "node/config.h"
@@ -15,7 +16,7 @@
 
 #include <stdio.h>
 
-enum { STALLED_MS = 30000 };
+enum { STALLED_MS = 30000, MODELS_MAX = 100 };
 
 bool health_ready(struct node *n, char reason[256])
 {
@@ -66,6 +67,30 @@ static json_t *engine_status(const struct node *n)
         "adaptersResident", e.n_adapters_resident, "adaptersLoaded", e.n_adapters_loaded,
         "adapterBytesUsed", (json_int_t)e.adapter_bytes_used, "adapterBytesTotal",
         (json_int_t)e.adapter_bytes_total, "stepsByDistinctAdapters", steps);
+}
+
+/* Where the adapters are, and how well that goes: the numbers of /metrics, in short. */
+static json_t *adapters_status(const struct node *n)
+{
+    struct adapter_store_stats s;
+    adapter_store_stats(n->adapters, &s);
+    json_t *o = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "local",
+                          (json_int_t)s.n_local, "pinned", (json_int_t)s.n_pinned, "inUse",
+                          (json_int_t)s.n_in_use, "waiting", (json_int_t)s.n_waiting, "loads",
+                          (json_int_t)s.n_loads, "fetches", (json_int_t)s.n_fetches, "failed",
+                          (json_int_t)s.n_failed, "hostBytesTotal", (json_int_t)s.host_bytes_total);
+    for (int t = 0; t < N_TIERS; t++) {
+        uint64_t count, sum_us;
+        metrics_read(n->metrics, METRICS_ADAPTER_SECONDS + (unsigned)t, &count, &sum_us);
+        json_t *tier = json_pack("{s:I, s:I, s:I, s:I}", "adapters", (json_int_t)s.n_adapters[t],
+                                 "bytes", (json_int_t)s.bytes[t], "requests", (json_int_t)s.hits[t],
+                                 "evictions", (json_int_t)s.evictions[t]);
+        json_object_set_new(tier, "meanReadyMs",
+                            count > 0 ? json_real((double)sum_us / (double)count / 1e3)
+                                      : json_null());
+        json_object_set_new(o, adapter_tier_name((enum adapter_tier)t), tier);
+    }
+    return o;
 }
 
 static void set_address(json_t *o, const char *key, struct address a)
@@ -124,7 +149,7 @@ json_t *health_status(struct node *n)
     service_stats(n->service, &s);
     struct metrics_totals t;
     metrics_totals(n->metrics, &t);
-    json_t *models = service_models(n->service);
+    json_t *models = service_models(n->service, MODELS_MAX);
     json_t *o = json_object();
     json_object_set_new(o, "version", json_string(TRIBUTARY_VERSION));
     json_object_set_new(o, "ready", json_boolean(ready));
@@ -149,6 +174,7 @@ json_t *health_status(struct node *n)
         json_integer(n->http != NULL ? (json_int_t)http_n_connections(n->http) : 0));
     json_object_set_new(o, "models", json_incref(json_object_get(models, "data")));
     json_decref(models);
+    json_object_set_new(o, "adapters", adapters_status(n));
     json_object_set_new(o, "engine", engine_status(n));
     json_object_set_new(o, "ledger", ledger_status(n));
     json_object_set_new(o, "chain", chain_status(n));

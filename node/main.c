@@ -14,11 +14,12 @@
  *     http.c             a socket becomes an exchange
  *     routes.c           the path picks a handler, the API key is checked
  *     api_openai.c       admission.c lets it in, openai_request.c reads its body
- *     service.c          finds the model, renders and tokenises the prompt, submits it to
- *                        engine/engine.h, turns tokens into chunks (openai_format.c, stop_match.c),
- *                        hands the usage to attribution/attribution.h, and sends the last chunk
- * with the receipt once that is on disk api_rpc.c          answers questions about receipts,
- * batches and rewards afterwards
+ *     service.c          runs it through engine/engine.h, turns tokens into chunks
+ *                        (openai_format.c, stop_match.c); before that answer_resolve.c finds its
+ *                        model and answer_prepare.c renders and tokenises the prompt
+ *     service_billing.c  hands the usage to attribution/attribution.h, and sends the last chunk
+ *                        with the receipt once that is on disk
+ *     api_rpc.c          answers questions about receipts, batches and rewards afterwards
  *
  * `tributary serve` (cli/cmd_serve.c) builds all of it and takes it down again. This file only
  * sends the words of the command line to the command they name; commands.h lists them. */

@@ -5,6 +5,7 @@
 
 #include "attribution/attribution.h"
 #include "engine/engine.h"
+#include "node/adapter_store.h"
 #include "node/admission.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
@@ -74,6 +75,16 @@ void metrics_observe(struct metrics *m, enum metrics_histogram which, uint64_t u
     atomic_fetch_add_explicit(&h->sum_us, us, memory_order_relaxed);
 }
 
+void metrics_read(struct metrics *m, enum metrics_histogram which, uint64_t *n, uint64_t *sum_us)
+{
+    *n = *sum_us = 0;
+    if (m == NULL)
+        return;
+    for (int i = 0; i <= N_BUCKETS; i++)
+        *n += atomic_load(&m->histograms[which].buckets[i]);
+    *sum_us = atomic_load(&m->histograms[which].sum_us);
+}
+
 void metrics_http(struct metrics *m, const char *pattern, unsigned status, uint64_t us)
 {
     if (m == NULL)
@@ -133,21 +144,30 @@ static void one(struct buf *b, const char *name, const char *type, const char *h
     buf_appendf(b, "tributary_%s %.17g\n", name, value);
 }
 
-static void histogram(struct buf *b, const struct histogram *h, const char *name, const char *help)
+/* label: "" or "name=\"value\"". */
+static void series(struct buf *b, const struct histogram *h, const char *name,
+                   const char *label_text)
 {
-    head(b, name, "histogram", help);
+    const char *comma = label_text[0] != '\0' ? "," : "";
     uint64_t sum = 0;
     for (int i = 0; i < N_BUCKETS; i++) {
         sum += atomic_load(&h->buckets[i]);
-        buf_appendf(b, "tributary_%s_bucket{le=\"%g\"} %llu\n", name, bucket_seconds[i],
-                    (unsigned long long)sum);
+        buf_appendf(b, "tributary_%s_bucket{%s%sle=\"%g\"} %llu\n", name, label_text, comma,
+                    bucket_seconds[i], (unsigned long long)sum);
     }
     sum += atomic_load(&h->buckets[N_BUCKETS]);
-    buf_appendf(b,
-                "tributary_%s_bucket{le=\"+Inf\"} %llu\ntributary_%s_sum %.6f\n"
-                "tributary_%s_count %llu\n",
-                name, (unsigned long long)sum, name, (double)atomic_load(&h->sum_us) / 1e6, name,
+    buf_appendf(b, "tributary_%s_bucket{%s%sle=\"+Inf\"} %llu\n", name, label_text, comma,
                 (unsigned long long)sum);
+    const char *open = label_text[0] != '\0' ? "{" : "", *close = label_text[0] != '\0' ? "}" : "";
+    buf_appendf(b, "tributary_%s_sum%s%s%s %.6f\ntributary_%s_count%s%s%s %llu\n", name, open,
+                label_text, close, (double)atomic_load(&h->sum_us) / 1e6, name, open, label_text,
+                close, (unsigned long long)sum);
+}
+
+static void histogram(struct buf *b, const struct histogram *h, const char *name, const char *help)
+{
+    head(b, name, "histogram", help);
+    series(b, h, name, "");
 }
 
 /* A label's value is any UTF-8, with three escapes. What differs must stay different: two samples
@@ -248,6 +268,48 @@ static void engine_part(struct buf *b, const struct engine *e)
                     (unsigned long long)s.steps_by_distinct[i]);
 }
 
+static void by_tier(struct buf *b, const char *name, const char *type, const char *help,
+                    const uint64_t values[N_TIERS])
+{
+    head(b, name, type, help);
+    for (int t = 0; t < N_TIERS; t++)
+        buf_appendf(b, "tributary_%s{tier=\"%s\"} %llu\n", name,
+                    adapter_tier_name((enum adapter_tier)t), (unsigned long long)values[t]);
+}
+
+static void adapters_part(struct metrics *m, struct buf *b, struct adapter_store *store)
+{
+    struct adapter_store_stats s;
+    adapter_store_stats(store, &s);
+    by_tier(b, "adapter_requests_total", "counter",
+            "Requests for adapters, by the tier where the adapter was found.", s.hits);
+    head(b, "adapter_ready_seconds", "histogram",
+         "From a request to its adapter in host memory, by the tier where it was found.");
+    for (int t = 0; t < N_TIERS; t++) {
+        char text[32];
+        snprintf(text, sizeof text, "tier=\"%s\"", adapter_tier_name((enum adapter_tier)t));
+        series(b, &m->histograms[METRICS_ADAPTER_SECONDS + t], "adapter_ready_seconds", text);
+    }
+    uint64_t n[N_TIERS];
+    for (int t = 0; t < N_TIERS; t++)
+        n[t] = s.n_adapters[t];
+    by_tier(b, "adapters", "gauge",
+            "Adapters that are there; registry: names that the registries list.", n);
+    by_tier(b, "adapter_tier_bytes", "gauge",
+            "Bytes of adapters that are there; registry: unknown.", s.bytes);
+    by_tier(b, "adapter_evictions_total", "counter", "Adapters that made room for others.",
+            s.evictions);
+    one(b, "adapter_host_bytes_limit", "gauge", "Host memory for adapters.",
+        (double)s.host_bytes_total);
+    one(b, "adapter_loads_total", "counter", "Adapters read into host memory.", (double)s.n_loads);
+    one(b, "adapter_fetches_total", "counter", "Adapters fetched from registries.",
+        (double)s.n_fetches);
+    one(b, "adapter_failures_total", "counter", "Loads and fetches that failed.",
+        (double)s.n_failed);
+    one(b, "adapters_pinned", "gauge", "Adapters that are pinned.", (double)s.n_pinned);
+    one(b, "adapters_in_use", "gauge", "Adapters that requests hold.", (double)s.n_in_use);
+}
+
 static void ledger_part(struct buf *b, struct ledger *l)
 {
     struct ledger_health h;
@@ -283,6 +345,8 @@ void metrics_render(struct metrics *m, struct buf *b, const struct metrics_sourc
               "From usage to its receipt on disk.");
     if (src->engine != NULL)
         engine_part(b, src->engine);
+    if (src->adapters != NULL)
+        adapters_part(m, b, src->adapters);
     if (src->ledger != NULL)
         ledger_part(b, src->ledger);
     if (src->service != NULL) {
@@ -307,8 +371,10 @@ void metrics_render(struct metrics *m, struct buf *b, const struct metrics_sourc
                     "tributary_admission_refused_total{reason=\"rate\"} %llu\n"
                     "tributary_admission_refused_total{reason=\"concurrent\"} %llu\n"
                     "tributary_admission_refused_total{reason=\"tokens\"} %llu\n"
-                    "tributary_admission_refused_total{reason=\"full\"} %llu\n",
+                    "tributary_admission_refused_total{reason=\"full\"} %llu\n"
+                    "tributary_admission_refused_total{reason=\"adapter\"} %llu\n",
                     (unsigned long long)s.refused_rate, (unsigned long long)s.refused_concurrent,
-                    (unsigned long long)s.refused_tokens, (unsigned long long)s.refused_full);
+                    (unsigned long long)s.refused_tokens, (unsigned long long)s.refused_full,
+                    (unsigned long long)s.refused_adapter);
     }
 }

@@ -12,6 +12,7 @@
 
 #define TRIBUTARY_VERSION "0.1.0"
 
+struct adapter_store;
 struct admission;
 struct api_error;
 struct api_keys;
@@ -30,11 +31,13 @@ struct node {
     struct engine *engine;
     struct ledger *ledger;
     struct service *service;
+    struct adapter_store *adapters;
     struct http_server *_Atomic http; /* NULL until it is open */
     struct metrics *metrics;
     struct admission *admission;
-    struct workers *workers; /* for routes that take a while */
-    struct api_keys *keys;   /* NULL: open */
+    struct workers *workers;     /* for routes that take a while */
+    struct api_keys *keys;       /* NULL: open */
+    struct api_keys *admin_keys; /* NULL: admin routes answer on loopback only */
     struct monotonic_us started;
     _Atomic bool draining;
 };
@@ -68,6 +71,12 @@ void api_rpc_openrpc(struct node *n, struct http_exchange *x);
 void api_receipt(struct node *n, struct http_exchange *x, const char *id);
 void api_receipts(struct node *n, struct http_exchange *x);
 void api_batch_file(struct node *n, struct http_exchange *x, const char *hash);
+
+void api_admin_adapters(struct node *n, struct http_exchange *x);
+void api_admin_add(struct node *n, struct http_exchange *x);
+void api_admin_adapter(struct node *n, struct http_exchange *x, const char *name);
+void api_admin_remove(struct node *n, struct http_exchange *x, const char *name);
+void api_admin_order(struct node *n, struct http_exchange *x, const char *rest);
 
 void status_page(struct node *n, struct http_exchange *x);
 

@@ -182,7 +182,7 @@ static void append_envelope(struct buf *b, const struct answer *a, bool chunk)
                 : chunk ? "chat.completion.chunk"
                         : "chat.completion",
                 (unsigned long long)(a->created.ms / 1000));
-    json_append_cstr(b, a->model.name);
+    json_append_cstr(b, a->model_name);
 }
 
 /* "logprobs": of a choice's scores from `from` on, with the prompt's before them when echo is set
@@ -249,12 +249,29 @@ void format_chunk(struct buf *b, const struct answer *a, const struct choice *c,
     buf_append_byte(b, '}');
 }
 
+/* Prompt tokens that nobody had to compute for this answer. A prompt counts once however many
+ * choices it has, so what counts is the choice that found the least. */
+static uint32_t tokens_cached(const struct answer *a)
+{
+    uint32_t total = 0;
+    size_t n = a->n_choices / a->n_prompts;
+    for (size_t p = 0; p < a->n_prompts; p++) {
+        const struct choice *c = &a->choices[p * n];
+        int32_t least = c[0].n_prompt_cached;
+        for (size_t i = 1; i < n; i++)
+            least = c[i].n_prompt_cached < least ? c[i].n_prompt_cached : least;
+        total += (uint32_t)least;
+    }
+    return total;
+}
+
 static void append_usage(struct buf *b, const struct answer *a)
 {
     buf_appendf(b,
-                ",\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%llu}",
+                ",\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%llu,"
+                "\"prompt_tokens_details\":{\"cached_tokens\":%u}}",
                 a->tokens_prompt, a->tokens_billed,
-                (unsigned long long)a->tokens_prompt + a->tokens_billed);
+                (unsigned long long)a->tokens_prompt + a->tokens_billed, tokens_cached(a));
 }
 
 void format_usage_chunk(struct buf *b, const struct answer *a)

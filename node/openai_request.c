@@ -16,6 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const double WEIGHT_MAX = 1e6; /* the engine's own */
+static const double TIMEOUT_MIN_S = 0.001, TIMEOUT_MAX_S = 86400;
+
 static const char *type_name(const json_t *v)
 {
     switch (json_typeof(v)) {
@@ -525,6 +528,95 @@ static int parse_sampling(struct openai_request *r, struct api_error *e)
     return 0;
 }
 
+static int read_name(const json_t *o, const char *param, const char **out, struct api_error *e)
+{
+    const json_t *v = field(o, "model");
+    if (v == NULL)
+        return api_error_set(e, ERR_INVALID, param, "'%s' is missing", param);
+    if (!json_is_string(v))
+        return wrong_type(e, param, "a string", v);
+    if (json_string_length(v) == 0 || json_string_length(v) > OPENAI_NAME_BYTES_MAX)
+        return api_error_set(e, ERR_INVALID, param, "'%s' must have 1 to %d bytes", param,
+                             OPENAI_NAME_BYTES_MAX);
+    *out = json_string_value(v);
+    return 0;
+}
+
+static int parse_adapter(struct openai_adapter *out, const json_t *v, size_t i, struct api_error *e)
+{
+    char param[48];
+    snprintf(param, sizeof param, "adapters[%zu]", i);
+    if (!json_is_object(v))
+        return wrong_type(e, param, "an object with 'model' and 'weight'", v);
+    snprintf(param, sizeof param, "adapters[%zu].model", i);
+    if (read_name(v, param, &out->model, e) != 0)
+        return -1;
+    out->weight = 1.0F;
+    const json_t *weight = field(v, "weight");
+    snprintf(param, sizeof param, "adapters[%zu].weight", i);
+    if (weight == NULL)
+        return 0;
+    if (!json_is_number(weight))
+        return wrong_type(e, param, "a number", weight);
+    double d = json_number_value(weight);
+    if (!(fabs(d) <= WEIGHT_MAX))
+        return api_error_set(e, ERR_INVALID, param, "'%s' is %g; it must lie in %g to %g", param, d,
+                             -WEIGHT_MAX, WEIGHT_MAX);
+    out->weight = (float)d;
+    return 0;
+}
+
+static int parse_model(struct openai_request *r, struct api_error *e)
+{
+    const json_t *list = field(r->root, "adapters"), *v;
+    if ((list == NULL || field(r->root, "model") != NULL) &&
+        read_name(r->root, "model", &r->model, e) != 0)
+        return -1;
+    if (list == NULL)
+        return 0;
+    if (!json_is_array(list))
+        return wrong_type(e, "adapters", "an array of objects", list);
+    size_t n = json_array_size(list), i;
+    if (n == 0 || n > OPENAI_ADAPTERS_MAX)
+        return api_error_set(e, ERR_INVALID, "adapters",
+                             "'adapters' has %zu items; it must have 1 to %d", n,
+                             OPENAI_ADAPTERS_MAX);
+    bool any = false;
+    json_array_foreach(list, i, v)
+    {
+        if (parse_adapter(&r->adapters[i], v, i, e) != 0)
+            return -1;
+        any |= fpclassify(r->adapters[i].weight) != FP_ZERO;
+    }
+    if (!any)
+        return api_error_set(e, ERR_INVALID, "adapters",
+                             "the weights of 'adapters' are all 0; name the base model in 'model' "
+                             "instead");
+    r->n_adapters = n;
+    return 0;
+}
+
+/* How soon the answer is wanted, and until when. */
+static int parse_urgency(struct openai_request *r, struct api_error *e)
+{
+    int64_t priority = 0;
+    if (read_int(r->root, "priority", -OPENAI_PRIORITY_MAX, OPENAI_PRIORITY_MAX, &priority, e) != 0)
+        return -1;
+    r->priority_given = field(r->root, "priority") != NULL;
+    r->priority = (int32_t)priority;
+    const json_t *timeout = field(r->root, "timeout");
+    if (timeout == NULL)
+        return 0;
+    if (!json_is_number(timeout))
+        return wrong_type(e, "timeout", "a number of seconds", timeout);
+    r->timeout_s = json_number_value(timeout);
+    if (!(r->timeout_s >= TIMEOUT_MIN_S && r->timeout_s <= TIMEOUT_MAX_S))
+        return api_error_set(e, ERR_INVALID, "timeout",
+                             "'timeout' is %g seconds; it must lie in %g to %g", r->timeout_s,
+                             TIMEOUT_MIN_S, TIMEOUT_MAX_S);
+    return 0;
+}
+
 int openai_request_parse(struct openai_request *r, enum openai_kind kind, const void *body,
                          size_t n, struct api_error *e)
 {
@@ -537,16 +629,11 @@ int openai_request_parse(struct openai_request *r, enum openai_kind kind, const 
         return -1;
     if (!json_is_object(r->root))
         return api_error_set(e, ERR_INVALID, NULL, "the request body must be a JSON object");
-    const json_t *model = field(r->root, "model"), *user = field(r->root, "user");
-    if (model == NULL)
-        return api_error_set(e, ERR_INVALID, "model", "'model' is missing");
-    if (!json_is_string(model))
-        return wrong_type(e, "model", "a string", model);
-    r->model = json_string_value(model);
-    if (r->model[0] == '\0' || json_string_length(model) > 256)
-        return api_error_set(e, ERR_INVALID, "model", "'model' must have 1 to 256 bytes");
+    const json_t *user = field(r->root, "user");
     if (user != NULL && !json_is_string(user))
         return wrong_type(e, "user", "a string", user);
+    if (parse_model(r, e) != 0 || parse_urgency(r, e) != 0)
+        return -1;
     if (refuse_unsupported(r->root, e) != 0 || parse_sampling(r, e) != 0 ||
         parse_stream(r, e) != 0 || parse_stops(r, e) != 0 || parse_stop_ids(r, e) != 0 ||
         parse_bias(r, e) != 0)

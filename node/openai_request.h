@@ -6,7 +6,16 @@
  * null means "not given".
  *
  * Further fields, as vLLM has them: top_k, min_p, repetition_penalty, ignore_eos, stop_token_ids,
- * skip_special_tokens, add_special_tokens (completions), return_token_ids, chat_template_kwargs. */
+ * skip_special_tokens, add_special_tokens (completions), return_token_ids, chat_template_kwargs.
+ *
+ * And Tributary's own:
+ *
+ *   adapters  [{"model": name, "weight": number}], 1 to 8 of them: an ensemble, all applied at
+ * once. A name is what `model` may be (name, name@version, contentDigest, adapterId); weight is 1
+ * when left out, may be negative, lies in -1e6 to 1e6, and not all are 0. `model` then names the
+ * base model or is left out. priority  -100 to 100, higher goes first; never above the API key's
+ * own, which is the default timeout   seconds from the request's arrival to the last token, waiting
+ * and fetching included */
 #ifndef TRIBUTARY_NODE_OPENAI_REQUEST_H
 #define TRIBUTARY_NODE_OPENAI_REQUEST_H
 
@@ -30,6 +39,9 @@ enum {
     OPENAI_BIAS_MAX = 1024,
     OPENAI_MESSAGES_MAX = 4096,
     OPENAI_TOP_LOGPROBS_MAX = 20,
+    OPENAI_ADAPTERS_MAX = 8,
+    OPENAI_NAME_BYTES_MAX = 256,
+    OPENAI_PRIORITY_MAX = 100, /* and -100 */
 };
 
 struct openai_prompt { /* text, or token ids when text is NULL */
@@ -39,12 +51,22 @@ struct openai_prompt { /* text, or token ids when text is NULL */
     size_t n_ids;
 };
 
+struct openai_adapter {
+    const char *model; /* borrowed from root */
+    float weight;      /* finite */
+};
+
 struct openai_request { /* zeroed before openai_request_parse; all memory is its own */
     enum openai_kind kind;
     struct arena arena;
     json_t *root;
 
-    const char *model;
+    const char *model; /* NULL: left out beside adapters */
+    struct openai_adapter adapters[OPENAI_ADAPTERS_MAX];
+    size_t n_adapters; /* 0: `model` says it all */
+    bool priority_given;
+    int32_t priority;
+    double timeout_s;              /* 0: not given */
     json_t *messages;              /* chat: [{role, content: string, name?}]; borrowed from root */
     json_t *template_kwargs;       /* chat: object or NULL; borrowed */
     struct openai_prompt *prompts; /* completion: [n_prompts] */

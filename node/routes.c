@@ -8,6 +8,11 @@
  * health pages, which hold sums only. An operator who wants fewer readers puts a proxy before those
  * paths.
  *
+ * /admin/v1 changes what the node serves and reads directories that it is told of. It asks for an
+ * admin key (server.admin_keys). Without any, whoever is on this machine may ask, and only while
+ * the node listens on loopback and the request comes straight from there: one that a proxy has
+ * passed on (Forwarded, X-Forwarded-For, Via) or that a web page sends (Origin) is refused.
+ *
  * A POST must say application/json (else 415). Any page in the browser of somebody on this machine
  * may send a form or plain text here without asking first, and answers cost the house account; for
  * JSON the browser asks (Fetch standard, CORS preflight), and hears no unless CORS is configured.
@@ -22,6 +27,7 @@
 #include "node/node.h"
 #include "node/workers.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <strings.h>
 
@@ -44,38 +50,45 @@ static void readyz(struct node *n, struct http_exchange *x)
 static void metrics_page(struct node *n, struct http_exchange *x)
 {
     struct buf b = BUF_INIT;
-    metrics_render(
-        n->metrics, &b,
-        &(struct metrics_sources){n->engine, n->ledger, n->service, n->http, n->admission});
+    metrics_render(n->metrics, &b,
+                   &(struct metrics_sources){n->engine, n->ledger, n->service, n->http,
+                                             n->admission, n->adapters});
     http_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", &b);
 }
 
 static const struct route {
     const char *method, *pattern;
-    bool needs_key, slow;
+    enum { OPEN, KEY, ADMIN } needs;
+    bool slow;
     void (*run)(struct node *n, struct http_exchange *x);
     void (*run_with)(struct node *n, struct http_exchange *x, const char *rest);
 } routes[] = {
-    {"POST", "/v1/chat/completions", true, false, api_openai_chat, NULL},
-    {"POST", "/v1/completions", true, false, api_openai_completions, NULL},
-    {"GET", "/v1/models", true, false, api_openai_models, NULL},
-    {"GET", "/v1/models/", true, false, NULL, api_openai_model},
-    {"GET", "/v1/receipts", false, true, api_receipts, NULL},
-    {"GET", "/v1/receipts/", false, true, NULL, api_receipt},
-    {"GET", "/v1/batches/", false, true, NULL, api_batch_file},
-    {"POST", "/rpc", false, true, api_rpc, NULL},
-    {"GET", "/rpc/openrpc.json", false, false, api_rpc_openrpc, NULL},
-    {"GET", "/metrics", false, false, metrics_page, NULL},
-    {"GET", "/healthz", false, false, healthz, NULL},
-    {"GET", "/readyz", false, false, readyz, NULL},
-    {"GET", "/", false, false, status_page, NULL},
+    {"POST", "/v1/chat/completions", KEY, false, api_openai_chat, NULL},
+    {"POST", "/v1/completions", KEY, false, api_openai_completions, NULL},
+    {"GET", "/v1/models", KEY, false, api_openai_models, NULL},
+    {"GET", "/v1/models/", KEY, false, NULL, api_openai_model},
+    {"GET", "/v1/receipts", OPEN, true, api_receipts, NULL},
+    {"GET", "/v1/receipts/", OPEN, true, NULL, api_receipt},
+    {"GET", "/v1/batches/", OPEN, true, NULL, api_batch_file},
+    {"POST", "/rpc", OPEN, true, api_rpc, NULL},
+    {"GET", "/rpc/openrpc.json", OPEN, false, api_rpc_openrpc, NULL},
+    {"GET", "/metrics", OPEN, false, metrics_page, NULL},
+    {"GET", "/healthz", OPEN, false, healthz, NULL},
+    {"GET", "/readyz", OPEN, false, readyz, NULL},
+    {"GET", "/", OPEN, false, status_page, NULL},
+    {"GET", "/admin/v1/adapters", ADMIN, false, api_admin_adapters, NULL},
+    {"POST", "/admin/v1/adapters", ADMIN, true, api_admin_add, NULL},
+    {"GET", "/admin/v1/adapters/", ADMIN, false, NULL, api_admin_adapter},
+    {"DELETE", "/admin/v1/adapters/", ADMIN, false, NULL, api_admin_remove},
+    {"POST", "/admin/v1/adapters/", ADMIN, true, NULL, api_admin_order},
 };
 
-/* *known: some route has this path, perhaps for another method. */
+/* NULL: none. allowed [64] (may be NULL): the methods of those that have this path. */
 static const struct route *find(const char *method, const char *path, const char **rest,
-                                const struct route **known)
+                                char *allowed)
 {
-    *known = NULL;
+    if (allowed != NULL)
+        allowed[0] = '\0';
     if (strcmp(method, "HEAD") == 0)
         method = "GET"; /* the server leaves the body out */
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
@@ -85,10 +98,12 @@ static const struct route *find(const char *method, const char *path, const char
                                          : strcmp(path, r->pattern) == 0;
         if (!match)
             continue;
-        *known = r;
         *rest = path + n;
         if (strcmp(method, r->method) == 0)
             return r;
+        if (allowed != NULL)
+            snprintf(allowed + strlen(allowed), 64 - strlen(allowed), "%s%s",
+                     allowed[0] != '\0' ? ", " : "", r->method);
     }
     return NULL;
 }
@@ -111,30 +126,69 @@ static void refuse(struct http_exchange *x, unsigned status, struct api_error *e
     http_reply(x, status, "application/json", &b);
 }
 
+static bool key_is_good(const struct api_keys *keys, struct http_exchange *x, const char *kind,
+                        struct api_error *e)
+{
+    const char *header = http_header(x, "Authorization");
+    if (api_keys_find(keys, header) != NULL)
+        return true;
+    if (header == NULL)
+        api_error_set(e, ERR_UNAUTHORIZED, NULL, "an %s key is needed: Authorization: Bearer KEY",
+                      kind);
+    else
+        api_error_set(e, ERR_UNAUTHORIZED, NULL, "the %s key is not known here", kind);
+    e->code = "invalid_api_key";
+    return false;
+}
+
+static bool may_administer(const struct node *n, struct http_exchange *x, struct api_error *e)
+{
+    if (n->admin_keys != NULL)
+        return key_is_good(n->admin_keys, x, "admin", e);
+    static const char *const passed_on[] = {"Forwarded", "X-Forwarded-For", "Via", "Origin"};
+    const struct http_server *server = atomic_load(&n->http);
+    bool direct = server != NULL && http_is_loopback(server);
+    for (size_t i = 0; i < sizeof passed_on / sizeof *passed_on; i++)
+        direct = direct && http_header(x, passed_on[i]) == NULL;
+    if (!direct)
+        api_error_set(e, ERR_FORBIDDEN, NULL,
+                      "this needs an admin key, and the node has none (server.admin_keys)");
+    return direct;
+}
+
+static bool may_ask(const struct node *n, const struct route *r, struct http_exchange *x,
+                    struct api_error *e)
+{
+    switch (r->needs) {
+    case OPEN:
+        return true;
+    case KEY:
+        return n->keys == NULL || key_is_good(n->keys, x, "API", e);
+    case ADMIN:
+        return may_administer(n, x, e);
+    }
+    BUG("unknown access");
+}
+
 void routes_on_head(void *context, struct http_exchange *x)
 {
     struct node *n = context;
     const char *rest;
-    const struct route *known, *r = find(http_method(x), http_path(x), &rest, &known);
+    char allowed[64];
+    const struct route *r = find(http_method(x), http_path(x), &rest, allowed);
     http_set_user(x, (void *)(uintptr_t)r);
     struct api_error e = {0};
-    if (r == NULL && known != NULL) {
-        http_set_header(x, "Allow", known->method);
+    if (r == NULL && allowed[0] != '\0') {
+        http_set_header(x, "Allow", allowed);
         api_error_set(&e, ERR_INVALID, NULL, "%s %.100s: only %s is allowed", http_method(x),
-                      http_path(x), known->method);
+                      http_path(x), allowed);
         refuse(x, 405, &e, "method_not_allowed");
     } else if (r == NULL) {
         api_error_set(&e, ERR_NOT_FOUND, NULL, "no such path: %s %.100s", http_method(x),
                       http_path(x));
         e.code = "unknown_url";
         api_error_reply(x, &e);
-    } else if (r->needs_key && n->keys != NULL &&
-               api_keys_find(n->keys, http_header(x, "Authorization")) == NULL) {
-        api_error_set(&e, ERR_UNAUTHORIZED, NULL, "%s",
-                      http_header(x, "Authorization") == NULL
-                          ? "an API key is needed: Authorization: Bearer KEY"
-                          : "the API key is not known here");
-        e.code = "invalid_api_key";
+    } else if (!may_ask(n, r, x, &e)) {
         api_error_reply(x, &e);
     } else if (strcmp(r->method, "POST") == 0 && !is_json(http_header(x, "Content-Type"))) {
         const char *type = http_header(x, "Content-Type");
@@ -151,7 +205,7 @@ static void run(void *context, void *argument)
     struct node *n = context;
     struct http_exchange *x = argument;
     const char *rest;
-    const struct route *known, *r = find(http_method(x), http_path(x), &rest, &known);
+    const struct route *r = find(http_method(x), http_path(x), &rest, NULL);
     if (r->run_with != NULL)
         r->run_with(n, x, rest);
     else

@@ -3,7 +3,7 @@
  * The service thread owns every answer from its START on, so nothing in an answer needs a lock.
  * What happens elsewhere comes to it as a message, in one inbox with one lock:
  *
- *     START      http or loader thread: prompts are tokenised, submit
+ *     START      http or store thread: prompts are tokenised, submit
  *     (events)   engine thread: tokens, prompt scores, ends; copied once a step
  *     DRAINED    http thread: the socket has taken all that was queued
  *     GONE       http thread: the client vanished or was too slow
@@ -28,7 +28,6 @@
 #include "node/base/err.h"
 #include "node/base/hex.h"
 #include "node/base/log.h"
-#include "node/base/queue.h"
 #include "node/base/random.h"
 #include "node/base/sha256.h"
 #include "node/http.h"
@@ -88,18 +87,6 @@ void service_on_http_event(void *user, enum http_event event)
     service_post(a->service, event == HTTP_GONE ? MESSAGE_GONE : MESSAGE_DRAINED, a, NULL, NULL);
 }
 
-static void on_committed(void *context, const struct ledger_receipt *receipt, const struct err *err)
-{
-    struct answer *a = context;
-    struct err *copy = NULL;
-    if (receipt == NULL) {
-        copy = xmalloc(sizeof *copy);
-        *copy = *err;
-    }
-    service_post(a->service, MESSAGE_COMMITTED, a,
-                 receipt != NULL ? xstrndup(receipt->json, receipt->json_bytes) : NULL, copy);
-}
-
 /* ---- answers -----------------------------------------------------------------------------------
  */
 
@@ -108,7 +95,7 @@ const struct tokenizer *answer_tokenizer(const struct answer *a)
     return engine_tokenizer(a->service->engine);
 }
 
-static void answer_drop(struct answer *a)
+void answer_drop(struct answer *a)
 {
     if (atomic_fetch_sub(&a->refs, 1) != 1)
         return;
@@ -123,12 +110,26 @@ static void answer_drop(struct answer *a)
     }
     for (size_t i = 0; i < a->n_prompts; i++)
         token_ids_release(&a->prompts[i]);
+    for (size_t i = 0; i < a->n_models; i++)
+        free(a->why_not[i]);
     openai_request_release(&a->request);
     free(a->choices);
     free(a->prompts);
     free(a->marks);
     free(a->receipt);
+    free(a->model_name);
     free(a);
+}
+
+/* What the request asked for (answer_prepare holds it to the node's bound), or that bound. */
+static struct monotonic_us deadline_of(const struct service *s, const struct answer *a)
+{
+    double timeout_us = a->request.timeout_s * 1e6;
+    if (a->request.timeout_s <= 0)
+        timeout_us = (double)s->opt.max_time_ms * 1e3;
+    if (timeout_us <= 0)
+        return (struct monotonic_us){0};
+    return (struct monotonic_us){a->began.us + (uint64_t)timeout_us};
 }
 
 static struct answer *answer_create(struct service *s, struct http_exchange *x,
@@ -145,6 +146,7 @@ static struct answer *answer_create(struct service *s, struct http_exchange *x,
     a->customer = *customer;
     a->created = clock_unix_ms();
     a->began = clock_monotonic_us();
+    a->deadline = deadline_of(s, a);
     size_t n_body;
     const void *body = http_body(x, &n_body);
     a->request_hash = sha256(body, n_body);
@@ -154,6 +156,22 @@ static struct answer *answer_create(struct service *s, struct http_exchange *x,
              hex_encode(hex, http_request_id(x), 32));
     atomic_fetch_add(&s->n_answers, 1);
     return a;
+}
+
+void answer_release_models(struct answer *a)
+{
+    const struct service_resolver *r = &a->service->opt.resolver;
+    for (size_t i = 0; i < a->n_models; i++) {
+        if (a->models[i].handle != NULL)
+            r->release(r->context, &a->models[i]);
+    }
+}
+
+void answer_tell_customer(struct answer *a)
+{
+    if (a->customer.done != NULL)
+        a->customer.done(a->customer.context, (uint64_t)a->tokens_prompt + a->tokens_billed);
+    a->customer.done = NULL;
 }
 
 /* The end of an answer: it owes nobody anything. The caller's reference is the last owner's. */
@@ -167,10 +185,9 @@ static void answer_end(struct answer *a)
     http_unlisten(a->x);
     http_drop(a->x);
     a->x = NULL;
-    if (a->model_resolved && a->model.handle != NULL)
-        s->opt.resolver.release(s->opt.resolver.context, &a->model);
-    if (a->customer.done != NULL)
-        a->customer.done(a->customer.context, (uint64_t)a->tokens_prompt + a->tokens_billed);
+    if (a->models_told)
+        answer_release_models(a);
+    answer_tell_customer(a);
     atomic_fetch_sub(&s->n_answers, 1);
     answer_drop(a);
 }
@@ -180,20 +197,12 @@ void answer_refuse(struct answer *a)
 {
     a->tokens_prompt = 0;
     a->failed = true;
+    answer_tell_customer(a);
     api_error_reply(a->x, &a->failure);
     answer_end(a);
 }
 
-/* ---- preparing, on http and loader threads -----------------------------------------------------
- */
-
-static void model_not_found(struct answer *a, const struct err *err)
-{
-    api_error_set(&a->failure, ERR_NOT_FOUND, "model", "%s", err->message);
-    a->failure.code = "model_not_found";
-}
-
-static bool service_is_stopping(struct service *s)
+bool service_is_stopping(struct service *s)
 {
     pthread_mutex_lock(&s->lock);
     bool stopping = s->stopping || !s->started;
@@ -201,41 +210,10 @@ static bool service_is_stopping(struct service *s)
     return stopping;
 }
 
-static void shutting_down(struct answer *a)
+void answer_shutting_down(struct answer *a)
 {
     api_error_set(&a->failure, ERR_BUSY, NULL, "the node is shutting down");
     a->failure.retry_after_s = 5;
-}
-
-static void *loader_main(void *context)
-{
-    struct service *s = context;
-    struct answer *a;
-    while ((a = queue_pop(s->loading)) != NULL) {
-        struct err err = {0};
-        if (service_is_stopping(s)) {
-            shutting_down(a);
-            atomic_fetch_sub(&s->n_loading, 1);
-            answer_refuse(a);
-            continue;
-        }
-        int rc = s->opt.resolver.resolve(s->opt.resolver.context, a->request.model, &a->model,
-                                         &err);
-        atomic_fetch_sub(&s->n_loading, 1);
-        if (rc != 0 && err.code == ERR_NOT_FOUND) {
-            model_not_found(a, &err);
-            answer_refuse(a);
-        } else if (rc != 0) {
-            log_warn("service", "model %s: %s", a->request.model, err.message);
-            api_error_hide(&err, "service");
-            api_error_set(&a->failure, err.code, "model", "%s", err.message);
-            answer_refuse(a);
-        } else {
-            a->model_resolved = true;
-            answer_prepare(a);
-        }
-    }
-    return NULL;
 }
 
 void service_answer(struct service *s, struct http_exchange *x, struct openai_request *request,
@@ -243,36 +221,15 @@ void service_answer(struct service *s, struct http_exchange *x, struct openai_re
 {
     struct answer *a = answer_create(s, x, request, customer);
     if (service_is_stopping(s)) {
-        shutting_down(a);
+        answer_shutting_down(a);
         answer_refuse(a);
         return;
     }
-    if (service_find_local(s, a->request.model, &a->model)) {
-        a->model_resolved = true;
-        answer_prepare(a);
-        return;
-    }
-    if (s->opt.resolver.resolve == NULL) {
-        struct err err;
-        err_set(&err, ERR_NOT_FOUND, "the model '%s' does not exist", a->request.model);
-        model_not_found(a, &err);
-        answer_refuse(a);
-        return;
-    }
-    atomic_fetch_add(&s->n_loading, 1);
-    if (!queue_try_push(s->loading, a)) {
-        atomic_fetch_sub(&s->n_loading, 1);
-        api_error_set(&a->failure, ERR_BUSY, "model",
-                      "too many requests wait for adapters to be fetched");
-        a->failure.retry_after_s = 2;
-        answer_refuse(a);
-    }
+    answer_resolve(a);
 }
 
 /* ---- the service thread: running ---------------------------------------------------------------
  */
-
-static void commit(struct answer *a);
 
 static void cancel_sequences(struct answer *a)
 {
@@ -285,7 +242,7 @@ static void cancel_sequences(struct answer *a)
     }
 }
 
-static void finish_answer(struct answer *a)
+void answer_finish(struct answer *a)
 {
     if (a->prev != NULL)
         a->prev->next = a->next;
@@ -304,7 +261,7 @@ static void begin_stream(struct answer *a)
     }
 }
 
-static void send_event(struct answer *a, const struct buf *json, bool urgent)
+void answer_send_event(struct answer *a, const struct buf *json, bool urgent)
 {
     struct buf event = BUF_INIT;
     sse_append_event(&event, (const char *)json->data, json->len);
@@ -321,7 +278,7 @@ static void emit(struct choice *c)
     begin_stream(a);
     struct buf json = BUF_INIT;
     format_chunk(&json, a, c, NULL, NULL);
-    send_event(a, &json, !c->begun);
+    answer_send_event(a, &json, !c->begun);
     buf_release(&json);
     buf_reset(&c->text);
     c->begun = true;
@@ -406,28 +363,65 @@ static void on_prompt_score(struct choice *c, const struct engine_event *ev)
 static void all_finished(struct answer *a)
 {
     if (a->gone) {
-        commit(a);
+        answer_commit(a);
     } else if (a->failed && !a->streaming) {
-        api_error_reply(a->x, &a->failure);
         a->tokens_prompt = 0;
-        finish_answer(a);
+        answer_tell_customer(a);
+        api_error_reply(a->x, &a->failure);
+        answer_finish(a);
     } else if (a->request.stream) {
         begin_stream(a);
         a->state = ANSWER_DRAINING;
         if (http_stream_drained(a->x))
-            commit(a);
+            answer_commit(a);
     } else {
-        commit(a);
+        answer_commit(a);
     }
 }
 
-static void on_finished(struct choice *c, enum engine_finish finish)
+/* The pace at which sequences end. Time in which none ran doesn't count, and what is older than the
+ * last 64 ends counts less and less. */
+static void note_begin(struct service *s)
+{
+    if (s->pace.n_inside++ == 0)
+        s->pace.last_us = clock_monotonic_us().us;
+}
+
+static void note_end(struct service *s)
+{
+    enum { ENDS_MAX = 64 };
+    struct pace *p = &s->pace;
+    uint64_t now = clock_monotonic_us().us;
+    p->busy_us += now - p->last_us;
+    p->last_us = now;
+    p->n_inside--;
+    if (++p->n_ends >= ENDS_MAX) {
+        p->busy_us /= 2;
+        p->n_ends /= 2;
+    }
+    atomic_store(&s->us_per_end, p->busy_us / p->n_ends);
+}
+
+unsigned service_retry_after_s(struct service *s)
+{
+    enum { RETRY_MAX_S = 60 };
+    struct engine_stats e;
+    engine_stats(s->engine, &e);
+    uint64_t us = (uint64_t)e.n_waiting * atomic_load(&s->us_per_end);
+    uint64_t seconds = (us + 999999) / 1000000;
+    return seconds < 1 ? 1 : seconds > RETRY_MAX_S ? RETRY_MAX_S : (unsigned)seconds;
+}
+
+static void on_finished(struct choice *c, const struct engine_event *ev)
 {
     struct answer *a = c->answer;
     BUG_IF(!c->running);
     c->running = false;
-    c->finish = finish;
+    c->finish = ev->finish;
+    c->n_prompt_cached = ev->n_prompt_cached;
     a->n_running--;
+    note_end(a->service);
+    enum engine_finish finish = ev->finish;
     bool wanted = finish == ENGINE_FINISH_STOP || finish == ENGINE_FINISH_LENGTH || c->stopped;
     if (!wanted && !a->gone && !a->failed) {
         a->failed = true;
@@ -468,7 +462,7 @@ static void on_event(const struct engine_event *ev)
         on_prompt_score(c, ev);
         return;
     case ENGINE_EVENT_FINISHED:
-        on_finished(c, ev->finish);
+        on_finished(c, ev);
         return;
     }
     BUG("engine event %d", (int)ev->kind);
@@ -492,6 +486,7 @@ static int submit(struct answer *a, struct choice *c, uint64_t random)
         .prompt_logprobs = r->echo && (r->n_logprobs >= 0 || r->max_tokens == 0),
         .stop_ids = r->stop_ids,
         .n_stop_ids = r->n_stop_ids,
+        .n_adapters = (int32_t)a->n_adapters,
         .sampling =
             {
                 .temperature = r->temperature,
@@ -507,12 +502,15 @@ static int submit(struct answer *a, struct choice *c, uint64_t random)
                 .bias_values = r->bias_values,
                 .n_bias = r->n_bias,
             },
+        .deadline = a->deadline,
+        .payer = a->customer.payer,
+        .payer_weight = a->customer.payer_weight,
+        .priority = a->customer.priority,
         .user = c,
     };
-    if (!a->model.is_base) {
-        e.n_adapters = 1;
-        e.adapters[0].content = a->model.content;
-        e.adapters[0].weight = 1.0F;
+    for (size_t i = 0; i < a->n_adapters; i++) {
+        e.adapters[i].content = a->models[i].content;
+        e.adapters[i].weight = a->weights[i];
     }
     int32_t room = engine_model(a->service->engine)->max_context - e.n_prompt;
     if (e.max_tokens > room)
@@ -534,162 +532,23 @@ static void start(struct answer *a)
         a->gone = true; /* it may have been told before anybody listened */
     if (s->cancelled_all) {
         a->failed = true;
-        shutting_down(a);
+        answer_shutting_down(a);
     }
     for (size_t i = 0; i < a->n_choices && !a->failed && !a->gone; i++) {
         if (submit(a, &a->choices[i], random) == 0) {
             a->choices[i].running = true;
             a->n_running++;
+            note_begin(s);
         } else {
             a->failed = true;
             if (a->failure.err.code == ERR_BUSY)
-                a->failure.retry_after_s = 1;
+                a->failure.retry_after_s = service_retry_after_s(s);
         }
     }
     if (a->failed)
         cancel_sequences(a);
     if (a->n_running == 0)
         all_finished(a);
-}
-
-/* ---- the service thread: billing ---------------------------------------------------------------
- */
-
-/* How many ids of each choice have been written; counts [n_choices]. */
-static void count_written(struct answer *a, size_t *counts)
-{
-    bool whole = !a->gone && !a->failed;
-    uint64_t written = a->streaming ? http_stream_written(a->x) : 0;
-    for (size_t i = 0; i < a->n_choices; i++)
-        counts[i] = whole ? a->choices[i].ids.n : 0;
-    for (size_t i = 0; i < a->n_marks && !whole && a->marks[i].end <= written; i++)
-        counts[a->marks[i].choice] = a->marks[i].n_ids;
-}
-
-static struct sha256_digest response_hash(const struct answer *a, const size_t *counts)
-{
-    struct sha256 h;
-    sha256_init(&h);
-    for (size_t i = 0; i < a->n_choices; i++) {
-        for (size_t k = 0; k < counts[i]; k++) {
-            uint32_t id = (uint32_t)a->choices[i].ids.ids[k];
-            uint8_t le[4] = {(uint8_t)id, (uint8_t)(id >> 8), (uint8_t)(id >> 16),
-                             (uint8_t)(id >> 24)};
-            sha256_update(&h, le, sizeof le);
-        }
-    }
-    return sha256_final(&h);
-}
-
-static void send_result(struct answer *a);
-
-/* Why is for the log: it names files. */
-static void no_receipt(struct answer *a, const struct err *err)
-{
-    log_error("service", "request %s: no receipt: %s", a->id, err->message);
-    a->failed = true;
-    a->tokens_billed = 0;
-    api_error_set(&a->failure, err->code == ERR_BUSY ? ERR_BUSY : ERR_INTERNAL, NULL,
-                  "the ledger can't give a receipt now, and without one there is no answer");
-}
-
-static void commit(struct answer *a)
-{
-    struct service *s = a->service;
-    a->state = ANSWER_COMMITTING;
-    size_t *counts = xcalloc(a->n_choices, sizeof *counts);
-    count_written(a, counts);
-    uint64_t total = 0;
-    for (size_t i = 0; i < a->n_choices; i++)
-        total += counts[i];
-    a->tokens_billed = (uint32_t)total;
-    if (a->gone && (total == 0 || !a->streaming)) {
-        free(counts);
-        atomic_fetch_add(&s->n_vanished, 1);
-        a->tokens_prompt = 0;
-        a->tokens_billed = 0;
-        finish_answer(a);
-        return;
-    }
-    struct usage u = {
-        .model = engine_model(s->engine)->id,
-        .request_hash = a->request_hash,
-        .response_hash = response_hash(a, counts),
-        .finished = clock_unix_ms(),
-        .tokens_prompt = a->tokens_prompt,
-        .tokens_completion = a->tokens_billed,
-        .key_tag = a->customer.key_tag,
-    };
-    free(counts);
-    memcpy(u.request_id, http_request_id(a->x), 32);
-    if (!a->model.is_base) {
-        u.n_adapters = 1;
-        u.adapters[0] = (struct usage_adapter){a->model.id, a->model.content, BPS_WHOLE};
-    }
-    if (a->gone)
-        atomic_fetch_add(&s->n_vanished, 1);
-    a->commit_began = clock_monotonic_us();
-    struct err err = {0};
-    atomic_fetch_add(&a->refs, 1); /* the callback's */
-    if (ledger_commit(s->ledger, &u, on_committed, a, &err) != 0) {
-        atomic_fetch_sub(&a->refs, 1);
-        no_receipt(a, &err);
-        send_result(a);
-    }
-}
-
-static void on_receipt(struct answer *a, char *receipt, const struct err *err)
-{
-    struct service *s = a->service;
-    metrics_observe(s->opt.metrics, METRICS_COMMIT_SECONDS,
-                    clock_elapsed_us(a->commit_began, clock_monotonic_us()));
-    if (receipt != NULL) {
-        a->receipt = receipt;
-        atomic_fetch_add(&s->n_receipts, 1);
-        metrics_tokens(s->opt.metrics, a->model.name, a->tokens_prompt, a->tokens_billed);
-    } else {
-        no_receipt(a, err);
-    }
-    send_result(a);
-}
-
-/* The last words to the client: what the commit has decided. */
-static void send_result(struct answer *a)
-{
-    struct buf json = BUF_INIT;
-    if (a->gone) {
-        /* nobody listens */
-    } else if (!a->streaming) {
-        if (a->failed) {
-            api_error_reply(a->x, &a->failure);
-        } else {
-            format_body(&json, a);
-            http_reply(a->x, 200, "application/json", &json);
-        }
-    } else {
-        if (a->failed) {
-            format_stream_error(&json, a);
-            send_event(a, &json, true);
-        } else {
-            for (size_t i = 0; i < a->n_choices; i++) {
-                struct choice *c = &a->choices[i];
-                bool last = i + 1 == a->n_choices;
-                buf_reset(&json);
-                format_chunk(&json, a, c, format_finish(c), last ? a->receipt : NULL);
-                send_event(a, &json, false);
-            }
-            if (a->request.include_usage) {
-                buf_reset(&json);
-                format_usage_chunk(&json, a);
-                send_event(a, &json, false);
-            }
-            static const struct buf done = {(uint8_t *)(uintptr_t) "[DONE]", 6, 7};
-            send_event(a, &done, true);
-        }
-        http_stream_end(a->x);
-    }
-    buf_release(&json);
-    finish_answer(a);
 }
 
 /* ---- the service thread: its loop --------------------------------------------------------------
@@ -703,7 +562,7 @@ static void on_gone(struct answer *a)
     if (a->state == ANSWER_RUNNING)
         cancel_sequences(a);
     else if (a->state == ANSWER_DRAINING)
-        commit(a);
+        answer_commit(a);
 }
 
 static void on_message(struct message *m)
@@ -718,10 +577,10 @@ static void on_message(struct message *m)
         break;
     case MESSAGE_DRAINED:
         if (a->state == ANSWER_DRAINING)
-            commit(a);
+            answer_commit(a);
         break;
     case MESSAGE_COMMITTED:
-        on_receipt(a, m->receipt, m->err);
+        answer_committed(a, m->receipt, m->err);
         free(m->err);
         answer_drop(a); /* the callback's reference */
         break;
@@ -737,7 +596,7 @@ static void cancel_all(struct service *s)
         if (a->state == ANSWER_RUNNING) {
             if (!a->failed && !a->gone) {
                 a->failed = true;
-                shutting_down(a);
+                answer_shutting_down(a);
             }
             cancel_sequences(a);
         } else if (a->state == ANSWER_DRAINING) {
@@ -746,17 +605,35 @@ static void cancel_all(struct service *s)
     }
 }
 
-/* While stopping: answers may also end on other threads, which don't wake this one. */
-static void wait_a_little(struct service *s)
+/* On the monotonic clock. */
+static void wait_until(struct service *s, uint64_t us)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += 5 * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
+    struct timespec until = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
     pthread_cond_timedwait(&s->arrived, &s->lock, &until);
+}
+
+static bool is_empty(const struct inbox *in)
+{
+    return in->n_messages == 0 && in->n_events == 0;
+}
+
+/* Under the lock: until there is work, an answer that waits for its adapter is out of time, or the
+ * service stops. While it stops, answers may also end on other threads, which don't wake this one:
+ * it looks every few milliseconds. */
+static void wait_for_work(struct service *s)
+{
+    enum { LOOK_AGAIN_US = 5000 };
+    while (is_empty(&s->inbox) && !s->stopping) {
+        uint64_t next = answers_next_deadline(s);
+        if (next == 0)
+            pthread_cond_wait(&s->arrived, &s->lock);
+        else if (clock_monotonic_us().us < next)
+            wait_until(s, next);
+        else
+            return;
+    }
+    if (is_empty(&s->inbox) && s->cancelled_all)
+        wait_until(s, clock_monotonic_us().us + LOOK_AGAIN_US);
 }
 
 static void *service_main(void *context)
@@ -765,10 +642,7 @@ static void *service_main(void *context)
     struct inbox work = {0};
     for (;;) {
         pthread_mutex_lock(&s->lock);
-        while (s->inbox.n_messages == 0 && s->inbox.n_events == 0 && !s->stopping)
-            pthread_cond_wait(&s->arrived, &s->lock);
-        if (s->inbox.n_messages == 0 && s->inbox.n_events == 0 && s->cancelled_all)
-            wait_a_little(s);
+        wait_for_work(s);
         struct inbox taken = s->inbox;
         work.n_messages = work.n_events = 0;
         s->inbox = work;
@@ -783,9 +657,9 @@ static void *service_main(void *context)
             on_message(&work.messages[i]);
         for (size_t i = 0; i < work.n_events; i++)
             on_event(&work.events[i]);
+        answers_expire(s);
         atomic_store(&s->working_since_us, 0);
-        if (stopping && atomic_load(&s->n_answers) == 0 && work.n_messages == 0 &&
-            work.n_events == 0)
+        if (stopping && atomic_load(&s->n_answers) == 0 && is_empty(&work))
             break;
     }
     free(work.messages);
@@ -800,15 +674,13 @@ struct service *service_create(const struct service_options *options)
 {
     struct service *s = xcalloc(1, sizeof *s);
     s->opt = *options;
-    if (s->opt.n_loaders <= 0)
-        s->opt.n_loaders = 2;
-    if (s->opt.loader_queue == 0)
-        s->opt.loader_queue = 64;
     s->base_name = xstrdup(options->base_name);
-    s->loading = queue_create(s->opt.loader_queue);
-    pthread_mutex_init(&s->names_lock, NULL);
     pthread_mutex_init(&s->lock, NULL);
-    pthread_cond_init(&s->arrived, NULL);
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->arrived, &clock);
+    pthread_condattr_destroy(&clock);
     return s;
 }
 
@@ -818,18 +690,9 @@ int service_start(struct service *s, struct engine *engine, struct ledger *ledge
     s->ledger = ledger;
     if (pthread_create(&s->thread, NULL, service_main, s) != 0)
         return err_set(err, ERR_NO_MEMORY, "cannot start the service thread");
-    int n = s->opt.resolver.resolve != NULL ? s->opt.n_loaders : 0;
-    s->loaders = xcalloc((size_t)n + 1, sizeof *s->loaders);
     pthread_mutex_lock(&s->lock);
     s->started = true;
     pthread_mutex_unlock(&s->lock);
-    for (int i = 0; i < n; i++) {
-        if (pthread_create(&s->loaders[i], NULL, loader_main, s) != 0) {
-            service_stop(s);
-            return err_set(err, ERR_NO_MEMORY, "cannot start a loader thread");
-        }
-        s->n_loaders_started++;
-    }
     return 0;
 }
 
@@ -842,11 +705,8 @@ void service_stop(struct service *s)
     pthread_mutex_unlock(&s->lock);
     if (!running)
         return;
-    queue_close(s->loading);
-    for (int i = 0; i < s->n_loaders_started; i++)
-        pthread_join(s->loaders[i], NULL);
-    /* A request that passed is_stopping before may still be on an http thread: n_answers counts it,
-     * and the thread doesn't end before that is zero. */
+    /* A request that passed is_stopping before may still be on an http thread, or wait for an
+     * adapter: n_answers counts it, and the thread doesn't end before that is zero. */
     pthread_join(s->thread, NULL);
 }
 
@@ -855,18 +715,9 @@ void service_free(struct service *s)
     if (s == NULL)
         return;
     BUG_IF(s->started && !s->stopping);
-    queue_close(s->loading);
-    queue_free(s->loading);
-    while (s->adapters != NULL) {
-        struct local_adapter *next = s->adapters->next;
-        free(s->adapters);
-        s->adapters = next;
-    }
-    free(s->loaders);
     free(s->base_name);
     free(s->inbox.messages);
     free(s->inbox.events);
-    pthread_mutex_destroy(&s->names_lock);
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->arrived);
     free(s);

@@ -1,10 +1,11 @@
 /* service: where tokens become receipts. Joins the engine and the ledger (DESIGN section 6).
  *
  *   http thread    parsed request, admitted -> service_answer: name resolved, template, tokenizer
- *   loader thread  the same for a name that nobody has here yet: the resolver fetches it
+ *   store thread   the same for an adapter that isn't in host memory yet: the resolver brings it
  *   service thread everything else: submits, detokenises, matches stop strings, forms chunks,
- * bills, commits, and after the commit sends the last chunk with the receipt engine thread  only
- * copies its events into the service's inbox ledger thread  only copies the receipt into it
+ *                  bills, commits, and after the commit sends the last chunk with the receipt
+ *   engine thread  only copies its events into the service's inbox
+ *   ledger thread  only copies the receipt into it
  *
  * What is billed is what was written. A streamed token counts when the socket has taken the event
  * that carries it; the commit waits until everything has left, or the client has. An answer that
@@ -42,14 +43,18 @@ struct resolved {
     void *handle;                  /* the resolver's own */
 };
 
-/* Finds adapters that were not given on the command line. resolve may take as long as a download;
- * it is called on loader threads, several at once perhaps, and returns 0 with the adapter loaded
- * and kept loaded until release(r), which must not block. ERR_NOT_FOUND: nobody has it (404). Other
- * codes: see err.h. list appends {"id": name, ...} objects for /v1/models; may be NULL. */
+/* The answer to a resolve: out, which is valid during the call and of which the adapter stays
+ * loaded until released; or NULL, and *err says why. ERR_NOT_FOUND: nobody has it (404). */
+typedef void service_resolved_fn(void *user, const struct resolved *out, const struct err *err);
+
+/* Finds adapters. resolve doesn't block: it calls done once, before it returns or later from
+ * another thread, which may be after a download. release must not block. list appends model objects
+ * to /v1/models; show returns one of them, or NULL; both may be NULL. */
 struct service_resolver {
-    int (*resolve)(void *context, const char *model, struct resolved *out, struct err *err);
+    void (*resolve)(void *context, const char *model, service_resolved_fn *done, void *user);
     void (*release)(void *context, const struct resolved *r);
-    void (*list)(void *context, json_t *models);
+    void (*list)(void *context, json_t *models, size_t max); /* not beyond max in the array */
+    json_t *(*show)(void *context, const char *model);
     void *context;
 };
 
@@ -57,9 +62,9 @@ struct service_options {
     const char *base_name;      /* what clients call the base model */
     int64_t max_tokens;         /* a request may not ask for more; 0: no limit but the context */
     int64_t default_max_tokens; /* for chat requests that name none; 0: what the context holds */
-    int n_loaders;              /* 0: 2 */
-    size_t loader_queue;        /* requests waiting for a fetch; 0: 64, then 503 */
-    struct service_resolver resolver; /* resolve NULL: only local names */
+    uint64_t max_time_ms;       /* for a whole answer: none may ask for more, and who asks for
+                                   nothing gets it; 0: no limit */
+    struct service_resolver resolver; /* resolve NULL: only the base model */
     struct metrics *metrics;          /* may be NULL; outlives the service */
 };
 
@@ -73,13 +78,15 @@ int service_start(struct service *s, struct engine *engine, struct ledger *ledge
 void service_stop(struct service *s);
 void service_free(struct service *s); /* after service_stop and engine_close; quiet on NULL */
 
-/* A local adapter under a name. Before service_start or later, any thread; the adapter stays
- * loaded. ERR_CONFLICT: the name is taken. */
-int service_add_adapter(struct service *s, const char *name, const char *dir, struct err *err);
-
 /* Who asks, and what to tell when the answer has ended. */
 struct service_customer {
     uint64_t key_tag;
+    uint64_t payer;     /* whose share of the engine this takes; see engine_request */
+    float payer_weight; /* 0: 1 */
+    int32_t priority;
+    /* Once, when it is known which adapters the request asks for (n > 0, all different, loaded):
+     * whether they may be had now; -1 and *e refuses. Any thread. NULL: always. */
+    int (*admit)(void *context, const struct resolved *adapters, size_t n, struct api_error *e);
     void (*done)(void *context, uint64_t n_tokens); /* once, any thread; n_tokens: used in all */
     void *context;
 };
@@ -90,8 +97,12 @@ void service_answer(struct service *s, struct http_exchange *x, struct openai_re
                     const struct service_customer *customer);
 
 /* {"object":"list","data":[...]} / one model, or NULL (ERR_NOT_FOUND). */
-json_t *service_models(struct service *s);
+json_t *service_models(struct service *s, size_t max); /* max: in the list; 0: all */
 json_t *service_model(struct service *s, const char *name, struct err *err);
+
+/* In how many seconds, 1 to 60, a request that finds the queue full may find a place: what waits
+ * now, at the pace at which sequences have ended lately. An estimate; any thread. */
+unsigned service_retry_after_s(struct service *s);
 
 struct service_stats {
     size_t n_answers; /* being answered */

@@ -1,5 +1,5 @@
-/* service_internal: what service.c, answer_prepare.c and service_names.c share. Nobody else
- * includes it. */
+/* service_internal: what the files of the service room share: service.c, answer_resolve.c,
+ * answer_prepare.c, service_billing.c and service_names.c. Nobody else includes it. */
 #ifndef TRIBUTARY_NODE_SERVICE_INTERNAL_H
 #define TRIBUTARY_NODE_SERVICE_INTERNAL_H
 
@@ -10,8 +10,6 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
-
-struct queue;
 
 enum message_kind { MESSAGE_START, MESSAGE_DRAINED, MESSAGE_GONE, MESSAGE_COMMITTED };
 
@@ -29,10 +27,10 @@ struct inbox {
     size_t n_events, cap_events;
 };
 
-struct local_adapter {
-    struct local_adapter *next;
-    char name[SERVICE_NAME_BYTES];
-    struct engine_adapter facts;
+struct pace {        /* at which sequences end */
+    size_t n_inside; /* submitted, not ended */
+    uint64_t n_ends, busy_us;
+    uint64_t last_us; /* when the last one did, or the first began */
 };
 
 struct service {
@@ -41,26 +39,23 @@ struct service {
     struct engine *engine;
     struct ledger *ledger;
     pthread_t thread;
-    pthread_t *loaders;
-    int n_loaders_started;
     bool started;
-    struct queue *loading;
     _Atomic size_t n_loading;
 
-    pthread_mutex_t names_lock;
-    struct local_adapter *adapters;
-
-    pthread_mutex_t lock; /* inbox, stopping, waiting_since */
+    pthread_mutex_t lock; /* inbox, stopping, waiting, waiting_since */
     pthread_cond_t arrived;
     struct inbox inbox;
     bool stopping;
+    struct answer *waiting;            /* for their models */
     uint64_t waiting_since_us;         /* when the oldest message came; 0: empty */
     _Atomic uint64_t working_since_us; /* 0: idle */
 
     /* service thread */
     struct answer *answers;
     bool cancelled_all;
-    _Atomic size_t n_answers; /* being answered, loading included */
+    struct pace pace;
+    _Atomic uint64_t us_per_end; /* 0: not known yet */
+    _Atomic size_t n_answers;    /* being answered, loading included */
     _Atomic uint64_t n_receipts, n_failed, n_vanished;
 };
 
@@ -72,8 +67,31 @@ void service_post(struct service *s, enum message_kind kind, struct answer *a, c
                   struct err *err);
 void service_on_http_event(void *user,
                            enum http_event event); /* for http_listen; user: the answer */
+void answer_release_models(struct answer *a);      /* what the resolver gave */
+void answer_drop(struct answer *a);                /* a reference */
+/* What was used, once; before the last words to the client, so that a customer who may have one
+ * request at a time can send the next as soon as this one is answered. */
+void answer_tell_customer(struct answer *a);
+bool service_is_stopping(struct service *s); /* any thread */
 /* Answers with a->failure; for an answer that hasn't been started. Takes the owner's reference. */
 void answer_refuse(struct answer *a);
+void answer_shutting_down(struct answer *a); /* a->failure says so */
+
+/* Service thread: the end of a started answer; takes the owner's reference. */
+void answer_finish(struct answer *a);
+/* Service thread: one event of a stream that has begun. */
+void answer_send_event(struct answer *a, const struct buf *json, bool urgent);
+
+/* ---- answer_resolve.c --------------------------------------------------------------------------
+ */
+
+/* From a new answer to answer_prepare, or a refusal, at once or on a store thread. Takes the
+ * owner's reference. Does not block. */
+void answer_resolve(struct answer *a);
+/* When the first answer that waits for its models is out of time; 0: none. Under s->lock. */
+uint64_t answers_next_deadline(const struct service *s);
+/* Service thread: refuses those that are. */
+void answers_expire(struct service *s);
 
 /* ---- answer_prepare.c --------------------------------------------------------------------------
  */
@@ -83,10 +101,12 @@ void answer_prepare(struct answer *a);
 /* Characters of UTF-8 text. */
 uint32_t answer_count_chars(const char *s, size_t n);
 
-/* ---- service_names.c ---------------------------------------------------------------------------
+/* ---- service_billing.c: on the service thread -------------------------------------------------
  */
 
-/* A name given on the command line, or a local adapter's digest. */
-bool service_find_local(struct service *s, const char *model, struct resolved *out);
+/* Counts what was written and hands it to the ledger, or ends an answer that nobody has seen. */
+void answer_commit(struct answer *a);
+/* What the ledger said: receipt (JSON, taken over), or NULL and why. Ends the answer. */
+void answer_committed(struct answer *a, char *receipt, const struct err *err);
 
 #endif

@@ -107,9 +107,22 @@ void status_page_render(struct buf *b, const json_t *s)
     snprintf(text, sizeof text, "%lld of %lld", (long long)integer(s, "engine", "kvBlocksFree"),
              (long long)integer(s, "engine", "kvBlocks"));
     row(b, "KV blocks free", text);
-    snprintf(text, sizeof text, "%lld of %lld", (long long)integer(s, "engine", "adaptersResident"),
-             (long long)integer(s, "engine", "adaptersLoaded"));
-    row(b, "Adapters on the device", text);
+    const json_t *adapters = json_object_get(s, "adapters");
+    if (adapters != NULL) {
+        static const char *const tiers[][2] = {{"device", "Adapters on the device"},
+                                               {"host", "in host memory"},
+                                               {"disk", "on disk"},
+                                               {"registry", "listed by registries"}};
+        buf_append_str(b, "</table>\n<h2>Adapters</h2><table>\n");
+        for (int i = 0; i < 4; i++) {
+            const json_t *tier = json_object_get(adapters, tiers[i][0]);
+            snprintf(text, sizeof text, "%lld, %lld MB; %lld requests",
+                     (long long)json_integer_value(json_object_get(tier, "adapters")),
+                     (long long)json_integer_value(json_object_get(tier, "bytes")) / 1000000,
+                     (long long)json_integer_value(json_object_get(tier, "requests")));
+            row(b, tiers[i][1], text);
+        }
+    }
     buf_append_str(b, "</table>\n<h2>Ledger</h2><table>\n");
     row_int(b, "Receipts not sealed", integer(s, "ledger", "unsealedReceipts"));
     row_int(b, "Batches sealed", integer(s, "ledger", "batchesSealed"));
@@ -124,7 +137,7 @@ void status_page_render(struct buf *b, const json_t *s)
     if (json_object_get(chain, "houseBalance") != NULL)
         row(b, "House account's deposit",
             text_or(json_object_get(chain, "houseBalance"), "not known yet"));
-    buf_append_str(b, "</table>\n<h2>Models</h2><table>\n");
+    buf_append_str(b, "</table>\n<h2>Models</h2><table>\n"); /* the first ones */
     size_t i;
     const json_t *one;
     json_array_foreach(json_object_get(s, "models"), i, one)

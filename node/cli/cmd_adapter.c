@@ -1,4 +1,5 @@
-/* cmd_adapter: `tributary adapter publish|register|inspect|retire|payee`: the creator's side.
+/* cmd_adapter: `tributary adapter publish|register|inspect|retire`: the creator's side. The
+ * operator's is in adapter_node.c.
  *
  * publish, in an order in which a failure leaves nothing that misleads anybody: the adapter is
  * checked against its base model; the manifest is written and signed; manifest and files go to the
@@ -15,6 +16,7 @@
 #include "node/base/http_client.h"
 #include "node/base/sha256.h"
 #include "node/base/usage.h"
+#include "node/cli/adapter_node.h"
 #include "node/cli/chain_session.h"
 #include "node/cli/cli.h"
 #include "node/cli/commands.h"
@@ -602,15 +604,117 @@ static const struct cli_command subcommands[] = {
         .n_operands_max = 1,
         .run = run_retire,
     },
+    {
+        .name = "list",
+        .summary = "list a running node's adapters and where they are",
+        .synopsis = "[--tier TIER] [--prefix TEXT] [--pinned] [--node URL] [--json]",
+        .description = "Every adapter that the node can serve, by name: local ones, and those that "
+                       "its registries list. tier is the fastest that holds it: device, host "
+                       "memory, disk, or only the registry.",
+        .examples = "    tributary adapter list --tier host\n",
+        .options = adapter_node_list_options,
+        .n_operands_min = 0,
+        .n_operands_max = 0,
+        .run = adapter_node_list,
+    },
+    {
+        .name = "show",
+        .summary = "show one adapter of a running node",
+        .synopsis = "NAME [--node URL] [--json]",
+        .description = "NAME is whatever a request may call it: a name, NAME@VERSION, a content "
+                       "digest, an adapter id.",
+        .options = adapter_node_options,
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = adapter_node_show,
+    },
+    {
+        .name = "add",
+        .summary = "let a running node serve a directory under a name",
+        .synopsis = "NAME DIR [--node URL] [--json]",
+        .description =
+            "The files are checked against the base model. A local name that is known already is "
+            "pointed at the new directory: requests under way finish with what they began with. "
+            "Lasts until the node ends; --adapter and --adapters-dir last longer.",
+        .options = adapter_node_options,
+        .n_operands_min = 2,
+        .n_operands_max = 2,
+        .run = adapter_node_add,
+    },
+    {
+        .name = "remove",
+        .summary = "let a running node forget a local name",
+        .synopsis = "NAME [--node URL] [--json]",
+        .description = "The files stay where they are.",
+        .options = adapter_node_options,
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = adapter_node_remove,
+    },
+    {
+        .name = "load",
+        .summary = "bring an adapter into a node's host memory",
+        .synopsis = "NAME [--node URL] [--json]",
+        .description =
+            "From disk, or from a registry by way of the disk. Returns when it is there.",
+        .options = adapter_node_options,
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = adapter_node_load,
+    },
+    {
+        .name = "warm",
+        .summary = "bring an adapter to a node's device before it is asked for",
+        .synopsis = "NAME [--node URL] [--json]",
+        .description = "As load, and then towards the device, where it stays until others need "
+                       "its room.",
+        .options = adapter_node_options,
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = adapter_node_warm,
+    },
+    {
+        .name = "unload",
+        .summary = "free what an adapter takes of a node's memory",
+        .synopsis = "NAME [--node URL] [--json]",
+        .description = "Prints how much host and device memory adapters took before and take "
+                       "after. An adapter that is in use or pinned is left alone.",
+        .options = adapter_node_options,
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = adapter_node_unload,
+    },
+    {
+        .name = "pin",
+        .summary = "load an adapter and keep it",
+        .synopsis = "NAME [--node URL] [--json]",
+        .description = "A pinned adapter never leaves host memory for another. Lasts until unpin, "
+                       "or the node's end.",
+        .options = adapter_node_options,
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = adapter_node_pin,
+    },
+    {
+        .name = "unpin",
+        .summary = "let a pinned adapter go when room is needed",
+        .synopsis = "NAME [--node URL] [--json]",
+        .description = "It stays until then.",
+        .options = adapter_node_options,
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = adapter_node_unpin,
+    },
     {0},
 };
 
 const struct cli_command cmd_adapter = {
     .name = "adapter",
-    .summary = "publish, register, inspect and retire adapters",
+    .summary = "publish adapters, and manage those of a running node",
     .synopsis = "COMMAND",
     .description =
-        "For creators. Royalties are per 1,000 tokens, in the smallest unit of the payment "
-        "token or as 0.001tok.",
+        "For creators: publish, register, inspect, retire. Royalties are per 1,000 tokens, in the "
+        "smallest unit of the payment token or as 0.001tok. For operators: the others, which ask "
+        "a running node.",
     .subcommands = subcommands,
 };

@@ -53,7 +53,6 @@ struct serving {
     struct deployment deployment;
     struct wallet *wallet;
     struct rpc *rpc;
-    struct adapter_store *store; /* NULL: no registry is configured */
     char *base_name;
 };
 
@@ -228,21 +227,21 @@ static char *base_name(const struct config *c)
 static void create_store(struct serving *s)
 {
     size_t n = config_list_len(s->c, CONFIG_REGISTRY_URLS);
-    if (n == 0)
-        return;
-    const char **urls = xcalloc(n, sizeof *urls);
+    const char **urls = xcalloc(n + 1, sizeof *urls);
     for (size_t i = 0; i < n; i++)
         urls[i] = config_list_item(s->c, CONFIG_REGISTRY_URLS, i);
     struct adapter_store_options o = {
         .data_dir = config_string(s->c, CONFIG_DATA_DIR),
+        .base_name = s->base_name,
         .registries = urls,
         .n_registries = n,
         .refresh_ms = (uint64_t)config_int(s->c, CONFIG_REGISTRY_REFRESH),
         .cache_bytes = (uint64_t)config_int(s->c, CONFIG_REGISTRY_CACHE_BYTES),
         .rpc = s->deployment.chain_id != 0 ? s->rpc : NULL,
         .deployment = &s->deployment,
+        .metrics = s->node.metrics,
     };
-    s->store = adapter_store_create(&o);
+    s->node.adapters = adapter_store_create(&o);
     free(urls);
 }
 
@@ -254,11 +253,11 @@ static int open_engine(struct serving *s, struct err *err)
         .base_name = s->base_name,
         .max_tokens = config_int(c, CONFIG_LIMITS_MAX_TOKENS),
         .default_max_tokens = config_int(c, CONFIG_LIMITS_DEFAULT_MAX_TOKENS),
+        .max_time_ms = (uint64_t)config_int(c, CONFIG_LIMITS_TIMEOUT),
         .metrics = s->node.metrics,
     };
     create_store(s);
-    if (s->store != NULL)
-        so.resolver = adapter_store_resolver(s->store);
+    so.resolver = adapter_store_resolver(s->node.adapters);
     s->node.service = service_create(&so);
     struct engine_options eo = {
         .model_dir = config_string(c, CONFIG_MODEL_DIR),
@@ -289,24 +288,31 @@ static int open_engine(struct serving *s, struct err *err)
     return 0;
 }
 
+/* "NAME=DIR" */
+static int add_adapter(struct serving *s, const char *item, struct err *err)
+{
+    const char *eq = strchr(item, '=');
+    if (eq == NULL || eq == item || eq[1] == '\0')
+        return err_set(err, ERR_INVALID, "model.adapters: \"%s\" is not NAME=DIR", item);
+    char *name = xstrndup(item, (size_t)(eq - item));
+    int rc = adapter_store_add(s->node.adapters, name, eq + 1, false, NULL, err);
+    free(name);
+    return rc;
+}
+
 static int start_service(struct serving *s, struct err *err)
 {
-    if (s->store != NULL)
-        adapter_store_start(s->store, s->node.engine, s->node.ledger);
-    if (service_start(s->node.service, s->node.engine, s->node.ledger, err) != 0)
+    struct node *n = &s->node;
+    const char *dir = config_string_or_null(s->c, CONFIG_MODEL_ADAPTERS_DIR);
+    size_t n_found;
+    if (adapter_store_start(n->adapters, n->engine, n->ledger, err) != 0 ||
+        service_start(n->service, n->engine, n->ledger, err) != 0)
         return -1;
     for (size_t i = 0; i < config_list_len(s->c, CONFIG_MODEL_ADAPTERS); i++) {
-        const char *item = config_list_item(s->c, CONFIG_MODEL_ADAPTERS, i);
-        const char *eq = strchr(item, '=');
-        if (eq == NULL || eq == item || eq[1] == '\0')
-            return err_set(err, ERR_INVALID, "model.adapters: \"%s\" is not NAME=DIR", item);
-        char *name = xstrndup(item, (size_t)(eq - item));
-        int rc = service_add_adapter(s->node.service, name, eq + 1, err);
-        free(name);
-        if (rc != 0)
+        if (add_adapter(s, config_list_item(s->c, CONFIG_MODEL_ADAPTERS, i), err) != 0)
             return -1;
     }
-    return 0;
+    return dir != NULL ? adapter_store_add_all(n->adapters, dir, &n_found, err) : 0;
 }
 
 /* ---- HTTP --------------------------------------------------------------------------------------
@@ -317,13 +323,26 @@ static int open_http(struct serving *s, struct err *err)
     const struct config *c = s->c;
     struct node *n = &s->node;
     const char *keys = config_string_or_null(c, CONFIG_SERVER_API_KEYS);
-    if (keys != NULL && api_keys_open(&n->keys, keys, err) != 0)
-        return -1;
-    n->admission = admission_create(&(struct admission_options){
+    struct admission_limits customer = {
         .requests_per_second = config_number(c, CONFIG_LIMITS_REQUESTS_PER_SECOND),
         .burst = (uint32_t)config_int(c, CONFIG_LIMITS_BURST),
         .concurrent = (uint32_t)config_int(c, CONFIG_LIMITS_CONCURRENT),
         .tokens_per_minute = (uint64_t)config_int(c, CONFIG_LIMITS_TOKENS_PER_MINUTE),
+    };
+    const char *admin_keys = config_string_or_null(c, CONFIG_SERVER_ADMIN_KEYS);
+    if (keys != NULL && api_keys_open(&n->keys, keys, &customer, err) != 0)
+        return -1;
+    if (admin_keys != NULL &&
+        api_keys_open(&n->admin_keys, admin_keys, &(struct admission_limits){0}, err) != 0)
+        return -1;
+    n->admission = admission_create(&(struct admission_options){
+        .customer = customer,
+        .adapter =
+            {
+                .requests_per_second = config_number(c, CONFIG_LIMITS_ADAPTER_REQUESTS_PER_SECOND),
+                .burst = customer.burst,
+                .concurrent = (uint32_t)config_int(c, CONFIG_LIMITS_ADAPTER_CONCURRENT),
+            },
         .max_requests = (uint32_t)config_int(c, CONFIG_SERVER_MAX_REQUESTS),
     });
     struct http_options o = {
@@ -407,21 +426,23 @@ static void drain(struct serving *s, const sigset_t *signals)
 static void close_all(struct serving *s)
 {
     struct node *n = &s->node;
-    if (s->store != NULL)
-        adapter_store_cancel(s->store);
+    if (n->adapters != NULL)
+        adapter_store_cancel(n->adapters);
     if (n->service != NULL)
         service_stop(n->service);
+    adapter_store_stop(n->adapters);
     workers_stop(n->workers);
     http_close(n->http);
     workers_free(n->workers);
     engine_close(n->engine);
     service_free(n->service);
-    adapter_store_free(s->store);
+    adapter_store_free(n->adapters);
     ledger_close(n->ledger);
     rpc_close(s->rpc);
     wallet_close(s->wallet);
     admission_free(n->admission);
     api_keys_close(n->keys);
+    api_keys_close(n->admin_keys);
     metrics_free(n->metrics);
     free(s->base_name);
 }
@@ -471,8 +492,8 @@ static int run_serve(const struct cli_args *a)
 const struct cli_command cmd_serve = {
     .name = "serve",
     .summary = "run a node: serve a model and its adapters, meter, receipt, settle",
-    .synopsis = "--model DIR [--adapter NAME=DIR]... [--listen HOST:PORT] [--data DIR]\n"
-                "        [--backend cpu|ref|cuda] [configuration options]",
+    .synopsis = "--model DIR [--adapter NAME=DIR]... [--adapters-dir DIR] [--listen HOST:PORT]\n"
+                "        [--data DIR] [--backend cpu|ref|cuda] [configuration options]",
     .description =
         "Serves the base model and its LoRA adapters over OpenAI's HTTP API. Every answer is "
         "metered and carries a signed receipt, which is on disk before the answer ends.\n\n"

@@ -7,7 +7,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { cli, require, rpc, sleep, stop, temporaryDirectory, until } from './harness.mjs';
-import { allReceipts, auditedManifests, market, model } from './settlement.mjs';
+import { adapters, allReceipts, auditedManifests, market, model } from './settlement.mjs';
 import { owed } from './owed.mjs';
 import { pathToFileURL } from 'node:url';
 
@@ -16,14 +16,14 @@ const { ethers } = require('ethers');
 const say = (text = '') => console.log(text);
 const title = (text) => say(`\n\x1b[1m${text}\x1b[0m`);
 
-// One streamed chat; returns {text, receipt}.
-async function chat(url, voice, prompt, seed, maxTokens = 48) {
+// One streamed chat; returns {text, receipt}. `more`: further fields of the body.
+async function chat(url, voice, prompt, seed, maxTokens = 48, more = {}) {
   const response = await fetch(`${url}/v1/chat/completions`, {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
     body: JSON.stringify({
       model: voice, stream: true, max_tokens: maxTokens, temperature: 0.7, top_p: 0.9, seed, ignore_eos: true,
-      messages: [{ role: 'user', content: prompt }],
+      messages: [{ role: 'user', content: prompt }], ...more,
     }),
   });
   if (!response.ok) throw new Error(`${voice}: ${response.status} ${await response.text()}`);
@@ -75,6 +75,17 @@ export async function transfersFrom(market, payer) {
   return paid;
 }
 
+// Each adapter of an ensemble earns its own rate, by its share of the weights.
+function checkShares({ adapters: got, promptTokens, completionTokens }, ensemble, published) {
+  const want = ensemble.map(({ model: name, weight }) => {
+    const { prompt, completion } = adapters[name], bps = weight * 10000;
+    const perThousand = BigInt(prompt) * BigInt(promptTokens) + BigInt(completion) * BigInt(completionTokens);
+    return { adapterId: published[name].adapterId, bps, royalty: String((perThousand * BigInt(bps)) / 10_000_000n) };
+  });
+  if (JSON.stringify(got) !== JSON.stringify(want))
+    throw new Error(`the ensemble's receipt says ${JSON.stringify(got)}, its manifests and weights ${JSON.stringify(want)}`);
+}
+
 const coins = (amount) => ethers.formatEther(amount);
 
 async function main() {
@@ -87,17 +98,24 @@ async function main() {
   const node = await world.serve(['--confirmations', 1, '--chain-poll', '200ms']);
   say(`node       ${node.url}, base model ${path.basename(model)}`);
 
-  title('3. Five voices of one model, streamed at once');
+  title('3. Five voices of one model and a mixture of two, streamed at once');
   const prompts = ['What should a wise man do in the winter?', 'Tell me about water.'];
   const voices = ['demo-7m', ...Object.keys(world.published)];
   // The first request for each adapter makes the node fetch it from the registry.
   await Promise.all(voices.map((voice, i) => chat(node.url, voice, prompts[0], i, 1)));
-  const answers = (await Promise.all(prompts.flatMap((prompt) =>
-    voices.flatMap((voice) => [1, 2, 3].map((seed) => chat(node.url, voice, prompt, seed)))))).slice(0);
+  // And two of them in one answer.
+  const ensemble = [{ model: 'law', weight: 0.7 }, { model: 'verse', weight: 0.3 }];
+  const answers = await Promise.all([
+    ...prompts.flatMap((prompt) => voices.flatMap((voice) => [1, 2, 3].map((seed) => chat(node.url, voice, prompt, seed)))),
+    chat(node.url, 'demo-7m', prompts[0], 2, 48, { adapters: ensemble }),
+  ]);
+  const mixed = answers.at(-1);
   for (const voice of voices) {
     const one = answers.find((a) => a.voice === voice);
-    say(`  ${voice.padEnd(8)} ${one.text.replace(/\s+/g, ' ').trim().slice(0, 108)}`);
+    say(`  ${voice.padEnd(9)} ${one.text.replace(/\s+/g, ' ').trim().slice(0, 108)}`);
   }
+  say(`  law+verse ${mixed.text.replace(/\s+/g, ' ').trim().slice(0, 107)}`);
+  checkShares(mixed.receipt.receipt, ensemble, world.published);
   const status = await rpc(node.url, 'node_status');
   const entropy = status.engine.stepsByDistinctAdapters;
   const steps = Object.values(entropy).reduce((a, b) => a + b, 0);

@@ -660,16 +660,33 @@ static void usage_is_counted_by_adapter_and_filtered(void **state)
     both.adapters[1].id = second;
     both.adapters[1].weight_bps = 7500;
     assert_ok(market_commit(w->l, &both, NULL, &err), err);
+    struct usage strangers = both; /* an ensemble of two that are nowhere registered */
+    memset(strangers.request_id, 0x77, 32);
+    strangers.adapters[0].id = strangers.adapters[1].id = (struct adapter_id){{0}};
+    assert_ok(market_commit(w->l, &strangers, NULL, &err), err);
 
     json_t *all = ledger_query_usage(w->l, NULL, &err);
-    assert_int_equal(json_array_size(json_object_get(all, "items")), 3);
+    assert_int_equal(json_array_size(json_object_get(all, "items")), 4);
     assert_int_equal(
-        json_integer_value(json_object_get(json_object_get(all, "totals"), "requests")), 10);
+        json_integer_value(json_object_get(json_object_get(all, "totals"), "requests")), 11);
     uint64_t fees = 0, want = 0;
+    int n_strangers = 0;
     size_t i;
     const json_t *item;
     json_array_foreach(json_object_get(all, "items"), i, item)
+    {
+        const char *id = json_string_value(json_object_get(item, "adapterId"));
         fees += strtoull(json_string_value(json_object_get(item, "computeFee")), NULL, 10);
+        if (id == NULL || strspn(id + 2, "0") != 64)
+            continue;
+        assert_int_equal(json_integer_value(json_object_get(item, "requests")), 1);
+        assert_int_equal(json_integer_value(json_object_get(item, "promptTokens")),
+                         strangers.tokens_prompt);
+        assert_int_equal(json_integer_value(json_object_get(item, "completionTokens")),
+                         strangers.tokens_completion);
+        n_strangers++;
+    }
+    assert_int_equal(n_strangers, 1);
     want = strtoull(
         json_string_value(json_object_get(json_object_get(all, "totals"), "computeFee")), NULL, 10);
     assert_int_equal(fees, want); /* no fee is counted twice */

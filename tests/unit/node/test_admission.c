@@ -30,7 +30,7 @@ static void play(const char *what, const struct admission_options *o, const stru
     size_t first = 0, last = 0;
     for (size_t i = 0; i < n; i++) {
         struct api_error e = {0};
-        int rc = admission_enter(a, &inside[last], m[i].customer, m[i].at_us, &e);
+        int rc = admission_enter(a, &inside[last], m[i].customer, NULL, m[i].at_us, &e);
         if (rc == 0)
             last++;
         const char *got = rc == 0 ? "in" : err_code_name(e.err.code);
@@ -59,13 +59,14 @@ static void customers_are_let_in_by_rule(void **state)
         {10 * SECOND, 1, "in", 0, 1, 0},
         {10 * SECOND, 1, "rate_limited", 1, 0, 0}, /* the bucket never holds more than the burst */
     };
-    play("2 a second, burst 2", &(struct admission_options){.requests_per_second = 2, .burst = 2},
-         rate, sizeof rate / sizeof *rate);
+    play("2 a second, burst 2",
+         &(struct admission_options){.customer = {.requests_per_second = 2, .burst = 2}}, rate,
+         sizeof rate / sizeof *rate);
     static const struct moment concurrent[] = {
         {0, 1, "in", 0, 0, 0}, {0, 1, "in", 0, 0, 0},           {0, 1, "rate_limited", 1, 1, 0},
         {0, 1, "in", 0, 0, 0}, {0, 1, "rate_limited", 1, 0, 0}, {0, 2, "in", 0, 0, 0},
     };
-    play("2 at once", &(struct admission_options){.concurrent = 2}, concurrent,
+    play("2 at once", &(struct admission_options){.customer = {.concurrent = 2}}, concurrent,
          sizeof concurrent / sizeof *concurrent);
     static const struct moment tokens[] = {
         {0, 1, "in", 0, 1, 50},
@@ -76,8 +77,8 @@ static void customers_are_let_in_by_rule(void **state)
         {400 * SECOND, 1, "in", 0, 1, 120},
         {400 * SECOND, 1, "rate_limited", 1, 0, 0},
     };
-    play("120 tokens a minute", &(struct admission_options){.tokens_per_minute = 120}, tokens,
-         sizeof tokens / sizeof *tokens);
+    play("120 tokens a minute", &(struct admission_options){.customer = {.tokens_per_minute = 120}},
+         tokens, sizeof tokens / sizeof *tokens);
     static const struct moment full[] = {
         {0, 1, "in", 0, 0, 0},
         {0, 2, "in", 0, 0, 0},
@@ -92,21 +93,185 @@ static void a_flood_of_customers_does_not_grow_the_table_for_ever(void **state)
 {
     (void)state;
     struct admission *a = admission_create(
-        &(struct admission_options){.requests_per_second = 1, .burst = 1});
+        &(struct admission_options){.customer = {.requests_per_second = 1, .burst = 1}});
     struct api_error e = {0};
     struct admission_ticket *t;
     for (uint64_t i = 0; i < 70000; i++) {
         /* The early ones have full buckets again when the table is full. */
-        if (admission_enter(a, &t, i * 2654435761U, i * 100, &e) == 0)
+        if (admission_enter(a, &t, i * 2654435761U, NULL, i * 100, &e) == 0)
             admission_leave(t, 0, i * 100);
     }
     struct admission_stats s;
     admission_stats(a, &s);
-    assert_true(s.n_customers <= 65536);
+    assert_true(s.n_entries <= 65536);
     assert_int_equal(s.n_inside, 0);
     assert_int_equal(s.refused_full, 0);
     admission_free(a);
 }
+
+/* ---- adapters ----------------------------------------------------------------------------------
+ */
+
+/* One request: of a customer, for some adapters ("ab": a and b), at a moment. */
+struct wish {
+    uint64_t at_us;
+    const char *adapters;
+    const char *refused; /* the adapter whose limit it breaks; NULL: in */
+    unsigned retry_s;
+    bool leaves; /* at once */
+    uint64_t tokens;
+};
+
+static void play_adapters(const char *what, const struct admission_limits *limits,
+                          const struct wish *wishes, size_t n)
+{
+    struct admission *a = admission_create(&(struct admission_options){.adapter = *limits});
+    struct admission_ticket *inside[64];
+    size_t n_inside = 0;
+    for (size_t i = 0; i < n; i++) {
+        struct admission_adapter adapters[8];
+        char names[8][2] = {{0}};
+        size_t n_adapters = strlen(wishes[i].adapters);
+        struct api_error e = {0};
+        struct admission_ticket *t;
+        for (size_t k = 0; k < n_adapters; k++) {
+            names[k][0] = wishes[i].adapters[k];
+            adapters[k] = (struct admission_adapter){{{(uint8_t)wishes[i].adapters[k], 1, 2, 3}},
+                                                     names[k]};
+        }
+        assert_int_equal(admission_enter(a, &t, i, NULL, wishes[i].at_us, &e), 0);
+        int rc = admission_enter_adapters(t, adapters, n_adapters, wishes[i].at_us, &e);
+        const char *at = rc == 0 ? NULL : strstr(e.err.message, " adapter ");
+        const char *refused = at == NULL ? NULL : at + 9;
+        if ((rc != 0) != (wishes[i].refused != NULL) || e.retry_after_s != wishes[i].retry_s ||
+            (rc != 0 && (e.err.code != ERR_RATE_LIMITED || refused == NULL ||
+                         strcmp(refused, wishes[i].refused) != 0)))
+            fail_msg("%s, wish %zu: %s (retry %u), expected %s (retry %u)", what, i,
+                     rc == 0 ? "in" : e.err.message, e.retry_after_s,
+                     wishes[i].refused != NULL ? wishes[i].refused : "in", wishes[i].retry_s);
+        if (rc != 0 || wishes[i].leaves)
+            admission_leave(t, wishes[i].tokens, wishes[i].at_us);
+        else
+            inside[n_inside++] = t;
+    }
+    while (n_inside > 0)
+        admission_leave(inside[--n_inside], 0, wishes[n - 1].at_us);
+    admission_free(a);
+}
+
+static void adapters_are_let_in_by_rule_and_ensembles_count_for_each(void **state)
+{
+    (void)state;
+    static const struct wish concurrent[] = {
+        {0, "a", NULL, 0, false, 0}, {0, "ab", NULL, 0, false, 0}, {0, "a", "a", 1, false, 0},
+        {0, "ba", "a", 1, false, 0}, /* b, which was let in first, is given back */
+        {0, "b", NULL, 0, false, 0}, {0, "cb", "b", 1, false, 0},  {0, "c", NULL, 0, false, 0},
+        {0, "c", NULL, 0, false, 0}, {0, "c", "c", 1, false, 0},   {0, "", NULL, 0, false, 0},
+    };
+    play_adapters("2 at once", &(struct admission_limits){.concurrent = 2}, concurrent,
+                  sizeof concurrent / sizeof *concurrent);
+    static const struct wish rate[] = {
+        {0, "a", NULL, 0, true, 0},
+        {0, "ab", NULL, 0, true, 0},
+        {0, "ba", "a", 2, true, 0},
+        {0, "b", NULL, 0, true, 0}, /* the refusal cost b nothing */
+        {0, "b", "b", 2, true, 0},
+        {SECOND, "a", "a", 1, true, 0},
+        {2 * SECOND, "a", NULL, 0, true, 0},
+        {2 * SECOND, "a", "a", 2, true, 0},
+    };
+    play_adapters("1 in two seconds, burst 2",
+                  &(struct admission_limits){.requests_per_second = 0.5, .burst = 2}, rate,
+                  sizeof rate / sizeof *rate);
+    static const struct wish tokens[] = {
+        {0, "ab", NULL, 0, true, 90},
+        {0, "a", "a", 31, true, 0},
+        {31 * SECOND, "a", NULL, 0, true, 0},
+    };
+    play_adapters("60 tokens a minute", &(struct admission_limits){.tokens_per_minute = 60}, tokens,
+                  sizeof tokens / sizeof *tokens);
+}
+
+static void a_customer_and_an_adapter_of_one_number_are_two(void **state)
+{
+    (void)state;
+    struct admission *a = admission_create(
+        &(struct admission_options){.customer = {.concurrent = 1}, .adapter = {.concurrent = 1}});
+    struct admission_adapter same = {{{7}}, "seven"};
+    uint64_t id;
+    memcpy(&id, same.content.bytes, sizeof id);
+    struct admission_ticket *t;
+    struct api_error e = {0};
+    assert_int_equal(admission_enter(a, &t, id, NULL, 0, &e), 0);
+    assert_int_equal(admission_enter_adapters(t, &same, 1, 0, &e), 0);
+    struct admission_stats s;
+    admission_stats(a, &s);
+    assert_int_equal(s.n_entries, 2);
+    admission_leave(t, 0, 0);
+    admission_free(a);
+}
+
+static void a_hundred_thousand_adapters_are_forgotten_when_idle(void **state)
+{
+    (void)state;
+    struct admission *a = admission_create(&(struct admission_options){
+        .adapter = {.requests_per_second = 100, .burst = 1, .concurrent = 4}});
+    struct admission_stats s;
+    for (uint32_t i = 0; i < 100000; i++) {
+        struct admission_adapter adapter = {{{0}}, "one of many"};
+        memcpy(adapter.content.bytes, &i, sizeof i);
+        struct admission_ticket *t;
+        struct api_error e = {0};
+        uint64_t now = i * UINT64_C(100);
+        if (admission_enter(a, &t, 1, NULL, now, &e) != 0 ||
+            admission_enter_adapters(t, &adapter, 1, now, &e) != 0)
+            fail_msg("adapter %u: %s", i, e.err.message);
+        admission_leave(t, 0, now);
+    }
+    admission_stats(a, &s);
+    assert_true(s.n_entries <= 65536);
+    assert_int_equal(s.n_inside, 0);
+    admission_free(a);
+    /* Without a limit nothing is remembered of them. */
+    a = admission_create(&(struct admission_options){0});
+    struct admission_adapter adapter = {{{1}}, "one"};
+    struct admission_ticket *t;
+    struct api_error e = {0};
+    assert_int_equal(admission_enter(a, &t, 1, NULL, 0, &e), 0);
+    assert_int_equal(admission_enter_adapters(t, &adapter, 1, 0, &e), 0);
+    admission_stats(a, &s);
+    assert_int_equal(s.n_entries, 1);
+    admission_leave(t, 0, 0);
+    admission_free(a);
+}
+
+static void a_key_has_the_limits_of_its_line(void **state)
+{
+    (void)state;
+    struct admission *a = admission_create(
+        &(struct admission_options){.customer = {.concurrent = 1}});
+    struct admission_limits two = {.concurrent = 2}, none = {0};
+    static const uint64_t customers[] = {1, 1, 2, 2, 2, 3, 3, 3, 3};
+    const struct admission_limits *own[] = {NULL,  NULL,  &two,  &two, &two,
+                                            &none, &none, &none, &none};
+    static const bool in[] = {true, false, true, true, false, true, true, true, true};
+    struct admission_ticket *inside[9];
+    size_t n = 0;
+    for (size_t i = 0; i < 9; i++) {
+        struct api_error e = {0};
+        bool got = admission_enter(a, &inside[n], customers[i], own[i], 0, &e) == 0;
+        if (got != in[i])
+            fail_msg("moment %zu: customer %llu is %s", i, (unsigned long long)customers[i],
+                     got ? "in" : e.err.message);
+        n += got;
+    }
+    while (n > 0)
+        admission_leave(inside[--n], 0, 0);
+    admission_free(a);
+}
+
+/* ---- keys --------------------------------------------------------------------------------------
+ */
 
 static void keys_are_found_by_their_hash(void **state)
 {
@@ -121,7 +286,8 @@ static void keys_are_found_by_their_hash(void **state)
     struct err err = {0};
     assert_ok(file_write_atomic(path, text.data, text.len, 0600, &err), err);
     struct api_keys *k = NULL;
-    assert_ok(api_keys_open(&k, path, &err), err);
+    struct admission_limits limits = {0};
+    assert_ok(api_keys_open(&k, path, &limits, &err), err);
     assert_int_equal(api_keys_count(k), 2);
     static const struct {
         const char *header, *name;
@@ -157,6 +323,60 @@ static void keys_are_found_by_their_hash(void **state)
     temp_dir_remove(dir);
 }
 
+#define HASH "0000000000000000000000000000000000000000000000000000000000000000"
+
+static void a_key_line_may_have_limits_of_its_own(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *fields;
+        float weight;
+        int32_t priority;
+        struct admission_limits limits;
+    } rows[] = {
+        {"", 1, 0, {3, 20, 4, 5000}},
+        {"weight=2", 2, 0, {3, 20, 4, 5000}},
+        {"weight=0.001 priority=-100", 0.001F, -100, {3, 20, 4, 5000}},
+        {"priority=10\t rps=0.5   burst=1 concurrent=8 tpm=1000000000000",
+         1,
+         10,
+         {0.5, 1, 8, 1000000000000}},
+        {"rps=0 concurrent=0 tpm=0\r", 1, 0, {0, 20, 0, 0}},
+    };
+    char *dir = temp_dir_create();
+    char *path = xasprintf("%s/keys", dir), hex[65];
+    struct buf text = BUF_INIT;
+    struct err err = {0};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char key[16];
+        snprintf(key, sizeof key, "key%zu", i);
+        struct sha256_digest hash = sha256(key, strlen(key));
+        buf_appendf(&text, "customer%zu %s %s\n", i, hex_encode(hex, hash.bytes, 32),
+                    rows[i].fields);
+    }
+    assert_ok(file_write_atomic(path, text.data, text.len, 0600, &err), err);
+    struct api_keys *k = NULL;
+    struct admission_limits otherwise = {3, 20, 4, 5000};
+    assert_ok(api_keys_open(&k, path, &otherwise, &err), err);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char header[32];
+        snprintf(header, sizeof header, "Bearer key%zu", i);
+        const struct api_key *got = api_keys_find(k, header);
+        assert_non_null(got);
+        const struct admission_limits *l = &got->limits, *want = &rows[i].limits;
+        if (got->weight != rows[i].weight || got->priority != rows[i].priority ||
+            l->requests_per_second != want->requests_per_second || l->burst != want->burst ||
+            l->concurrent != want->concurrent || l->tokens_per_minute != want->tokens_per_minute)
+            fail_msg("\"%s\": weight %g, priority %d, %g/s, burst %u, %u at once, %llu tokens",
+                     rows[i].fields, (double)got->weight, got->priority, l->requests_per_second,
+                     l->burst, l->concurrent, (unsigned long long)l->tokens_per_minute);
+    }
+    api_keys_close(k);
+    buf_release(&text);
+    free(path);
+    temp_dir_remove(dir);
+}
+
 static void a_key_file_with_a_fault_is_refused_by_its_line(void **state)
 {
     (void)state;
@@ -169,6 +389,26 @@ static void a_key_file_with_a_fault_is_refused_by_its_line(void **state)
         {"a 0000000000000000000000000000000000000000000000000000000000000000\n"
          "a 1000000000000000000000000000000000000000000000000000000000000000\n",
          ":2: the name a is there twice"},
+        {"a " HASH " weight=0\n", ":1: weight=0: weight must be a number from 0.001 to 1000"},
+        {"a " HASH " weight=1e3\n", ":1: weight=1e3: weight must be"},
+        {"a " HASH " weight=nan\n", "weight=nan"},
+        {"a " HASH " weight=\n", "weight=: weight must be"},
+        {"a " HASH " weight= 2\n", "weight=: weight must be"},
+        {"a " HASH " weight\n", "\"weight\" is none of weight=, priority=, rps=,"},
+        {"b " HASH "\na " HASH " priority=101\n",
+         ":2: priority=101: priority must be an integer from -100 to 100"},
+        {"a " HASH " priority=1.5\n", "priority=1.5"},
+        {"a " HASH " priority=+1\n", "priority=+1"},
+        {"a " HASH " rps=-1\n", "rps=-1: rps must be a number from 0 to 1000000"},
+        {"a " HASH " rps=1.\n", "rps=1."},
+        {"a " HASH " burst=0\n", "burst=0: burst must be an integer from 1 to 1000000"},
+        {"a " HASH " concurrent=1000001\n", "concurrent=1000001"},
+        {"a " HASH " tpm=1000000000001\n", "from 0 to 1000000000000"},
+        {"a " HASH " tpm=99999999999999999999\n", "tpm=99999999999999999999"},
+        {"a " HASH " rps=1 burst=2 rps=1\n", ":1: rps= is there twice"},
+        {"a " HASH " Weight=2\n", "\"Weight=2\" is none of"},
+        {"a " HASH " weight=2,rps=1\n", "weight=2,rps=1"},
+        {"a " HASH " " HASH "\n", "is none of"},
         {"# nobody\n", "has no key"},
         {"", "has no key"},
     };
@@ -178,7 +418,8 @@ static void a_key_file_with_a_fault_is_refused_by_its_line(void **state)
         struct err err = {0};
         assert_ok(file_write_atomic(path, rows[i].text, strlen(rows[i].text), 0600, &err), err);
         struct api_keys *k = NULL;
-        if (api_keys_open(&k, path, &err) == 0)
+        struct admission_limits limits = {0};
+        if (api_keys_open(&k, path, &limits, &err) == 0)
             fail_msg("row %zu: accepted", i);
         if (strstr(err.message, rows[i].in_message) == NULL)
             fail_msg("row %zu: \"%s\", expected \"%s\" in it", i, err.message, rows[i].in_message);
@@ -192,7 +433,12 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(customers_are_let_in_by_rule),
         cmocka_unit_test(a_flood_of_customers_does_not_grow_the_table_for_ever),
+        cmocka_unit_test(adapters_are_let_in_by_rule_and_ensembles_count_for_each),
+        cmocka_unit_test(a_customer_and_an_adapter_of_one_number_are_two),
+        cmocka_unit_test(a_hundred_thousand_adapters_are_forgotten_when_idle),
+        cmocka_unit_test(a_key_has_the_limits_of_its_line),
         cmocka_unit_test(keys_are_found_by_their_hash),
+        cmocka_unit_test(a_key_line_may_have_limits_of_its_own),
         cmocka_unit_test(a_key_file_with_a_fault_is_refused_by_its_line),
     };
     return cmocka_run_group_tests_name("admission", tests, NULL, NULL);

@@ -2,6 +2,7 @@
 #include "tests/support.h"
 
 #include "node/api_error.h"
+#include "node/ensemble.h"
 #include "node/json_util.h"
 #include "node/openai_request.h"
 #include "node/sse.h"
@@ -111,6 +112,39 @@ static void a_wrong_field_is_refused_by_its_name(void **state)
         {M, "{" MSG ",\"reasoning_effort\":\"high\"}", ERR_UNSUPPORTED, "reasoning_effort"},
         {M, "{" MSG ",\"guided_json\":{\"a\":1}}", ERR_UNSUPPORTED, "guided_json"},
         {M, "{" MSG ",\"chat_template_kwargs\":1}", ERR_INVALID, "chat_template_kwargs"},
+        {C, "{" PRO ",\"adapters\":{}}", ERR_INVALID, "adapters"},
+        {C, "{" PRO ",\"adapters\":[]}", ERR_INVALID, "adapters"},
+        {C, "{" PRO ",\"adapters\":[\"a\"]}", ERR_INVALID, "adapters[0]"},
+        {C, "{" PRO ",\"adapters\":[{\"weight\":1}]}", ERR_INVALID, "adapters[0].model"},
+        {C, "{" PRO ",\"adapters\":[{\"model\":\"a\"},{\"model\":1}]}", ERR_INVALID,
+         "adapters[1].model"},
+        {C, "{" PRO ",\"adapters\":[{\"model\":\"\"}]}", ERR_INVALID, "adapters[0].model"},
+        {C, "{" PRO ",\"adapters\":[{\"model\":\"a\",\"weight\":\"1\"}]}", ERR_INVALID,
+         "adapters[0].weight"},
+        {C, "{" PRO ",\"adapters\":[{\"model\":\"a\",\"weight\":1000001}]}", ERR_INVALID,
+         "adapters[0].weight"},
+        {C, "{" PRO ",\"adapters\":[{\"model\":\"a\",\"weight\":-1e300}]}", ERR_INVALID,
+         "adapters[0].weight"},
+        {C,
+         "{" PRO
+         ",\"adapters\":[{\"model\":\"a\",\"weight\":0},{\"model\":\"b\",\"weight\":-0.0}]}",
+         ERR_INVALID, "adapters"},
+        {C, "{" PRO ",\"adapters\":[{\"model\":\"a\",\"weight\":1e-60}]}", ERR_INVALID, "adapters"},
+        {C, "{\"model\":7,\"prompt\":\"x\",\"adapters\":[{\"model\":\"a\"}]}", ERR_INVALID,
+         "model"},
+        {C,
+         "{" PRO
+         ",\"adapters\":[{\"model\":\"1\"},{\"model\":\"2\"},{\"model\":\"3\"},{\"model\":\"4\"},"
+         "{\"model\":\"5\"},{\"model\":\"6\"},{\"model\":\"7\"},{\"model\":\"8\"},{\"model\":\"9\"}"
+         "]}",
+         ERR_INVALID, "adapters"},
+        {M, "{" MSG ",\"priority\":101}", ERR_INVALID, "priority"},
+        {M, "{" MSG ",\"priority\":0.5}", ERR_INVALID, "priority"},
+        {M, "{" MSG ",\"priority\":\"high\"}", ERR_INVALID, "priority"},
+        {M, "{" MSG ",\"timeout\":0}", ERR_INVALID, "timeout"},
+        {M, "{" MSG ",\"timeout\":-1}", ERR_INVALID, "timeout"},
+        {M, "{" MSG ",\"timeout\":\"1s\"}", ERR_INVALID, "timeout"},
+        {M, "{" MSG ",\"timeout\":86401}", ERR_INVALID, "timeout"},
         {M, "[]", ERR_INVALID, ""},
         {M, "\"x\"", ERR_INVALID, ""},
         {M, "7", ERR_INVALID, ""},
@@ -211,6 +245,104 @@ static void content_parts_become_one_text(void **state)
     assert_string_equal(json_string_value(json_object_get(first, "role")), "system");
     assert_string_equal(json_string_value(json_object_get(second, "content")), "a\nb");
     assert_string_equal(json_string_value(json_object_get(second, "name")), "ann");
+    openai_request_release(&r);
+}
+
+static void an_ensemble_is_read_in_its_order(void **state)
+{
+    (void)state;
+    struct openai_request r = parsed(
+        OPENAI_COMPLETION,
+        "{\"prompt\":\"x\",\"adapters\":[{\"model\":\"law@2\",\"weight\":-0.5},"
+        "{\"weight\":null,\"model\":\"med\"},{\"model\":\"code\",\"weight\":3}]}");
+    assert_null(r.model);
+    assert_int_equal(r.n_adapters, 3);
+    static const struct {
+        const char *model;
+        float weight;
+    } rows[] = {{"law@2", -0.5F}, {"med", 1.0F}, {"code", 3.0F}};
+    for (size_t i = 0; i < 3; i++) {
+        if (strcmp(r.adapters[i].model, rows[i].model) != 0 ||
+            r.adapters[i].weight != rows[i].weight)
+            fail_msg("adapter %zu is %g * %s", i, (double)r.adapters[i].weight,
+                     r.adapters[i].model);
+    }
+    openai_request_release(&r);
+    r = parsed(OPENAI_CHAT, "{" MSG ",\"adapters\":null}");
+    assert_int_equal(r.n_adapters, 0);
+    assert_string_equal(r.model, "m");
+    openai_request_release(&r);
+}
+
+static void shares_sum_to_the_whole_by_largest_remainder(void **state)
+{
+    (void)state;
+    static const struct {
+        size_t n;
+        float weights[8];
+        uint16_t shares[8];
+        const char *name;
+    } rows[] = {
+        {1, {1}, {10000}, "a"},
+        {1, {-0.25F}, {10000}, "-0.25*a"},
+        {2, {0.7F, 0.3F}, {7000, 3000}, "0.7*a+0.3*b"},
+        {2, {1, 0}, {10000, 0}, "a+0*b"},
+        {2, {1, -1}, {5000, 5000}, "a-b"},
+        {2, {-3, 1}, {7500, 2500}, "-3*a+b"},
+        {3, {1, 1, 1}, {3334, 3333, 3333}, "a+b+c"},
+        {3, {0.1F, 0.1F, 0.1F}, {3334, 3333, 3333}, "0.1*a+0.1*b+0.1*c"},
+        {3, {1, 2, 4}, {1429, 2857, 5714}, "a+2*b+4*c"},
+        {6, {1, 1, 1, 1, 1, 1}, {1667, 1667, 1667, 1667, 1666, 1666}, "a+b+c+d+e+f"},
+        {2, {1e6F, 1e-6F}, {10000, 0}, "1e+06*a+1e-06*b"},
+        {2, {1e-30F, 3e-30F}, {2500, 7500}, "1e-30*a+3e-30*b"},
+        {8, {1, 1, 1, 1, 1, 1, 1, 9993}, {1, 1, 1, 1, 1, 1, 1, 9993}, "a+b+c+d+e+f+g+9993*h"},
+    };
+    static const char *const names[] = {"a", "b", "c", "d", "e", "f", "g", "h"};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        uint16_t got[8] = {0};
+        ensemble_shares(got, rows[i].weights, rows[i].n);
+        for (size_t k = 0; k < rows[i].n; k++) {
+            if (got[k] != rows[i].shares[k])
+                fail_msg("%s: share %zu is %u, expected %u", rows[i].name, k, got[k],
+                         rows[i].shares[k]);
+        }
+        struct buf name = BUF_INIT;
+        ensemble_name(&name, names, rows[i].weights, rows[i].n);
+        assert_string_equal(buf_cstr(&name), rows[i].name);
+        buf_release(&name);
+    }
+    /* Whatever the weights, nothing is lost and nobody gets a basis point more than 1 too much. */
+    uint64_t random = 88172645463325252U;
+    for (int round = 0; round < 20000; round++) {
+        float weights[8];
+        uint16_t got[8];
+        size_t n = 1 + (size_t)round % 8;
+        double sum = 0;
+        for (size_t k = 0; k < n; k++) {
+            random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+            weights[k] = ldexpf((float)(int16_t)(random >> 20) + 0.5F, (int)(random % 37) - 30);
+            sum += fabs((double)weights[k]);
+        }
+        ensemble_shares(got, weights, n);
+        int total = 0;
+        for (size_t k = 0; k < n; k++) {
+            total += got[k];
+            if (fabs(got[k] - fabs((double)weights[k]) / sum * 10000) >= 1)
+                fail_msg("round %d: weight %g of %g gets %u", round, (double)weights[k], sum,
+                         got[k]);
+        }
+        assert_int_equal(total, 10000);
+    }
+}
+
+static void urgency_is_read(void **state)
+{
+    (void)state;
+    struct openai_request r = parsed(OPENAI_CHAT, "{" MSG "}");
+    assert_true(!r.priority_given && r.timeout_s == 0);
+    openai_request_release(&r);
+    r = parsed(OPENAI_CHAT, "{" MSG ",\"priority\":-100,\"timeout\":0.25}");
+    assert_true(r.priority_given && r.priority == -100 && r.timeout_s == 0.25);
     openai_request_release(&r);
 }
 
@@ -379,6 +511,9 @@ int main(void)
         cmocka_unit_test(defaults_are_openais),
         cmocka_unit_test(every_form_of_prompt_is_read),
         cmocka_unit_test(content_parts_become_one_text),
+        cmocka_unit_test(an_ensemble_is_read_in_its_order),
+        cmocka_unit_test(shares_sum_to_the_whole_by_largest_remainder),
+        cmocka_unit_test(urgency_is_read),
         cmocka_unit_test(the_newer_name_of_max_tokens_wins),
         cmocka_unit_test(hostile_json_is_refused_with_a_sentence),
         cmocka_unit_test(depth_and_number_of_values_are_bounded),

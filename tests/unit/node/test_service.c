@@ -5,7 +5,9 @@
 
 #include "attribution/attribution.h"
 #include "engine/engine.h"
+#include "node/adapter_store.h"
 #include "node/admission.h"
+#include "node/api_keys.h"
 #include "node/base/clock.h"
 #include "node/base/hex.h"
 #include "node/base/log.h"
@@ -32,35 +34,76 @@
 
 #define MODEL   "tests/fixtures/models/stories260K"
 #define ADAPTER "tests/fixtures/adapters/stories260K-law"
+#define SECOND  "tests/fixtures/adapters/stories260K-code"
 
 struct world {
     char *dir;
     struct wallet *wallet;
     struct node node;
-    struct content_digest law;
+    struct service_resolver store;
+    struct content_digest law, code;
     _Atomic int n_resolved, n_released;
+    _Atomic bool hold; /* slow models don't come while it is set */
 };
 
-/* ---- a resolver that takes its time -------------------------------------------------------------
+/* ---- the adapter store, and a model that takes its time ----------------------------------------
  */
 
-static int resolve(void *context, const char *model, struct resolved *out, struct err *err)
+struct slow {
+    struct world *w;
+    bool is_law;
+    service_resolved_fn *done;
+    void *user;
+};
+
+static void *slowly(void *context)
+{
+    struct slow s = *(struct slow *)context;
+    free(context);
+    usleep(400000);
+    while (s.w->hold)
+        usleep(1000);
+    struct resolved out = {.content = s.is_law ? s.w->law : s.w->code, .handle = s.w};
+    snprintf(out.name, sizeof out.name, "%s", s.is_law ? "slow" : "slow-code");
+    s.w->n_resolved++;
+    s.done(s.user, &out, NULL);
+    return NULL;
+}
+
+static void resolve(void *context, const char *model, service_resolved_fn *done, void *user)
 {
     struct world *w = context;
-    if (strcmp(model, "slow") != 0)
-        return err_set(err, ERR_NOT_FOUND, "the model '%s' does not exist", model);
-    usleep(400000);
-    *out = (struct resolved){.content = w->law, .handle = w};
-    snprintf(out->name, sizeof out->name, "%s", model);
-    w->n_resolved++;
-    return 0;
+    bool is_law = strcmp(model, "slow") == 0;
+    if (!is_law && strcmp(model, "slow-code") != 0) {
+        w->store.resolve(w->store.context, model, done, user);
+        return;
+    }
+    pthread_t thread;
+    struct slow *s = xmalloc(sizeof *s);
+    *s = (struct slow){w, is_law, done, user};
+    assert_int_equal(pthread_create(&thread, NULL, slowly, s), 0);
+    pthread_detach(thread);
 }
 
 static void release(void *context, const struct resolved *r)
 {
-    (void)r;
     struct world *w = context;
-    w->n_released++;
+    if (r->handle == w)
+        w->n_released++;
+    else
+        w->store.release(w->store.context, r);
+}
+
+static void list(void *context, json_t *models, size_t max)
+{
+    struct world *w = context;
+    w->store.list(w->store.context, models, max);
+}
+
+static json_t *show(void *context, const char *model)
+{
+    struct world *w = context;
+    return w->store.show(w->store.context, model);
 }
 
 /* ---- the world ----------------------------------------------------------------------------------
@@ -87,18 +130,28 @@ static struct world *world_open(void)
     if (w->node.ledger == NULL)
         fail_msg("ledger: %s", err.message);
     struct service_options so = {
-        .base_name = "base", .metrics = w->node.metrics, .resolver = {resolve, release, NULL, w}};
+        .base_name = "base",
+        .metrics = w->node.metrics,
+        .resolver = {resolve, release, list, show, w},
+    };
+    w->node.adapters = adapter_store_create(&(struct adapter_store_options){
+        .data_dir = w->dir, .base_name = "base", .metrics = w->node.metrics});
+    w->store = adapter_store_resolver(w->node.adapters);
     w->node.service = service_create(&so);
     struct engine_options eo = {.model_dir = MODEL,
                                 .backend = "ref",
                                 .max_seqs = 16,
                                 .max_rows = 32,
+                                .max_waiting = 32,
                                 .on_events = service_on_events,
                                 .context = w->node.service};
     assert_ok(engine_open(&w->node.engine, &eo, &err), err);
     assert_ok(service_start(w->node.service, w->node.engine, w->node.ledger, &err), err);
-    assert_ok(service_add_adapter(w->node.service, "law", ADAPTER, &err), err);
+    assert_ok(adapter_store_start(w->node.adapters, w->node.engine, w->node.ledger, &err), err);
+    assert_ok(adapter_store_add(w->node.adapters, "law", ADAPTER, false, NULL, &err), err);
+    assert_ok(adapter_store_add(w->node.adapters, "code", SECOND, false, NULL, &err), err);
     assert_ok(adapter_content_digest(ADAPTER, &w->law, &err), err);
+    assert_ok(adapter_content_digest(SECOND, &w->code, &err), err);
     struct http_options ho = {.listen = "127.0.0.1:0",
                               .tick_ms = 1,
                               .on_head = routes_on_head,
@@ -115,11 +168,13 @@ static struct world *world_open(void)
 static void world_close(struct world *w)
 {
     service_stop(w->node.service);
+    adapter_store_stop(w->node.adapters);
     workers_stop(w->node.workers);
     http_close(w->node.http);
     workers_free(w->node.workers);
     engine_close(w->node.engine);
     service_free(w->node.service);
+    adapter_store_free(w->node.adapters);
     struct err err = {0};
     json_t *report = NULL;
     int rc = ledger_check(w->node.ledger, NULL, &report, &err);
@@ -147,16 +202,23 @@ static int dial(struct world *w)
     return fd;
 }
 
-static void send_post(int fd, const char *path, const char *body)
+/* key: of the Authorization header; NULL: none. */
+static void send_post_as(int fd, const char *key, const char *path, const char *body)
 {
     struct buf b = BUF_INIT;
     buf_appendf(&b,
-                "POST %s HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
-                "%zu\r\n\r\n%s",
-                path, strlen(body), body);
+                "POST %s HTTP/1.0\r\nHost: x\r\n%s%s%sContent-Type: application/json\r\n"
+                "Content-Length: %zu\r\n\r\n%s",
+                path, key != NULL ? "Authorization: Bearer " : "", key != NULL ? key : "",
+                key != NULL ? "\r\n" : "", strlen(body), body);
     if (send(fd, b.data, b.len, MSG_NOSIGNAL) != (ssize_t)b.len)
         fail_msg("cannot send");
     buf_release(&b);
+}
+
+static void send_post(int fd, const char *path, const char *body)
+{
+    send_post_as(fd, NULL, path, body);
 }
 
 /* Reads until `until` is there (NULL: to the end), at most 60 s. */
@@ -178,11 +240,12 @@ static void receive(int fd, struct buf *out, const char *until)
 
 struct answer_seen { /* what a client has of an answer */
     int status;
-    json_t *body;   /* not streamed, or an error */
-    json_t *last;   /* streamed: the chunk with the receipt */
-    json_t *error;  /* streamed: an error event */
-    char *text;     /* of choice 0 */
-    struct buf ids; /* token_ids of all choices as little-endian uint32, choice by choice */
+    int retry_after_s; /* 0: no such header */
+    json_t *body;      /* not streamed, or an error */
+    json_t *last;      /* streamed: the chunk with the receipt */
+    json_t *error;     /* streamed: an error event */
+    char *text;        /* of choice 0 */
+    struct buf ids;    /* token_ids of all choices as little-endian uint32, choice by choice */
     size_t n_ids;
     int n_chunks;
     bool done; /* [DONE] came */
@@ -222,6 +285,9 @@ static struct answer_seen parse_answer(struct buf *raw)
     if (p == NULL)
         fail_msg("no HTTP answer:\n%s", buf_cstr(raw));
     a.status = atoi(buf_cstr(raw) + 9);
+    const char *retry = strcasestr(buf_cstr(raw), "\r\nRetry-After: ");
+    if (retry != NULL && retry < p)
+        a.retry_after_s = atoi(retry + 15);
     p += 4;
     if (strncmp(p, "data: ", 6) != 0) {
         a.body = json_loads(p, 0, NULL);
@@ -268,16 +334,21 @@ static void answer_release(struct answer_seen *a)
     buf_release(&a->ids);
 }
 
-static struct answer_seen ask(struct world *w, const char *body)
+static struct answer_seen ask_as(struct world *w, const char *key, const char *body)
 {
     int fd = dial(w);
     struct buf raw = BUF_INIT;
-    send_post(fd, "/v1/completions", body);
+    send_post_as(fd, key, "/v1/completions", body);
     receive(fd, &raw, NULL);
     struct answer_seen a = parse_answer(&raw);
     buf_release(&raw);
     close(fd);
     return a;
+}
+
+static struct answer_seen ask(struct world *w, const char *body)
+{
+    return ask_as(w, NULL, body);
 }
 
 static const char *hex_field(const json_t *o, const char *key)
@@ -340,6 +411,13 @@ static void every_answer_carries_a_receipt_of_exactly_its_tokens(void **state)
         check_receipt(bodies[i], &a, bodies[i]);
         if (strstr(bodies[i], "stream") != NULL && !a.done)
             fail_msg("%s: no [DONE]", bodies[i]);
+        const json_t *usage = json_object_get(a.body, "usage");
+        const json_t *cached = json_object_get(json_object_get(usage, "prompt_tokens_details"),
+                                               "cached_tokens");
+        if (a.body != NULL && (!json_is_integer(cached) || json_integer_value(cached) < 0 ||
+                               json_integer_value(cached) >=
+                                   json_integer_value(json_object_get(usage, "prompt_tokens"))))
+            fail_msg("%s: usage %s", bodies[i], json_dumps(usage, 0));
         answer_release(&a);
     }
 }
@@ -578,12 +656,181 @@ static void many_at_once_get_the_words_they_get_alone(void **state)
     }
 }
 
+/* What the resolver gave out was released, and not twice. */
+static void everything_is_given_back(struct world *w)
+{
+    for (int i = 0; i < 200 && w->n_released < w->n_resolved; i++)
+        usleep(5000);
+    usleep(5000);
+    assert_int_equal(w->n_released, w->n_resolved);
+}
+
+#define GREEDY "\"max_tokens\":24,\"temperature\":0,\"logprobs\":3"
+
+static json_t *choice_of(const struct answer_seen *a)
+{
+    return json_array_get(json_object_get(a->body, "choices"), 0);
+}
+
+static void an_adapter_of_weight_0_changes_nothing(void **state)
+{
+    struct world *w = *state;
+    static const char *const bodies[] = {
+        "{\"adapters\":[{\"model\":\"law\",\"weight\":1}]," ONCE "," GREEDY "}",
+        "{\"model\":\"base\",\"adapters\":[{\"model\":\"law\"},{\"model\":\"code\",\"weight\":0}]"
+        "," ONCE "," GREEDY "}",
+        "{\"adapters\":[{\"model\":\"slow\"},{\"model\":\"slow-code\",\"weight\":0}]," ONCE
+        "," GREEDY "}",
+    };
+    static const char *const names[] = {"law", "law+0*code", "slow+0*slow-code"};
+    const char *plain_body = "{\"model\":\"law\"," ONCE "," GREEDY "}";
+    struct answer_seen plain = ask(w, plain_body);
+    check_receipt("plain", &plain, plain_body);
+    for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
+        struct answer_seen a = ask(w, bodies[i]);
+        check_receipt(bodies[i], &a, bodies[i]);
+        if (!json_equal(choice_of(&a), choice_of(&plain))) /* with every log-probability */
+            fail_msg("%s:\nalone \"%s\"\nhere  \"%s\"", bodies[i], plain.text, a.text);
+        assert_string_equal(json_string_value(json_object_get(a.body, "model")), names[i]);
+        answer_release(&a);
+    }
+    answer_release(&plain);
+    everything_is_given_back(w);
+}
+
+/* "7000 3000": the shares that a receipt names, in its order. */
+static void expect_shares(const char *what, const struct answer_seen *a, const char *shares)
+{
+    const json_t *top = a->body != NULL ? a->body : a->last, *share;
+    const json_t *receipt = json_object_get(json_object_get(top, "tributary"), "receipt");
+    struct buf got = BUF_INIT;
+    size_t i;
+    json_array_foreach(json_object_get(receipt, "adapters"), i, share)
+        buf_appendf(&got, "%s%lld", i > 0 ? " " : "",
+                    (long long)json_integer_value(json_object_get(share, "bps")));
+    if (strcmp(buf_cstr(&got), shares) != 0)
+        fail_msg("%s: the receipt shares %s, expected %s", what, buf_cstr(&got), shares);
+    buf_release(&got);
+}
+
+static void an_ensemble_is_receipted_by_share(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        const char *adapters, *shares, *name;
+    } rows[] = {
+        {"{\"model\":\"law\",\"weight\":0.7},{\"model\":\"code\",\"weight\":0.3}", "7000 3000",
+         "0.7*law+0.3*code"},
+        {"{\"model\":\"code\",\"weight\":-0.5},{\"model\":\"slow\"}", "3333 6667",
+         "-0.5*code+slow"},
+        {"{\"model\":\"slow\",\"weight\":2},{\"model\":\"slow-code\",\"weight\":1}", "6667 3333",
+         "2*slow+slow-code"},
+        {"{\"model\":\"law\",\"weight\":0.25}", "10000", "0.25*law"},
+    };
+    struct answer_seen law = ask(w, "{\"model\":\"law\"," ONCE "," GREEDY "}");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char *body = xasprintf("{\"adapters\":[%s]," ONCE "," GREEDY "}", rows[i].adapters);
+        char *streamed = xasprintf("{\"adapters\":[%s]," ONCE "," GREEDY ",\"stream\":true}",
+                                   rows[i].adapters);
+        struct answer_seen a = ask(w, body), b = ask(w, streamed);
+        check_receipt(body, &a, body);
+        check_receipt(streamed, &b, streamed);
+        expect_shares(body, &a, rows[i].shares);
+        expect_shares(streamed, &b, rows[i].shares);
+        assert_string_equal(json_string_value(json_object_get(a.body, "model")), rows[i].name);
+        assert_string_equal(json_string_value(json_object_get(b.last, "model")), rows[i].name);
+        assert_string_equal(a.text, b.text);
+        if (json_equal(choice_of(&a), choice_of(&law)))
+            fail_msg("%s: the same scores as law alone: the weights were not applied", body);
+        answer_release(&a);
+        answer_release(&b);
+        free(body);
+        free(streamed);
+    }
+    answer_release(&law);
+    everything_is_given_back(w);
+}
+
+static uint64_t ms_since(struct monotonic_us t)
+{
+    return clock_elapsed_us(t, clock_monotonic_us()) / 1000;
+}
+
+static void expect_timeout(const char *what, const struct answer_seen *a)
+{
+    const json_t *e = json_object_get(a->body, "error");
+    if (a->status != 504 || strcmp(json_string_value(json_object_get(e, "code")), "timeout") != 0)
+        fail_msg("%s: status %d: %s", what, a->status, json_dumps(a->body, 0));
+}
+
+static void time_runs_while_an_adapter_is_fetched(void **state)
+{
+    struct world *w = *state;
+    struct service_stats before, after;
+    service_stats(w->node.service, &before);
+    static const char *const bodies[] = {
+        "{\"model\":\"slow\"," ONCE ",\"timeout\":0.05}",
+        "{\"model\":\"slow\"," ONCE ",\"timeout\":0.05,\"stream\":true}",
+        "{\"adapters\":[{\"model\":\"law\"},{\"model\":\"slow-code\"}]," ONCE ",\"timeout\":0.05}",
+    };
+    for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
+        struct monotonic_us began = clock_monotonic_us();
+        struct answer_seen a = ask(w, bodies[i]);
+        expect_timeout(bodies[i], &a);
+        if (ms_since(began) > 300) /* the fetch takes 400 */
+            fail_msg("%s: refused after %llu ms", bodies[i], (unsigned long long)ms_since(began));
+        answer_release(&a);
+        usleep(400000);
+    }
+    everything_is_given_back(w);
+    service_stats(w->node.service, &after);
+    assert_int_equal(after.n_loading, 0);
+    assert_int_equal(after.n_answers, 0);
+    assert_int_equal(after.n_receipts, before.n_receipts);
+}
+
+#define LONG "\"max_tokens\":480,\"ignore_eos\":true,\"n\":8"
+
+static void time_runs_while_an_answer_is_made_or_waits(void **state)
+{
+    struct world *w = *state;
+    struct monotonic_us began = clock_monotonic_us();
+    struct answer_seen a = ask(w, "{\"model\":\"law\"," ONCE "," LONG ",\"timeout\":0.1}");
+    expect_timeout("running", &a);
+    answer_release(&a);
+    /* A stream has begun: it ends with an error, and bills what was written. */
+    const char *body = "{\"model\":\"law\"," ONCE "," LONG ",\"timeout\":0.3,\"stream\":true}";
+    a = ask(w, body);
+    if (a.error == NULL || a.done || a.n_ids == 0 || a.n_ids >= 480 * 8)
+        fail_msg("the stream has %zu ids, %s error, %s end", a.n_ids, a.error ? "an" : "no",
+                 a.done ? "an" : "no");
+    assert_string_equal(
+        json_string_value(json_object_get(json_object_get(a.error, "error"), "code")), "timeout");
+    check_receipt("a stream out of time", &a, body);
+    answer_release(&a);
+    /* Sixteen sequences run, as many as can; the next waits in the queue. */
+    int busy[2];
+    for (int i = 0; i < 2; i++) {
+        busy[i] = dial(w);
+        send_post(busy[i], "/v1/completions", "{\"model\":\"base\"," ONCE "," LONG "}");
+    }
+    usleep(50000);
+    a = ask(w, "{\"model\":\"base\"," ONCE ",\"max_tokens\":1,\"timeout\":0.05}");
+    expect_timeout("waiting", &a);
+    answer_release(&a);
+    close(busy[0]);
+    close(busy[1]);
+    if (ms_since(began) > 20000)
+        fail_msg("it took %llu ms", (unsigned long long)ms_since(began));
+}
+
 static void a_fetch_does_not_block_other_requests(void **state)
 {
     struct world *w = *state;
     int fd = dial(w);
     const char *body = "{\"model\":\"slow\"," ONCE ",\"max_tokens\":4,\"temperature\":0}";
     int resolved = w->n_resolved;
+    w->hold = true;
     send_post(fd, "/v1/completions", body);
     usleep(50000);
     struct answer_seen fast = ask(w, "{\"model\":\"base\"," ONCE
@@ -591,14 +838,13 @@ static void a_fetch_does_not_block_other_requests(void **state)
     assert_int_equal(fast.status, 200);
     if (w->n_resolved != resolved)
         fail_msg("the other request waited for the fetch");
+    w->hold = false;
     struct buf raw = BUF_INIT;
     receive(fd, &raw, NULL);
     struct answer_seen slow = parse_answer(&raw);
     check_receipt("slow", &slow, body);
     assert_string_equal(json_string_value(json_object_get(slow.body, "model")), "slow");
-    for (int i = 0; i < 200 && w->n_released < w->n_resolved; i++)
-        usleep(5000);
-    assert_int_equal(w->n_released, w->n_resolved);
+    everything_is_given_back(w);
     answer_release(&fast);
     answer_release(&slow);
     buf_release(&raw);
@@ -621,6 +867,18 @@ static void what_cannot_be_answered_is_refused_by_name(void **state)
          "invalid"},
         {"{\"model\":\"base\",\"prompt\":\"\",\"add_special_tokens\":false}", 400, "prompt",
          "invalid"},
+        {"{\"model\":\"law\",\"adapters\":[{\"model\":\"code\"}]," ONCE "}", 400, "model",
+         "invalid"},
+        {"{\"model\":\"nobody\",\"adapters\":[{\"model\":\"code\"}]," ONCE "}", 400, "model",
+         "invalid"},
+        {"{\"adapters\":[{\"model\":\"code\"},{\"model\":\"base\"}]," ONCE "}", 400,
+         "adapters[1].model", "invalid"},
+        {"{\"adapters\":[{\"model\":\"law\"},{\"model\":\"law\"}]," ONCE "}", 400,
+         "adapters[1].model", "invalid"},
+        {"{\"adapters\":[{\"model\":\"law\"},{\"model\":\"code\"},{\"model\":\"slow\"}]," ONCE "}",
+         400, "adapters[2].model", "invalid"},
+        {"{\"adapters\":[{\"model\":\"slow\"},{\"model\":\"nobody\"}]," ONCE "}", 404,
+         "adapters[1].model", "model_not_found"},
         {"{", 400, NULL, "invalid"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -634,6 +892,7 @@ static void what_cannot_be_answered_is_refused_by_name(void **state)
                      param != NULL ? param : "null", code);
         answer_release(&a);
     }
+    everything_is_given_back(w);
     struct buf body = BUF_INIT;
     buf_append_str(&body, "{\"model\":\"base\",\"prompt\":[1");
     for (int i = 0; i < 512; i++)
@@ -646,6 +905,146 @@ static void what_cannot_be_answered_is_refused_by_name(void **state)
         "context_length_exceeded");
     answer_release(&a);
     buf_release(&body);
+}
+
+static void expect_refusal(const char *what, const struct answer_seen *a, int status,
+                           const char *param, const char *in_message)
+{
+    const json_t *e = json_object_get(a->body, "error");
+    const char *got = json_string_value(json_object_get(e, "param"));
+    const char *message = json_string_value(json_object_get(e, "message"));
+    if (a->status != status || message == NULL || strstr(message, in_message) == NULL ||
+        (got == NULL) != (param == NULL) || (param != NULL && strcmp(got, param) != 0))
+        fail_msg("%s: status %d, param %s: %s", what, a->status, got, message);
+}
+
+/* Waits until nothing is being answered. */
+static void wait_until_idle(struct world *w)
+{
+    struct service_stats s;
+    for (int i = 0; i < 2000; i++) {
+        service_stats(w->node.service, &s);
+        if (s.n_answers == 0)
+            return;
+        usleep(5000);
+    }
+    fail_msg("%zu answers are still under way", s.n_answers);
+}
+
+static void an_adapters_own_limit_is_refused_by_its_name(void **state)
+{
+    struct world *w = *state;
+    wait_until_idle(w);
+    struct admission *unlimited = w->node.admission;
+    w->node.admission = admission_create(&(struct admission_options){.adapter = {.concurrent = 1}});
+    int busy = dial(w);
+    send_post(busy, "/v1/completions", "{\"model\":\"law\"," ONCE "," LONG ",\"stream\":true}");
+    struct buf raw = BUF_INIT;
+    receive(busy, &raw, "\n\n");
+    static const struct {
+        const char *body;
+        int status;
+        const char *param;
+    } rows[] = {
+        {"{\"model\":\"law\"," ONCE "}", 429, "model"},
+        {"{\"model\":\"slow\"," ONCE "}", 429, "model"}, /* another name of law's content */
+        {"{\"adapters\":[{\"model\":\"code\"},{\"model\":\"law\"}]," ONCE "}", 429, "adapters"},
+        {"{\"model\":\"code\"," ONCE ",\"max_tokens\":1}", 200, NULL},
+        {"{\"model\":\"base\"," ONCE ",\"max_tokens\":1}", 200, NULL},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct answer_seen a = ask(w, rows[i].body);
+        if (rows[i].status == 200) {
+            check_receipt(rows[i].body, &a, rows[i].body);
+        } else {
+            expect_refusal(rows[i].body, &a, 429, rows[i].param, "for the adapter ");
+            assert_int_equal(a.retry_after_s, 1);
+        }
+        answer_release(&a);
+    }
+    struct admission_stats s;
+    admission_stats(w->node.admission, &s);
+    assert_int_equal(s.refused_adapter, 3);
+    close(busy);
+    buf_release(&raw);
+    wait_until_idle(w);
+    everything_is_given_back(w);
+    struct answer_seen again = ask(w, "{\"model\":\"law\"," ONCE ",\"max_tokens\":1}");
+    assert_int_equal(again.status, 200);
+    answer_release(&again);
+    wait_until_idle(w);
+    admission_free(w->node.admission);
+    w->node.admission = unlimited;
+}
+
+static void a_request_may_lower_its_priority_and_never_raise_it(void **state)
+{
+    struct world *w = *state;
+    char *path = xasprintf("%s/keys", w->dir), hex[2][65];
+    struct sha256_digest first = sha256("first", 5), plain = sha256("plain", 5);
+    char *text = xasprintf("first %s priority=10 weight=2\nplain %s concurrent=1\n",
+                           hex_encode(hex[0], first.bytes, 32),
+                           hex_encode(hex[1], plain.bytes, 32));
+    struct err err = {0};
+    struct admission_limits none = {0};
+    assert_ok(file_write_atomic(path, text, strlen(text), 0600, &err), err);
+    assert_ok(api_keys_open(&w->node.keys, path, &none, &err), err);
+    static const struct {
+        const char *key;
+        int priority, status;
+    } rows[] = {
+        {"first", 10, 200}, {"first", 0, 200},  {"first", -100, 200}, {"first", 11, 400},
+        {"plain", 0, 200},  {"plain", -1, 200}, {"plain", 1, 400},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char *body = xasprintf("{\"model\":\"base\"," ONCE ",\"max_tokens\":1,\"priority\":%d}",
+                               rows[i].priority);
+        struct answer_seen a = ask_as(w, rows[i].key, body);
+        if (a.status != rows[i].status)
+            fail_msg("%s asks for priority %d: %d", rows[i].key, rows[i].priority, a.status);
+        if (a.status == 400)
+            expect_refusal(body, &a, 400, "priority", "of this key may have at most");
+        else
+            check_receipt(body, &a, body);
+        answer_release(&a);
+        free(body);
+    }
+    /* A line's own limit counts. */
+    wait_until_idle(w);
+    int busy = dial(w);
+    send_post_as(busy, "plain", "/v1/completions", "{\"model\":\"base\"," ONCE "," LONG "}");
+    usleep(30000);
+    struct answer_seen a = ask_as(w, "plain", "{\"model\":\"base\"," ONCE "}");
+    expect_refusal("a second of plain", &a, 429, NULL, "too many requests at the same time");
+    answer_release(&a);
+    a = ask_as(w, "first", "{\"model\":\"base\"," ONCE ",\"max_tokens\":1}");
+    assert_int_equal(a.status, 200);
+    answer_release(&a);
+    close(busy);
+    wait_until_idle(w);
+    api_keys_close(w->node.keys);
+    w->node.keys = NULL;
+    free(text);
+    free(path);
+}
+
+static void a_full_queue_says_when_to_come_back(void **state)
+{
+    struct world *w = *state;
+    struct buf body = BUF_INIT;
+    /* 64 sequences; 16 run and 32 wait, at most. */
+    buf_append_str(&body,
+                   "{\"model\":\"base\",\"max_tokens\":100,\"ignore_eos\":true,\"prompt\":[\"a\"");
+    for (int i = 1; i < 64; i++)
+        buf_append_str(&body, ",\"a\"");
+    buf_append_str(&body, "]}");
+    struct answer_seen a = ask(w, buf_cstr(&body));
+    expect_refusal("64 at once", &a, 503, NULL, "are waiting already");
+    if (a.retry_after_s < 1 || a.retry_after_s > 60)
+        fail_msg("Retry-After is %d", a.retry_after_s);
+    answer_release(&a);
+    buf_release(&body);
+    wait_until_idle(w);
 }
 
 static void many_queries_are_answered_beside_a_stream(void **state)
@@ -746,7 +1145,8 @@ static void stopping_bills_and_tells_what_was_written(void **state)
     receive(fd, &raw, NULL);
     struct answer_seen a = parse_answer(&raw);
     if (a.error == NULL || a.done)
-        fail_msg("the stream does not end with an error: %s", buf_cstr(&raw) + raw.len - 400);
+        fail_msg("the stream does not end with an error: %s",
+                 raw.len > 400 ? buf_cstr(&raw) + raw.len - 400 : buf_cstr(&raw));
     check_receipt("stopped", &a, body);
     assert_true(a.n_ids > 0 && a.n_ids < 480);
     struct answer_seen late = ask(w, "{\"model\":\"base\"," ONCE "}");
@@ -779,8 +1179,15 @@ int main(void)
         cmocka_unit_test(a_vanished_client_is_billed_what_its_socket_took),
         cmocka_unit_test(a_client_that_leaves_before_the_first_byte_is_billed_nothing),
         cmocka_unit_test(many_at_once_get_the_words_they_get_alone),
+        cmocka_unit_test(an_adapter_of_weight_0_changes_nothing),
+        cmocka_unit_test(an_ensemble_is_receipted_by_share),
+        cmocka_unit_test(time_runs_while_an_adapter_is_fetched),
+        cmocka_unit_test(time_runs_while_an_answer_is_made_or_waits),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
         cmocka_unit_test(what_cannot_be_answered_is_refused_by_name),
+        cmocka_unit_test(an_adapters_own_limit_is_refused_by_its_name),
+        cmocka_unit_test(a_request_may_lower_its_priority_and_never_raise_it),
+        cmocka_unit_test(a_full_queue_says_when_to_come_back),
         cmocka_unit_test(many_queries_are_answered_beside_a_stream),
         cmocka_unit_test(without_a_receipt_there_is_no_success),
         cmocka_unit_test(the_node_recovers_when_the_disk_does),

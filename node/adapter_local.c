@@ -1,0 +1,419 @@
+/* adapter_local: adapters in the operator's own directories.
+ *
+ * An adapter that is given by name (--adapter, the admin API) is read and checked at once. Of a
+ * directory full of them (--adapters-dir) only names, sizes and times are looked at, so that ten
+ * thousand are there within a second; each one's digest is then
+ *
+ *   remembered   from an earlier run, in DATA/adapters.known, as long as its files' names, sizes,
+ *                times and inodes are what they were;
+ *   or found     by the examiner, a thread of the lowest priority that reads one after another;
+ *   or found     by the first load, if a request is faster.
+ *
+ * None of this is trusted to serve: each load takes the digest of what it has read, and what
+ * differs is refused (adapter_tiers.c).
+ *
+ *   adapters.known   a line "tributary-known-adapters 1 <modelId>", then for each adapter
+ *                    "<contentDigest> <bytes> <rank> <sites> <stamp> <targets, commas> <directory>"
+ *                    Sizes and ranks are those that the base model of the first line checked. */
+#include "node/adapter_store_internal.h"
+
+#include "node/base/hex.h"
+#include "node/base/log.h"
+#include "node/base/sha256.h"
+
+#include <dirent.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { KNOWN_MAX_BYTES = 256 << 20 };
+
+/* ---- files -------------------------------------------------------------------------------------
+ */
+
+/* Those that the content digest is made of (engine.h). */
+static bool counts(const char *name)
+{
+    static const char weights[] = ".safetensors", shards[] = ".safetensors.index.json";
+    size_t n = strlen(name);
+    return strcmp(name, "adapter_config.json") == 0 ||
+           (strncmp(name, "adapter_model", 13) == 0 &&
+            ((n > sizeof weights && strcmp(name + n - sizeof weights + 1, weights) == 0) ||
+             (n > sizeof shards && strcmp(name + n - sizeof shards + 1, shards) == 0)));
+}
+
+uint64_t local_files(const char *dir, char stamp[17])
+{
+    uint64_t total = 0, sum = 0;
+    struct stat st;
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
+        if (!counts(e->d_name) || fstatat(dirfd(d), e->d_name, &st, 0) != 0 || !S_ISREG(st.st_mode))
+            continue;
+        struct {
+            uint64_t size, inode;
+            int64_t seconds[2], nanoseconds[2];
+            char name[256];
+        } one = {.size = (uint64_t)st.st_size,
+                 .inode = st.st_ino,
+                 .seconds = {st.st_mtim.tv_sec, st.st_ctim.tv_sec},
+                 .nanoseconds = {st.st_mtim.tv_nsec, st.st_ctim.tv_nsec}};
+        snprintf(one.name, sizeof one.name, "%s", e->d_name);
+        struct sha256_digest h = sha256(&one, sizeof one);
+        uint64_t word;
+        memcpy(&word, h.bytes, sizeof word);
+        sum += word; /* a directory lists its files in any order */
+        total += (uint64_t)st.st_size;
+    }
+    if (d != NULL)
+        closedir(d);
+    snprintf(stamp, 17, "%016" PRIx64, sum);
+    return total;
+}
+
+/* ---- adding and removing -----------------------------------------------------------------------
+ */
+
+static int check_name(const struct adapter_store *s, const char *name, struct err *err)
+{
+    struct wanted w;
+    size_t n = strlen(name);
+    bool plain = n > 0 && n < SERVICE_NAME_BYTES;
+    for (size_t i = 0; i < n && plain; i++)
+        plain = (unsigned char)name[i] > 0x20 && name[i] != 0x7f;
+    if (!plain)
+        return err_set(err, ERR_INVALID,
+                       "adapter name \"%.200s\" must have 1 to %d bytes, none of them a space or a "
+                       "control character",
+                       name, SERVICE_NAME_BYTES - 1);
+    if (wanted_parse(&w, name, NULL) == 0 && w.by != BY_NAME)
+        return err_set(err, ERR_INVALID, "adapter name \"%s\" looks like a digest", name);
+    if (strcmp(name, s->base_name) == 0)
+        return err_set(err, ERR_CONFLICT, "two models are named \"%s\"", name);
+    return 0;
+}
+
+/* Takes the item's load and content away. With the lock. */
+static void item_loosen(struct adapter_store *s, struct item *i)
+{
+    if (i->load != NULL) {
+        i->load->item = NULL; /* who waits for it gets what was asked for; nobody new joins */
+        i->load = NULL;
+    }
+    item_detach(s, i);
+}
+
+/* With the lock. dir is taken. */
+static struct item *item_new(struct adapter_store *s, const char *name, char *dir)
+{
+    struct item *i = xcalloc(1, sizeof *i);
+    snprintf(i->name, sizeof i->name, "%s", name);
+    i->dir = dir;
+    hash_map_put(&s->local, i->name, strlen(i->name), i);
+    return i;
+}
+
+int adapter_store_add(struct adapter_store *s, const char *name, const char *dir, bool again,
+                      struct engine_adapter *facts, struct err *err)
+{
+    struct engine_adapter seen;
+    char stamp[17], hex[65];
+    bool loaded = false;
+    uint64_t us = 0;
+    if (check_name(s, name, err) != 0)
+        return -1;
+    char *path = realpath(dir, NULL);
+    if (path == NULL)
+        return err_set(err, ERR_NOT_FOUND, "adapter %s: %s: no such directory", name, dir);
+    local_files(path, stamp); /* before the reading: what changes meanwhile has another next time */
+    if (files_read(s, path, &seen, &loaded, &us, err) != 0) {
+        free(path);
+        return err_wrap(err, "adapter %s", name);
+    }
+    pthread_mutex_lock(&s->lock);
+    struct item *i = hash_map_get(&s->local, name, strlen(name));
+    if (i != NULL && !again) {
+        if (loaded)
+            engine_adapter_drop(s->engine, &seen.content, NULL);
+        pthread_mutex_unlock(&s->lock);
+        free(path);
+        return err_set(err, ERR_CONFLICT, "two models are named \"%s\"", name);
+    }
+    if (i != NULL) {
+        item_loosen(s, i);
+        free(i->dir);
+        i->dir = path;
+    } else {
+        i = item_new(s, name, path);
+    }
+    struct content *c = content_get(s, &seen.content);
+    content_learn(c, &seen);
+    item_attach(s, i, c);
+    if (loaded)
+        content_landed(s, c, us);
+    memcpy(i->stamp, stamp, sizeof stamp);
+    i->examined = true;
+    s->facts_changed = true;
+    pthread_mutex_unlock(&s->lock);
+    log_info("adapters", "adapter %s: rank %d, %d linears (%s), digest %s", name, seen.rank_max,
+             seen.n_sites, seen.targets, hex_encode(hex, seen.content.bytes, 32));
+    if (facts != NULL)
+        *facts = seen;
+    return 0;
+}
+
+int adapter_store_remove(struct adapter_store *s, const char *name, struct err *err)
+{
+    int rc = 0;
+    pthread_mutex_lock(&s->lock);
+    struct item *i = hash_map_remove(&s->local, name, strlen(name));
+    if (i != NULL) {
+        item_loosen(s, i);
+        free(i->dir);
+        free(i);
+        s->facts_changed = true;
+    } else if (item_find(s, name, false) != NULL) {
+        rc = err_set(err, ERR_CONFLICT,
+                     "adapter %s comes from a registry or goes by another name; only the name of a "
+                     "local adapter can be removed",
+                     name);
+    } else {
+        rc = err_set(err, ERR_NOT_FOUND, "there is no adapter \"%.100s\"", name);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return rc;
+}
+
+/* ---- what is remembered ------------------------------------------------------------------------
+ */
+
+struct known {
+    struct engine_adapter facts;
+    char stamp[17];
+    const char *dir;
+};
+
+static char *known_path(const struct adapter_store *s)
+{
+    return xasprintf("%s/adapters.known", s->data_dir);
+}
+
+static void known_head(const struct adapter_store *s, char out[128])
+{
+    char hex[65];
+    snprintf(out, 128, "tributary-known-adapters 1 %s",
+             hex_encode(hex, engine_model(s->engine)->id.bytes, 32));
+}
+
+/* false: not such a line. */
+static bool known_parse(struct known *k, char *line)
+{
+    char digest[65], targets[256];
+    int at = -1;
+    if (sscanf(line, "%64s %zu %d %d %16s %255s %n", digest, &k->facts.n_bytes, &k->facts.rank_max,
+               &k->facts.n_sites, k->stamp, targets, &at) != 6 ||
+        at < 0 || line[at] != '/' || hex_decode(k->facts.content.bytes, 32, digest) != 0 ||
+        k->facts.n_bytes == 0)
+        return false;
+    for (char *p = targets; *p != '\0'; p++) {
+        if (*p == ',')
+            *p = ' ';
+    }
+    memcpy(k->facts.targets, targets, sizeof targets);
+    k->dir = line + at;
+    return true;
+}
+
+struct memory { /* of struct known, by directory */
+    struct buf text;
+    struct known *items;
+    struct hash_map by_dir;
+};
+
+static void memory_read(const struct adapter_store *s, struct memory *m)
+{
+    char head[128], *path = known_path(s);
+    *m = (struct memory){.text = BUF_INIT};
+    if (file_read(path, KNOWN_MAX_BYTES, &m->text, NULL) == 0) {
+        known_head(s, head);
+        char *rest = (char *)(uintptr_t)buf_cstr(&m->text), *line = strsep(&rest, "\n");
+        size_t n = 0, n_lines = 0;
+        for (const char *p = rest; p != NULL && *p != '\0'; p++)
+            n_lines += *p == '\n';
+        m->items = xcalloc(n_lines + 1, sizeof *m->items);
+        bool ours = strcmp(line, head) == 0; /* else of another base model: of no use */
+        while (ours && n < n_lines && (line = strsep(&rest, "\n")) != NULL) {
+            struct known *k = &m->items[n];
+            if (known_parse(k, line)) {
+                hash_map_put(&m->by_dir, k->dir, strlen(k->dir), k);
+                n++;
+            }
+        }
+    }
+    free(path);
+}
+
+static void memory_release(struct memory *m)
+{
+    buf_release(&m->text);
+    free(m->items);
+    hash_map_release(&m->by_dir);
+}
+
+static void memory_write(struct adapter_store *s)
+{
+    char head[128], hex[65], *path = known_path(s);
+    struct buf text = BUF_INIT;
+    size_t at = 0;
+    known_head(s, head);
+    buf_appendf(&text, "%s\n", head);
+    pthread_mutex_lock(&s->lock);
+    s->facts_changed = false;
+    for (struct item *i; (i = hash_map_next(&s->local, &at)) != NULL;) {
+        const struct content *c = i->content;
+        if (c == NULL || c->n_bytes == 0 || i->stamp[0] == '\0' || strchr(i->dir, '\n') != NULL)
+            continue;
+        buf_appendf(&text, "%s %zu %d %d %s ", hex_encode(hex, c->digest.bytes, 32), c->n_bytes,
+                    c->rank_max, c->n_sites, i->stamp);
+        for (const char *p = c->targets; *p != '\0'; p++)
+            buf_append_byte(&text, *p == ' ' ? ',' : (uint8_t)*p);
+        buf_appendf(&text, " %s\n", i->dir);
+    }
+    pthread_mutex_unlock(&s->lock);
+    struct err err = {0};
+    if (file_write_atomic(path, text.data, text.len, 0600, &err) != 0)
+        log_warn("adapters", "%s", err.message);
+    buf_release(&text);
+    free(path);
+}
+
+/* ---- a directory of them -----------------------------------------------------------------------
+ */
+
+/* false: it isn't an adapter's directory, or its name is taken. */
+static bool add_found(struct adapter_store *s, const struct memory *m, const char *root,
+                      const char *name)
+{
+    struct err err = {0};
+    char stamp[17];
+    char *dir = xasprintf("%s/%s", root, name), *config = xasprintf("%s/adapter_config.json", dir);
+    bool there = access(config, R_OK) == 0 && local_files(dir, stamp) > 0;
+    free(config);
+    if (there && check_name(s, name, &err) != 0) {
+        log_warn("adapters", "%s is left out: %s", dir, err.message);
+        there = false;
+    }
+    pthread_mutex_lock(&s->lock);
+    if (there && hash_map_get(&s->local, name, strlen(name)) != NULL)
+        there = false; /* what was said by name counts more */
+    if (there) {
+        struct item *i = item_new(s, name, dir);
+        const struct known *k = hash_map_get(&m->by_dir, dir, strlen(dir));
+        memcpy(i->stamp, stamp, sizeof stamp);
+        if (k != NULL && strcmp(k->stamp, stamp) == 0) {
+            struct content *c = content_get(s, &k->facts.content);
+            content_learn(c, &k->facts);
+            item_attach(s, i, c);
+            i->examined = true;
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (!there)
+        free(dir);
+    return there;
+}
+
+/* Looks at one adapter that nobody has looked at. */
+static void examine(struct adapter_store *s, const char *name)
+{
+    char *dir = NULL, stamp[17];
+    struct engine_adapter facts;
+    struct err err = {0};
+    pthread_mutex_lock(&s->lock);
+    struct item *i = hash_map_get(&s->local, name, strlen(name));
+    if (i != NULL && i->content == NULL && i->load == NULL && !i->examined) {
+        i->examined = true;
+        dir = xstrdup(i->dir);
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (dir == NULL)
+        return;
+    local_files(dir, stamp);
+    int rc = engine_adapter_check(s->engine, dir, &facts, &err);
+    pthread_mutex_lock(&s->lock);
+    i = hash_map_get(&s->local, name, strlen(name));
+    /* Unless a request was faster, or the name means something else by now. */
+    if (rc == 0 && i != NULL && i->content == NULL && i->load == NULL && strcmp(i->dir, dir) == 0) {
+        struct content *c = content_get(s, &facts.content);
+        content_learn(c, &facts);
+        item_attach(s, i, c);
+        memcpy(i->stamp, stamp, sizeof stamp);
+        s->facts_changed = true;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (rc != 0)
+        log_warn("adapters", "adapter %s can't serve: %s", name, err.message);
+    free(dir);
+}
+
+static void *examiner_main(void *context)
+{
+    struct adapter_store *s = context;
+    setpriority(PRIO_PROCESS, (id_t)gettid(), 19); /* of this thread only */
+    pthread_mutex_lock(&s->lock);
+    size_t n;
+    struct item **items = items_sorted(s, &n);
+    char **names = xcalloc(n + 1, sizeof *names);
+    for (size_t i = 0; i < n; i++)
+        names[i] = xstrdup(items[i]->name);
+    free(items);
+    pthread_mutex_unlock(&s->lock);
+    for (size_t i = 0; i < n; i++) {
+        if (!atomic_load(&s->cancelled))
+            examine(s, names[i]);
+        free(names[i]);
+    }
+    free(names);
+    return NULL;
+}
+
+void local_examiner_stop(struct adapter_store *s)
+{
+    if (s->examining)
+        pthread_join(s->examiner, NULL);
+    s->examining = false;
+    if (s->facts_changed)
+        memory_write(s);
+}
+
+int adapter_store_add_all(struct adapter_store *s, const char *root, size_t *n, struct err *err)
+{
+    struct monotonic_us began = clock_monotonic_us();
+    *n = 0;
+    BUG_IF(s->examining);
+    char *path = realpath(root, NULL);
+    DIR *d = path != NULL ? opendir(path) : NULL;
+    if (d == NULL) {
+        free(path);
+        return err_set(err, ERR_NOT_FOUND, "%s: no such directory, or it can't be read", root);
+    }
+    struct memory m;
+    memory_read(s, &m);
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        if (e->d_name[0] != '.' &&
+            (e->d_type == DT_DIR || e->d_type == DT_LNK || e->d_type == DT_UNKNOWN))
+            *n += add_found(s, &m, path, e->d_name);
+    }
+    closedir(d);
+    memory_release(&m);
+    free(path);
+    log_info("adapters", "%zu adapters in %s, found in %" PRIu64 " ms", *n, root,
+             clock_elapsed_us(began, clock_monotonic_us()) / 1000);
+    if (pthread_create(&s->examiner, NULL, examiner_main, s) != 0)
+        return err_set(err, ERR_NO_MEMORY, "cannot start a thread");
+    s->examining = true;
+    return 0;
+}

@@ -1,0 +1,227 @@
+/* adapter_store_internal: what the files of the adapter store share. Nobody else includes it.
+ *
+ *   adapter_store.c   items and contents, resolving, life
+ *   adapter_tiers.c   host memory: loading, room, what leaves first
+ *   adapter_fetch.c   from the registries to the disk; the disk's bound
+ *   adapter_local.c   adapters in the operator's own directories
+ *   adapter_admin.c   what operators ask and order
+ *
+ * One lock, s->lock, guards every member below that is not constant after the start. It is never
+ * held while a file, a registry, the chain or the engine thread are waited for, nor while a
+ * waiter's done is called. */
+#ifndef TRIBUTARY_NODE_ADAPTER_STORE_INTERNAL_H
+#define TRIBUTARY_NODE_ADAPTER_STORE_INTERNAL_H
+
+#include "engine/engine.h"
+#include "node/adapter_index.h"
+#include "node/adapter_store.h"
+#include "node/base/arena.h"
+#include "node/base/buf.h"
+#include "node/base/clock.h"
+#include "node/base/err.h"
+#include "node/base/hash_map.h"
+
+#include <pthread.h>
+
+enum { IN_FLIGHT_MAX = 64 };
+
+/* A request (or an order) that waits for an adapter. */
+struct waiter {
+    struct waiter *next;
+    char *model; /* as it was asked for */
+    struct resolved out;
+    enum adapter_tier tier; /* the slowest that had to be gone to */
+    struct monotonic_us began;
+    bool again; /* it was sent back to the registry once: not twice */
+    bool failed;
+    struct err err;
+    service_resolved_fn *done;
+    void *user;
+};
+
+struct waiters { /* in order of arrival; zeroed: none */
+    struct waiter *first, *last;
+};
+
+/* One set of files, whatever its names: what the tiers hold. Lives while an item means it, somebody
+ * uses it, it is being loaded, or its fetched files are on disk. */
+struct content {
+    struct content_digest digest;
+    struct item *items; /* those that mean it, the earliest first */
+    /* Facts; n_bytes 0: not looked at yet. */
+    size_t n_bytes;
+    int rank_max, n_sites;
+    char *targets;
+    /* Host memory. */
+    bool loaded;                /* the store holds one load in the engine */
+    struct load *load;          /* on its way there */
+    int users;                  /* resolved and not released */
+    int n_pins;                 /* items that are pinned */
+    uint64_t n_uses, frequency; /* since ever; since it was loaded */
+    double priority;            /* adapter_tiers.c */
+    size_t idle_at;             /* 1 + its place in s->idle; 0: not there */
+    uint64_t load_us;           /* how long loading took, the last time */
+    /* Disk: fetched files, in DATA/adapters/<digest>. */
+    uint64_t disk_bytes; /* 0: not there */
+    struct unix_ms used;
+    bool distrusted; /* its files were fetched anew and still don't load */
+};
+
+/* A name for a content. */
+struct item {
+    struct content *content; /* NULL: local, not looked at yet */
+    struct item *next;       /* of the same content */
+    char name[SERVICE_NAME_BYTES];
+    bool pinned;
+    /* Local: */
+    char *dir;         /* NULL: from a registry */
+    struct load *load; /* while content is NULL */
+    char stamp[17];    /* of its files, when content was found out; "": never looked */
+    bool examined;     /* by the examiner, with or without success */
+    /* From a registry; these live as long as the store. */
+    uint64_t version;
+    struct address creator;
+    struct sha256_digest manifest; /* zero: known from the ledger only */
+    struct adapter_id id;          /* zero without a chain */
+    struct monotonic_us checked;   /* when the chain was last asked */
+};
+
+/* One content on its way into host memory; whoever wants it meanwhile waits for the same. */
+struct load {
+    struct adapter_store *store;
+    struct content *content; /* NULL until the files have been read */
+    struct item *item;       /* local, which gets the content; NULL: none, or it was removed */
+    char name[SERVICE_NAME_BYTES];
+    char *dir;
+    bool fetched; /* dir is ours, filled from a registry */
+    struct waiters waiters;
+};
+
+/* One name on its way from a registry to the disk. */
+struct fetch {
+    struct adapter_store *store;
+    char *model;
+    struct waiters waiters;
+};
+
+struct adapter_store {
+    char *data_dir, *root; /* root: DATA/adapters */
+    char *base_name;
+    uint64_t refresh_us, cache_bytes;
+    size_t max_fetch_waiters;
+    int n_loaders, n_fetchers;
+    struct engine *engine;
+    struct ledger *ledger;
+    struct rpc *rpc;
+    const struct deployment *deployment;
+    struct http_client *http;
+    struct adapter_index *index; /* NULL: no registry is configured */
+    struct metrics *metrics;
+    struct workers *loaders, *fetchers;
+    _Atomic bool cancelled;
+
+    pthread_mutex_t lock;
+    pthread_cond_t landed;              /* something left in_flight */
+    pthread_cond_t room;                /* something in host memory became idle */
+    struct hash_map contents;           /* by digest */
+    struct hash_map local;              /* items by name */
+    struct hash_map by_manifest, by_id; /* registries' items */
+    struct item **registry_items;       /* [n_registry_items] owns them */
+    size_t n_registry_items, cap_registry_items;
+
+    struct hash_map fetches; /* by model */
+    size_t n_fetch_waiters;
+    struct sha256_digest in_flight[IN_FLIGHT_MAX];
+    size_t n_in_flight;
+
+    size_t host_total, host_used, host_reserved;
+    struct content **idle; /* a heap, the lowest priority first; 1 + index is idle_at */
+    size_t n_idle, cap_idle;
+    double age; /* of the cache: the priority of what left last */
+    uint64_t disk_used;
+    size_t n_pinned, n_in_use;
+    uint64_t n_loads, n_fetches, n_failed, n_evicted_host, n_evicted_disk;
+    _Atomic uint64_t hits[N_TIERS]; /* counted without the lock */
+
+    pthread_mutex_t keep_lock; /* taken before `lock`: orders what the engine is told to keep */
+
+    pthread_t examiner;
+    bool examining, facts_changed;
+};
+
+/* ---- adapter_store.c ---------------------------------------------------------------------------
+ */
+
+struct content *content_get(struct adapter_store *s, const struct content_digest *digest);
+void content_learn(struct content *c, const struct engine_adapter *facts);
+/* Frees it if nothing keeps it. With the lock; c is gone afterwards, perhaps. */
+void content_settle(struct adapter_store *s, struct content *c);
+void item_attach(struct adapter_store *s, struct item *i, struct content *c);
+void item_detach(struct adapter_store *s, struct item *i);
+/* A local adapter, a registry's item that is known, or NULL. fresh: a registry's name only counts
+ * while the index does. With the lock. */
+struct item *item_find(struct adapter_store *s, const char *model, bool fresh);
+bool item_is_checked(const struct adapter_store *s, const struct item *i);
+
+void waiters_add(struct waiters *list, struct waiter *w);
+/* All of from become failures and go to ready. */
+void waiters_fail(struct waiters *from, const struct err *err, struct waiters *ready);
+/* Tells each what it waited for, and frees it. Without the lock. */
+void waiters_tell(struct adapter_store *s, struct waiters *ready);
+/* Gives w the content of i: now (w goes to ready, perhaps as a failure) or once it is loaded. With
+ * the lock. */
+void item_use(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready);
+/* Sends w to the registries, or to ready as a failure. With the lock. */
+void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *ready);
+/* f has ended with i, or with *err where i is NULL; frees f. With the lock, and lets go of it. */
+void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, bool downloaded,
+               const struct err *err);
+/* The local ones by name: [*n], free() it. With the lock. */
+struct item **items_sorted(const struct adapter_store *s, size_t *n);
+
+struct wanted {
+    enum { BY_NAME, BY_CONTENT, BY_ID } by;
+    char name[SERVICE_NAME_BYTES];
+    uint64_t version; /* 0: the highest */
+    uint8_t digest[32];
+};
+int wanted_parse(struct wanted *w, const char *model, struct err *err);
+
+/* ---- adapter_tiers.c ---------------------------------------------------------------------------
+ */
+
+/* One more user. With the lock. */
+void content_take(struct adapter_store *s, struct content *c);
+void content_give_back(struct adapter_store *s, struct content *c);
+/* Out of host memory; it is loaded and nobody uses it. With the lock. */
+void content_unload(struct adapter_store *s, struct content *c);
+void content_pin(struct adapter_store *s, struct content *c, int by);
+/* Reads and checks the files now; into host memory, too, if there is room without sending another
+ * away: then *loaded, and content_landed is owed. Without the lock. */
+int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *facts, bool *loaded,
+               uint64_t *us, struct err *err);
+/* The engine has one more load of c, which is the store's from here on. With the lock. */
+void content_landed(struct adapter_store *s, struct content *c, uint64_t us);
+/* w waits for the load of what i means, which is begun unless it is under way; it goes to ready as
+ * a failure when there is no thread for it. With the lock. */
+void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready);
+
+/* ---- adapter_fetch.c ---------------------------------------------------------------------------
+ */
+
+char *content_dir(const struct adapter_store *s, const struct content_digest *digest);
+void fetch_run(void *store, void *fetch);
+/* What lies in DATA/adapters from earlier runs. Before any thread starts. */
+void disk_scan(struct adapter_store *s);
+/* The fetched files go, as far as they are there. With the lock. */
+void disk_remove(struct adapter_store *s, struct content *c);
+
+/* ---- adapter_local.c ---------------------------------------------------------------------------
+ */
+
+/* Sum of the adapter's files in dir (0: none that count); stamp [17] identifies their names, sizes,
+ * times and places on the disk. */
+uint64_t local_files(const char *dir, char stamp[17]);
+void local_examiner_stop(struct adapter_store *s); /* and remembers what is known */
+
+#endif

@@ -1,0 +1,463 @@
+/* adapter_tiers: host memory: what comes in, and what leaves for it.
+ *
+ * What leaves first is decided by GreedyDual-Size-Frequency (Cherkasova, "Improving WWW Proxies
+ * Performance with Greedy-Dual-Size-Frequency Caching Policy", HP Labs 1998; after Young's
+ * GreedyDual, SODA 1991). An adapter's priority, taken anew at each use:
+ *
+ *     priority = age + uses * cost / size
+ *
+ *     uses   since it came in
+ *     cost   microseconds that reading, hashing and checking it took, the last time
+ *     size   its bytes in host memory
+ *     age    of the cache: the priority of the one that left last
+ *
+ * The lowest leaves. An adapter that is not used stands still while `age` climbs past it, so that
+ * former favourites leave in the end; one that is small, asked for often, or slow to read stays
+ * longer. What is in use or pinned is not in the heap at all.
+ *
+ * Room is reserved before a file is read, from the size that was learnt or, the first time, from
+ * the files' own: two loads can't both count on the same bytes. When everything is in use a load
+ * waits until something becomes idle, at most ROOM_WAIT_S seconds; requests for what is loaded go
+ * past it meanwhile. */
+#include "node/adapter_store_internal.h"
+
+#include "attribution/attribution.h"
+#include "node/base/hex.h"
+#include "node/base/log.h"
+#include "node/workers.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+enum { ROOM_WAIT_S = 30, PRESSED_MS = 2, PRESSED_TURNS = 16 };
+
+/* ---- the idle ones: a heap ---------------------------------------------------------------------
+ */
+
+static void idle_set(struct adapter_store *s, size_t at, struct content *c)
+{
+    s->idle[at] = c;
+    c->idle_at = at + 1;
+}
+
+static void idle_sink(struct adapter_store *s, size_t at, struct content *c)
+{
+    for (size_t child; (child = 2 * at + 1) < s->n_idle; at = child) {
+        if (child + 1 < s->n_idle && s->idle[child + 1]->priority < s->idle[child]->priority)
+            child++;
+        if (s->idle[child]->priority >= c->priority)
+            break;
+        idle_set(s, at, s->idle[child]);
+    }
+    idle_set(s, at, c);
+}
+
+static void idle_rise(struct adapter_store *s, size_t at, struct content *c)
+{
+    for (; at > 0 && s->idle[(at - 1) / 2]->priority > c->priority; at = (at - 1) / 2)
+        idle_set(s, at, s->idle[(at - 1) / 2]);
+    idle_set(s, at, c);
+}
+
+static void idle_remove(struct adapter_store *s, struct content *c)
+{
+    size_t at = c->idle_at - 1;
+    struct content *last = s->idle[--s->n_idle];
+    c->idle_at = 0;
+    if (last == c)
+        return;
+    if (at > 0 && s->idle[(at - 1) / 2]->priority > last->priority)
+        idle_rise(s, at, last);
+    else
+        idle_sink(s, at, last);
+}
+
+/* Puts c where it belongs: among the idle ones, or not. */
+static void idle_update(struct adapter_store *s, struct content *c)
+{
+    bool idle = c->loaded && c->users == 0 && c->n_pins == 0;
+    if (idle == (c->idle_at > 0))
+        return;
+    if (!idle) {
+        idle_remove(s, c);
+        return;
+    }
+    if (s->n_idle == s->cap_idle) {
+        s->cap_idle = s->cap_idle == 0 ? 64 : s->cap_idle * 2;
+        s->idle = xrealloc_array(s->idle, s->cap_idle, sizeof(struct content *));
+    }
+    idle_rise(s, s->n_idle++, c);
+    pthread_cond_broadcast(&s->room);
+}
+
+/* ---- use ---------------------------------------------------------------------------------------
+ */
+
+void content_take(struct adapter_store *s, struct content *c)
+{
+    BUG_IF(!c->loaded);
+    s->n_in_use += c->users++ == 0;
+    c->n_uses++;
+    c->frequency++;
+    c->used = clock_unix_ms();
+    idle_update(s, c);
+    c->priority = s->age + (double)c->frequency * (double)c->load_us / (double)c->n_bytes;
+}
+
+void content_give_back(struct adapter_store *s, struct content *c)
+{
+    BUG_IF(c->users <= 0);
+    s->n_in_use -= --c->users == 0;
+    idle_update(s, c);
+    content_settle(s, c);
+}
+
+/* The engine is told to keep what is pinned and loaded on the device, and no longer what isn't. It
+ * answers after a step, so a loader waits for that; what counts is the state at that moment,
+ * whatever order the jobs come in. */
+static void keep_run(void *store, void *argument)
+{
+    struct adapter_store *s = store;
+    struct content_digest *digest = argument;
+    pthread_mutex_lock(&s->keep_lock);
+    pthread_mutex_lock(&s->lock);
+    const struct content *c = hash_map_get(&s->contents, digest->bytes, 32);
+    bool keep = c != NULL && c->loaded && c->n_pins > 0;
+    pthread_mutex_unlock(&s->lock);
+    struct err err = {0};
+    if (engine_adapter_keep(s->engine, digest, keep, &err) != 0 && keep)
+        log_warn("adapters", "a pinned adapter is not kept on the device: %s", err.message);
+    pthread_mutex_unlock(&s->keep_lock);
+    free(digest);
+}
+
+static void keep_begin(struct adapter_store *s, const struct content *c)
+{
+    struct content_digest *digest = xmalloc(sizeof *digest);
+    *digest = c->digest;
+    if (!workers_submit(s->loaders, keep_run, s, digest))
+        free(digest); /* stopping */
+}
+
+void content_pin(struct adapter_store *s, struct content *c, int by)
+{
+    c->n_pins += by;
+    BUG_IF(c->n_pins < 0);
+    if (by > 0)
+        s->n_pinned += c->n_pins == 1;
+    else
+        s->n_pinned -= c->n_pins == 0;
+    idle_update(s, c);
+    if (c->loaded && c->n_pins == (by > 0))
+        keep_begin(s, c);
+}
+
+void content_unload(struct adapter_store *s, struct content *c)
+{
+    BUG_IF(!c->loaded || c->users > 0);
+    c->loaded = false;
+    c->frequency = 0;
+    idle_update(s, c);
+    s->host_used -= c->n_bytes;
+    engine_adapter_drop(s->engine, &c->digest, NULL);
+}
+
+static bool evict_one(struct adapter_store *s)
+{
+    if (s->n_idle == 0)
+        return false;
+    struct content *c = s->idle[0];
+    s->age = c->priority;
+    s->n_evicted_host++;
+    content_unload(s, c);
+    content_settle(s, c);
+    return true;
+}
+
+/* ---- room --------------------------------------------------------------------------------------
+ */
+
+/* With the lock, let go of while it waits. */
+static int reserve(struct adapter_store *s, size_t n_bytes, struct err *err)
+{
+    if (n_bytes > s->host_total)
+        return err_set(err, ERR_TOO_LARGE,
+                       "it needs %zu bytes, host memory for adapters is %zu "
+                       "(engine.adapter_host_bytes)",
+                       n_bytes, s->host_total);
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += ROOM_WAIT_S;
+    bool in_time = true;
+    while (s->host_used + s->host_reserved + n_bytes > s->host_total) {
+        if (atomic_load(&s->cancelled))
+            return err_set(err, ERR_CANCELLED, "the node is shutting down");
+        if (evict_one(s))
+            continue;
+        if (!in_time)
+            return err_set(err, ERR_BUSY,
+                           "all of the %zu bytes of host memory for adapters are in use",
+                           s->host_total);
+        in_time = pthread_cond_timedwait(&s->room, &s->lock, &until) == 0;
+    }
+    s->host_reserved += n_bytes;
+    return 0;
+}
+
+/* The engine counts for itself, and what a finished sequence held is freed a moment after its
+ * answer: then it says ERR_BUSY although there is room here. If waiting doesn't help, the files are
+ * larger in memory than they are on disk, and others have to leave. Without the lock. */
+static int load_pressed(struct adapter_store *s, const char *dir, struct engine_adapter *facts,
+                        struct err *err)
+{
+    struct err local = {0};
+    for (int turn = 0;; turn++) {
+        if (engine_adapter_load(s->engine, dir, facts, &local) == 0)
+            return 0;
+        if ((local.code != ERR_BUSY && local.code != ERR_NO_MEMORY) || atomic_load(&s->cancelled))
+            break;
+        pthread_mutex_lock(&s->lock);
+        bool freed = turn % PRESSED_TURNS == PRESSED_TURNS - 1 && evict_one(s);
+        pthread_mutex_unlock(&s->lock);
+        if (!freed && turn * PRESSED_MS >= ROOM_WAIT_S * 1000)
+            break;
+        nanosleep(&(struct timespec){0, PRESSED_MS * 1000000L}, NULL);
+    }
+    if (err != NULL)
+        *err = local;
+    return -1;
+}
+
+/* ---- loading -----------------------------------------------------------------------------------
+ */
+
+void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
+{
+    c->load_us = us > 0 ? us : 1;
+    c->distrusted = false;
+    s->n_loads++;
+    if (c->loaded) { /* another load was faster; one is enough */
+        engine_adapter_drop(s->engine, &c->digest, NULL);
+        return;
+    }
+    c->loaded = true;
+    c->frequency = 0;
+    c->priority = s->age;
+    s->host_used += c->n_bytes;
+    idle_update(s, c);
+    if (c->n_pins > 0)
+        keep_begin(s, c);
+}
+
+int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *facts, bool *loaded,
+               uint64_t *us, struct err *err)
+{
+    size_t n_bytes = (size_t)local_files(dir, (char[17]){0});
+    pthread_mutex_lock(&s->lock);
+    *loaded = n_bytes <= s->host_total &&
+              s->host_used + s->host_reserved <= s->host_total - n_bytes;
+    if (*loaded)
+        s->host_reserved += n_bytes;
+    pthread_mutex_unlock(&s->lock);
+    struct monotonic_us began = clock_monotonic_us();
+    int rc = -1;
+    if (*loaded) {
+        struct err problem = {0};
+        rc = engine_adapter_load(s->engine, dir, facts, &problem);
+        *us = clock_elapsed_us(began, clock_monotonic_us());
+        *loaded = rc == 0;
+        pthread_mutex_lock(&s->lock);
+        s->host_reserved -= n_bytes;
+        pthread_mutex_unlock(&s->lock);
+        if (rc != 0 && problem.code != ERR_BUSY) {
+            if (err != NULL)
+                *err = problem;
+            return -1;
+        }
+    }
+    return rc == 0 ? 0 : engine_adapter_check(s->engine, dir, facts, err);
+}
+
+/* What the load found out goes into the tables. With the lock. */
+static void load_landed(struct adapter_store *s, struct load *l, const struct engine_adapter *facts,
+                        uint64_t us)
+{
+    struct content *c = content_get(s, &facts->content);
+    content_learn(c, facts);
+    if (l->item != NULL && l->content == NULL) {
+        l->item->examined = true;
+        s->facts_changed = true;
+        item_attach(s, l->item, c);
+    }
+    content_landed(s, c, us);
+}
+
+/* Files of ours that don't load are fetched once more, for those who haven't been there yet. With
+ * the lock. */
+static void fetch_again(struct adapter_store *s, struct load *l, struct waiters *ready)
+{
+    struct content *c = l->content;
+    if (!l->fetched || c->distrusted || s->index == NULL)
+        return;
+    c->distrusted = true;
+    disk_remove(s, c);
+    struct waiters kept = {0};
+    for (struct waiter *w = l->waiters.first, *next; w != NULL; w = next) {
+        next = w->next;
+        if (w->again) {
+            waiters_add(&kept, w);
+        } else {
+            w->again = true;
+            fetch_begin(s, w, ready);
+        }
+    }
+    l->waiters = kept;
+}
+
+static int load_files(struct adapter_store *s, struct load *l, struct engine_adapter *facts,
+                      size_t n_bytes, uint64_t *us, struct err *err)
+{
+    if (n_bytes == 0)
+        n_bytes = (size_t)local_files(l->dir, (char[17]){0});
+    pthread_mutex_lock(&s->lock);
+    int rc = atomic_load(&s->cancelled) ? err_set(err, ERR_CANCELLED, "the node is shutting down")
+                                        : reserve(s, n_bytes, err);
+    pthread_mutex_unlock(&s->lock);
+    if (rc != 0)
+        return -1;
+    struct monotonic_us began = clock_monotonic_us();
+    rc = load_pressed(s, l->dir, facts, err);
+    *us = clock_elapsed_us(began, clock_monotonic_us());
+    pthread_mutex_lock(&s->lock);
+    s->host_reserved -= n_bytes;
+    pthread_cond_broadcast(&s->room);
+    pthread_mutex_unlock(&s->lock);
+    return rc;
+}
+
+/* The files have another digest than they should: nothing serves. With the lock. */
+static int refuse_changed(struct adapter_store *s, struct load *l,
+                          const struct engine_adapter *facts, struct err *err)
+{
+    engine_adapter_drop(s->engine, &facts->content, NULL);
+    char was[65], is[65];
+    if (l->fetched)
+        return err_set(err, ERR_CORRUPT, "its files on disk no longer have its content digest");
+    for (struct item *i = l->content->items; i != NULL; i = i->next) {
+        if (i->dir != NULL && strcmp(i->dir, l->dir) == 0) /* not to be remembered */
+            i->stamp[0] = '\0';
+    }
+    s->facts_changed = true;
+    hex_encode(was, l->content->digest.bytes, 32);
+    hex_encode(is, facts->content.bytes, 32);
+    return err_set(err, ERR_CONFLICT,
+                   "the files in %s have changed: their digest is %.16s.., it was registered as "
+                   "%.16s..; register it again (tributary adapter add)",
+                   l->dir, is, was);
+}
+
+/* Hands the loaded content to all who wait for it. With the lock. */
+static void load_serve(struct adapter_store *s, struct load *l, struct content *c,
+                       struct waiters *ready)
+{
+    struct ledger_adapter known;
+    bool local = l->content == NULL; /* its digest is new, so nobody has asked the ledger yet */
+    bool registered = local && ledger_adapter_by_content(s->ledger, &known, c->digest, NULL) == 0;
+    for (struct waiter *w = l->waiters.first, *next; w != NULL; w = next) {
+        next = w->next;
+        content_take(s, c);
+        w->out.content = c->digest;
+        w->out.handle = c;
+        if (registered)
+            w->out.id = known.id;
+        if (w->tier < TIER_DISK)
+            w->tier = TIER_DISK;
+        waiters_add(ready, w);
+    }
+    idle_update(s, c);
+    content_settle(s, c);
+}
+
+static void load_run(void *store, void *argument)
+{
+    struct adapter_store *s = store;
+    struct load *l = argument;
+    struct err err = {0};
+    struct engine_adapter facts;
+    uint64_t us = 0;
+    pthread_mutex_lock(&s->lock);
+    size_t n_bytes = l->content != NULL ? l->content->n_bytes : 0;
+    pthread_mutex_unlock(&s->lock);
+    int rc = load_files(s, l, &facts, n_bytes, &us, &err);
+    if (rc == 0 && l->fetched)
+        utimensat(AT_FDCWD, l->dir, NULL, 0); /* for the disk's bound, over restarts */
+
+    struct waiters ready = {0};
+    pthread_mutex_lock(&s->lock);
+    if (rc == 0 && l->content != NULL && !DIGEST_EQ(facts.content, l->content->digest))
+        rc = refuse_changed(s, l, &facts, &err);
+    if (rc == 0)
+        load_landed(s, l, &facts, us);
+    if (l->item != NULL)
+        l->item->load = NULL;
+    struct content *c = l->content;
+    if (c != NULL)
+        c->load = NULL;
+    if (rc == 0) {
+        load_serve(s, l, content_get(s, &facts.content), &ready);
+    } else {
+        s->n_failed++;
+        err_wrap(&err, "adapter %s", l->name);
+        if (err.code != ERR_CANCELLED && err.code != ERR_BUSY) {
+            log_warn("adapters", "%s", err.message);
+            fetch_again(s, l, &ready);
+        }
+        waiters_fail(&l->waiters, &err, &ready);
+        if (c != NULL)
+            content_settle(s, c);
+    }
+    pthread_mutex_unlock(&s->lock);
+    waiters_tell(s, &ready);
+    free(l->dir);
+    free(l);
+}
+
+/* Where a content's files are: a local directory, else ours. */
+static const struct item *local_item(const struct content *c)
+{
+    const struct item *i = c->items;
+    while (i != NULL && i->dir == NULL)
+        i = i->next;
+    return i;
+}
+
+void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready)
+{
+    struct content *c = i->content;
+    struct load **at = c != NULL ? &c->load : &i->load;
+    if (*at == NULL) {
+        struct load *l = xcalloc(1, sizeof *l);
+        const struct item *where = c == NULL || i->dir != NULL ? i : local_item(c);
+        l->store = s;
+        l->content = c;
+        l->item = c == NULL ? i : NULL;
+        memcpy(l->name, i->name, sizeof l->name);
+        l->fetched = where == NULL;
+        l->dir = where != NULL ? xstrdup(where->dir) : content_dir(s, &c->digest);
+        if (!workers_submit(s->loaders, load_run, s, l)) {
+            free(l->dir);
+            free(l);
+            struct err err = {0};
+            struct waiters one = {0};
+            err_set(&err, ERR_BUSY, "the node is shutting down");
+            waiters_add(&one, w);
+            waiters_fail(&one, &err, ready);
+            return;
+        }
+        *at = l;
+    }
+    waiters_add(&(*at)->waiters, w);
+}

@@ -1,0 +1,286 @@
+/* answer_resolve: from the names in a request to adapters that stay loaded until the answer's end.
+ *
+ * A request names one model, or an ensemble of adapters. Each name is a slot, and each slot is told
+ * once, by this thread (what is in host memory) or by a thread of the resolver's, which had to
+ * bring it:
+ *
+ *     answer_resolve --asks for every slot--> tell ... tell --the last--> all_told
+ *
+ * a->n_untold counts the slots that wait, and answer_resolve itself, so that nothing is finished
+ * before everything was asked for. All or nothing: where a name fails, the first that did (in the
+ * request's order) is what the client reads, and what the others found is released.
+ *
+ * An answer whose time is up meanwhile is taken away by the service thread (answers_expire). Who
+ * takes it off the list of waiting answers, under the service's lock, is the one who goes on with
+ * it; then all_told has nothing left to do but to release. See service.h for the whole. */
+#include "node/service_internal.h"
+
+#include "node/base/buf.h"
+#include "node/base/clock.h"
+#include "node/base/err.h"
+#include "node/base/log.h"
+#include "node/base/usage.h"
+#include "node/ensemble.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+_Static_assert((int)OPENAI_ADAPTERS_MAX <= (int)USAGE_ADAPTERS_MAX &&
+                   (int)OPENAI_ADAPTERS_MAX <= (int)ENGINE_ADAPTERS_MAX,
+               "an ensemble must fit into a usage and into an engine's request");
+
+/* Which field of the request gives name i; param [48]. */
+static const char *name_param(const struct answer *a, size_t i, char param[48])
+{
+    if (a->is_ensemble)
+        snprintf(param, 48, "adapters[%zu].model", i);
+    else
+        snprintf(param, 48, "model");
+    return param;
+}
+
+static void not_resolved(struct answer *a, size_t i, const struct err *why)
+{
+    char param[48];
+    struct err err = *why;
+    if (err.code != ERR_NOT_FOUND && err.code != ERR_BUSY) {
+        log_warn("service", "model %s: %s", a->request.adapters[i].model, err.message);
+        api_error_hide(&err, "service");
+    }
+    api_error_set(&a->failure, err.code, name_param(a, i, param), "%s", err.message);
+    if (err.code == ERR_NOT_FOUND)
+        a->failure.code = "model_not_found";
+    if (err.code == ERR_BUSY)
+        a->failure.retry_after_s = 2;
+}
+
+static int check_ensemble(struct answer *a)
+{
+    char param[48];
+    for (size_t i = 0; i < a->n_models; i++) {
+        if (a->models[i].is_base)
+            return api_error_set(&a->failure, ERR_INVALID, name_param(a, i, param),
+                                 "'%s' is %s, the base model; 'adapters' takes adapters of it",
+                                 param, a->models[i].name);
+        for (size_t k = 0; k < i; k++) {
+            if (DIGEST_EQ(a->models[i].content, a->models[k].content))
+                return api_error_set(&a->failure, ERR_INVALID, name_param(a, i, param),
+                                     "'%s' is the same adapter as 'adapters[%zu].model'; give it "
+                                     "one weight",
+                                     param, k);
+        }
+    }
+    return 0;
+}
+
+static void name_and_share(struct answer *a)
+{
+    const char *names[OPENAI_ADAPTERS_MAX];
+    struct buf name = BUF_INIT;
+    for (size_t i = 0; i < a->n_models; i++)
+        names[i] = a->models[i].name;
+    ensemble_name(&name, names, a->weights, a->n_models);
+    a->model_name = xstrdup(buf_cstr(&name));
+    buf_release(&name);
+    a->n_adapters = a->models[0].is_base ? 0 : a->n_models;
+    if (a->n_adapters > 0)
+        ensemble_shares(a->shares, a->weights, a->n_adapters);
+}
+
+static int admit(struct answer *a)
+{
+    const struct service_customer *c = &a->customer;
+    if (c->admit == NULL || a->n_adapters == 0 ||
+        c->admit(c->context, a->models, a->n_adapters, &a->failure) == 0)
+        return 0;
+    snprintf(a->failure.param, sizeof a->failure.param, "%s",
+             a->is_ensemble ? "adapters" : "model");
+    return -1;
+}
+
+/* All models are there; goes on as answer_prepare does. */
+static void resolved(struct answer *a)
+{
+    if (a->is_ensemble && check_ensemble(a) != 0) {
+        answer_refuse(a);
+        return;
+    }
+    name_and_share(a);
+    if (admit(a) != 0) {
+        answer_refuse(a);
+        return;
+    }
+    answer_prepare(a);
+}
+
+/* ---- waiting -----------------------------------------------------------------------------------
+ */
+
+static void wait_for_models(struct answer *a)
+{
+    struct service *s = a->service;
+    pthread_mutex_lock(&s->lock);
+    a->waits = true;
+    a->prev = NULL;
+    a->next = s->waiting;
+    if (a->next != NULL)
+        a->next->prev = a;
+    s->waiting = a;
+    atomic_fetch_add(&s->n_loading, 1);
+    if (a->deadline.us != 0)
+        pthread_cond_signal(&s->arrived); /* it may be the next that is up */
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Under the service's lock. False: somebody else has it. */
+static bool take_waiting(struct answer *a)
+{
+    struct service *s = a->service;
+    if (!a->waits)
+        return false;
+    if (a->prev != NULL)
+        a->prev->next = a->next;
+    else
+        s->waiting = a->next;
+    if (a->next != NULL)
+        a->next->prev = a->prev;
+    a->waits = false;
+    a->prev = a->next = NULL;
+    atomic_fetch_sub(&s->n_loading, 1);
+    return true;
+}
+
+uint64_t answers_next_deadline(const struct service *s)
+{
+    uint64_t next = 0;
+    for (const struct answer *a = s->waiting; a != NULL; a = a->next) {
+        if (a->deadline.us != 0 && (next == 0 || a->deadline.us < next))
+            next = a->deadline.us;
+    }
+    return next;
+}
+
+void answers_expire(struct service *s)
+{
+    struct answer *up = NULL;
+    uint64_t now = clock_monotonic_us().us;
+    pthread_mutex_lock(&s->lock);
+    for (struct answer *a = s->waiting, *next; a != NULL; a = next) {
+        next = a->next;
+        if (a->deadline.us != 0 && a->deadline.us <= now && take_waiting(a)) {
+            a->next = up;
+            up = a;
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    for (struct answer *next; up != NULL; up = next) {
+        next = up->next;
+        up->next = NULL;
+        api_error_set(&up->failure, ERR_TIMEOUT, NULL,
+                      "the request's time was up before its adapter was here");
+        answer_refuse(up);
+    }
+}
+
+static void all_told(struct answer *a)
+{
+    struct service *s = a->service;
+    pthread_mutex_lock(&s->lock);
+    bool mine = take_waiting(a);
+    pthread_mutex_unlock(&s->lock);
+    if (!mine) {
+        answer_release_models(a);
+        answer_drop(a);
+        return;
+    }
+    a->models_told = true;
+    size_t failed = 0;
+    while (failed < a->n_models && a->why_not[failed] == NULL)
+        failed++;
+    if (service_is_stopping(s)) {
+        answer_shutting_down(a);
+        answer_refuse(a);
+    } else if (failed < a->n_models) {
+        not_resolved(a, failed, a->why_not[failed]);
+        answer_refuse(a);
+    } else {
+        resolved(a);
+    }
+    answer_drop(a); /* the slots' reference */
+}
+
+/* Once for each slot: out (copied), or NULL and why not. Any thread. */
+static void tell(struct answer_slot *slot, const struct resolved *out, const struct err *why)
+{
+    struct answer *a = slot->answer;
+    if (out != NULL) {
+        a->models[slot->i] = *out;
+    } else {
+        a->why_not[slot->i] = xmalloc(sizeof *why);
+        *a->why_not[slot->i] = *why;
+    }
+    if (atomic_fetch_sub(&a->n_untold, 1) == 1)
+        all_told(a);
+}
+
+/* ---- asking ------------------------------------------------------------------------------------
+ */
+
+static void on_resolved(void *user, const struct resolved *out, const struct err *why)
+{
+    tell(user, out, why);
+}
+
+static void ask(struct answer_slot *slot)
+{
+    struct answer *a = slot->answer;
+    struct service *s = a->service;
+    const char *name = a->request.adapters[slot->i].model;
+    struct err err;
+    if (strcmp(name, s->base_name) == 0) {
+        struct resolved base = {.is_base = true};
+        snprintf(base.name, sizeof base.name, "%s", s->base_name);
+        tell(slot, &base, NULL);
+    } else if (s->opt.resolver.resolve == NULL) {
+        err_set(&err, ERR_NOT_FOUND, "the model '%s' does not exist", name);
+        tell(slot, NULL, &err);
+    } else {
+        s->opt.resolver.resolve(s->opt.resolver.context, name, on_resolved, slot);
+    }
+}
+
+/* The names as one list, whichever way they were given. */
+static int take_names(struct answer *a)
+{
+    struct openai_request *r = &a->request;
+    a->is_ensemble = r->n_adapters > 0;
+    if (!a->is_ensemble)
+        r->adapters[r->n_adapters++] = (struct openai_adapter){r->model, 1.0F};
+    else if (r->model != NULL && strcmp(r->model, a->service->base_name) != 0)
+        return api_error_set(&a->failure, ERR_INVALID, "model",
+                             "with 'adapters', 'model' must be %s, the base model, or be left out",
+                             a->service->base_name);
+    a->n_models = r->n_adapters;
+    for (size_t i = 0; i < a->n_models; i++)
+        a->weights[i] = r->adapters[i].weight;
+    return 0;
+}
+
+void answer_resolve(struct answer *a)
+{
+    if (take_names(a) != 0) {
+        answer_refuse(a);
+        return;
+    }
+    atomic_fetch_add(&a->refs, 1); /* the slots' */
+    atomic_store(&a->n_untold, (int)a->n_models + 1);
+    wait_for_models(a);
+    for (size_t i = 0; i < a->n_models; i++) {
+        a->slots[i] = (struct answer_slot){a, i};
+        ask(&a->slots[i]);
+    }
+    if (atomic_fetch_sub(&a->n_untold, 1) == 1)
+        all_told(a);
+}
