@@ -347,10 +347,11 @@ await checks.test('health, metrics and the page', async () => {
 // ---- keys, and the end ----------------------------------------------------------------------------
 await checks.test('a node with API keys asks for them', async () => {
   const keys = path.join(dir, 'keys');
-  fs.writeFileSync(keys, `ann ${crypto.createHash('sha256').update('sk-ann').digest('hex')}\n`);
+  const line = (name, fields) => `${name} ${crypto.createHash('sha256').update(`sk-${name}`).digest('hex')} ${fields}\n`;
+  fs.writeFileSync(keys, line('ann', '') + line('eve', 'weight=2 priority=5 tpm=0 concurrent=0'));
   const locked = await startServer([
     'serve', '--model', path.join(root, 'tests/fixtures/models/stories260K'), '--listen', '127.0.0.1:0',
-    '--data', path.join(dir, 'locked'), '--api-keys', keys, '--limits-concurrent', '1', '--limits-tokens-per-minute', '60',
+    '--data', path.join(dir, 'locked'), '--api-keys', keys, '--limits-concurrent', '1', '--limits-tokens-per-minute', '60', '--limits-timeout', '60s',
   ], { logFile: path.join(dir, 'locked.log') });
   const with_ = (apiKey) => new OpenAI({ baseURL: `${locked.url}/v1`, apiKey, maxRetries: 0 });
   const status = (promise) => promise.then(() => 200, (error) => error.status);
@@ -363,7 +364,17 @@ await checks.test('a node with API keys asks for them', async () => {
   const refused = await use();
   checks.equal(refused?.status, 429, 'the second is over its tokens a minute');
   checks.ok(Number(refused?.headers?.get('retry-after')) > 0, 'and is told when to come back');
+  const eve = (more) => with_('sk-eve').completions.create({ model: 'stories260K', prompt: 'Once', max_tokens: 60, ...more }).then(() => 200, (error) => [error.status, error.param]);
+  checks.equal(await Promise.all([1, 2, 3].map(() => eve({}))), [200, 200, 200], 'a key whose line lifts the limits has none');
+  checks.equal(await eve({ priority: -5 }), 200, 'a request may step back');
+  checks.equal(await eve({ priority: 6 }), [400, 'priority'], 'and may not push in');
+  checks.equal(await eve({ timeout: 61 }), [400, 'timeout'], 'nor take longer than the node gives');
+  checks.equal((await eve({ timeout: 0.01, max_tokens: 400, ignore_eos: true, n: 8 }))[0], 504, 'out of time is 504');
   checks.equal(await locked.stop(), 0, 'it ends cleanly');
+  const wrong = path.join(dir, 'wrong-keys');
+  fs.writeFileSync(wrong, line('ann', 'wait=2'));
+  const { code, err } = await run(tributary, ['serve', '--model', path.join(root, 'tests/fixtures/models/stories260K'), '--data', path.join(dir, 'locked'), '--api-keys', wrong]);
+  checks.ok(code === 65 && err.includes('wrong-keys:1: "wait=2" is none of'), 'a field that nobody knows is refused by its line', `exit ${code}: ${err}`);
 });
 
 await checks.test('TLS, and who may listen where', async () => {
