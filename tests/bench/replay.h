@@ -170,7 +170,7 @@ struct row_options {
     size_t pool_bytes; /* 0: the row's own */
 };
 
-/* Row 4 to 11 (10 is not here: tests/soak). */
+/* Row 2, 4 to 9, or 11 (10 is tests/soak; 1 and 3 are elsewhere). */
 int row_run(struct rig *rig, int row, const struct row_options *o, struct report *report,
             struct err *err);
 

@@ -805,7 +805,7 @@ static void help(void)
 {
     puts("usage: soak [OPTION ...]\n"
          "  --backend NAME      cpu (default), ref, cuda\n"
-         "  --shape NAME        tiny (default), 110m, 1b, 7b, 8b\n"
+         "  --shape NAME        tiny (default), demo-7m, 110m, 1b, 7b, 8b\n"
          "  --tokens N          to generate beside others; 20000\n"
          "  --streams N         sequences running at once; 64\n"
          "  --names N           48, over\n"
