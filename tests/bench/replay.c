@@ -7,7 +7,7 @@
  * Rows, each on its own shape and with its own default time:
  *   2   on a CPU: 1,000 adapters on the shape of demo-7m with a pool for 50, against all resident
  *   4   a miss in host memory: 20 a second beside 32 streams, and 5 % cold at half of saturation
- *   5   10,000 adapters of three ranks, 108 GB of host memory, against 2,000 that are all resident
+ *   5   10,000 adapters of three ranks, 108 GB of host memory, against 3,333 that are all resident
  *   6   S-LoRA's scenario: 7B, 2,000 adapters of rank 8, from 10 requests/s to saturation
  *   7   a working set of twice the pool, 4,096 tokens in and 2,048 out, 1 request/s
  *   8   fairness: eight backlogged payers; one adapter offered at ten times capacity

@@ -291,8 +291,8 @@ static int row_miss(struct rows *r, struct err *err)
 /* ---- row 5: ten thousand adapters -------------------------------------------------------- */
 
 static const char TEN_THOUSAND[] = "9000:r8:qv,900:r16:qkvo,100:r128:qkvo";
-/* As many as are resident at once, for the control: a fifth of each class. */
-enum { CONTROL_SHARE = 5, MANY_STREAMS = 128, MANY_CONTEXT = 1040, MANY_SEQS = 256 };
+/* As many as are resident at once, for the control: a third of each class. */
+enum { CONTROL_SHARE = 3, MANY_STREAMS = 128, MANY_CONTEXT = 1040, MANY_SEQS = 256 };
 
 static int many_spec(const struct rows *r, struct rig_spec *spec, struct err *err)
 {
