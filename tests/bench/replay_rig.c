@@ -15,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { THREADS_MAX = 64, MAX_WAITING = 1 << 16 };
+enum { THREADS_MAX = 64 };
 
 static const char LETTERS[] = "qkvogud"; /* in the order of enum site_kind */
 
@@ -307,7 +307,6 @@ int rig_open(struct rig *rig, const struct rig_spec *spec, struct err *err)
         .max_seqs = spec->max_seqs,
         .max_rows = spec->max_rows,
         .max_context = spec->max_context,
-        .max_waiting = MAX_WAITING,
         .on_events = run_on_events,
         .context = rig,
     };

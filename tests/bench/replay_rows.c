@@ -538,12 +538,14 @@ static int row_fairness(struct rows *r, struct err *err)
         quiet(r, fmax(10, 10 * capacity), seconds, r->b, err) != 0)
         return -1;
     double solo = latency_percentile(&r->a->groups[0].ttft, 99);
-    double beside = latency_percentile(&r->b->groups[0].ttft, 99);
+    const struct group_result *quiet_one = &r->b->groups[0];
+    double beside = latency_percentile(&quiet_one->ttft, 99);
     report_note(r->report,
                 "row 8: with one adapter offered at 10 x capacity (%.0f requests/s), a quiet one's "
                 "p99 time to first token is %.1f ms, solo %.1f ms: %.2f x (asked: 1.5: %s)",
                 10 * capacity, beside, solo, solo > 0 ? beside / solo : 0,
-                met(beside <= 1.5 * solo && r->b->groups[0].n_unfinished == 0));
+                met(beside > 0 && beside <= 1.5 * solo && quiet_one->n_unfinished == 0 &&
+                    quiet_one->n_refused == 0));
     return 0;
 }
 
