@@ -54,6 +54,21 @@ static const struct shape {
       .tied = true,
       .rope = {.theta = 500000},
       .bos = -1}},
+    {"demo-7m", /* that of tests/fixtures/models/demo-7m */
+     "8 layers, 256, 4 heads, 2 KV heads, FFN 768, vocabulary 4096, tied, bf16",
+     {.family = MODEL_LLAMA,
+      .vocab = 4096,
+      .hidden = 256,
+      .n_layers = 8,
+      .n_heads = 4,
+      .n_kv_heads = 2,
+      .head_dim = 64,
+      .ffn = 768,
+      .max_context = 2048,
+      .norm_eps = 1e-5f,
+      .tied = true,
+      .rope = {.theta = 10000},
+      .bos = -1}},
     {"7b", /* Llama 7B, as in the papers that serve adapters on it */
      "32 layers, 4096, 32 heads, 32 KV heads, FFN 11008, vocabulary 32000, bf16",
      {.family = MODEL_LLAMA,
@@ -571,7 +586,8 @@ static int check_options(struct bench *b, struct err *err)
         if (strcmp(SHAPES[i].name, shape) == 0)
             b->shape = &SHAPES[i];
     if (b->shape == NULL)
-        return err_set(err, ERR_INVALID, "no shape %s; there are 110m, 1b, 7b, 8b and tiny", shape);
+        return err_set(err, ERR_INVALID,
+                       "no shape %s; there are 110m, 1b, 7b, 8b, demo-7m and tiny", shape);
     if (o->n_prompt < 1 || o->n_generate < 1 || o->rank < 1 || o->rank > 1024 || o->n_rounds < 1 ||
         o->n_rounds > BENCH_ROUNDS_MAX || o->max_rows < 1 || o->n_adapters < 0 ||
         o->n_adapters > BENCH_ADAPTERS_MAX ||

@@ -129,7 +129,7 @@ const struct cli_command cmd_bench = {
         "    tributary bench --kinds base,uniform,skewed --adapters 64 --streams 64 --csv\n",
     .options =
         (const struct cli_option[]){
-            {"shape", CLI_VALUE, "NAME", "110m (default), 1b, 7b, 8b or tiny."},
+            {"shape", CLI_VALUE, "NAME", "110m (default), 1b, 7b, 8b, demo-7m or tiny."},
             {"backend", CLI_VALUE, "NAME", "cpu (default), ref or cuda."},
             {"kinds", CLI_VALUE, "LIST",
              "Of base, shared, distinct, uniform and skewed; base,shared,distinct."},

@@ -5,8 +5,9 @@
  *            --rate 40 --cv 8 --popularity zipf:1.1 --lengths azure-conv --seconds 60
  *
  * Rows, each on its own shape and with its own default time:
+ *   2   on a CPU: 1,000 adapters on the shape of demo-7m with a pool for 50, against all resident
  *   4   a miss in host memory: 20 a second beside 32 streams, and 5 % cold at half of saturation
- *   5   10,000 adapters of three ranks, 108 GB of host memory, against 2,000 that are all resident
+ *   5   10,000 adapters of three ranks, 108 GB of host memory, against 3,333 that are all resident
  *   6   S-LoRA's scenario: 7B, 2,000 adapters of rank 8, from 10 requests/s to saturation
  *   7   a working set of twice the pool, 4,096 tokens in and 2,048 out, 1 request/s
  *   8   fairness: eight backlogged payers; one adapter offered at ten times capacity
@@ -55,7 +56,7 @@ static void help(FILE *out)
 {
     fputs("usage: replay --row N[,N...] | --adapters N:rRANK:MODULES[,...]  [OPTION ...]\n"
           "  --backend NAME      cpu (default), ref, cuda\n"
-          "  --shape NAME        110m, 1b, 7b, 8b, tiny; a row has its own\n"
+          "  --shape NAME        demo-7m, 110m, 1b, 7b, 8b, tiny; a row has its own\n"
           "  --seconds S         measured: of all of a row together; else 10\n"
           "  --shrink N          rows: adapters, streams and pools divided by N\n"
           "  --pool-bytes N      device memory for adapters (10g, 512m); else all fit\n"
@@ -107,7 +108,7 @@ static void parse_rows(struct options *o, const char *text)
     while (at != NULL && *at != '\0' && o->n_rows < ROWS_MAX) {
         char *end;
         long row = strtol(at, &end, 10);
-        if (end == at || (*end != '\0' && *end != ',') || row < 4 || row > 11)
+        if (end == at || (*end != '\0' && *end != ',') || row < 1 || row > 11)
             wrong("--row", text);
         o->rows[o->n_rows++] = (int)row;
         at = *end == ',' ? end + 1 : end;

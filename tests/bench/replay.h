@@ -48,17 +48,14 @@ struct rig {
     double *ranks; /* [n_adapters] its bytes in units of one rank on all modules, so that adapters
                       on different modules can be added up */
     size_t adapter_bytes; /* of all, as they lie in memory */
-    double make_s, open_s;
+    double open_s, make_s;
 
     pthread_mutex_t lock; /* of what follows but n_off, and of the run's figures */
     pthread_cond_t changed;
     int n_off;       /* sabotage: requests ask under the adapter so many behind their own */
     struct run *run; /* NULL: none */
-    bool *on_device; /* [n_adapters] after the newest step */
-    int *residents;  /* [n_residents] of these */
-    int n_residents;
     uint64_t *stamp; /* [n_adapters] the step that held it last */
-    uint64_t n_stamp, n_evictions;
+    uint64_t n_stamp;
     uint64_t held[ENGINE_ENTROPY_BUCKETS]; /* decode steps by distinct adapters, our own count */
     uint64_t n_differ;   /* steps whose count is not the engine's, or that hold another adapter */
     size_t device_bytes; /* in use on a device with memory of its own; else 0 */
@@ -126,7 +123,7 @@ struct run_result {
     int n_groups;
     struct group_result groups[GROUPS_MAX];
     struct group_result all;
-    uint64_t n_uploads, n_evictions, n_preemptions;
+    uint64_t n_hits, n_uploads, n_prefetches, n_evictions, n_preemptions;
     uint64_t n_steps, n_decode_steps;
     uint64_t distinct[DISTINCT_MAX + 1]; /* decode steps by distinct adapters; the last: more */
     double distinct_mean, rank_mean;     /* of decode steps: adapters, and sum of their ranks */
@@ -136,7 +133,8 @@ struct run_result {
     double full_rank_mean; /* of the latter */
     int n_resident;
     size_t pool_used, pool_true; /* bytes of the device pool in use; of the adapters in it */
-    size_t device_bytes, host_bytes;
+    size_t device_bytes;         /* in use, on a device with memory of its own; else 0 */
+    size_t host_bytes, adapter_host_bytes; /* of this process; of its adapters' memory */
     uint64_t n_failed; /* everything that must not be: failures, and counts that differ */
 };
 
@@ -170,7 +168,7 @@ struct row_options {
     size_t pool_bytes; /* 0: the row's own */
 };
 
-/* Row 4 to 11 (10 is not here: tests/soak). */
+/* Row 2, 4 to 9, or 11 (10 is tests/soak; 1 and 3 are elsewhere). */
 int row_run(struct rig *rig, int row, const struct row_options *o, struct report *report,
             struct err *err);
 

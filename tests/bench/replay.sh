@@ -25,11 +25,12 @@ expect() { # RUNS FLAG...
     else failed=$((failed + 1)); echo "replay $*: $why"; fi
 }
 small=(--shape tiny --shrink 100 --seconds 0.6)
+expect resident,pool --row 2 "${small[@]}"
 expect resident,missing,saturated,half --row 4 "${small[@]}"
 expect closed-in,poisson-in,cv8-in,closed,poisson,cv8 --row 5 "${small[@]}"
 expect closed,rate-10,rate-40 --row 6 "${small[@]}"
 expect resident,half --row 7 "${small[@]}"
-expect payers,one-payer,solo,hot --row 8 "${small[@]}"
+expect unlike,alike,one-payer,solo,hot --row 8 "${small[@]}"
 expect base,rank-8,rank-128,mixed --row 9 "${small[@]}"
 expect 10000,1000,100,1 --row 11 "${small[@]}"
 expect own --adapters 40:r8:qv,10:r16:all --pool-adapters 12 --streams 8 --popularity zipf:1.1 --lengths uniform:4:40 \

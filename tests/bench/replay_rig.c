@@ -2,8 +2,7 @@
  *
  * Model and adapters are seeded random numbers (engine/noise.h). An adapter's content follows from
  * its class, its number in the class and the seed alone; all differ, and their digests with them.
- * Making 108 GB of them takes all cores some ten seconds: each thread makes whole adapters, and
- * hashes them. */
+ * Each thread makes whole adapters and hashes them, some 300 MB a second. */
 #include "tests/bench/replay.h"
 
 #include "engine/bench.h"
@@ -16,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { THREADS_MAX = 64, MAX_WAITING = 1 << 16 };
+enum { THREADS_MAX = 64 };
 
 static const char LETTERS[] = "qkvogud"; /* in the order of enum site_kind */
 
@@ -126,13 +125,6 @@ int rig_fold(const struct rig *rig, const struct rig_spec *larger, int index)
 
 /* ---- adapters ---------------------------------------------------------------------------- */
 
-struct making {
-    const struct rig *rig;
-    struct lora_adapter **out; /* [n] */
-    int n;
-    atomic_int next;
-};
-
 static const struct adapter_class *class_of(const struct rig_spec *spec, int index, int *n_class,
                                             int *n_in_class)
 {
@@ -159,30 +151,6 @@ static struct lora_adapter *make_adapter(const struct rig *rig, int index)
     return a;
 }
 
-static void *make_some(void *context)
-{
-    struct making *m = context;
-    for (int i; (i = atomic_fetch_add(&m->next, 1)) < m->n;)
-        m->out[i] = make_adapter(m->rig, i);
-    return NULL;
-}
-
-static struct lora_adapter **make_adapters(const struct rig *rig)
-{
-    struct making m = {.rig = rig, .n = rig->n_adapters};
-    m.out = xcalloc((size_t)m.n + 1, sizeof(struct lora_adapter *));
-    pthread_t threads[THREADS_MAX];
-    long n_threads = sysconf(_SC_NPROCESSORS_ONLN);
-    int n_started = 0;
-    while (n_started + 1 < n_threads && n_started + 1 < m.n && n_started < THREADS_MAX &&
-           pthread_create(&threads[n_started], NULL, make_some, &m) == 0)
-        n_started++;
-    make_some(&m);
-    for (int i = 0; i < n_started; i++)
-        pthread_join(threads[i], NULL);
-    return m.out;
-}
-
 /* In units of one rank on all seven modules of a layer, so that adapters on different modules can
  * be added up: what a step reads and computes for it. */
 static double rank_of(const struct model_config *m, const struct adapter_class *c)
@@ -191,22 +159,57 @@ static double rank_of(const struct model_config *m, const struct adapter_class *
     return (double)class_true_bytes(m, c) / (double)class_true_bytes(m, &one);
 }
 
-static int add_adapters(struct rig *rig, struct lora_adapter **made, struct err *err)
+/* Several threads make adapters and give them to the engine, which moves them to where its device
+ * copies from; so nothing lies there twice but what is at hand. */
+struct making {
+    struct rig *rig;
+    atomic_int next;
+    atomic_bool failed;
+    pthread_mutex_t lock;
+    struct err err; /* the first failure */
+};
+
+static void *make_some(void *context)
 {
-    int rc = 0;
-    for (int i = 0; i < rig->n_adapters; i++) {
+    struct making *m = context;
+    struct rig *rig = m->rig;
+    for (int i;
+         !atomic_load(&m->failed) && (i = atomic_fetch_add(&m->next, 1)) < rig->n_adapters;) {
         int n_class, number;
         const struct adapter_class *c = class_of(&rig->spec, i, &n_class, &number);
-        if (rc != 0) {
-            lora_close(made[i]);
-            continue;
-        }
-        rig->digests[i] = made[i]->content;
+        struct lora_adapter *a = make_adapter(rig, i);
+        struct err err = {0};
+        rig->digests[i] = a->content;
         rig->bytes[i] = class_true_bytes(&rig->config, c);
         rig->ranks[i] = rank_of(&rig->config, c);
-        rc = engine_adapter_add(rig->engine, made[i], err);
+        if (engine_adapter_add(rig->engine, a, &err) == 0)
+            continue;
+        pthread_mutex_lock(&m->lock);
+        if (!atomic_exchange(&m->failed, true))
+            m->err = err;
+        pthread_mutex_unlock(&m->lock);
     }
-    return rc;
+    return NULL;
+}
+
+static int make_adapters(struct rig *rig, struct err *err)
+{
+    struct making m = {.rig = rig};
+    pthread_t threads[THREADS_MAX];
+    long n_threads = sysconf(_SC_NPROCESSORS_ONLN);
+    int n_started = 0;
+    pthread_mutex_init(&m.lock, NULL);
+    while (n_started + 1 < n_threads && n_started + 1 < rig->n_adapters &&
+           n_started < THREADS_MAX && pthread_create(&threads[n_started], NULL, make_some, &m) == 0)
+        n_started++;
+    make_some(&m);
+    for (int i = 0; i < n_started; i++)
+        pthread_join(threads[i], NULL);
+    pthread_mutex_destroy(&m.lock);
+    if (!atomic_load(&m.failed))
+        return 0;
+    *err = m.err;
+    return -1;
 }
 
 /* ---- opening ----------------------------------------------------------------------------- */
@@ -229,18 +232,13 @@ static void close_engine(struct rig *rig)
     free(rig->digests);
     free(rig->bytes);
     free(rig->ranks);
-    free(rig->on_device);
-    free(rig->residents);
     free(rig->stamp);
     rig->digests = NULL;
     rig->bytes = NULL;
     rig->ranks = NULL;
-    rig->on_device = NULL;
-    rig->residents = NULL;
     rig->stamp = NULL;
-    rig->n_residents = 0;
     memset(rig->held, 0, sizeof rig->held);
-    rig->n_evictions = rig->n_stamp = rig->n_differ = 0;
+    rig->n_stamp = rig->n_differ = 0;
     rig->device_bytes = 0;
 }
 
@@ -296,15 +294,10 @@ int rig_open(struct rig *rig, const struct rig_spec *spec, struct err *err)
     rig->digests = xcalloc(n, sizeof *rig->digests);
     rig->bytes = xcalloc(n, sizeof *rig->bytes);
     rig->ranks = xcalloc(n, sizeof *rig->ranks);
-    rig->on_device = xcalloc(n, sizeof *rig->on_device);
-    rig->residents = xcalloc(n, sizeof *rig->residents);
     rig->stamp = xcalloc(n, sizeof *rig->stamp);
     struct monotonic_us begin = clock_monotonic_us();
     if (model_random(&model, &rig->config, spec->shape, rig->seed, err) != 0)
         return -1;
-    struct lora_adapter **made = make_adapters(rig);
-    rig->make_s = seconds_since(begin);
-    begin = clock_monotonic_us();
     struct engine_options options = {
         .backend = rig->backend,
         .n_threads = rig->n_threads,
@@ -314,26 +307,21 @@ int rig_open(struct rig *rig, const struct rig_spec *spec, struct err *err)
         .max_seqs = spec->max_seqs,
         .max_rows = spec->max_rows,
         .max_context = spec->max_context,
-        .max_waiting = MAX_WAITING,
         .on_events = run_on_events,
         .context = rig,
     };
     int rc = engine_open_model(&rig->engine, model, &options, err);
-    for (int i = 0; rc != 0 && i < rig->n_adapters; i++)
-        lora_close(made[i]);
-    if (rc == 0)
-        rc = add_adapters(rig, made, err);
-    free(made);
     rig->open_s = seconds_since(begin);
-    if (rc != 0)
+    begin = clock_monotonic_us();
+    if (rc != 0 || make_adapters(rig, err) != 0)
         return -1;
+    rig->make_s = seconds_since(begin);
     engine_set_step_hook(rig->engine, run_on_step, rig);
-    fprintf(
-        stderr,
-        "replay: %s with %d adapters of %.1f MB in all, a pool of %.1f MB: made in %.1f s, open "
-        "in %.1f s\n",
-        spec->shape, rig->n_adapters, (double)rig->adapter_bytes * 1e-6, (double)pool * 1e-6,
-        rig->make_s, rig->open_s);
+    fprintf(stderr,
+            "replay: %s with %d adapters of %.1f MB in all, a pool of %.1f MB: open in %.1f s, "
+            "adapters made in %.1f s\n",
+            spec->shape, rig->n_adapters, (double)rig->adapter_bytes * 1e-6, (double)pool * 1e-6,
+            rig->open_s, rig->make_s);
     return run_touch_all(rig, err);
 }
 

@@ -171,24 +171,6 @@ static void note_step(struct run *run, int n_decode, int n_prefill, int n_distin
     }
 }
 
-/* What is on the device now: what the step had, less what was evicted for it. */
-static void note_residents(struct rig *rig)
-{
-    struct lora_pool_stats pool;
-    lora_pool_stats(rig->engine->lora, &pool);
-    if (pool.n_evictions == rig->n_evictions)
-        return;
-    rig->n_evictions = pool.n_evictions;
-    int kept = 0;
-    for (int i = 0; i < rig->n_residents; i++) {
-        int adapter = rig->residents[i];
-        rig->on_device[adapter] = lora_pool_is_resident(rig->engine->lora, &rig->digests[adapter]);
-        if (rig->on_device[adapter])
-            rig->residents[kept++] = adapter;
-    }
-    rig->n_residents = kept;
-}
-
 static void note_first_step(struct rig *rig)
 {
     struct backend_caps caps;
@@ -223,12 +205,7 @@ void run_on_step(void *context, const struct step_batch *batch, int n_decode, in
         rig->stamp[f->adapter] = rig->n_stamp;
         n_own++;
         ranks += rig->ranks[f->adapter];
-        if (!rig->on_device[f->adapter]) {
-            rig->on_device[f->adapter] = true;
-            rig->residents[rig->n_residents++] = f->adapter;
-        }
     }
-    note_residents(rig);
     rig->n_differ += differs || n_own != n_distinct;
     if (n_decode > 0)
         rig->held[bucket_of(n_own)]++;
@@ -259,11 +236,19 @@ static void fill_prompt(struct run *run, int n)
         run->prompt[i] = (int32_t)(random_next(&run->random) % (uint64_t)run->rig->config.vocab);
 }
 
+static bool is_on_device(const struct rig *rig, int adapter)
+{
+    struct engine_residency place;
+    struct err err = {0};
+    return engine_adapter_residency(rig->engine, &rig->digests[adapter], &place, &err) == 0 &&
+           place.on_device;
+}
+
 static void enlist(struct run *run, struct flight *f)
 {
     struct rig *rig = run->rig;
+    f->missed = f->adapter >= 0 && !is_on_device(rig, f->adapter);
     pthread_mutex_lock(&rig->lock);
-    f->missed = f->adapter >= 0 && !rig->on_device[f->adapter];
     f->next = run->live;
     if (run->live != NULL)
         run->live->previous = f;
@@ -501,6 +486,8 @@ static void sum_up(const struct run *run, const struct engine_stats *before,
         latency_add(&r->all.itl, &g->itl);
         r->all.lag_max_ms = fmax(r->all.lag_max_ms, g->lag_max_ms);
     }
+    r->n_hits = after->n_adapter_hits - before->n_adapter_hits;
+    r->n_prefetches = after->n_adapter_prefetches - before->n_adapter_prefetches;
     r->n_uploads = after->n_adapter_uploads - before->n_adapter_uploads;
     r->n_evictions = after->n_adapter_evictions - before->n_adapter_evictions;
     r->n_preemptions = after->n_preemptions - before->n_preemptions;
@@ -509,10 +496,11 @@ static void sum_up(const struct run *run, const struct engine_stats *before,
     r->full_rank_mean = r->full.n > 0 ? run->full_rank_sum / (double)r->full.n : 0;
     r->n_resident = after->n_adapters_resident;
     r->pool_used = after->adapter_bytes_used;
-    for (int i = 0; i < rig->n_residents; i++)
-        r->pool_true += rig->bytes[rig->residents[i]];
+    for (int i = 0; i < rig->n_adapters; i++)
+        r->pool_true += is_on_device(rig, i) ? rig->bytes[i] : 0;
     r->device_bytes = rig->device_bytes;
     r->host_bytes = process_bytes();
+    r->adapter_host_bytes = after->adapter_host_bytes_held;
     r->n_failed = r->all.n_failed + rig->n_differ;
     if (r->all.n_failed > 0 || rig->n_differ > 0)
         fprintf(stderr,

@@ -7,7 +7,8 @@
 # ROW: 4 to 11; all of them. replay.c says what each is. Rows 5 and 11 want 130 GB of host memory; next to each other
 # they share one process and its adapters ("5,11" is a row too). Row 10 is tests/soak. Environment: BACKEND (cuda);
 # SECONDS_4, SECONDS_5, ... (the rows' own), a bound on the time each measures, setting up not included; REPLAY
-# (further flags of replay, as --shape tiny --shrink 100 for a try on a CPU); SOAK (those of soak); COMMIT.
+# (further flags of replay, as --shape tiny --shrink 100 for a try on a CPU); SOAK (those of soak; for the whole row
+# --shape 8b --tokens 1000000 --seconds 300 --streams 128 --kv 16000 --regenerate 1); LIMIT (s a row; 300); COMMIT.
 # Exit status: 1 when a row could not be run or a request in it failed; the other rows run all the same.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -22,7 +23,7 @@ began=$SECONDS rc=0
 churn() { # row 10: every token compared with its adapter alone
     echo "# commit $commit"
     # shellcheck disable=SC2086
-    "$build/tests/soak/soak" --backend "$backend" ${SOAK:---shape 8b --tokens 200000 --streams 128 --contents 64 --names 64}
+    timeout --foreground "${LIMIT:-300}" "$build/tests/soak/soak" --backend "$backend" ${SOAK:---shape 8b --tokens 100000 --seconds 30 --streams 128 --kv 16000 --regenerate 1}
 }
 
 for row in $rows; do
@@ -33,7 +34,7 @@ for row in $rows; do
         churn
     else
         # shellcheck disable=SC2086
-        "$build/tests/bench/replay" --row "$row" --backend "$backend" --commit "$commit" \
+        timeout --foreground "${LIMIT:-300}" "$build/tests/bench/replay" --row "$row" --backend "$backend" --commit "$commit" \
             --csv "$results/residency-$name.csv" ${!seconds:+--seconds "${!seconds}"} ${REPLAY:-}
     fi 2>&1 | tee "$log"
     status=${PIPESTATUS[0]}

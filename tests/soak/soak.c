@@ -66,7 +66,7 @@ enum {
 
 struct options {
     const char *backend, *shape;
-    uint64_t n_tokens, seed;
+    uint64_t n_tokens, seed, seconds;
     int n_streams, n_names, n_contents, n_pool, n_rows, kv_tokens, regenerate, n_threads;
     bool teach, sabotage, preempt;
 };
@@ -565,7 +565,9 @@ static void make_traffic(struct soak *s)
     const struct options *o = &s->options;
     int high = o->n_streams, low = high / 2, n_submitted = 0;
     bool swapped = !o->sabotage;
-    for (uint64_t n_tokens = 0; n_tokens < o->n_tokens;) {
+    struct monotonic_us begin = clock_monotonic_us();
+    for (uint64_t n_tokens = 0;
+         n_tokens < o->n_tokens || seconds_since(begin) < (double)o->seconds;) {
         if (n_submitted++ % BURSTS == 0) {
             high = 1 + (int)(sizes[below(s, 6)] * (float)o->n_streams);
             low = below(s, high);
@@ -618,9 +620,10 @@ static void tell_churn(const struct soak *s, const struct engine_stats *e, doubl
            s->n_trials, c->n_base, c->n_single, c->n_ensembles, c->n_sampled, c->n_cancelled,
            c->n_stopped, s->n_tokens, took, (double)s->n_tokens / took);
     printf("names: %d over %d contents; %" PRIu64 " loads, %" PRIu64 " drops, %" PRIu64
-           " re-pointed, %" PRIu64 " requests refused for want of content\n",
+           " re-pointed, %.1f of these a second; %" PRIu64
+           " requests refused for want of content\n",
            s->options.n_names, s->options.n_contents, c->n_loads, c->n_drops, c->n_repointed,
-           c->n_refused);
+           (double)(c->n_loads + c->n_drops + c->n_repointed) / took, c->n_refused);
     printf("device: %" PRIu64 " uploads, %" PRIu64
            " evictions in a pool of %.2f MB (contents: %.2f MB the mean); %" PRIu64
            " preemptions in %d blocks\n",
@@ -655,6 +658,28 @@ static void check_ends(struct soak *s)
     }
 }
 
+/* What the adapters had of device and host is free again. */
+static void check_memory_is_back(struct soak *s)
+{
+    struct engine_stats stats;
+    struct err err = {0};
+    for (int i = 0; i < s->options.n_contents; i++)
+        if (engine_adapter_evict(s->engine, &s->digests[i], &err) != 0)
+            die("evicting an adapter", &err);
+    wait_until_idle(s);
+    engine_stats(s->engine, &stats);
+    if (stats.n_adapters_loaded != 0 || stats.n_adapters_resident != 0 ||
+        stats.adapter_bytes_used != 0 || stats.adapter_host_bytes_used != 0)
+        BUG("all were dropped and evicted: %d adapters are loaded, %d on the device, with %zu "
+            "bytes "
+            "there and %zu of host memory",
+            stats.n_adapters_loaded, stats.n_adapters_resident, stats.adapter_bytes_used,
+            stats.adapter_host_bytes_used);
+    printf("memory: all adapters dropped and evicted: 0 bytes of the device's pool and of the "
+           "host's memory are taken, and all %d blocks are free\n",
+           stats.n_blocks);
+}
+
 static void churn(struct soak *s)
 {
     const struct options *o = &s->options;
@@ -687,9 +712,8 @@ static void churn(struct soak *s)
             drop(s, s->names[i].content);
     struct engine_stats stats;
     engine_stats(s->engine, &stats);
-    if (stats.n_adapters_loaded != 0)
-        BUG("%d adapters are loaded when all were dropped", stats.n_adapters_loaded);
     tell_churn(s, &stats, took);
+    check_memory_is_back(s);
     engine_close(s->engine);
 }
 
@@ -826,6 +850,7 @@ static void help(void)
          "  --backend NAME      cpu (default), ref, cuda\n"
          "  --shape NAME        tiny (default), 110m, 1b, 7b, 8b\n"
          "  --tokens N          to generate beside others; 20000\n"
+         "  --seconds N         and at least so long; 0\n"
          "  --streams N         sequences running at once; 64\n"
          "  --names N           48, over\n"
          "  --contents N        96 adapters, in a pool for\n"
@@ -880,6 +905,8 @@ static struct options options_of(char **argv)
             o.n_tokens = number(*++a);
         else if (strcmp(*a, "--seed") == 0)
             o.seed = number(*++a);
+        else if (strcmp(*a, "--seconds") == 0)
+            o.seconds = number(*++a);
         else if (strcmp(*a, "--backend") == 0 && a[1] != NULL)
             o.backend = *++a;
         else if (strcmp(*a, "--shape") == 0 && a[1] != NULL)
