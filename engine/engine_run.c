@@ -51,12 +51,13 @@
 #include <time.h>
 
 enum {
-    IDLE_WAIT_MS = 500,      /* the loop turns at least so often: stats.progress */
-    PREFETCH_SEQS = 8,       /* that wait, whose adapters are brought in */
-    IDLE_PLANS_MAX = 16,     /* plans in a row that compute nothing although something could */
-    DEBUG_PREEMPT_STEPS = 3, /* options.debug_preempt */
-    KEPT_PART = 64,          /* of places and blocks, one part is kept (scheduler.h) */
-    LOOKS_PAID = 64,         /* disown_forgotten */
+    IDLE_WAIT_MS = 500,         /* the loop turns at least so often: stats.progress */
+    PREFETCH_SEQS = 8,          /* that wait, whose adapters are brought in */
+    LANE_BYTES_MAX = 128 << 20, /* on their way, with which one more may begin: 2.5 ms of the bus */
+    IDLE_PLANS_MAX = 16,        /* plans in a row that compute nothing although something could */
+    DEBUG_PREEMPT_STEPS = 3,    /* options.debug_preempt */
+    KEPT_PART = 64,             /* of places and blocks, one part is kept (scheduler.h) */
+    LOOKS_PAID = 64,            /* disown_forgotten */
 };
 
 /* ---- events ------------------------------------------------------------------------------ */
@@ -308,20 +309,37 @@ static int show_adapter(struct engine *e, struct sched_state *state, struct load
     return a->sched_index;
 }
 
+/* Is it to wait until its adapters have arrived? The step that it begins in waits for them, layer
+ * by layer, and so do the others in that step; a few are hidden by the prefill, many are not. */
+static bool is_loading(const struct engine *e, const struct sequence *s)
+{
+    struct lora_pool_stats pool;
+    lora_pool_stats(e->lora, &pool);
+    if (s->running || e->n_running == 0 || pool.bytes_loading <= LANE_BYTES_MAX)
+        return false;
+    for (int i = 0; i < s->n_adapters; i++)
+        if (!lora_pool_has_arrived(e->lora, &s->adapters[i]->lora->content))
+            return true;
+    return false;
+}
+
 static void show_seq(struct engine *e, struct sched_state *state, struct sched_seq *out,
                      const struct sequence *s, bool after)
 {
-    *out = (struct sched_seq){.order = s->id,
-                              .n_tokens = after ? s->n_tokens + 1 : s->n_tokens,
-                              .n_cached = after ? s->n_tokens : s->n_cached,
-                              .n_blocks = s->n_blocks,
-                              .n_bypassed = s->n_bypassed,
-                              .n_adapters = s->n_adapters,
-                              .n_found = s->n_found,
-                              .n_found_idle = s->n_found_idle,
-                              .n_blocks_max = (s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
-                              .payer = payers_view_add(e->payers, s->payer, !s->running),
-                              .priority = s->priority};
+    bool loading = is_loading(e, s);
+    *out = (struct sched_seq){
+        .order = s->id,
+        .n_tokens = after ? s->n_tokens + 1 : s->n_tokens,
+        .n_cached = after ? s->n_tokens : s->n_cached,
+        .n_blocks = s->n_blocks,
+        .n_bypassed = s->n_bypassed,
+        .n_adapters = s->n_adapters,
+        .n_found = s->n_found,
+        .n_found_idle = s->n_found_idle,
+        .n_blocks_max = (s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
+        .payer = payers_view_add(e->payers, s->payer, !s->running && !loading),
+        .priority = s->priority,
+        .loading = loading};
     for (int i = 0; i < s->n_adapters; i++)
         out->adapters[i] = show_adapter(e, state, s->adapters[i]);
 }

@@ -204,6 +204,12 @@ bool lora_pool_is_resident(const struct lora_pool *p, const struct content_diges
     return lora_pool_slot(p, content) >= 0;
 }
 
+bool lora_pool_has_arrived(const struct lora_pool *p, const struct content_digest *content)
+{
+    int32_t i = lora_pool_slot(p, content);
+    return i >= 0 && p->slots[i].n_chunks == 0;
+}
+
 bool lora_pool_is_pinned(const struct lora_pool *p, const struct content_digest *content)
 {
     int32_t i = lora_pool_slot(p, content);
@@ -332,6 +338,7 @@ static void fill(struct lora_pool *p, int32_t i, const struct lora_adapter *a, v
         begin = end;
     }
     p->loading[p->stats.n_loading++] = i;
+    p->stats.bytes_loading += s->n_bytes;
     s->owner = owner;
     if (p->owners.retain != NULL)
         p->owners.retain(p->owners.context, owner);
@@ -349,6 +356,7 @@ void lora_pool_poll(struct lora_pool *p)
         pthread_mutex_lock(&p->lock);
         s->n_chunks = 0;
         pthread_mutex_unlock(&p->lock);
+        p->stats.bytes_loading -= s->n_bytes;
         if (p->owners.drop != NULL)
             p->owners.drop(p->owners.context, s->owner);
         s->owner = NULL;

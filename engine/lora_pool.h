@@ -31,7 +31,7 @@ struct lora_pool_stats {
     uint64_t n_uploads, n_evictions;
     uint64_t n_hits;       /* pins that found the adapter here or on its way */
     uint64_t n_prefetched; /* of the uploads, those that nobody had pinned when they began */
-    size_t bytes_used, bytes_total, bytes_pinned, bytes_kept;
+    size_t bytes_used, bytes_total, bytes_pinned, bytes_kept, bytes_loading;
     int n_resident, n_slots, n_loading;
 };
 
@@ -99,6 +99,7 @@ void lora_pool_look(struct lora_pool *p, const struct content_digest *content,
 /* For the scheduler. */
 bool lora_pool_is_resident(const struct lora_pool *p, const struct content_digest *content);
 bool lora_pool_is_pinned(const struct lora_pool *p, const struct content_digest *content);
+bool lora_pool_has_arrived(const struct lora_pool *p, const struct content_digest *content);
 
 /* What a linear call gets: [*n_parts]. */
 const struct lora_part *lora_pool_parts(const struct lora_pool *p, int layer, enum fused_kind kind,

@@ -210,25 +210,30 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
                 cluster > 1 ? (uint32_t)(n_mine * (a.n_ranges - 1) * shape::PIECE) : 0);
         if (tile_no > 0)
             barrier_wait(partials_free, (tile_no - 1) & 1);
+        auto place = [&](int u, int owner) { /* in the owner's block */
+            int from = me < owner ? me : me - 1;
+            return partials +
+                   (((owner & 1) * (a.n_ranges - 1) + from) * units_each + u / a.n_ranges) *
+                       shape::PIECE +
+                   thread * 16;
+        };
+        if (cluster > 1) {
 #pragma unroll
-        for (int u = 0; u < shape::UNITS; u++) {
-            int owner = u % a.n_ranges, from = me < owner ? me : me - 1;
-            int its = owner & 1;
-            char *to = partials +
-                       ((its * (a.n_ranges - 1) + from) * units_each + u / a.n_ranges) *
-                           shape::PIECE +
-                       thread * 16;
-            if (owner == me || u >= n_row_units)
-                continue;
-            if (cluster > 1)
-                store_remote(shared_address(to), owner >> 1, &partials_full[its], acc[4 * u],
-                             acc[4 * u + 1], acc[4 * u + 2], acc[4 * u + 3]);
-            else
-                *reinterpret_cast<float4 *>(to) = make_float4(acc[4 * u], acc[4 * u + 1],
-                                                              acc[4 * u + 2], acc[4 * u + 3]);
-        }
-        if (cluster == 1)
+            for (int u = 0; u < shape::UNITS; u++) {
+                int owner = u % a.n_ranges;
+                if (owner != me && u < n_row_units)
+                    store_remote(shared_address(place(u, owner)), owner >> 1,
+                                 &partials_full[owner & 1], acc[4 * u], acc[4 * u + 1],
+                                 acc[4 * u + 2], acc[4 * u + 3]);
+            }
+        } else {
+#pragma unroll
+            for (int u = 0; u < shape::UNITS; u++)
+                if (u % 2 != me && u < n_row_units)
+                    *reinterpret_cast<float4 *>(place(u, u % 2)) = make_float4(
+                        acc[4 * u], acc[4 * u + 1], acc[4 * u + 2], acc[4 * u + 3]);
             barrier_arrive(&partials_full[1 - wg]);
+        }
         if (lag && tile_no > 0)
             finish(tile - n_clusters, tile_no - 1);
         barrier_wait(&partials_full[wg], tile_no & 1);
