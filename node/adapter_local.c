@@ -112,6 +112,7 @@ static struct item *item_new(struct adapter_store *s, const char *name, char *di
     struct item *i = xcalloc(1, sizeof *i);
     snprintf(i->name, sizeof i->name, "%s", name);
     i->dir = dir;
+    i->number = s->n_added++;
     hash_map_put(&s->local, i->name, strlen(i->name), i);
     return i;
 }
@@ -365,7 +366,7 @@ static void *examiner_main(void *context)
     setpriority(PRIO_PROCESS, (id_t)gettid(), 19); /* of this thread only */
     pthread_mutex_lock(&s->lock);
     size_t n;
-    struct item **items = items_sorted(s, &n);
+    struct item **items = items_in_order(s, &n);
     char **names = xcalloc(n + 1, sizeof *names);
     for (size_t i = 0; i < n; i++)
         names[i] = xstrdup(items[i]->name);
@@ -389,6 +390,32 @@ void local_examiner_stop(struct adapter_store *s)
         memory_write(s);
 }
 
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The names of d's sub-directories [*n], sorted; the caller's to free. */
+static char **names_in(DIR *d, size_t *n)
+{
+    char **names = NULL;
+    size_t cap = 0;
+    *n = 0;
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        if (e->d_name[0] == '.' ||
+            (e->d_type != DT_DIR && e->d_type != DT_LNK && e->d_type != DT_UNKNOWN))
+            continue;
+        if (*n == cap) {
+            cap = cap == 0 ? 64 : cap * 2;
+            names = xrealloc_array(names, cap, sizeof *names);
+        }
+        names[(*n)++] = xstrdup(e->d_name);
+    }
+    if (*n > 1)
+        qsort(names, *n, sizeof *names, by_text);
+    return names;
+}
+
 int adapter_store_add_all(struct adapter_store *s, const char *root, size_t *n, struct err *err)
 {
     struct monotonic_us began = clock_monotonic_us();
@@ -402,12 +429,14 @@ int adapter_store_add_all(struct adapter_store *s, const char *root, size_t *n, 
     }
     struct memory m;
     memory_read(s, &m);
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        if (e->d_name[0] != '.' &&
-            (e->d_type == DT_DIR || e->d_type == DT_LNK || e->d_type == DT_UNKNOWN))
-            *n += add_found(s, &m, path, e->d_name);
-    }
+    size_t n_names;
+    char **names = names_in(d, &n_names);
     closedir(d);
+    for (size_t i = 0; i < n_names; i++) {
+        *n += add_found(s, &m, path, names[i]);
+        free(names[i]);
+    }
+    free(names);
     memory_release(&m);
     free(path);
     log_info("adapters", "%zu adapters in %s, found in %" PRIu64 " ms", *n, root,
