@@ -264,7 +264,7 @@ static void memory_release(struct memory *m)
     hash_map_release(&m->by_dir);
 }
 
-static void memory_write(struct adapter_store *s)
+void local_remember(struct adapter_store *s)
 {
     char head[128], hex[65], *path = known_path(s);
     struct buf text = BUF_INIT;
@@ -272,6 +272,7 @@ static void memory_write(struct adapter_store *s)
     known_head(s, head);
     buf_appendf(&text, "%s\n", head);
     pthread_mutex_lock(&s->lock);
+    bool changed = s->facts_changed;
     s->facts_changed = false;
     for (struct item *i; (i = hash_map_next(&s->local, &at)) != NULL;) {
         const struct content *c = i->content;
@@ -285,7 +286,7 @@ static void memory_write(struct adapter_store *s)
     }
     pthread_mutex_unlock(&s->lock);
     struct err err = {0};
-    if (file_write_atomic(path, text.data, text.len, 0600, &err) != 0)
+    if (changed && file_write_atomic(path, text.data, text.len, 0600, &err) != 0)
         log_warn("adapters", "%s", err.message);
     buf_release(&text);
     free(path);
@@ -378,6 +379,7 @@ static void *examiner_main(void *context)
         free(names[i]);
     }
     free(names);
+    local_remember(s);
     return NULL;
 }
 
@@ -386,8 +388,6 @@ void local_examiner_stop(struct adapter_store *s)
     if (s->examining)
         pthread_join(s->examiner, NULL);
     s->examining = false;
-    if (s->facts_changed)
-        memory_write(s);
 }
 
 static int by_text(const void *a, const void *b)

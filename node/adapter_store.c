@@ -519,6 +519,8 @@ void adapter_store_stop(struct adapter_store *s)
     local_examiner_stop(s);
     workers_stop(s->fetchers); /* their ends may be loads */
     workers_stop(s->loaders);
+    if (s->engine != NULL)
+        local_remember(s);
 }
 
 void adapter_store_free(struct adapter_store *s)

@@ -224,6 +224,8 @@ void disk_remove(struct adapter_store *s, struct content *c);
 /* Sum of the adapter's files in dir (0: none that count); stamp [17] identifies their names, sizes,
  * times and places on the disk. */
 uint64_t local_files(const char *dir, char stamp[17]);
-void local_examiner_stop(struct adapter_store *s); /* and remembers what is known */
+void local_examiner_stop(struct adapter_store *s);
+/* Writes down what is known, if that has changed. Without the lock. */
+void local_remember(struct adapter_store *s);
 
 #endif
