@@ -112,6 +112,7 @@ static struct item *item_new(struct adapter_store *s, const char *name, char *di
     struct item *i = xcalloc(1, sizeof *i);
     snprintf(i->name, sizeof i->name, "%s", name);
     i->dir = dir;
+    i->number = s->n_added++;
     hash_map_put(&s->local, i->name, strlen(i->name), i);
     return i;
 }
@@ -263,7 +264,7 @@ static void memory_release(struct memory *m)
     hash_map_release(&m->by_dir);
 }
 
-static void memory_write(struct adapter_store *s)
+void local_remember(struct adapter_store *s)
 {
     char head[128], hex[65], *path = known_path(s);
     struct buf text = BUF_INIT;
@@ -271,6 +272,7 @@ static void memory_write(struct adapter_store *s)
     known_head(s, head);
     buf_appendf(&text, "%s\n", head);
     pthread_mutex_lock(&s->lock);
+    bool changed = s->facts_changed;
     s->facts_changed = false;
     for (struct item *i; (i = hash_map_next(&s->local, &at)) != NULL;) {
         const struct content *c = i->content;
@@ -284,7 +286,7 @@ static void memory_write(struct adapter_store *s)
     }
     pthread_mutex_unlock(&s->lock);
     struct err err = {0};
-    if (file_write_atomic(path, text.data, text.len, 0600, &err) != 0)
+    if (changed && file_write_atomic(path, text.data, text.len, 0600, &err) != 0)
         log_warn("adapters", "%s", err.message);
     buf_release(&text);
     free(path);
@@ -365,7 +367,7 @@ static void *examiner_main(void *context)
     setpriority(PRIO_PROCESS, (id_t)gettid(), 19); /* of this thread only */
     pthread_mutex_lock(&s->lock);
     size_t n;
-    struct item **items = items_sorted(s, &n);
+    struct item **items = items_in_order(s, &n);
     char **names = xcalloc(n + 1, sizeof *names);
     for (size_t i = 0; i < n; i++)
         names[i] = xstrdup(items[i]->name);
@@ -377,6 +379,7 @@ static void *examiner_main(void *context)
         free(names[i]);
     }
     free(names);
+    local_remember(s);
     return NULL;
 }
 
@@ -385,8 +388,32 @@ void local_examiner_stop(struct adapter_store *s)
     if (s->examining)
         pthread_join(s->examiner, NULL);
     s->examining = false;
-    if (s->facts_changed)
-        memory_write(s);
+}
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The names of d's sub-directories [*n], sorted; the caller's to free. */
+static char **names_in(DIR *d, size_t *n)
+{
+    char **names = NULL;
+    size_t cap = 0;
+    *n = 0;
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        if (e->d_name[0] == '.' ||
+            (e->d_type != DT_DIR && e->d_type != DT_LNK && e->d_type != DT_UNKNOWN))
+            continue;
+        if (*n == cap) {
+            cap = cap == 0 ? 64 : cap * 2;
+            names = xrealloc_array(names, cap, sizeof *names);
+        }
+        names[(*n)++] = xstrdup(e->d_name);
+    }
+    if (*n > 1)
+        qsort(names, *n, sizeof *names, by_text);
+    return names;
 }
 
 int adapter_store_add_all(struct adapter_store *s, const char *root, size_t *n, struct err *err)
@@ -402,12 +429,14 @@ int adapter_store_add_all(struct adapter_store *s, const char *root, size_t *n, 
     }
     struct memory m;
     memory_read(s, &m);
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        if (e->d_name[0] != '.' &&
-            (e->d_type == DT_DIR || e->d_type == DT_LNK || e->d_type == DT_UNKNOWN))
-            *n += add_found(s, &m, path, e->d_name);
-    }
+    size_t n_names;
+    char **names = names_in(d, &n_names);
     closedir(d);
+    for (size_t i = 0; i < n_names; i++) {
+        *n += add_found(s, &m, path, names[i]);
+        free(names[i]);
+    }
+    free(names);
     memory_release(&m);
     free(path);
     log_info("adapters", "%zu adapters in %s, found in %" PRIu64 " ms", *n, root,

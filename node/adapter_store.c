@@ -400,19 +400,20 @@ static void list_entry(void *context, const struct index_entry *e)
                           model_object(l->s, e->e.name, address_format(text, e->e.creator)));
 }
 
-static int by_name(const void *a, const void *b)
+static int by_number(const void *a, const void *b)
 {
-    return strcmp((*(struct item *const *)a)->name, (*(struct item *const *)b)->name);
+    uint64_t i = (*(struct item *const *)a)->number, k = (*(struct item *const *)b)->number;
+    return i < k ? -1 : i > k;
 }
 
-struct item **items_sorted(const struct adapter_store *s, size_t *n)
+struct item **items_in_order(const struct adapter_store *s, size_t *n)
 {
     struct item **items = xcalloc(s->local.n + 1, sizeof(struct item *));
     size_t at = 0;
     *n = 0;
     for (struct item *i; (i = hash_map_next(&s->local, &at)) != NULL;)
         items[(*n)++] = i;
-    qsort(items, *n, sizeof *items, by_name);
+    qsort(items, *n, sizeof *items, by_number);
     return items;
 }
 
@@ -421,7 +422,7 @@ static void list(void *context, json_t *models, size_t max)
     struct listing l = {context, models, max};
     pthread_mutex_lock(&l.s->lock);
     size_t n;
-    struct item **items = items_sorted(l.s, &n);
+    struct item **items = items_in_order(l.s, &n);
     for (size_t k = 0; k < n && json_array_size(models) < max; k++)
         json_array_append_new(models, item_object(l.s, items[k]));
     free(items);
@@ -518,6 +519,8 @@ void adapter_store_stop(struct adapter_store *s)
     local_examiner_stop(s);
     workers_stop(s->fetchers); /* their ends may be loads */
     workers_stop(s->loaders);
+    if (s->engine != NULL)
+        local_remember(s);
 }
 
 void adapter_store_free(struct adapter_store *s)

@@ -74,6 +74,7 @@ struct item {
     char name[SERVICE_NAME_BYTES];
     bool pinned;
     /* Local: */
+    uint64_t number;   /* in the order in which they were added */
     char *dir;         /* NULL: from a registry */
     struct load *load; /* while content is NULL */
     char stamp[17];    /* of its files, when content was found out; "": never looked */
@@ -121,9 +122,10 @@ struct adapter_store {
     _Atomic bool cancelled;
 
     pthread_mutex_t lock;
-    pthread_cond_t landed;              /* something left in_flight */
-    pthread_cond_t room;                /* something in host memory became idle */
-    struct hash_map contents;           /* by digest */
+    pthread_cond_t landed;    /* something left in_flight */
+    pthread_cond_t room;      /* something in host memory became idle */
+    struct hash_map contents; /* by digest */
+    uint64_t n_added;
     struct hash_map local;              /* items by name */
     struct hash_map by_manifest, by_id; /* registries' items */
     struct item **registry_items;       /* [n_registry_items] owns them */
@@ -176,8 +178,8 @@ void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *read
 /* f has ended with i, or with *err where i is NULL; frees f. With the lock, and lets go of it. */
 void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, bool downloaded,
                const struct err *err);
-/* The local ones by name: [*n], free() it. With the lock. */
-struct item **items_sorted(const struct adapter_store *s, size_t *n);
+/* The local ones in the order in which they were added: [*n], free() it. With the lock. */
+struct item **items_in_order(const struct adapter_store *s, size_t *n);
 
 struct wanted {
     enum { BY_NAME, BY_CONTENT, BY_ID } by;
@@ -222,6 +224,8 @@ void disk_remove(struct adapter_store *s, struct content *c);
 /* Sum of the adapter's files in dir (0: none that count); stamp [17] identifies their names, sizes,
  * times and places on the disk. */
 uint64_t local_files(const char *dir, char stamp[17]);
-void local_examiner_stop(struct adapter_store *s); /* and remembers what is known */
+void local_examiner_stop(struct adapter_store *s);
+/* Writes down what is known, if that has changed. Without the lock. */
+void local_remember(struct adapter_store *s);
 
 #endif

@@ -425,7 +425,7 @@ static void load_run(void *store, void *argument)
     free(l);
 }
 
-/* Where a content's files are: a local directory, else ours. */
+/* An operator's directory that has the content, or NULL. */
 static const struct item *local_item(const struct content *c)
 {
     const struct item *i = c->items;
@@ -440,7 +440,9 @@ void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct
     struct load **at = c != NULL ? &c->load : &i->load;
     if (*at == NULL) {
         struct load *l = xcalloc(1, sizeof *l);
-        const struct item *where = c == NULL || i->dir != NULL ? i : local_item(c);
+        const struct item *where = c == NULL || i->dir != NULL ? i
+                                   : c->disk_bytes > 0         ? NULL
+                                                               : local_item(c);
         l->store = s;
         l->content = c;
         l->item = c == NULL ? i : NULL;

@@ -1,12 +1,13 @@
 /* make_random: a random model of a named shape and random adapters, on disk.
  *
  *     make_random SHAPE DIR [ADAPTERS [RANK]]
+ *     make_random MODEL/ DIR ADAPTERS [RANK]      adapters only, for a model that is there
  *
  * Writes DIR/model (config.json, 32 shards or fewer, their index, tokenizer.json) and
- * DIR/adapter-00 and so on (PEFT layout). The numbers are those of `tributary bench`. The tokenizer
- * knows 256 bytes and otherwise words that nothing merges into: it can tell what ids say, which is
- * all that a load of token ids needs. Meant for a folder with room: the 8b shape takes 16 GB, an
- * adapter of rank 16 for it 84 MB. */
+ * DIR/adapter-00 and so on (PEFT layout), all different. The numbers are those of `tributary
+ * bench`. The tokenizer knows 256 bytes and otherwise words that nothing merges into: it can tell
+ * what ids say, which is all that a load of token ids needs. Meant for a folder with room: the 8b
+ * shape takes 16 GB, an adapter of rank 16 for it 84 MB. */
 #include "engine/bench.h"
 #include "engine/lora.h"
 #include "engine/model.h"
@@ -295,19 +296,25 @@ int main(int argc, char **argv)
 {
     if (argc < 3 || argc > 5)
         die("usage", "make_random SHAPE DIR [ADAPTERS [RANK]]");
-    const struct model_config *config = bench_shape(argv[1]);
+    struct err err = {0};
+    struct model *model = NULL;
+    bool is_dir = strchr(argv[1], '/') != NULL;
+    if (is_dir && model_open(&model, argv[1], &err) != 0)
+        die(argv[1], err.message);
+    const struct model_config *config = is_dir ? &model->config : bench_shape(argv[1]);
     struct adapters all = {.config = config,
                            .dir = argv[2],
                            .n = argc > 3 ? atoi(argv[3]) : 0,
                            .rank = argc > 4 ? atoi(argv[4]) : 16};
-    if (config == NULL || all.n < 0 || all.n > 1000 || all.rank < 1 || all.rank > 1024)
+    if (config == NULL || all.n < 0 || all.n > 100000 || all.rank < 1 || all.rank > 1024)
         die(argv[1], "no such shape, or ADAPTERS or RANK is out of range");
-    struct err err = {0};
     char *dir = xasprintf("%s/model", argv[2]);
-    if (dir_ensure(dir, &err) != 0)
+    if (dir_ensure(is_dir ? argv[2] : dir, &err) != 0)
         die(dir, err.message);
-    make_model(config, argv[1], dir);
+    if (!is_dir)
+        make_model(config, argv[1], dir);
     in_threads(write_adapters, &all);
+    model_close(model);
     free(dir);
     return 0;
 }

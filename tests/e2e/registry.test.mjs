@@ -8,7 +8,7 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import http from 'node:http';
 import path from 'node:path';
-import { Checks, cli, devMnemonic, require, root, rpc, stop, types, until } from './harness.mjs';
+import { Checks, cli, devMnemonic, require, root, rpc, run, stop, tributary, types, until } from './harness.mjs';
 import { market, model } from './settlement.mjs';
 
 const { ethers } = require('ethers');
@@ -273,6 +273,50 @@ await checks.test('uploads without the creator’s signature, or of unasked file
   checks.equal(await put(`/v1/blobs/${'ab'.repeat(32)}`, 'anything', {}), 403, 'a file that no manifest names: 403');
   const outside = await fetch(`${world.registry.url}/v1/blobs/..%2f..%2fdeployment.json`);
   checks.equal(outside.status, 404, 'a path that leaves the directory: 404');
+});
+
+await checks.test('an operator sees every tier, and moves adapters between them', async () => {
+  const adapter = (...args) => cli(['adapter', ...args, '--node', node.url, '--json']);
+  const tiers = Object.fromEntries((await adapter('list')).map((a) => [a.id, a.tier]));
+  if (!['device', 'host'].includes(tiers['code@1'])) throw new Error(`code was just used: ${tiers['code@1']}`);
+  if (tiers['unregistered@1'] !== 'registry') throw new Error(`unregistered is nowhere but in the index: ${tiers['unregistered@1']}`);
+  const unloaded = await adapter('unload', 'code');
+  if (unloaded.tier !== 'disk') throw new Error(JSON.stringify(unloaded));
+  for (const bytes of [unloaded.host_bytes, unloaded.device_bytes])
+    if (bytes.before - bytes.after < unloaded.bytes) throw new Error(`memory before and after: ${JSON.stringify(unloaded)}`);
+  if ((await adapter('pin', 'code')).pinned !== true) throw new Error('not pinned');
+  const refused = await run(tributary, ['adapter', 'unload', 'code', '--node', node.url]);
+  if (refused.code === 0 || !/code is pinned/.test(refused.err)) throw new Error(refused.err);
+  if ((await adapter('unpin', 'code@1')).pinned !== false) throw new Error('still pinned');
+  await adapter('warm', 'code');
+  await adapter('add', 'mine', path.join(root, 'tests/fixtures/adapters/demo-7m/verse'));
+  const mine = await ask(node, 'mine');
+  if (mine.status !== 200) throw new Error(JSON.stringify(mine));
+  if ((await adapter('list', '--prefix', 'min')).length !== 1) throw new Error('mine is not listed alone');
+  await adapter('remove', 'mine');
+  if ((await ask(node, 'mine')).status !== 404) throw new Error('mine still serves');
+  const { adapters } = await rpc(node.url, 'node_status');
+  const metrics = await (await fetch(`${node.url}/metrics`)).text();
+  for (const tier of ['device', 'host', 'disk', 'registry'])
+    if (!metrics.includes(`tributary_adapter_requests_total{tier="${tier}"} ${adapters[tier].requests}\n`))
+      throw new Error(`requests of ${tier}: ${JSON.stringify(adapters[tier])}`);
+  if (adapters.registry.requests < 2 || adapters.registry.meanReadyMs <= 0) throw new Error(JSON.stringify(adapters.registry));
+});
+
+await checks.test('files that were damaged on disk are fetched again, not served', async () => {
+  const dir = path.join(world.dir, 'data', 'adapters', (await manifestOf('law')).contentDigest);
+  await cli(['adapter', 'unload', 'law', '--node', node.url]);
+  const file = path.join(dir, 'adapter_model.safetensors');
+  const bytes = fs.readFileSync(file);
+  const whole = sha256(bytes);
+  bytes[bytes.length - 5] ^= 1;
+  fs.writeFileSync(file, bytes);
+  const answer = await ask(node, 'law');
+  if (answer.status !== 200) throw new Error(JSON.stringify(answer.body));
+  if (sha256(fs.readFileSync(file)) !== whole) throw new Error('the damage is still there');
+  fs.rmSync(dir, { recursive: true });
+  await cli(['adapter', 'unload', 'law', '--node', node.url]);
+  if ((await ask(node, 'law')).status !== 200) throw new Error('not served once its files were gone');
 });
 
 await checks.test('the node is healthy after all this', async () => {

@@ -818,6 +818,112 @@ static void a_list_comes_in_pages_and_can_be_filtered(void **state)
     world_close(w, false);
 }
 
+/* ---- all at once -------------------------------------------------------------------------------
+ */
+
+enum { STRESS_NAMES = 6, STRESS_MS = 1500 };
+
+struct stress {
+    struct world *w;
+    _Atomic bool over;
+    _Atomic int n_served, n_refused;
+};
+
+static uint32_t draw(uint32_t *state)
+{
+    *state = *state * 1664525 + 1013904223;
+    return *state >> 12;
+}
+
+/* Asks, and looks while it holds what it got: that stays loaded. */
+static void *client(void *context)
+{
+    struct stress *s = context;
+    uint32_t random = (uint32_t)(uintptr_t)pthread_self();
+    while (!s->over) {
+        struct result r;
+        char name[16];
+        snprintf(name, sizeof name, "a%u", draw(&random) % STRESS_NAMES);
+        ask(s->w, &r, name);
+        await(&r);
+        if (r.rc != 0) {
+            if (r.err.code != ERR_NOT_FOUND)
+                fail_msg("%s: %s", name, r.err.message);
+            s->n_refused++; /* it was just removed */
+            continue;
+        }
+        struct engine_residency at;
+        if (engine_adapter_residency(s->w->engine, &r.out.content, &at, NULL) != 0)
+            fail_msg("%s is held and not loaded", name);
+        s->w->r.release(s->w->r.context, &r.out);
+        s->n_served++;
+    }
+    return NULL;
+}
+
+static void *operate(void *context)
+{
+    struct stress *s = context;
+    struct adapter_store *store = s->w->store;
+    uint32_t random = 7;
+    while (!s->over) {
+        char name[16];
+        uint32_t what = draw(&random) % 8;
+        unsigned i = draw(&random) % STRESS_NAMES;
+        snprintf(name, sizeof name, "a%u", i);
+        char *dir = xasprintf("%s/made/a%u", s->w->dir, draw(&random) % (STRESS_NAMES + 2));
+        if (what == 0)
+            adapter_store_remove(store, name, NULL);
+        else if (what <= 2)
+            adapter_store_add(store, name, dir, true, NULL, NULL); /* perhaps another's content */
+        else if (what == 3)
+            adapter_store_pin(store, name, draw(&random) % 3 == 0, NULL);
+        else if (what == 4)
+            json_decref(adapter_store_list(store, &(struct adapter_filter){.limit = 3}, NULL));
+        else
+            json_decref(adapter_store_unload(store, name, NULL));
+        free(dir);
+    }
+    for (unsigned i = 0; i < STRESS_NAMES; i++) { /* pins, too, come to an end */
+        char name[16];
+        snprintf(name, sizeof name, "a%u", i);
+        adapter_store_pin(store, name, false, NULL);
+    }
+    return NULL;
+}
+
+static void names_come_and_go_under_load_and_what_is_held_stays(void **state)
+{
+    (void)state;
+    struct world *w = world_open(4, NULL, NULL);
+    add_adapters(w, STRESS_NAMES + 2);
+    struct stress s = {.w = w};
+    pthread_t threads[5];
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, i == 0 ? operate : client, &s), 0);
+    usleep(STRESS_MS * 1000);
+    s.over = true;
+    for (int i = 0; i < 5; i++)
+        pthread_join(threads[i], NULL);
+    printf("note: %d served, %d refused while names came and went\n", s.n_served, s.n_refused);
+    assert_true(s.n_served > 0);
+    /* Everything comes down to nothing again. */
+    for (int i = 0; i < STRESS_NAMES + 2; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "a%d", i);
+        adapter_store_remove(w->store, name, NULL);
+    }
+    struct adapter_store_stats end = stats(w);
+    assert_int_equal(end.n_in_use, 0);
+    assert_int_equal(end.n_pinned, 0);
+    assert_int_equal(end.n_adapters[TIER_HOST], 0);
+    assert_int_equal(end.n_adapters[TIER_DISK], 0);
+    for (int i = 0; i < 500 && stats(w).bytes[TIER_HOST] > 0; i++)
+        usleep(10000); /* the engine keeps what is pinned until a loader has told it */
+    assert_int_equal(stats(w).bytes[TIER_HOST], 0);
+    world_close(w, false);
+}
+
 /* ---- slow registries ---------------------------------------------------------------------------
  */
 
@@ -903,6 +1009,7 @@ int main(void)
         cmocka_unit_test(a_name_that_could_mean_something_else_is_refused),
         cmocka_unit_test(a_directory_of_adapters_is_there_at_once_and_remembered),
         cmocka_unit_test(a_list_comes_in_pages_and_can_be_filtered),
+        cmocka_unit_test(names_come_and_go_under_load_and_what_is_held_stays),
         cmocka_unit_test(a_silent_registry_does_not_hold_up_what_is_on_disk),
         cmocka_unit_test(requests_beyond_the_bound_are_told_to_come_back),
     };
