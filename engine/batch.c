@@ -319,6 +319,11 @@ void step_batch_upload_tokens(const struct step_batch *b)
     upload(b, 0, b->n_tokens);
 }
 
+void step_batch_upload_padding(const struct step_batch *b)
+{
+    upload(b, (size_t)b->n_seqs, b->n_tokens);
+}
+
 void step_batch_upload_rest(const struct step_batch *b)
 {
     upload(b, b->n_tokens, b->n_used);

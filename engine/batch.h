@@ -77,8 +77,10 @@ void step_batch_release(struct step_batch *b); /* quiet on zeroed */
  * 0. */
 void step_batch_build(struct step_batch *b, int n_seqs, int n_padded, const struct lora_pool *pool);
 
-/* Enqueue the way to the device: of the tokens of all rows, and of everything else. */
+/* Enqueue the way to the device: of the tokens of all rows, of those of padding alone, and of
+ * everything else. */
 void step_batch_upload_tokens(const struct step_batch *b);
+void step_batch_upload_padding(const struct step_batch *b);
 void step_batch_upload_rest(const struct step_batch *b);
 void step_batch_upload(const struct step_batch *b); /* both, as one */
 

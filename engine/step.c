@@ -23,8 +23,8 @@
  * the order of its draws. When all its sequences drew and the next step is a decode step over the
  * same sequences, that is exactly the next step's tokens in the order of its rows (batches order
  * the same sequences the same way). So the next step can be enqueued before the host has seen them:
- * it uploads everything but the tokens. Otherwise the tokens are uploaded in front of the replay.
- */
+ * it uploads everything but the tokens. Padding drew no tokens if the step before had none, or less
+ * of it; then its tokens are uploaded. Otherwise all tokens are, in front of the replay. */
 #include "engine/step.h"
 
 #include "node/base/err.h"
@@ -120,8 +120,12 @@ void stepper_enqueue(struct stepper *t, struct step *s, int n_seqs, bool follows
     int bucket = padded ? bucket_for(t, n_seqs) : 0;
     struct recording *recording = padded ? s->recordings[bucket] : NULL;
     BUG_IF(follows && !decode);
+    int n_padded = padded ? t->buckets[bucket] : 0;
     s->enqueued = clock_monotonic_us();
-    step_batch_build(&s->batch, n_seqs, padded ? t->buckets[bucket] : 0, t->lora);
+    step_batch_build(&s->batch, n_seqs, n_padded, t->lora);
+    if (follows && n_padded > t->n_padded)
+        step_batch_upload_padding(&s->batch);
+    t->n_padded = n_padded;
     sampler_prepare(&s->sampler, &s->batch);
     if (recording != NULL && s->sampler.hook == NULL) {
         if (!follows)

@@ -34,6 +34,7 @@ struct stepper {
     int n_buckets;
     bool pads; /* decode steps are filled up to a bucket: there are recordings, or a test asks */
     bool recorded; /* at least one recording is there */
+    int n_padded;  /* rows of the step enqueued last, all of which drew; 0: it was not padded */
     uint64_t n_replayed;
     struct step steps[2];
 };

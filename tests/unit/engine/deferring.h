@@ -8,6 +8,7 @@
 #ifndef TRIBUTARY_TESTS_UNIT_ENGINE_DEFERRING_H
 #define TRIBUTARY_TESTS_UNIT_ENGINE_DEFERRING_H
 
+#include "kernels/cpu/isa.h"
 #include "kernels/ops.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
@@ -155,6 +156,9 @@ static inline void late_do(struct backend *be, struct deferred call)
         o->download(be, c->to, c->y, c->n_bytes);
         break;
     case DO_EMBED:
+        for (int i = 0; i < c->n; i++) /* a GPU would read from anywhere */
+            BUG_IF(((const int32_t *)c->x.addr)[i] < 0 ||
+                   ((const int32_t *)c->x.addr)[i] >= c->weight->d_out);
         o->embed(be, c->y, c->x, c->weight, c->n, c->f);
         break;
     case DO_NORM:

@@ -155,6 +155,80 @@ static void every_way_gives_the_same_answers(void **state)
     run_close(&plain);
 }
 
+struct gate { /* holds the engine thread in its callback */
+    bool shut, met;
+};
+
+static void stand_at_gate(struct run *run, const struct engine_event *event)
+{
+    struct gate *g = run->watch_context;
+    (void)event;
+    g->met |= g->shut;
+    pthread_cond_broadcast(&run->changed);
+    while (g->shut)
+        pthread_cond_wait(&run->changed, &run->lock);
+}
+
+/* Behind a step with a prompt in it, whose sequences all draw, comes one that is filled up to 96
+ * rows and takes its tokens from the device: those of its padding must be there, too, and not what
+ * an earlier batch had at their place. */
+static void padding_has_tokens_behind_a_step_that_had_none(void **state)
+{
+    (void)state;
+    enum { FEW = 25, MANY = 70 };
+    struct run run;
+    static struct mix m;
+    struct engine_options o = run_options(MODELS "stories260K");
+    o.max_context = CONTEXT;
+    o.max_seqs = o.max_rows = 96;
+    memset(m.stop, 0xff, sizeof m.stop);
+    engine_debug_ops = deferring_ops(true, 0);
+    run_open(&run, o, FEW + MANY + 2);
+    engine_debug_ops = NULL;
+    for (int i = 0; i < N_SOME; i++)
+        m.content[i] = run_load(&run, SOME[i]);
+    static const int32_t prompt[3] = {1, 5, 9};
+    struct gate gate = {0};
+    run.watch = stand_at_gate;
+    run.watch_context = &gate;
+    for (int i = 0; i < FEW + MANY; i++) {
+        /* 50 rows with segments behind them; then 70 sequences in 78 rows. */
+        bool few = i < FEW;
+        struct engine_request r = run_greedy(prompt,
+                                             few           ? 2
+                                             : i < FEW + 4 ? 3
+                                                           : 1,
+                                             few ? 1 : 8, -1);
+        r.ignore_eos = true;
+        r.n_adapters = 1;
+        r.adapters[0].content = m.content[i % N_SOME];
+        r.adapters[0].weight = 1;
+        if (i == 0 || i == FEW) { /* all that follow begin in one step */
+            run_wait(&run);
+            pthread_mutex_lock(&run.lock);
+            gate = (struct gate){.shut = true};
+            pthread_mutex_unlock(&run.lock);
+            run_submit(&run, run_greedy(prompt, 1, 1, -1));
+            pthread_mutex_lock(&run.lock);
+            while (!gate.met)
+                pthread_cond_wait(&run.changed, &run.lock);
+            pthread_mutex_unlock(&run.lock);
+        }
+        run_submit(&run, r);
+        if (i == FEW - 1 || i == FEW + MANY - 1) {
+            pthread_mutex_lock(&run.lock);
+            gate.shut = false;
+            pthread_cond_broadcast(&run.changed);
+            pthread_mutex_unlock(&run.lock);
+        }
+    }
+    run_wait(&run);
+    struct engine_stats s;
+    engine_stats(run.engine, &s);
+    assert_true(s.n_steps_ahead > 0);
+    run_close(&run);
+}
+
 /* ---- ends from outside while steps fly --------------------------------------------------- */
 
 /* Each request cancels another one when it has spoken five times. */
@@ -359,6 +433,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_way_gives_the_same_answers),
+        cmocka_unit_test(padding_has_tokens_behind_a_step_that_had_none),
         cmocka_unit_test(the_cancelled_end_and_the_others_never_notice),
         cmocka_unit_test(closing_ends_what_flies),
         cmocka_unit_test(a_device_that_fails_ends_everything_and_refuses_more),
