@@ -334,8 +334,6 @@ static void show_seq(struct engine *e, struct sched_state *state, struct sched_s
         .n_blocks = s->n_blocks,
         .n_bypassed = s->n_bypassed,
         .n_adapters = s->n_adapters,
-        .n_found = s->n_found,
-        .n_found_idle = s->n_found_idle,
         .n_blocks_max = (s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
         .payer = payers_view_add(e->payers, s->payer, !s->running && !loading),
         .priority = s->priority,
@@ -361,6 +359,31 @@ static int choose_victim(const struct engine *e)
     return -1;
 }
 
+/* May the plan preempt in favour of somebody who waits? See sched_plan_make. */
+static bool may_displace(const struct sched_state *state)
+{
+    for (int i = 0; i < state->n_waiting && state->carry.spare > 0; i++)
+        if (state->waiting[i].priority > 0 ||
+            state->payers[state->waiting[i].payer].counter < state->level)
+            return true;
+    return false;
+}
+
+/* Who shares blocks, which only a plan that preempts asks (for want of blocks none does that has
+ * one for each running), and what waiting ones would find, if any may be admitted. */
+static void show_blocks(struct engine *e, const struct sched_state *state)
+{
+    bool displaces = may_displace(state);
+    bool scarce = state->n_blocks_free < e->n_running || state->force_preempt >= 0;
+    for (int i = 0; i < e->n_running && (scarce || displaces); i++)
+        e->sched_running[i].n_blocks_shared = sequence_blocks_n_shared(e->prefixes, e->running[i]);
+    for (int i = 0; i < e->n_waiting && (displaces || e->n_running < e->options.max_seqs); i++) {
+        sequence_blocks_look_up(e->prefixes, e->waiting[i]);
+        e->sched_waiting[i].n_found = e->waiting[i]->n_found;
+        e->sched_waiting[i].n_found_idle = e->waiting[i]->n_found_idle;
+    }
+}
+
 /* after: for the state behind the flying step, in which every running sequence draws and none is
  * taken to stop. With several payers, a little is kept for those who come seldom. */
 static void make_plan(struct engine *e, bool after)
@@ -382,25 +405,17 @@ static void make_plan(struct engine *e, bool after)
         .max_rows = e->options.max_rows,
         .n_seqs_kept = shared ? e->options.max_seqs / KEPT_PART : 0,
         .n_blocks_kept = shared ? e->counts.n_blocks / KEPT_PART : 0,
-        .turn = e->turn,
+        .carry = e->carry,
         .force_preempt = choose_victim(e),
     };
     payers_view_begin(e->payers);
-    /* Only a plan that preempts asks who shares blocks; as each takes one at most, others can't. */
-    bool scarce = state.n_blocks_free < e->n_running || state.force_preempt >= 0;
-    for (int i = 0; i < e->n_running; i++) {
+    for (int i = 0; i < e->n_running; i++)
         show_seq(e, &state, &e->sched_running[i], e->running[i], after);
-        if (scarce)
-            e->sched_running[i].n_blocks_shared = sequence_blocks_n_shared(e->prefixes,
-                                                                           e->running[i]);
-    }
-    for (int i = 0; i < e->n_waiting; i++) {
-        if (e->n_running < e->options.max_seqs) /* else nobody is admitted */
-            sequence_blocks_look_up(e->prefixes, e->waiting[i]);
+    for (int i = 0; i < e->n_waiting; i++)
         show_seq(e, &state, &e->sched_waiting[i], e->waiting[i], false);
-    }
     state.payers = payers_view_end(e->payers, &state.n_payers);
     state.level = payers_level(e->payers);
+    show_blocks(e, &state);
     sched_plan_make(&e->plan, &state);
 }
 
@@ -510,7 +525,7 @@ static int apply_plan(struct engine *e, struct step *st)
     const struct sched_plan *plan = &e->plan;
     int n_batch = 0;
     e->n_carried++;
-    e->turn = plan->turn;
+    e->carry = plan->carry;
     disown_forgotten(e);
     for (int i = 0; i < plan->n_preempt; i++) {
         struct sequence *s = e->running[plan->preempt[i]];
@@ -776,7 +791,7 @@ static struct step *follow_step(struct engine *e, const struct step *st)
     if (plan->n_preempt > 0 || plan->n_admit > 0 || plan->n_run < n)
         return NULL;
     e->n_carried++;
-    e->turn = plan->turn;
+    e->carry = plan->carry;
     for (int i = 0; i < n; i++)
         sequence_blocks_take(e->kv, e->prefixes, e->running[plan->run[i].index],
                              plan->run[i].n_blocks);

@@ -97,7 +97,7 @@ struct engine {
     struct sched_adapter *sched_adapters;
     struct sched_plan plan;
     int n_payers_known;
-    struct sched_turn turn;      /* of the last plan that was carried out */
+    struct sched_carry carry;    /* of the last plan that was carried out */
     struct engine_stats counts;  /* copied to stats once a step */
     uint64_t n_plans;            /* made */
     uint64_t n_carried;          /* plans carried out */

@@ -59,7 +59,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NONE = -1, ANCHOR_PART = 256 /* of max_rows, one part is the anchor's at least */ };
+enum {
+    NONE = -1,
+    ANCHOR_PART = 256, /* of max_rows, one part is the anchor's at least */
+    PAUSE_PART = 16,   /* of max_rows, what a step costs beside its rows is taken for one part */
+    SPARE_STEPS = 4,   /* so many times max_rows can be spare */
+};
 
 /* Sequences of one payer and one priority. */
 struct queue {
@@ -90,6 +95,11 @@ struct payer_note {
     int queues;     /* its first, or NONE */
 };
 
+struct heap_of_ints {
+    int *items; /* [n] */
+    int n;
+};
+
 struct sched_work {
     int max_running, max_waiting, max_adapters, max_payers;
     int *pins; /* [max_adapters] */
@@ -98,8 +108,8 @@ struct sched_work {
     struct payer_note *payers;
     struct queue *queues; /* [n_queues] */
     int n_queues;
-    int *heap; /* [n_heap] queues; also the running ones while they are sorted */
-    int n_heap;
+    struct heap_of_ints heap;    /* of queues */
+    struct heap_of_ints leaving; /* of running ones */
 };
 
 void sched_plan_init(struct sched_plan *p, int max_running, int max_waiting, int max_adapters)
@@ -115,7 +125,8 @@ void sched_plan_init(struct sched_plan *p, int max_running, int max_waiting, int
     w->waiting = xcalloc((size_t)max_waiting, sizeof *w->waiting);
     w->payers = xcalloc((size_t)max_all, sizeof *w->payers);
     w->queues = xcalloc((size_t)max_all, sizeof *w->queues);
-    w->heap = xcalloc((size_t)max_all, sizeof *w->heap);
+    w->heap.items = xcalloc((size_t)max_all, sizeof *w->heap.items);
+    w->leaving.items = xcalloc((size_t)max_running, sizeof *w->leaving.items);
     *p = (struct sched_plan){.work = w};
     p->preempt = xcalloc((size_t)max_running, sizeof *p->preempt);
     p->run = xcalloc((size_t)max_running, sizeof *p->run);
@@ -131,7 +142,8 @@ void sched_plan_release(struct sched_plan *p)
         free(p->work->waiting);
         free(p->work->payers);
         free(p->work->queues);
-        free(p->work->heap);
+        free(p->work->heap.items);
+        free(p->work->leaving.items);
     }
     free(p->work);
     free(p->preempt);
@@ -157,6 +169,7 @@ struct planning {
     const struct sched_state *state;
     int n_blocks_free;
     int n_blocks_listed; /* by those kept; a shared one counts for each */
+    int n_found_in_use;  /* blocks in use that admitted ones found */
     size_t adapter_bytes_free;
     int n_rows_left;
     int n_kept;    /* running and not preempted, and admitted */
@@ -170,6 +183,11 @@ struct planning {
     bool blocks_short; /* ... if it was blocks, out of ... */
     int n_blocks_kept_left; /* ... these */
     bool closed;            /* nobody at all is */
+    /* Being quick for the favoured */
+    int64_t spent; /* of the spare rows */
+    bool made_way; /* or tried in vain */
+    bool ends;     /* the prompt of a favoured one comes to its end in this step */
+    bool paused;   /* therefore others' prompts got nothing */
 };
 
 static void check(const struct sched_work *work, const struct sched_state *state)
@@ -221,17 +239,18 @@ static bool leaves_before(const struct planning *p, int a, int b)
 
 typedef bool before_function(const struct planning *p, int a, int b);
 
-static void heap_push(struct planning *p, int item, before_function *before)
+static void heap_push(const struct planning *p, struct heap_of_ints *h, int item,
+                      before_function *before)
 {
-    int *heap = p->work->heap, i = p->work->n_heap++;
+    int *heap = h->items, i = h->n++;
     for (; i > 0 && before(p, item, heap[(i - 1) / 2]); i = (i - 1) / 2)
         heap[i] = heap[(i - 1) / 2];
     heap[i] = item;
 }
 
-static int heap_pop(struct planning *p, before_function *before)
+static int heap_pop(const struct planning *p, struct heap_of_ints *h, before_function *before)
 {
-    int *heap = p->work->heap, n = --p->work->n_heap;
+    int *heap = h->items, n = --h->n;
     int top = heap[0], item = heap[n], i = 0;
     for (int child; (child = 2 * i + 1) < n; i = child) {
         if (child + 1 < n && before(p, heap[child + 1], heap[child]))
@@ -280,19 +299,32 @@ static int anchor(const struct planning *p)
     return NONE;
 }
 
+/* What was granted to it in this plan is free again. */
+static void take_back(struct planning *p, int index)
+{
+    const struct sched_seq *s = &p->state->running[index];
+    struct running_note *note = &p->work->running[index];
+    p->n_rows_left += note->n_rows;
+    p->n_blocks_free += note->n_blocks;
+    p->n_blocks_listed -= note->n_blocks;
+    p->n_growing -= s->n_blocks + note->n_blocks < s->n_blocks_max;
+    note->n_rows = note->n_blocks = 0;
+}
+
 /* Preempts from the end of the order until what those that stay want is there. Asking goes from
  * the front, the anchor first; it is the same to look from the end, how much goes and how much is
  * then still wanted. */
 static void make_room(struct planning *p, int wanted)
 {
     int kept = anchor(p);
-    p->work->n_heap = 0;
+    struct heap_of_ints *leaving = &p->work->leaving;
+    leaving->n = 0;
     for (int i = 0; i < p->state->n_running; i++)
         if (!p->work->running[i].gone && i != kept)
-            heap_push(p, i, leaves_before);
+            heap_push(p, leaving, i, leaves_before);
     while (wanted > p->n_blocks_free) {
-        BUG_IF(p->work->n_heap == 0); /* the anchor alone: was never acceptable */
-        int last = heap_pop(p, leaves_before);
+        BUG_IF(leaving->n == 0); /* the anchor alone: was never acceptable */
+        int last = heap_pop(p, leaving, leaves_before);
         wanted -= blocks_wanted(&p->state->running[last]);
         preempt(p, last);
     }
@@ -313,11 +345,22 @@ static void grant_blocks(struct planning *p)
             continue;
         note->n_blocks = blocks_wanted(s);
         p->n_blocks_free -= note->n_blocks;
+        p->n_blocks_listed += note->n_blocks;
         p->n_growing += s->n_blocks + note->n_blocks < s->n_blocks_max;
     }
 }
 
 /* ---- rows -------------------------------------------------------------------------------- */
+
+static bool is_favoured(const struct planning *p, int payer, int priority)
+{
+    return priority > 0 || p->work->payers[payer].counter < p->state->level;
+}
+
+static int pause_rows(const struct planning *p)
+{
+    return p->state->max_rows / PAUSE_PART;
+}
 
 static void charge(struct planning *p, int payer, int n_rows)
 {
@@ -348,6 +391,7 @@ static void grant_prompt(struct planning *p, int index, int n_max)
     int left = s->n_tokens - s->n_cached - note->n_rows;
     int n = min_of(left, min_of(n_max, p->n_rows_left));
     note->n_rows += n;
+    p->ends |= n == left && n > 0 && is_favoured(p, s->payer, s->priority);
     charge(p, s->payer, n);
 }
 
@@ -376,7 +420,7 @@ static void push_queue(struct planning *p, int q)
     struct queue *queue = &p->work->queues[q];
     queue->counter = p->work->payers[queue->payer].counter;
     queue->share = p->work->payers[queue->payer].n_running / p->state->payers[queue->payer].weight;
-    heap_push(p, q, queue_before);
+    heap_push(p, &p->work->heap, q, queue_before);
 }
 
 /* Of those in prefill, and, if anybody may be admitted, of those waiting. */
@@ -429,9 +473,49 @@ static bool is_overdue(const struct sched_seq *s)
     return s->n_bypassed >= SCHED_BYPASS_MAX;
 }
 
-static bool is_favoured(const struct planning *p, int payer, int priority)
+static bool can_spare(const struct planning *p, int64_t n_rows)
 {
-    return priority > 0 || p->work->payers[payer].counter < p->state->level;
+    return (p->spent + n_rows) * SCHED_SPARE_PART <= p->state->carry.spare;
+}
+
+/* Preempts those that a favoured sequence may displace, the last in the order first, until there
+ * are a place and its blocks; or nobody, if that is not to be had for the spare rows. Once in a
+ * plan. Blocks in use that it or admitted ones found may be used by those that go only: so all that
+ * was found counts as to be taken from the free. */
+static bool make_way(struct planning *p, const struct sched_seq *s)
+{
+    struct heap_of_ints *leaving = &p->work->leaving;
+    int kept = anchor(p), n = 0;
+    int64_t cost = 0;
+    if (p->made_way)
+        return false;
+    p->made_way = true;
+    leaving->n = 0;
+    for (int i = 0; i < p->state->n_running; i++) {
+        const struct sched_seq *r = &p->state->running[i];
+        if (!p->work->running[i].gone && i != kept && r->n_tokens - r->n_cached == 1 &&
+            (r->priority < s->priority ||
+             (r->priority == s->priority && !is_favoured(p, r->payer, r->priority))))
+            heap_push(p, leaving, i, leaves_before);
+    }
+    /* Popped ones gather behind the heap, in the same memory. */
+    int n_all = leaving->n, n_free = p->n_blocks_free - p->n_growing - p->n_found_in_use;
+    while (n == 0 || n_free < blocks_for(s->n_tokens)) {
+        if (leaving->n == 0)
+            return false;
+        int last = heap_pop(p, leaving, leaves_before);
+        leaving->items[n_all - ++n] = last;
+        n_free += p->state->running[last].n_blocks - p->state->running[last].n_blocks_shared;
+        cost += p->state->running[last].n_cached;
+        if (!can_spare(p, cost))
+            return false;
+    }
+    for (int i = 1; i <= n; i++) {
+        take_back(p, leaving->items[n_all - i]);
+        preempt(p, leaving->items[n_all - i]);
+    }
+    p->spent += cost;
+    return true;
 }
 
 static void admit(struct planning *p, int index, int n_blocks, size_t n_bytes)
@@ -440,9 +524,12 @@ static void admit(struct planning *p, int index, int n_blocks, size_t n_bytes)
     int n_rows = min_of(s->n_tokens - s->n_found * BLOCK_TOKENS, p->n_rows_left);
     BUG_IF(n_rows < 1);
     p->n_blocks_free -= n_blocks + s->n_found_idle;
+    p->n_blocks_listed += n_blocks + s->n_found;
+    p->n_found_in_use += s->n_found - s->n_found_idle;
     p->adapter_bytes_free -= n_bytes;
     for (int a = 0; a < s->n_adapters; a++)
         p->work->pins[s->adapters[a]]++;
+    p->ends |= n_rows == s->n_tokens && is_favoured(p, s->payer, s->priority);
     charge(p, s->payer, n_rows);
     p->work->payers[s->payer].n_running++;
     p->n_kept++;
@@ -472,8 +559,10 @@ static void consider(struct planning *p, int index)
     int n_seqs = state->max_seqs - p->n_kept - (favoured ? 0 : state->n_seqs_kept);
     if (p->blocks_short)
         room = min_of(room, p->n_blocks_kept_left);
-    if (need <= room && n_seqs > 0) {
-        p->n_blocks_kept_left -= p->blocks_short ? need : 0;
+    bool fits = need <= room && n_seqs > 0;
+    if (fits || (is_favoured(p, s->payer, s->priority) && make_way(p, s))) {
+        p->n_blocks_kept_left -= p->blocks_short && fits ? need : 0;
+        p->closed = !fits; /* what others would find may have gone */
         admit(p, index, n_blocks, n_bytes);
         /* It may yet fail to be placed; then pins must go away for it, too. */
         p->barrier |= s->n_adapters > 0 && overdue;
@@ -493,8 +582,9 @@ static void consider(struct planning *p, int index)
 /* The oldest waiting one that wasn't looked at, if it is its turn; or NONE. */
 static int oldest_to_admit(struct planning *p)
 {
-    const struct sched_turn *turn = &p->state->turn;
-    if (p->closed || p->turn_taken || turn->n_admissions > p->plan->n_admit || turn->n_rows > 0)
+    const struct sched_carry *carry = &p->state->carry;
+    if (p->closed || p->turn_taken || carry->turn_admissions > p->plan->n_admit ||
+        carry->turn_rows > 0)
         return NONE;
     while (p->oldest < p->state->n_waiting && p->work->waiting[p->oldest].seen)
         p->oldest++;
@@ -512,15 +602,14 @@ static bool serve_next(struct planning *p)
         consider(p, index);
         if (p->plan->n_admit > n) {
             p->turn_taken = true;
-            p->plan->turn = (struct sched_turn){SCHED_TURN_ADMISSIONS,
-                                                (int64_t)SCHED_TURN_ROWS *
-                                                    p->state->waiting[index].n_tokens};
+            p->plan->carry.turn_admissions = SCHED_TURN_ADMISSIONS;
+            p->plan->carry.turn_rows = (int64_t)SCHED_TURN_ROWS * p->state->waiting[index].n_tokens;
         }
         return true;
     }
-    if (p->work->n_heap == 0)
+    if (p->work->heap.n == 0)
         return false;
-    int q = heap_pop(p, queue_before);
+    int q = heap_pop(p, &p->work->heap, queue_before);
     struct queue *queue = &p->work->queues[q];
     if (queue->counter < p->work->payers[queue->payer].counter && clean_queue(p, queue)) {
         push_queue(p, q);
@@ -528,6 +617,10 @@ static bool serve_next(struct planning *p)
     }
     if (!clean_queue(p, queue))
         return true;
+    if (p->ends && !is_favoured(p, queue->payer, queue->priority) && can_spare(p, pause_rows(p))) {
+        p->paused = true;
+        return true;
+    }
     if (queue->running != NONE) {
         grant_prompt(p, queue->running, p->n_rows_left);
         queue->running = p->work->running[queue->running].next;
@@ -544,7 +637,8 @@ static bool serve_next(struct planning *p)
 static void share_rows(struct planning *p)
 {
     int kept = anchor(p);
-    p->closed = p->plan->n_preempt > 0 || p->n_kept == p->state->max_seqs || p->n_rows_left == 0;
+    p->closed = p->plan->n_preempt > 0 || p->n_rows_left == 0 ||
+                (p->n_kept == p->state->max_seqs && p->state->carry.spare <= 0);
     make_queues(p);
     if (kept != NONE && p->work->running[kept].n_rows == 0) {
         int part = p->state->max_rows / ANCHOR_PART;
@@ -553,7 +647,7 @@ static void share_rows(struct planning *p)
     for (int i = 0; i < p->state->n_waiting && !p->closed && p->n_rows_left > 0; i++)
         if (!p->work->waiting[i].seen && is_overdue(&p->state->waiting[i]))
             consider(p, i);
-    p->work->n_heap = 0;
+    p->work->heap.n = 0;
     for (int q = 0; q < p->work->n_queues; q++)
         if (clean_queue(p, &p->work->queues[q]))
             push_queue(p, q);
@@ -561,15 +655,25 @@ static void share_rows(struct planning *p)
         ;
 }
 
-static void count_turn(struct planning *p)
+static int64_t pause_cost(const struct planning *p)
 {
-    const struct sched_turn *before = &p->state->turn;
+    return p->paused ? pause_rows(p) : 0;
+}
+
+static void carry_over(struct planning *p)
+{
+    const struct sched_carry *before = &p->state->carry;
+    struct sched_carry *after = &p->plan->carry;
     int64_t n_rows = p->state->max_rows - p->n_rows_left;
-    if (p->turn_taken)
-        return;
-    p->plan->turn.n_admissions = before->n_admissions -
-                                 min_of(before->n_admissions, p->plan->n_admit);
-    p->plan->turn.n_rows = before->n_rows > n_rows ? before->n_rows - n_rows : 0;
+    int64_t most = (int64_t)SPARE_STEPS * p->state->max_rows * SCHED_SPARE_PART;
+    if (!p->turn_taken) {
+        after->turn_admissions = before->turn_admissions -
+                                 min_of(before->turn_admissions, p->plan->n_admit);
+        after->turn_rows = before->turn_rows > n_rows ? before->turn_rows - n_rows : 0;
+    }
+    after->spare = before->spare + n_rows - (p->spent + pause_cost(p)) * SCHED_SPARE_PART;
+    if (after->spare > most)
+        after->spare = most;
 }
 
 /* Running ones with rows, by age. Those in prefill that got none stay where they are. */
@@ -612,6 +716,6 @@ void sched_plan_make(struct sched_plan *plan, const struct sched_state *state)
     grant_blocks(&p);
     grant_decodes(&p);
     share_rows(&p);
-    count_turn(&p);
+    carry_over(&p);
     list_run(&p);
 }

@@ -26,6 +26,9 @@ enum {
      * many times the rows that the one before it had to compute. */
     SCHED_TURN_ADMISSIONS = 32,
     SCHED_TURN_ROWS = 64,
+    /* Of the rows computed, one in so many may be spent on being quick for those who are favoured
+     * (sched_carry.spare). */
+    SCHED_SPARE_PART = 64,
     /* What a token costs its payer. One that is generated holds a place in as many steps as there
      * are tokens, a prompt's tokens share steps. */
     SCHED_COST_PROMPT = 1,
@@ -60,10 +63,11 @@ struct sched_payer {
     double weight; /* > 0 */
 };
 
-/* How far it is to the oldest's turn; zeroed at the beginning, and at the turn. */
-struct sched_turn {
-    int n_admissions;
-    int64_t n_rows;
+/* What a plan that was carried out hands to the next; zeroed at the beginning. */
+struct sched_carry {
+    int turn_admissions; /* until the oldest's turn: so many more, ... */
+    int64_t turn_rows;   /* ... and so many rows */
+    int64_t spare;       /* rows, times SCHED_SPARE_PART, that may be spent */
 };
 
 struct sched_state {
@@ -82,8 +86,8 @@ struct sched_state {
     int max_seqs, max_rows;    /* max_seqs <= max_rows */
     /* Of max_seqs and of the free blocks, what is kept for sequences that are favoured (below). */
     int n_seqs_kept, n_blocks_kept;
-    struct sched_turn turn; /* as the last plan that was carried out left it */
-    int force_preempt;      /* a running sequence to preempt whatever happens (tests), or -1 */
+    struct sched_carry carry;
+    int force_preempt; /* a running sequence to preempt whatever happens (tests), or -1 */
 };
 
 struct sched_grant {
@@ -105,7 +109,7 @@ struct sched_plan {
     int n_admit;
     int *bypassed; /* [n_bypassed] waiting ones passed by while one behind them was admitted */
     int n_bypassed;
-    struct sched_turn turn; /* after this plan */
+    struct sched_carry carry; /* for the next, if this one is carried out */
 
     struct sched_work *work; /* memory; nothing in it outlives a call */
 };
@@ -124,12 +128,18 @@ void sched_plan_release(struct sched_plan *p); /* quiet on a zeroed one */
  *   - a sequence is favoured when its priority is above 0 or its payer's counter below the level:
  *     who comes seldom and asks for less than its share. While anything runs, others leave
  *     n_seqs_kept places and n_blocks_kept blocks free, so that such a one needn't wait for an end;
+ *   - out of the spare rows a favoured one that lacks a place or blocks has others preempted, not
+ *     favoured themselves, of no higher priority and never the oldest, if computing them again
+ *     costs no more rows than that; and in the step in which a favoured one's prompt comes to its
+ *     end, others' prompts pause, which costs the fixed part of a step, taken for a sixteenth of
+ *     max_rows. So being quick for some costs everybody a SCHED_SPARE_PARTth at most;
  *   - a sequence whose adapters don't fit is passed by; one whose blocks don't fit is passed by
  *     favoured ones only, within n_blocks_kept; each at most SCHED_BYPASS_MAX times;
  *   - whatever payers and priorities, the oldest that fits has its turn again and again
  *     (SCHED_TURN_*), so nobody waits for ever, and a 64th of the rows goes by age at most, so
  *     turns don't make shares;
- *   - no admission in a step that preempts, so that blocks don't go round in circles. */
+ *   - no admission in a step that preempts for want of blocks, so that blocks don't go round in
+ *     circles. */
 void sched_plan_make(struct sched_plan *plan, const struct sched_state *state);
 
 #endif

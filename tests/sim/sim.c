@@ -105,7 +105,7 @@ struct sim {
     size_t bytes_pinned;
     double now_ms, measured_from_ms;
     uint64_t next_order, n_admitted, next_payer;
-    struct sched_turn turn;
+    struct sched_carry carry;
     int n_finished;
     uint64_t n_rows, n_runs;
     bool measures;
@@ -233,12 +233,13 @@ static void plan(struct sim *s, struct sched_state *state)
                                   .adapters = s->adapters,
                                   .n_adapters = s->n_adapters,
                                   .adapter_bytes_free = o->adapter_bytes - s->bytes_pinned,
+                                  .n_blocks = o->n_blocks,
                                   .n_blocks_free = s->n_blocks_free,
                                   .max_seqs = o->max_seqs,
                                   .max_rows = o->max_rows,
                                   .n_seqs_kept = shared ? o->max_seqs / KEPT_PART : 0,
                                   .n_blocks_kept = shared ? o->n_blocks / KEPT_PART : 0,
-                                  .turn = s->turn,
+                                  .carry = s->carry,
                                   .force_preempt = -1};
     payers_view_begin(s->payers);
     for (int i = 0; i < s->n_running; i++)
@@ -288,8 +289,8 @@ static void check_plan(struct sim *s, const struct sched_state *state)
         BROKEN(s, "%d rows in a step", n_rows);
     if (n_rows == 0 && p->n_preempt == 0 && s->n_running + n_ready > 0)
         BROKEN(s, "nothing is computed at %.1f ms", s->now_ms);
-    if (p->n_admit > 0 && p->n_preempt > 0)
-        BROKEN(s, "admission beside preemption");
+    if (p->n_admit > 0 && p->n_preempt > 0 && p->carry.spare >= state->carry.spare)
+        BROKEN(s, "admission beside preemption for want of blocks");
 }
 
 /* ---- carrying out ------------------------------------------------------------------------ */
@@ -352,7 +353,7 @@ static int carry_out(struct sim *s)
 {
     const struct sched_plan *p = &s->plan;
     int n_rows = 0, n_running = s->n_running, n_waiting = s->n_waiting;
-    s->turn = p->turn;
+    s->carry = p->carry;
     for (int i = 0; i < p->n_preempt; i++) {
         leave(s, s->running[p->preempt[i]]);
         payers_wait(s->payers, s->running[p->preempt[i]]->seq.payer);

@@ -157,8 +157,8 @@ static void shares(void)
 struct isolation {
     const char *name;
     struct sim_length prompt, answer;
-    double part; /* of the capacity, what the quiet one asks for */
-    double ratio_max;
+    double part;      /* of the capacity, what the quiet one asks for */
+    double ratio_max; /* over many requests */
 };
 
 static void isolate(const struct isolation *k, int max_rows)
@@ -187,8 +187,9 @@ static void isolate(const struct isolation *k, int max_rows)
            f->longest_ms, ratio, age.classes[0].p50_ms, age.classes[0].p99_ms, tokens_per_s(&fair),
            100 * cost);
     fflush(stdout);
-    must(ratio <= k->ratio_max, "%s: p99 is %.2f times that of the quiet one alone", k->name,
-         ratio);
+    /* Of few, the 99th percentile is the second or third longest. */
+    must(ratio <= (n_requests < 10000 ? 1.3 : 1) * k->ratio_max,
+         "%s: p99 is %.2f times that of the quiet one alone", k->name, ratio);
     must(cost <= 0.02, "%s: shares cost %.2f %% of the throughput", k->name, 100 * cost);
     must(f->n_refused == 0, "%s: %d of the quiet one's were refused", k->name, f->n_refused);
 }
@@ -196,14 +197,14 @@ static void isolate(const struct isolation *k, int max_rows)
 static void isolation(void)
 {
     const struct isolation cases[] = {
-        {"chat in and out, 5 %", CHAT, CHAT_ANSWER, 0.05, 2},
-        {"chat in, 5 %", CHAT, ANSWER, 0.05, 2},
-        {"chat in, 20 %", CHAT, ANSWER, 0.2, 2},
-        {"2,048 in, 5 %", fixed(2048), ANSWER, 0.05, 2.5},
-        {"512 in, 5 %", fixed(512), ANSWER, 0.05, 5},
-        {"512 in, 20 %", fixed(512), ANSWER, 0.2, 5},
-        {"128 in, 5 %", fixed(128), ANSWER, 0.05, 10},
-        {"16 in, 5 %", fixed(16), ANSWER, 0.05, 60},
+        {"chat in and out, 5 %", CHAT, CHAT_ANSWER, 0.05, 1.5},
+        {"chat in, 5 %", CHAT, ANSWER, 0.05, 1.5},
+        {"chat in, 20 %", CHAT, ANSWER, 0.2, 1.5},
+        {"2,048 in, 5 %", fixed(2048), ANSWER, 0.05, 1.5},
+        {"512 in, 5 %", fixed(512), ANSWER, 0.05, 3},
+        {"512 in, 20 %", fixed(512), ANSWER, 0.2, 3},
+        {"128 in, 5 %", fixed(128), ANSWER, 0.05, 7},
+        {"16 in, 5 %", fixed(16), ANSWER, 0.05, 10},
     };
     printf("### One at 10 times the capacity, and a quiet one\n\n"
            "Time to first token of the quiet one, ms: p50 / p99 / longest.\n\n"

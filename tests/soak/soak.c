@@ -433,6 +433,9 @@ static struct engine_request request_of(struct soak *s, struct trial *t)
                                .ignore_eos = true,
                                .n_adapters = t->n_adapters,
                                .sampling = t->sampling,
+                               .payer = (uint64_t)(t->n_prompt % 5), /* order, never bits */
+                               .payer_weight = t->n_prompt % 5 == 1 ? 3 : 0,
+                               .priority = t->n_max % 7 == 0 ? 1 : 0,
                                .user = t};
     for (int i = 0; i < t->n_adapters; i++) {
         r.adapters[i].content = s->digests[t->contents[i]];

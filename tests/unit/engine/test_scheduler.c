@@ -20,7 +20,7 @@ struct plan_case {
     double weights[PAYERS];  /* 0: 1 */
     int n_seqs_kept, n_blocks_kept;
     double level;
-    struct sched_turn turn; /* admissions 0: far away, and not told; -1: none */
+    struct sched_carry carry; /* admissions 0: far away, and not told; -1: none */
     /* "run 1:1 2:8+1" is order:rows, +blocks when any; empty parts are left out */
     const char *expected;
 };
@@ -174,18 +174,18 @@ static const struct plan_case CASES[] = {
      .counters = {50, 6}, .max_seqs = 8, .max_rows = 8, .expected = "preempt 3 2 run 1:1+1"},
     {"the oldest's turn comes whatever its priority and its payer has had",
      .waiting = {{1, 3, .priority = -100}, {2, 3, .payer = 1, .priority = 100}},
-     .counters = {1000, 0}, .turn = {-1, 0}, .n_blocks_free = 9, .max_seqs = 1, .max_rows = 8,
+     .counters = {1000, 0}, .carry = {-1, 0}, .n_blocks_free = 9, .max_seqs = 1, .max_rows = 8,
      .expected = "admit 1:3+1 turn 32 192"},
     {"not before it has come by rows",
-     .waiting = {{1, 3}, {2, 3, .payer = 1}}, .counters = {1000, 0}, .turn = {-1, 5},
+     .waiting = {{1, 3}, {2, 3, .payer = 1}}, .counters = {1000, 0}, .carry = {-1, 5},
      .n_blocks_free = 9, .max_seqs = 1, .max_rows = 8, .expected = "admit 2:3+1 turn 0 2"},
     {"nor before it has come by admissions, of which this plan's count",
      .waiting = {{1, 3}, {2, 3, .payer = 1}, {3, 3, .payer = 1}}, .counters = {1000, 0},
-     .turn = {1, 0}, .n_blocks_free = 9, .max_seqs = 2, .max_rows = 8,
+     .carry = {1, 0}, .n_blocks_free = 9, .max_seqs = 2, .max_rows = 8,
      .expected = "admit 2:3+1 1:3+1 turn 32 192"},
     {"an oldest that doesn't fit leaves its turn to the next, and that is a bypass",
      .waiting = {{1, 3, 0, 0, 0, 1, {0}}, {2, 3}, {3, 3, .payer = 1}}, .counters = {1000, 0},
-     .adapters = {{100, 0}}, .adapter_bytes_free = 50, .turn = {-1, 0}, .n_blocks_free = 9,
+     .adapters = {{100, 0}}, .adapter_bytes_free = 50, .carry = {-1, 0}, .n_blocks_free = 9,
      .max_seqs = 1, .max_rows = 8, .expected = "admit 2:3+1 bypassed 1 turn 32 192"},
     {"one whose adapter is on its way is no bypass and holds nobody back, however often",
      .waiting = {{1, 3, 0, 0, SCHED_BYPASS_MAX, 1, {0}, .loading = true}, {2, 3, 0, 0, 0, 1, {1}}},
@@ -231,6 +231,65 @@ static const struct plan_case CASES[] = {
      .waiting = {{2, 200, .n_bypassed = SCHED_BYPASS_MAX}, {3, 30, .payer = 1}},
      .level = 10, .counters = {10, 9}, .n_seqs_kept = 1, .n_blocks_kept = 2, .n_blocks_free = 8,
      .max_seqs = 8, .max_rows = 64, .expected = "run 1:1"},
+
+    /* What may be spent for them: spare is in rows here, in 64ths of a row after the plan. */
+    {"one who comes seldom displaces the last in the order, if computing that again is to spare",
+     .running = {{1, 5, 4, 1}, {2, 9, 8, 1}}, .waiting = {{3, 3, .payer = 1}}, .level = 10,
+     .counters = {10, 9}, .carry = {.spare = 8}, .n_blocks_free = 1, .max_seqs = 2, .max_rows = 8,
+     .expected = "preempt 2 run 1:1 admit 3:3+1 spare 4"},
+    {"and not if it is a row too much",
+     .running = {{1, 5, 4, 1}, {2, 9, 8, 1}}, .waiting = {{3, 3, .payer = 1}}, .level = 10,
+     .counters = {10, 9}, .carry = {.spare = 7}, .n_blocks_free = 1, .max_seqs = 2, .max_rows = 8,
+     .expected = "run 1:1 2:1 spare 450"},
+    {"never the oldest, nor who has a higher priority, nor who comes seldom, too",
+     .running = {{1, 5, 4, 1}, {2, 9, 8, 1, .priority = 1}, {3, 9, 8, 1, .payer = 2}},
+     .waiting = {{4, 3, .payer = 1}}, .level = 10, .counters = {10, 9, 9}, .carry = {.spare = 30},
+     .n_blocks_free = 1, .max_seqs = 3, .max_rows = 8, .expected = "run 1:1 2:1 3:1 spare 1923"},
+    {"a high priority displaces a lower one, but not its like",
+     .running = {{1, 5, 4, 1}, {2, 9, 8, 1}, {3, 9, 8, 1, .priority = 5}},
+     .waiting = {{4, 3, .payer = 1, .priority = 5}, {5, 3, .payer = 1, .priority = 5}},
+     .counters = {10, 99}, .carry = {.spare = 30}, .n_blocks_free = 2, .max_seqs = 3,
+     .max_rows = 8, .expected = "preempt 2 run 1:1 3:1 admit 4:3+1 spare 1413"},
+    {"who is always there displaces nobody",
+     .running = {{1, 5, 4, 1}, {2, 9, 8, 1}}, .waiting = {{3, 3, .payer = 1}}, .level = 10,
+     .counters = {20, 10}, .carry = {.spare = 30}, .n_blocks_free = 1, .max_seqs = 2,
+     .max_rows = 8, .expected = "run 1:1 2:1 spare 1922"},
+    {"as many go as the blocks need",
+     .running = {{1, 5, 4, 1}, {2, 20, 19, 2}, {3, 40, 39, 3}}, .waiting = {{4, 60, .payer = 1}},
+     .level = 10, .counters = {10, 9}, .carry = {.spare = 58}, .max_seqs = 8, .max_rows = 64,
+     .expected = "preempt 3 2 run 1:1 admit 4:60+4 spare 61"},
+    {"and none if even all are not enough",
+     .running = {{1, 5, 4, 1}, {2, 20, 19, 2}, {3, 40, 39, 3}}, .waiting = {{4, 90, .payer = 1}},
+     .level = 10, .counters = {10, 9}, .carry = {.spare = 100}, .max_seqs = 8, .max_rows = 64,
+     .expected = "run 1:1 2:1 3:1 spare 6403"},
+    {"what it finds in use may be used by those alone who go: it counts like the rest",
+     .running = {{1, 5, 4, 1}, {2, 40, 39, 3}}, .waiting = {{3, 40, .n_found = 2, .payer = 1}},
+     .level = 10, .counters = {10, 9}, .carry = {.spare = 100}, .max_seqs = 8, .max_rows = 64,
+     .expected = "preempt 2 run 1:1 admit 3:8+1 spare 3913"},
+    {"so that two blocks don't do for three, one of them granted",
+     .running = {{1, 5, 4, 1}, {2, 20, 19, 2}}, .waiting = {{3, 40, .n_found = 2, .payer = 1}},
+     .level = 10, .counters = {10, 9}, .carry = {.spare = 100}, .max_seqs = 8, .max_rows = 64,
+     .expected = "run 1:1 2:1 spare 6402"},
+    {"nor three of which one is shared",
+     .running = {{1, 5, 4, 1}, {2, 40, 39, 3, .n_blocks_shared = 1}},
+     .waiting = {{3, 40, .n_found = 2, .payer = 1}}, .level = 10, .counters = {10, 9},
+     .carry = {.spare = 100}, .max_seqs = 8, .max_rows = 64, .expected = "run 1:1 2:1 spare 6402"},
+    {"what one admitted before found counts, too, for both may have been using it",
+     .running = {{1, 5, 4, 1}, {2, 40, 39, 3}},
+     .waiting = {{3, 20, .n_found = 1, .payer = 2}, {4, 40, .payer = 1}}, .level = 10,
+     .counters = {10, 9, 5}, .carry = {.spare = 100}, .n_blocks_free = 1, .max_seqs = 8,
+     .max_rows = 64, .expected = "run 1:1 2:1 admit 3:4+1 spare 6406"},
+    {"while a prompt of one who comes seldom comes to its end, others' prompts pause",
+     .running = {{1, 100, 20, 7}}, .waiting = {{2, 9, .payer = 1}, {3, 3}}, .level = 10,
+     .counters = {10, 9}, .carry = {.spare = 1}, .n_blocks_free = 9, .max_seqs = 4, .max_rows = 16,
+     .expected = "run 1:1 admit 2:9+1 spare 10"},
+    {"which costs nothing when there are none",
+     .running = {{1, 5, 4, 1}}, .waiting = {{2, 9, .payer = 1}}, .level = 10, .counters = {10, 9},
+     .carry = {.spare = 1}, .n_blocks_free = 9, .max_seqs = 4, .max_rows = 16,
+     .expected = "run 1:1 admit 2:9+1 spare 74"},
+    {"and is not done before the end",
+     .running = {{1, 100, 20, 7}, {2, 60, 4, 4, .payer = 1}}, .level = 10, .counters = {10, -30},
+     .carry = {.spare = 8}, .max_seqs = 4, .max_rows = 16, .expected = "run 1:1 2:15 spare 528"},
 };
 /* clang-format on */
 
@@ -279,7 +338,9 @@ static void text_of(struct buf *out, const struct sched_plan *plan, const struct
 
 static int turn_of(const struct plan_case *k)
 {
-    return k->turn.n_admissions == 0 ? 1000 : k->turn.n_admissions < 0 ? 0 : k->turn.n_admissions;
+    return k->carry.turn_admissions == 0  ? 1000
+           : k->carry.turn_admissions < 0 ? 0
+                                          : k->carry.turn_admissions;
 }
 
 static void plans_are_as_the_table_says(void **state)
@@ -293,29 +354,33 @@ static void plans_are_as_the_table_says(void **state)
         for (int i = 0; i < PAYERS; i++)
             payers[i] = (struct sched_payer){.counter = k->counters[i],
                                              .weight = k->weights[i] > 0 ? k->weights[i] : 1};
-        struct sched_state s = {.running = k->running,
-                                .n_running = count(k->running),
-                                .waiting = k->waiting,
-                                .n_waiting = count(k->waiting),
-                                .adapters = k->adapters,
-                                .n_adapters = ADAPTERS,
-                                .payers = payers,
-                                .n_payers = PAYERS,
-                                .adapter_bytes_free = k->adapter_bytes_free,
-                                .n_blocks = k->n_blocks,
-                                .n_blocks_free = k->n_blocks_free,
-                                .max_seqs = k->max_seqs,
-                                .max_rows = k->max_rows,
-                                .n_seqs_kept = k->n_seqs_kept,
-                                .n_blocks_kept = k->n_blocks_kept,
-                                .level = k->level,
-                                .turn = {turn_of(k), k->turn.n_rows},
-                                .force_preempt = k->force - 1};
+        struct sched_state s = {
+            .running = k->running,
+            .n_running = count(k->running),
+            .waiting = k->waiting,
+            .n_waiting = count(k->waiting),
+            .adapters = k->adapters,
+            .n_adapters = ADAPTERS,
+            .payers = payers,
+            .n_payers = PAYERS,
+            .adapter_bytes_free = k->adapter_bytes_free,
+            .n_blocks = k->n_blocks,
+            .n_blocks_free = k->n_blocks_free,
+            .max_seqs = k->max_seqs,
+            .max_rows = k->max_rows,
+            .n_seqs_kept = k->n_seqs_kept,
+            .n_blocks_kept = k->n_blocks_kept,
+            .level = k->level,
+            .carry = {turn_of(k), k->carry.turn_rows, k->carry.spare * SCHED_SPARE_PART},
+            .force_preempt = k->force - 1};
         sched_plan_make(&plan, &s);
         struct buf text = BUF_INIT;
         text_of(&text, &plan, &s);
-        if (k->turn.n_admissions != 0)
-            buf_appendf(&text, " turn %d %d", plan.turn.n_admissions, (int)plan.turn.n_rows);
+        if (k->carry.spare != 0)
+            buf_appendf(&text, " spare %d", (int)plan.carry.spare);
+        if (k->carry.turn_admissions != 0)
+            buf_appendf(&text, " turn %d %d", plan.carry.turn_admissions,
+                        (int)plan.carry.turn_rows);
         if (strcmp(buf_cstr(&text), k->expected) != 0)
             fail_msg("%s: expected \"%s\", got \"%s\"", k->name, k->expected, buf_cstr(&text));
         buf_release(&text);
@@ -394,7 +459,7 @@ static void simulate(uint32_t seed)
                                 .level = step / 2,
                                 .n_seqs_kept = (int)(seed % 2),
                                 .n_blocks_kept = (int)(seed % 3),
-                                .turn = plan.turn,
+                                .carry = plan.carry,
                                 .adapter_bytes_free = POOL_BYTES - pinned,
                                 .n_blocks_free = n_free,
                                 .max_seqs = 6,
