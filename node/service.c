@@ -379,37 +379,11 @@ static void all_finished(struct answer *a)
     }
 }
 
-/* The pace at which sequences end. Time in which none ran doesn't count, and what is older than the
- * last 64 ends counts less and less. */
-static void note_begin(struct service *s)
-{
-    if (s->pace.n_inside++ == 0)
-        s->pace.last_us = clock_monotonic_us().us;
-}
-
-static void note_end(struct service *s)
-{
-    enum { ENDS_MAX = 64 };
-    struct pace *p = &s->pace;
-    uint64_t now = clock_monotonic_us().us;
-    p->busy_us += now - p->last_us;
-    p->last_us = now;
-    p->n_inside--;
-    if (++p->n_ends >= ENDS_MAX) {
-        p->busy_us /= 2;
-        p->n_ends /= 2;
-    }
-    atomic_store(&s->us_per_end, p->busy_us / p->n_ends);
-}
-
 unsigned service_retry_after_s(struct service *s)
 {
-    enum { RETRY_MAX_S = 60 };
     struct engine_stats e;
     engine_stats(s->engine, &e);
-    uint64_t us = (uint64_t)e.n_waiting * atomic_load(&s->us_per_end);
-    uint64_t seconds = (us + 999999) / 1000000;
-    return seconds < 1 ? 1 : seconds > RETRY_MAX_S ? RETRY_MAX_S : (unsigned)seconds;
+    return pace_retry_after_s(atomic_load(&s->us_per_end), (size_t)e.n_waiting);
 }
 
 static void on_finished(struct choice *c, const struct engine_event *ev)
@@ -420,7 +394,8 @@ static void on_finished(struct choice *c, const struct engine_event *ev)
     c->finish = ev->finish;
     c->n_prompt_cached = ev->n_prompt_cached;
     a->n_running--;
-    note_end(a->service);
+    pace_end(&a->service->pace, clock_monotonic_us().us);
+    atomic_store(&a->service->us_per_end, pace_us_per_end(&a->service->pace));
     enum engine_finish finish = ev->finish;
     bool wanted = finish == ENGINE_FINISH_STOP || finish == ENGINE_FINISH_LENGTH || c->stopped;
     if (!wanted && !a->gone && !a->failed) {
@@ -538,7 +513,7 @@ static void start(struct answer *a)
         if (submit(a, &a->choices[i], random) == 0) {
             a->choices[i].running = true;
             a->n_running++;
-            note_begin(s);
+            pace_begin(&s->pace, clock_monotonic_us().us);
         } else {
             a->failed = true;
             if (a->failure.err.code == ERR_BUSY)

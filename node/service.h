@@ -76,7 +76,9 @@ void service_on_events(void *service, const struct engine_event *events, size_t 
 int service_start(struct service *s, struct engine *engine, struct ledger *ledger, struct err *err);
 /* Refuses new requests, cancels what runs, bills what was written, joins the threads. */
 void service_stop(struct service *s);
-void service_free(struct service *s); /* after service_stop and engine_close; quiet on NULL */
+/* After service_stop and engine_close, and when the resolver has told all it was asked: an answer
+ * may be gone (out of time) before its adapter comes. Quiet on NULL. */
+void service_free(struct service *s);
 
 /* Who asks, and what to tell when the answer has ended. */
 struct service_customer {

@@ -6,6 +6,7 @@
 #include "engine/engine.h"
 #include "node/answer.h"
 #include "node/http.h"
+#include "node/pace.h"
 #include "node/service.h"
 
 #include <pthread.h>
@@ -25,12 +26,6 @@ struct inbox {
     size_t n_messages, cap_messages;
     struct engine_event *events;
     size_t n_events, cap_events;
-};
-
-struct pace {        /* at which sequences end */
-    size_t n_inside; /* submitted, not ended */
-    uint64_t n_ends, busy_us;
-    uint64_t last_us; /* when the last one did, or the first began */
 };
 
 struct service {

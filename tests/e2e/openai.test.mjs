@@ -219,6 +219,18 @@ await checks.test('an ensemble is named, streamed and receipted by share', async
   checks.equal(receiptFaults(answer.tributary, { ids: answer.choices[0].token_ids, body }), [], 'and the receipt is true');
 });
 
+await checks.test('usage says how much of a prompt was cached, by adapters and weights', async () => {
+  const prompt = 'It shall be the duty of the President of the United States to give, from time to time, information. '.repeat(3);
+  const ask = async (change) => (await client.completions.create({ prompt, max_tokens: 1, temperature: 0, ...change })).usage;
+  const mixed = (weight) => ({ model: 'demo-7m', adapters: [{ model: 'law', weight }, { model: 'med' }] });
+  for (const change of [{ model: 'law' }, mixed(0.5), mixed(0.25)]) {
+    const first = await ask(change), again = await ask(change);
+    checks.equal(first.prompt_tokens_details.cached_tokens, 0, `nothing the first time: ${JSON.stringify(change)}`);
+    checks.ok(again.prompt_tokens_details.cached_tokens >= 16 && again.prompt_tokens_details.cached_tokens < again.prompt_tokens, 'its beginning the second time', JSON.stringify(again));
+    checks.equal(again.prompt_tokens, first.prompt_tokens, 'and the bill is the same');
+  }
+});
+
 // ---- refusals -------------------------------------------------------------------------------------
 const refusals = [
   ['an unknown model', { model: 'nobody' }, 404, 'model', 'model_not_found'],

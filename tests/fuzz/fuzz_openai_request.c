@@ -7,13 +7,24 @@
 #include "node/json_util.h"
 #include "node/openai_request.h"
 
+#include <math.h>
 #include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
 static void check_accepted(const struct openai_request *r)
 {
-    BUG_IF(r->model == NULL || r->model[0] == '\0');
+    BUG_IF(r->model == NULL && r->n_adapters == 0);
+    BUG_IF(r->model != NULL && r->model[0] == '\0');
+    BUG_IF(r->n_adapters > OPENAI_ADAPTERS_MAX);
+    bool any = r->n_adapters == 0;
+    for (size_t i = 0; i < r->n_adapters; i++) {
+        BUG_IF(r->adapters[i].model[0] == '\0' || !isfinite(r->adapters[i].weight));
+        any |= fpclassify(r->adapters[i].weight) != FP_ZERO;
+    }
+    BUG_IF(!any);
+    BUG_IF(r->priority < -OPENAI_PRIORITY_MAX || r->priority > OPENAI_PRIORITY_MAX);
+    BUG_IF(!(r->timeout_s >= 0 && r->timeout_s <= 86400));
     BUG_IF(r->n < 1 || r->n > OPENAI_N_MAX || r->n_prompts < 1 ||
            r->n_prompts > OPENAI_PROMPTS_MAX);
     BUG_IF(!(r->temperature >= 0 && r->temperature <= 2) || !(r->top_p >= 0 && r->top_p <= 1));

@@ -6,6 +6,7 @@
 #include "node/api_keys.h"
 #include "node/base/hex.h"
 #include "node/base/sha256.h"
+#include "node/pace.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -270,6 +271,54 @@ static void a_key_has_the_limits_of_its_line(void **state)
     admission_free(a);
 }
 
+/* ---- when to come back -------------------------------------------------------------------------
+ */
+
+static void a_full_queue_is_as_far_as_it_is_long(void **state)
+{
+    (void)state;
+    static const struct {
+        uint64_t us_per_end;
+        size_t n_waiting;
+        unsigned seconds;
+    } rows[] = {
+        {0, 0, 1},           {0, 1000, 1},        {500000, 1, 1},    {500000, 2, 1},
+        {500000, 3, 2},      {250000, 100, 25},   {1000000, 60, 60}, {1000000, 61, 60},
+        {UINT64_MAX, 9, 60}, {1, UINT32_MAX, 60},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        unsigned got = pace_retry_after_s(rows[i].us_per_end, rows[i].n_waiting);
+        if (got != rows[i].seconds)
+            fail_msg("%zu wait, one in %llu us: %u s, expected %u", rows[i].n_waiting,
+                     (unsigned long long)rows[i].us_per_end, got, rows[i].seconds);
+    }
+    /* Four at a time, each takes 2 s: one ends every 500 ms. An idle hour changes nothing. */
+    struct pace p = {0};
+    assert_int_equal(pace_us_per_end(&p), 0);
+    uint64_t now = SECOND;
+    for (int round = 0; round < 3; round++, now += 3600 * SECOND) {
+        for (int i = 0; i < 4; i++)
+            pace_begin(&p, now);
+        for (int i = 0; i < 40; i++) {
+            pace_end(&p, now += SECOND / 2);
+            pace_begin(&p, now);
+        }
+        for (int i = 0; i < 4; i++)
+            pace_end(&p, now += SECOND / 2);
+        assert_int_equal(p.n_inside, 0);
+        assert_int_equal(pace_us_per_end(&p), SECOND / 2);
+    }
+    /* Twice as slow from now on: soon that is what it says. */
+    pace_begin(&p, now);
+    for (int i = 0; i < 400; i++) {
+        pace_begin(&p, now);
+        pace_end(&p, now += SECOND);
+    }
+    uint64_t us = pace_us_per_end(&p);
+    if (us < SECOND * 95 / 100 || us > SECOND)
+        fail_msg("one end a second for long, and the pace is %llu us", (unsigned long long)us);
+}
+
 /* ---- keys --------------------------------------------------------------------------------------
  */
 
@@ -437,6 +486,7 @@ int main(void)
         cmocka_unit_test(a_customer_and_an_adapter_of_one_number_are_two),
         cmocka_unit_test(a_hundred_thousand_adapters_are_forgotten_when_idle),
         cmocka_unit_test(a_key_has_the_limits_of_its_line),
+        cmocka_unit_test(a_full_queue_is_as_far_as_it_is_long),
         cmocka_unit_test(keys_are_found_by_their_hash),
         cmocka_unit_test(a_key_line_may_have_limits_of_its_own),
         cmocka_unit_test(a_key_file_with_a_fault_is_refused_by_its_line),

@@ -656,6 +656,19 @@ static void many_at_once_get_the_words_they_get_alone(void **state)
     }
 }
 
+/* Waits until nothing is being answered. */
+static void wait_until_idle(struct world *w)
+{
+    struct service_stats s;
+    for (int i = 0; i < 2000; i++) {
+        service_stats(w->node.service, &s);
+        if (s.n_answers == 0)
+            return;
+        usleep(5000);
+    }
+    fail_msg("%zu answers are still under way", s.n_answers);
+}
+
 /* What the resolver gave out was released, and not twice. */
 static void everything_is_given_back(struct world *w)
 {
@@ -751,11 +764,6 @@ static void an_ensemble_is_receipted_by_share(void **state)
     everything_is_given_back(w);
 }
 
-static uint64_t ms_since(struct monotonic_us t)
-{
-    return clock_elapsed_us(t, clock_monotonic_us()) / 1000;
-}
-
 static void expect_timeout(const char *what, const struct answer_seen *a)
 {
     const json_t *e = json_object_get(a->body, "error");
@@ -770,23 +778,27 @@ static void time_runs_while_an_adapter_is_fetched(void **state)
     service_stats(w->node.service, &before);
     static const char *const bodies[] = {
         "{\"model\":\"slow\"," ONCE ",\"timeout\":0.05}",
-        "{\"model\":\"slow\"," ONCE ",\"timeout\":0.05,\"stream\":true}",
         "{\"adapters\":[{\"model\":\"law\"},{\"model\":\"slow-code\"}]," ONCE ",\"timeout\":0.05}",
+        "{\"model\":\"slow\"," ONCE ",\"timeout\":0.05,\"stream\":true}",
+        "{\"adapters\":[{\"model\":\"slow\"},{\"model\":\"nobody\"}]," ONCE ",\"timeout\":0.05}",
     };
+    w->hold = true;
     for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
-        struct monotonic_us began = clock_monotonic_us();
         struct answer_seen a = ask(w, bodies[i]);
         expect_timeout(bodies[i], &a);
-        if (ms_since(began) > 300) /* the fetch takes 400 */
-            fail_msg("%s: refused after %llu ms", bodies[i], (unsigned long long)ms_since(began));
         answer_release(&a);
-        usleep(400000);
     }
-    everything_is_given_back(w);
+    wait_until_idle(w);
     service_stats(w->node.service, &after);
     assert_int_equal(after.n_loading, 0);
-    assert_int_equal(after.n_answers, 0);
     assert_int_equal(after.n_receipts, before.n_receipts);
+    /* What they asked for comes when nobody waits for it any more. */
+    int n = w->n_resolved;
+    w->hold = false;
+    for (int i = 0; i < 2000 && w->n_resolved < n + 4; i++)
+        usleep(5000);
+    assert_int_equal(w->n_resolved, n + 4);
+    everything_is_given_back(w);
 }
 
 #define LONG "\"max_tokens\":480,\"ignore_eos\":true,\"n\":8"
@@ -794,7 +806,6 @@ static void time_runs_while_an_adapter_is_fetched(void **state)
 static void time_runs_while_an_answer_is_made_or_waits(void **state)
 {
     struct world *w = *state;
-    struct monotonic_us began = clock_monotonic_us();
     struct answer_seen a = ask(w, "{\"model\":\"law\"," ONCE "," LONG ",\"timeout\":0.1}");
     expect_timeout("running", &a);
     answer_release(&a);
@@ -820,8 +831,7 @@ static void time_runs_while_an_answer_is_made_or_waits(void **state)
     answer_release(&a);
     close(busy[0]);
     close(busy[1]);
-    if (ms_since(began) > 20000)
-        fail_msg("it took %llu ms", (unsigned long long)ms_since(began));
+    wait_until_idle(w);
 }
 
 static void a_fetch_does_not_block_other_requests(void **state)
@@ -916,19 +926,6 @@ static void expect_refusal(const char *what, const struct answer_seen *a, int st
     if (a->status != status || message == NULL || strstr(message, in_message) == NULL ||
         (got == NULL) != (param == NULL) || (param != NULL && strcmp(got, param) != 0))
         fail_msg("%s: status %d, param %s: %s", what, a->status, got, message);
-}
-
-/* Waits until nothing is being answered. */
-static void wait_until_idle(struct world *w)
-{
-    struct service_stats s;
-    for (int i = 0; i < 2000; i++) {
-        service_stats(w->node.service, &s);
-        if (s.n_answers == 0)
-            return;
-        usleep(5000);
-    }
-    fail_msg("%zu answers are still under way", s.n_answers);
 }
 
 static void an_adapters_own_limit_is_refused_by_its_name(void **state)
