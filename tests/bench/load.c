@@ -57,7 +57,7 @@ enum {
 };
 
 struct options {
-    const char *address, *csv, *commit, *popularity, *lengths, *keys;
+    const char *address, *csv, *commit, *popularity, *lengths, *keys, *models;
     int n_streams, n_adapters, n_prompt, n_generate, vocab, n_connections;
     double warm_s, seconds, drain_s, rate, cv;
     uint64_t seed;
@@ -187,9 +187,35 @@ static void get(const struct load *l, const char *path, struct buf *out)
     free(url);
 }
 
+/* The lines of a file, at least one of them. */
+static char **read_lines(const char *path, int *n)
+{
+    struct buf text = BUF_INIT;
+    struct err err = {0};
+    char *rest = NULL, **lines = NULL;
+    if (file_read(path, 1 << 24, &text, &err) != 0)
+        die(path, err.message);
+    buf_append_byte(&text, '\0'); /* cut in place */
+    *n = 0;
+    for (char *line = strtok_r((char *)text.data, "\n", &rest); line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
+        lines = xrealloc_array(lines, (size_t)*n + 1, sizeof *lines);
+        lines[(*n)++] = xstrdup(line);
+    }
+    buf_release(&text);
+    if (*n == 0)
+        die(path, "no line in it");
+    return lines;
+}
+
 static void list_models(struct load *l)
 {
     struct buf text = BUF_INIT;
+    if (l->o.models != NULL) {
+        l->models = read_lines(l->o.models, &l->n_models);
+        l->o.n_adapters = l->n_models;
+        return;
+    }
     get(l, "/v1/models", &text);
     json_t *root = json_loadb((const char *)text.data, text.len, 0, NULL);
     const json_t *data = json_object_get(root, "data");
@@ -225,25 +251,6 @@ static void read_held(const struct load *l, uint64_t held[BUCKETS])
         free(name);
     }
     buf_release(&text);
-}
-
-static void read_keys(struct load *l)
-{
-    struct buf text = BUF_INIT;
-    struct err err = {0};
-    char *rest = NULL;
-    if (l->o.keys == NULL)
-        return;
-    if (file_read(l->o.keys, 1 << 24, &text, &err) != 0)
-        die(l->o.keys, err.message);
-    for (char *line = strtok_r((char *)(uintptr_t)buf_cstr(&text), "\n", &rest); line != NULL;
-         line = strtok_r(NULL, "\n", &rest)) {
-        l->keys = xrealloc_array(l->keys, (size_t)l->n_keys + 1, sizeof *l->keys);
-        l->keys[l->n_keys++] = xstrdup(line);
-    }
-    buf_release(&text);
-    if (l->n_keys == 0)
-        die(l->o.keys, "no key in it");
 }
 
 /* ---- sockets ----------------------------------------------------------------------------- */
@@ -608,6 +615,7 @@ static void help(FILE *out)
           "  --rate R --cv C     open loop instead: requests a second, variation of arrivals (1)\n"
           "  --connections N     of an open loop at most; 1024\n"
           "  --adapters N        of those that the node lists; 32. 0: the base model\n"
+          "  --models FILE       instead: names of adapters, one a line\n"
           "  --popularity WORD   uniform, identical, distinct, zipf:S, power:A, punica:R\n"
           "  --prompt N --generate N   tokens; 128 and 64\n"
           "  --lengths WORD      fixed:P:G, uniform:A:B, punica, azure-conv, azure-code\n"
@@ -658,6 +666,7 @@ static struct options options_of(char **argv)
         {"--popularity", &o.popularity, NULL, NULL},
         {"--lengths", &o.lengths, NULL, NULL},
         {"--keys", &o.keys, NULL, NULL},
+        {"--models", &o.models, NULL, NULL},
         {"--streams", NULL, &o.n_streams, NULL},
         {"--adapters", NULL, &o.n_adapters, NULL},
         {"--prompt", NULL, &o.n_prompt, NULL},
@@ -738,7 +747,8 @@ int main(int argc, char **argv)
     curl_multi_setopt(l->multi, CURLMOPT_TIMERDATA, l);
     l->url = strstr(l->o.address, "://") != NULL ? xstrdup(l->o.address)
                                                  : xasprintf("http://%s", l->o.address);
-    read_keys(l);
+    if (l->o.keys != NULL)
+        l->keys = read_lines(l->o.keys, &l->n_keys);
     list_models(l);
     open_workload(l);
     open_calls(l);
