@@ -9,7 +9,8 @@
  * to --connections; one that finds none free waits for it, its clock running. Adapters are those
  * that /v1/models lists after the base model (--adapters 0: the base model). Without --popularity,
  * stream i always has adapter i modulo their number (an open loop: uniform); with it the workload
- * draws (workload.h). Prompts are random token ids, all different; end-of-sequence tokens are
+ * draws (workload.h). Prompts are random token ids, all different (without --seed in every run,
+ * too, so that a node's prefix cache finds none of the last run's); end-of-sequence tokens are
  * ignored, so every answer has the length that was asked for. --keys FILE: an API key a line;
  * stream i asks with key i modulo their number, in an open loop the workload's payers are the keys.
  *
@@ -654,8 +655,7 @@ static struct options options_of(char **argv)
                         .warm_s = 10,
                         .seconds = 60,
                         .drain_s = 60,
-                        .cv = 1,
-                        .seed = 1};
+                        .cv = 1};
     const struct {
         const char *name, **word;
         int *whole;
@@ -713,7 +713,7 @@ static struct options options_of(char **argv)
 static void open_workload(struct load *l)
 {
     struct err err = {0};
-    struct workload_options w = {.seed = l->o.seed,
+    struct workload_options w = {.seed = l->o.seed > 0 ? l->o.seed : 1,
                                  .rate = l->o.rate,
                                  .cv = l->o.cv,
                                  .n_adapters = l->o.n_adapters,
@@ -733,7 +733,7 @@ int main(int argc, char **argv)
     struct load *l = xcalloc(1, sizeof *l);
     struct rlimit files;
     l->o = options_of(argv);
-    l->random = l->o.seed;
+    l->random = l->o.seed > 0 ? l->o.seed : clock_unix_ms().ms;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) { /* a socket for each connection */
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
