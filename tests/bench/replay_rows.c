@@ -194,7 +194,7 @@ static int row_cpu(struct rows *r, struct err *err)
 
 /* ---- row 4: a miss in host memory -------------------------------------------------------- */
 
-enum { MISS_BACKGROUND = 32, MISS_ADAPTERS = 160, MISS_SPARE = 24 };
+enum { MISS_BACKGROUND = 32, MISS_ADAPTERS = 160, MISS_SPARE = 24, MISS_CONTEXT = 6144 };
 static const double MISS_RATE = 20;
 
 static struct run_options miss_run(const struct rows *r, const char *name, int n_background,
@@ -214,7 +214,8 @@ static struct run_options miss_run(const struct rows *r, const char *name, int n
                                               .cv = 1,
                                               .n_adapters = n_probes,
                                               .popularity = POPULARITY_DISTINCT}};
-    fixed_lengths(r, &o.groups[0].workload, 128, 512);
+    /* The others don't end in the run: no prefill but the probes' lies in their way. */
+    fixed_lengths(r, &o.groups[0].workload, 128, MISS_CONTEXT - 128);
     fixed_lengths(r, &o.groups[1].workload, 128, 16);
     return o;
 }
@@ -260,7 +261,7 @@ static int row_miss(struct rows *r, struct err *err)
     int n_others = shrunk(r, MISS_BACKGROUND, 2), n_probes = shrunk(r, MISS_ADAPTERS, 4);
     char adapters[64];
     double seconds = seconds_of(r, 48, 0.25);
-    if (make_spec(r, &spec, "8b", "1:r16:all", 256, 1024, err) != 0)
+    if (make_spec(r, &spec, "8b", "1:r16:all", 256, MISS_CONTEXT, err) != 0)
         return -1;
     snprintf(adapters, sizeof adapters, "%d:r16:all", n_others + n_probes);
     if (rig_parse_classes(&spec, adapters, err) != 0)
