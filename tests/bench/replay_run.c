@@ -1,8 +1,9 @@
 /* replay_run: one measurement. Three parties:
  *
  *   the caller's thread   asks when a request is due or a stream's last one has ended, and frees
- * what has ended the engine's thread   in run_on_step: looks at each step before its results are
- * taken: who is in it, under which adapter; in run_on_events: times the tokens
+ *                         what has ended
+ *   the engine's thread   in run_on_step: looks at each step before its results are taken: who is
+ *                         in it, under which adapter; in run_on_events: times the tokens
  *
  * They meet under the rig's lock. Time runs
  *
