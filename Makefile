@@ -43,7 +43,7 @@ SRC_engine      := $(wildcard engine/*.c engine/tokenizer/*.c engine/chat_templa
 SRC_chain       := $(wildcard chain/*.c)
 SRC_wallet      := $(wildcard wallet/*.c)
 SRC_attribution := $(wildcard attribution/*.c)
-SRC_bench       := $(addprefix tests/bench/,workload.c latency.c answer.c $(addprefix replay_,rig.c run.c report.c rows.c)) # what programs there share
+SRC_bench       := $(addprefix tests/bench/,workload.c latency.c answer.c load_http.c $(addprefix replay_,rig.c run.c report.c rows.c)) # what programs there share
 SRC_node        := $(filter-out node/main.c,$(wildcard node/*.c node/cli/*.c))
 BELOW_base        := base
 BELOW_kernels     := kernels base
@@ -59,7 +59,7 @@ BELOW_node        := node attribution wallet chain engine kernels base
 ISA = $(if $(filter %_avx2.c,$<),-mavx2 -mfma -mf16c -fno-sanitize=undefined)$(if $(filter %_avx512.c,$<),-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -fno-sanitize=undefined)
 OPT = $(if $(filter kernels/%,$<),$(if $(findstring /release/,$@),-O3))
 
-.PHONY: all help deps deps-lint demo test test-build tsan tsan-build fuzz fault soak sim bench bench-programs bench-gpu check-gpu lint clean
+.PHONY: all help deps deps-lint demo test test-build tsan tsan-build fuzz fault soak sim bench bench-programs bench-gpu residency-gpu check-gpu lint clean
 CUDA_NOTICE := $(if $(SRC_cuda),,@echo "built without the CUDA backend ($(if $(NVCC),CUDA=0,no nvcc found)); --backend cpu and ref work")
 all: tributary
 	$(CUDA_NOTICE)
@@ -217,6 +217,10 @@ bench-programs: $(B)/release/tributary $(BENCH_PROGRAMS)
 bench-gpu: bench-programs
 	@bash tests/bench/gpu.sh $(B)/release tests/bench/results
 
+# Thousands of adapters on one GPU, 8 minutes and 130 GB of host memory: tests/bench/residency_gpu.sh.
+residency-gpu: bench-programs $(B)/release/tests/soak/soak
+	@bash tests/bench/residency_gpu.sh $(B)/release tests/bench/results
+
 check-gpu: $(patsubst %.c,$(B)/release/%,$(wildcard tests/ops/test_cuda*.c))
 	@bash tests/bench/sanitize_gpu.sh $(B)/release
 
@@ -231,6 +235,7 @@ help:
 	@echo 'make sim        the scheduler in virtual time: shares, isolation, priorities, preemption (SIM=flags)'
 	@echo 'make bench      tokens/s of this CPU: base, one adapter, all different'
 	@echo 'make bench-gpu  operators, decode and prefill of an 8B model on a GPU, as CSV under tests/bench/results/'
+	@echo 'make residency-gpu  misses, 10,000 adapters, fairness, mixed ranks on a GPU, as CSV there too'
 	@echo 'make check-gpu  the CUDA operator tests under memcheck, initcheck, synccheck and racecheck'
 	@echo 'make lint       include arrows, third-party rooms, format, cppcheck'
 	@echo 'make deps       apt-get and npm ci of what is missing (deps-lint: the tools of make lint too)'

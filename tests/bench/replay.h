@@ -52,6 +52,7 @@ struct rig {
 
     pthread_mutex_t lock; /* of what follows but n_off, and of the run's figures */
     pthread_cond_t changed;
+    uint64_t n_runs;
     int n_off;       /* sabotage: requests ask under the adapter so many behind their own */
     struct run *run; /* NULL: none */
     uint64_t *stamp; /* [n_adapters] the step that held it last */
@@ -123,6 +124,7 @@ struct run_result {
     int n_groups;
     struct group_result groups[GROUPS_MAX];
     struct group_result all;
+    uint64_t n_prefix_tokens; /* of prompts, found in the prefix cache */
     uint64_t n_hits, n_uploads, n_prefetches, n_evictions, n_preemptions;
     uint64_t n_steps, n_decode_steps;
     uint64_t distinct[DISTINCT_MAX + 1]; /* decode steps by distinct adapters; the last: more */

@@ -23,7 +23,8 @@ static void tell_head(struct report *r, const struct rig *rig)
                 "prompt_s,ttft_mean_ms,ttft_p50_ms,ttft_p90_ms,ttft_p99_ms,resident_requests,"
                 "resident_mean_ms,resident_p50_ms,resident_p90_ms,resident_p99_ms,miss_requests,"
                 "miss_mean_ms,miss_p50_ms,miss_p90_ms,miss_p99_ms,itl_mean_ms,itl_p50_ms,"
-                "itl_p99_ms,hits,uploads,prefetches,evictions,preemptions,distinct_mean,distinct_"
+                "itl_p99_ms,hits,uploads,prefetches,evictions,preemptions,prefix_tokens,distinct_"
+                "mean,distinct_"
                 "max,rank_mean,"
                 "step_p50_ms,device_bytes,host_bytes,adapter_host_bytes,lag_max_ms,refused,"
                 "unfinished,failed\n",
@@ -61,8 +62,9 @@ static void csv_row(FILE *f, const struct rig *rig, const struct run_options *o,
     csv_latency(f, &x->ttft_miss, true);
     fprintf(f, "%.4f,%.4f,%.4f,", latency_mean(&x->itl), latency_percentile(&x->itl, 50),
             latency_percentile(&x->itl, 99));
-    fprintf(f, "%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",", r->n_hits,
-            r->n_uploads, r->n_prefetches, r->n_evictions, r->n_preemptions);
+    fprintf(f, "%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",",
+            r->n_hits, r->n_uploads, r->n_prefetches, r->n_evictions, r->n_preemptions,
+            r->n_prefix_tokens);
     fprintf(f, "%.2f,%d,%.2f,%.4f,%zu,%zu,%zu,%.3f,", r->distinct_mean, r->distinct_max,
             r->rank_mean, latency_percentile(&r->full, 50), r->device_bytes, r->host_bytes,
             r->adapter_host_bytes, x->lag_max_ms);

@@ -160,7 +160,8 @@ static double rank_of(const struct model_config *m, const struct adapter_class *
 }
 
 /* Several threads make adapters and give them to the engine, which moves them to where its device
- * copies from; so nothing lies there twice but what is at hand. */
+ * copies from; so nothing lies there twice but what is at hand. The last class comes first: rows
+ * list large ones last, and small ones then fill what those leave of the slabs of pinned memory. */
 struct making {
     struct rig *rig;
     atomic_int next;
@@ -173,9 +174,9 @@ static void *make_some(void *context)
 {
     struct making *m = context;
     struct rig *rig = m->rig;
-    for (int i;
-         !atomic_load(&m->failed) && (i = atomic_fetch_add(&m->next, 1)) < rig->n_adapters;) {
-        int n_class, number;
+    for (int k;
+         !atomic_load(&m->failed) && (k = atomic_fetch_add(&m->next, 1)) < rig->n_adapters;) {
+        int n_class, number, i = rig->n_adapters - 1 - k;
         const struct adapter_class *c = class_of(&rig->spec, i, &n_class, &number);
         struct lora_adapter *a = make_adapter(rig, i);
         struct err err = {0};

@@ -1,8 +1,9 @@
 /* replay_run: one measurement. Three parties:
  *
  *   the caller's thread   asks when a request is due or a stream's last one has ended, and frees
- * what has ended the engine's thread   in run_on_step: looks at each step before its results are
- * taken: who is in it, under which adapter; in run_on_events: times the tokens
+ *                         what has ended
+ *   the engine's thread   in run_on_step: looks at each step before its results are taken: who is
+ *                         in it, under which adapter; in run_on_events: times the tokens
  *
  * They meet under the rig's lock. Time runs
  *
@@ -486,6 +487,7 @@ static void sum_up(const struct run *run, const struct engine_stats *before,
         latency_add(&r->all.itl, &g->itl);
         r->all.lag_max_ms = fmax(r->all.lag_max_ms, g->lag_max_ms);
     }
+    r->n_prefix_tokens = after->n_prefix_hit_tokens - before->n_prefix_hit_tokens;
     r->n_hits = after->n_adapter_hits - before->n_adapter_hits;
     r->n_prefetches = after->n_adapter_prefetches - before->n_adapter_prefetches;
     r->n_uploads = after->n_adapter_uploads - before->n_adapter_uploads;
@@ -522,7 +524,9 @@ static void sum_up(const struct run *run, const struct engine_stats *before,
 int run_measure(struct rig *rig, const struct run_options *options, struct run_result *out,
                 struct err *err)
 {
-    struct run run = {.rig = rig, .o = options, .out = out, .random = rig->seed};
+    struct run run = {.rig = rig, .o = options, .out = out};
+    /* Other prompts in each run, or the engine would find the last run's in its prefix cache. */
+    run.random = rig->seed + (rig->n_runs++ << 32);
     struct engine_stats before, after;
     memset(out, 0, sizeof *out);
     out->n_groups = options->n_groups;

@@ -128,6 +128,7 @@ static void a_measurement_counts_requests_tokens_adapters_and_misses(void **stat
     assert_int_equal(n_steps, r->n_decode_steps);
     assert_int_equal(r->pool_true, (size_t)r->n_resident * rig.bytes[0]);
     assert_true(r->pool_used >= r->pool_true);
+    assert_int_equal(r->n_prefix_tokens, 0);
     rig_release(&rig);
     free(r);
 }
@@ -142,6 +143,40 @@ static void with_all_resident_nothing_is_missed(void **state)
     assert_int_equal(r->n_uploads, 0);
     assert_int_equal(r->groups[0].ttft_resident.n, 24);
     assert_int_equal(r->n_resident, 8);
+    rig_release(&rig);
+    free(r);
+}
+
+/* Prompts of two blocks, so that the prefix cache has something to keep. */
+static void two_runs_share_no_prompts(void **state)
+{
+    (void)state;
+    struct rig rig;
+    struct err err = {0};
+    struct rig_spec spec = spec_of("2:r4:all");
+    struct run_result *r = xcalloc(1, sizeof *r);
+    rig_init(&rig, "ref", 1, 1);
+    assert_ok(rig_open(&rig, &spec, &err), err);
+    struct run_options o = {.row = "t",
+                            .name = "test",
+                            .seconds = 1000,
+                            .n_requests = 6,
+                            .n_groups = 1,
+                            .groups = {{.name = "all",
+                                        .n_streams = 1,
+                                        .workload = {.seed = 1,
+                                                     .n_adapters = 2,
+                                                     .lengths = LENGTHS_FIXED,
+                                                     .length_a = 40,
+                                                     .length_b = 2}}}};
+    for (int i = 0; i < 3; i++) {
+        assert_ok(run_measure(&rig, &o, r, &err), err);
+        assert_int_equal(r->n_prefix_tokens, 0);
+        assert_int_equal(r->groups[0].n_prompt, 6 * 40);
+    }
+    rig.n_runs = 1; /* as in the one before the last: then they do */
+    assert_ok(run_measure(&rig, &o, r, &err), err);
+    assert_true(r->n_prefix_tokens > 0);
     rig_release(&rig);
     free(r);
 }
@@ -166,6 +201,7 @@ int main(void)
         cmocka_unit_test(classes_that_mean_nothing_are_refused),
         cmocka_unit_test(a_measurement_counts_requests_tokens_adapters_and_misses),
         cmocka_unit_test(with_all_resident_nothing_is_missed),
+        cmocka_unit_test(two_runs_share_no_prompts),
         cmocka_unit_test(a_step_with_another_adapter_than_was_asked_for_is_a_failure),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

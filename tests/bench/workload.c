@@ -19,9 +19,8 @@ struct curve {
     double low, p50, p90, high, mean;
 };
 
-/* Splitwise's table of the traces, as issue 4 quotes it. high: the conversation service ran a model
- * with a context of 16k and answers of about 1,000; the code service one of 8k. The longest code
- * answers must lie far out for the mean to be twice the median. */
+/* Splitwise's table of the traces, as issue 4 quotes it. high is assumed: the contexts and answers
+ * that models then took, and for code's answers so far out that the mean is twice the median. */
 static const struct curve CONV_PROMPT = {1, 1020, 2735, 14000, 1155};
 static const struct curve CONV_ANSWER = {1, 129, 424, 1000, 211};
 static const struct curve CODE_PROMPT = {1, 1469, 5194, 7500, 2048};

@@ -24,9 +24,10 @@
  *   uniform:A:B     both uniform from A to B inclusive; S-LoRA's synthetic load is uniform:8:512
  *   punica          prompts log-normal (sigma 0.8, shifted by -1, scale 18), prompt and answer
  *                   together uniform below 2048 but at least prompt + 2: the request set of the
- * text generation benchmark published with Punica (it is modelled on ShareGPT) azure-conv      the
- * conversation and the code service of the Azure LLM inference trace of azure-code      2023 (Patel
- * et al., Splitwise, ISCA 2024), from its published mean, median and 90th percentile: see below
+ *                   text generation benchmark published with Punica
+ *   azure-conv      the conversation and the code service of the Azure LLM inference trace of 2023
+ *   azure-code      (Patel et al., Splitwise, ISCA 2024), from its published mean, median and 90th
+ *                   percentile: see below
  *
  * The Azure lengths. No family with two parameters passes through three published numbers, so the
  * quantile function is a curve through four points, bent alike in its three segments:
@@ -36,8 +37,8 @@
  *
  * The mean over a segment is a + (b - a) / (k + 1), so that one k gives the published mean exactly:
  * 1 / (k + 1) = (mean - sum of w a) / (sum of w (b - a)), w = 0.5, 0.4, 0.1. low and high are not
- * published with the summary; they are 1 and what the services then allowed or a round number
- * beyond p90 (workload.c says which), and move k but no published figure. */
+ * among the published figures: 1, and assumptions far beyond p90 (workload.c), which move k only.
+ */
 #ifndef TRIBUTARY_TESTS_BENCH_WORKLOAD_H
 #define TRIBUTARY_TESTS_BENCH_WORKLOAD_H
 
