@@ -10,7 +10,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum {
     EVICT_TURNS = 100,
@@ -227,19 +226,6 @@ static json_t *before_and_after(size_t before, size_t after)
     return json_pack("{s:I, s:I}", "before", (json_int_t)before, "after", (json_int_t)after);
 }
 
-/* A sequence whose answer has ended may hold its adapter for a moment more. */
-static int evict(struct adapter_store *s, const struct content_digest *digest, struct err *err)
-{
-    int rc = -1;
-    for (int turn = 0; turn < EVICT_TURNS; turn++) {
-        rc = engine_adapter_evict(s->engine, digest, err);
-        if (rc == 0 || err->code != ERR_BUSY)
-            break;
-        nanosleep(&(struct timespec){0, EVICT_PAUSE_MS * 1000000L}, NULL);
-    }
-    return rc;
-}
-
 json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct err *err)
 {
     struct engine_stats before, after;
@@ -266,7 +252,7 @@ json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct 
     }
     pthread_mutex_unlock(&s->lock);
     struct err problem = {0};
-    if (known && evict(s, &digest, &problem) != 0) { /* somebody came in between */
+    if (known && device_evict(s, &digest, &problem) != 0) { /* somebody came in between */
         err_set(err, ERR_CONFLICT, "adapter %s is still on the device: %s", model, problem.message);
         json_decref(o);
         return NULL;

@@ -123,6 +123,8 @@ void content_settle(struct adapter_store *s, struct content *c)
         return;
     if (c->loaded)
         content_unload(s, c);
+    if (c->perhaps_on_device)
+        device_forget(s, &c->digest);
     hash_map_remove(&s->contents, c->digest.bytes, 32);
     free(c->targets);
     free(c);

@@ -61,6 +61,7 @@ struct content {
     double priority;            /* adapter_tiers.c */
     size_t idle_at;             /* 1 + its place in s->idle; 0: not there */
     uint64_t load_us;           /* how long loading took, the last time */
+    bool perhaps_on_device;     /* it was loaded, under this struct or an earlier one */
     /* Disk: fetched files, in DATA/adapters/<digest>. */
     uint64_t disk_bytes; /* 0: not there */
     struct unix_ms used;
@@ -198,6 +199,10 @@ void content_give_back(struct adapter_store *s, struct content *c);
 /* Out of host memory; it is loaded and nobody uses it. With the lock. */
 void content_unload(struct adapter_store *s, struct content *c);
 void content_pin(struct adapter_store *s, struct content *c, int by);
+/* Off the device, loaded or not. Waits for the engine; without the lock. */
+int device_evict(struct adapter_store *s, const struct content_digest *digest, struct err *err);
+/* The same from another thread, soon: what nobody means any more leaves nothing behind. */
+void device_forget(struct adapter_store *s, const struct content_digest *digest);
 /* Reads and checks the files now; into host memory, too, if there is room without sending another
  * away: then *loaded, and content_landed is owed. Without the lock. */
 int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *facts, bool *loaded,

@@ -33,6 +33,7 @@
 #include <time.h>
 
 enum { ROOM_WAIT_S = 30, PRESSED_MS = 2, PRESSED_TURNS = 16 };
+enum { EVICT_TURNS = 100, EVICT_PAUSE_MS = 5 };
 
 /* ---- the idle ones: a heap ---------------------------------------------------------------------
  */
@@ -155,6 +156,44 @@ void content_pin(struct adapter_store *s, struct content *c, int by)
         keep_begin(s, c);
 }
 
+/* A sequence whose answer has ended may hold its adapter for a moment more. */
+int device_evict(struct adapter_store *s, const struct content_digest *digest, struct err *err)
+{
+    struct err problem = {0};
+    int rc = -1;
+    for (int turn = 0; turn < EVICT_TURNS; turn++) {
+        rc = engine_adapter_evict(s->engine, digest, &problem);
+        if (rc == 0 || problem.code != ERR_BUSY)
+            break;
+        nanosleep(&(struct timespec){0, EVICT_PAUSE_MS * 1000000L}, NULL);
+    }
+    if (rc != 0 && err != NULL)
+        *err = problem;
+    return rc;
+}
+
+static void forget_run(void *store, void *argument)
+{
+    struct adapter_store *s = store;
+    struct content_digest *digest = argument;
+    pthread_mutex_lock(&s->lock);
+    struct content *again = hash_map_get(&s->contents, digest->bytes, 32);
+    if (again != NULL) /* somebody means it now, and sees to it later */
+        again->perhaps_on_device = true;
+    pthread_mutex_unlock(&s->lock);
+    if (again == NULL && !atomic_load(&s->cancelled))
+        device_evict(s, digest, NULL);
+    free(digest);
+}
+
+void device_forget(struct adapter_store *s, const struct content_digest *digest)
+{
+    struct content_digest *copy = xmalloc(sizeof *copy);
+    *copy = *digest;
+    if (!workers_submit(s->loaders, forget_run, s, copy))
+        free(copy); /* stopping */
+}
+
 void content_unload(struct adapter_store *s, struct content *c)
 {
     BUG_IF(!c->loaded || c->users > 0);
@@ -243,7 +282,7 @@ void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
         engine_adapter_drop(s->engine, &c->digest, NULL);
         return;
     }
-    c->loaded = true;
+    c->loaded = c->perhaps_on_device = true;
     c->frequency = 0;
     c->priority = s->age;
     s->host_used += c->n_bytes;
