@@ -7,7 +7,9 @@
  *     priority = age + uses * cost / size
  *
  *     uses   since it came in
- *     cost   microseconds that reading, hashing and checking it took, the last time
+ *     cost   microseconds of reading, hashing and checking it: half what it took the last time,
+ *            half what its size takes on average, so that a load which happened to be held up
+ *            makes no favourite
  *     size   its bytes in host memory
  *     age    of the cache: the priority of the one that left last
  *
@@ -33,7 +35,7 @@
 #include <time.h>
 
 enum { ROOM_WAIT_S = 30, PRESSED_MS = 2, PRESSED_TURNS = 16 };
-enum { EVICT_TURNS = 100, EVICT_PAUSE_MS = 5 };
+enum { EVICT_TURNS = 100, EVICT_PAUSE_MS = 5, AVERAGE_OVER = 32 };
 
 /* ---- the idle ones: a heap ---------------------------------------------------------------------
  */
@@ -105,7 +107,7 @@ void content_take(struct adapter_store *s, struct content *c)
     c->frequency++;
     c->used = clock_unix_ms();
     idle_update(s, c);
-    c->priority = s->age + (double)c->frequency * (double)c->load_us / (double)c->n_bytes;
+    c->priority = s->age + (double)c->frequency * c->cost_us / (double)c->n_bytes;
 }
 
 void content_give_back(struct adapter_store *s, struct content *c)
@@ -276,6 +278,10 @@ static int load_pressed(struct adapter_store *s, const char *dir, struct engine_
 void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
 {
     c->load_us = us > 0 ? us : 1;
+    double per_byte = (double)c->load_us / (double)c->n_bytes;
+    s->us_per_byte += (per_byte - s->us_per_byte) /
+                      (s->n_loads < AVERAGE_OVER ? (double)s->n_loads + 1 : AVERAGE_OVER);
+    c->cost_us = ((double)c->load_us + s->us_per_byte * (double)c->n_bytes) / 2;
     c->distrusted = false;
     s->n_loads++;
     if (c->loaded) { /* another load was faster; one is enough */
