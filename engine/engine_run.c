@@ -220,6 +220,29 @@ static void end_all(struct engine *e)
     compact(e, e->waiting, &e->n_waiting);
 }
 
+static void publish_stats(struct engine *e)
+{
+    struct engine_stats *c = &e->counts;
+    struct lora_pool_stats pool;
+    lora_pool_stats(e->lora, &pool);
+    c->n_adapter_hits = pool.n_hits;
+    c->n_adapter_uploads = pool.n_uploads;
+    c->n_adapter_prefetches = pool.n_prefetched;
+    c->adapter_bytes_kept = pool.bytes_kept;
+    c->n_adapter_evictions = pool.n_evictions;
+    c->adapter_bytes_used = pool.bytes_used;
+    c->n_adapters_resident = pool.n_resident;
+    c->n_steps_replayed = e->stepper.n_replayed;
+    c->n_running = e->n_running;
+    c->n_waiting = e->n_waiting;
+    c->n_blocks_free = kv_pool_n_free(e->kv) + prefix_cache_n_idle(e->prefixes);
+    c->n_prefix_evictions = prefix_cache_n_evicted(e->prefixes);
+    c->n_blocks_cached = prefix_cache_n_blocks(e->prefixes);
+    pthread_mutex_lock(&e->lock);
+    e->stats = *c;
+    pthread_mutex_unlock(&e->lock);
+}
+
 /* ---- adapters on the device, beside the steps --------------------------------------------- */
 
 static int keep_adapter(struct engine *e, struct loaded_adapter *a, struct err *err)
@@ -275,6 +298,8 @@ static void obey_all(struct engine *e, struct engine_order *orders)
 {
     for (struct engine_order *o = orders; o != NULL; o = o->next)
         o->rc = obey(e, o);
+    if (orders != NULL)
+        publish_stats(e); /* who gave an order sees in the stats what it has done */
     report(e, orders);
 }
 
@@ -705,29 +730,6 @@ static void count_step(struct engine *e, const struct step *st)
     e->retired = now;
     if (e->step_hook != NULL)
         e->step_hook(e->step_context, b, n_decode, n_distinct, c->last_step_us);
-}
-
-static void publish_stats(struct engine *e)
-{
-    struct engine_stats *c = &e->counts;
-    struct lora_pool_stats pool;
-    lora_pool_stats(e->lora, &pool);
-    c->n_adapter_hits = pool.n_hits;
-    c->n_adapter_uploads = pool.n_uploads;
-    c->n_adapter_prefetches = pool.n_prefetched;
-    c->adapter_bytes_kept = pool.bytes_kept;
-    c->n_adapter_evictions = pool.n_evictions;
-    c->adapter_bytes_used = pool.bytes_used;
-    c->n_adapters_resident = pool.n_resident;
-    c->n_steps_replayed = e->stepper.n_replayed;
-    c->n_running = e->n_running;
-    c->n_waiting = e->n_waiting;
-    c->n_blocks_free = kv_pool_n_free(e->kv) + prefix_cache_n_idle(e->prefixes);
-    c->n_prefix_evictions = prefix_cache_n_evicted(e->prefixes);
-    c->n_blocks_cached = prefix_cache_n_blocks(e->prefixes);
-    pthread_mutex_lock(&e->lock);
-    e->stats = *c;
-    pthread_mutex_unlock(&e->lock);
 }
 
 /* ---- the loop ---------------------------------------------------------------------------- */

@@ -10,7 +10,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum {
     EVICT_TURNS = 100,
@@ -112,45 +111,50 @@ struct page {
     struct row **rows; /* [limit + 1] by id */
 };
 
-static void page_offer(struct page *p, const struct item *i, const struct index_entry *e)
+/* A place on the page for this id, if it belongs there and is wanted; NULL: it doesn't. */
+static struct row *page_place(struct page *p, const char *id, const char *name,
+                              enum adapter_tier tier, bool pinned)
 {
     const struct adapter_filter *f = p->filter;
-    const char *name = i != NULL ? i->name : e->e.name;
-    enum adapter_tier tier = i != NULL ? tier_of(p->s, i) : TIER_REGISTRY;
-    char id[ID_BYTES];
-    if ((int)tier > p->worst || (f->pinned && (i == NULL || !i->pinned)) ||
-        (f->prefix != NULL && strncmp(name, f->prefix, strlen(f->prefix)) != 0))
-        return;
-    if (i != NULL)
-        id_of(id, i);
-    else
-        snprintf(id, sizeof id, "%s@%llu", name, (unsigned long long)e->e.version);
-    if (f->cursor != NULL && strcmp(id, f->cursor) <= 0)
-        return;
+    if ((int)tier > p->worst || (f->pinned && !pinned) ||
+        (f->prefix != NULL && strncmp(name, f->prefix, strlen(f->prefix)) != 0) ||
+        (f->cursor != NULL && strcmp(id, f->cursor) <= 0))
+        return NULL;
     size_t at = p->n;
     while (at > 0 && strcmp(p->rows[at - 1]->id, id) > 0)
         at--;
     if (at > p->limit)
-        return;
-    struct row *r;
-    if (p->n > p->limit)
-        r = p->rows[--p->n]; /* the largest leaves */
-    else
-        r = xmalloc(sizeof *r);
-    memcpy(r->id, id, sizeof id);
-    r->item = i;
-    if (e != NULL)
-        r->entry = *e;
+        return NULL;
+    /* When the page is full, the largest leaves. */
+    struct row *r = p->n > p->limit ? p->rows[--p->n] : xmalloc(sizeof *r);
+    snprintf(r->id, sizeof r->id, "%s", id);
     memmove(p->rows + at + 1, p->rows + at, (p->n - at) * sizeof(struct row *));
     p->rows[at] = r;
     p->n++;
+    return r;
+}
+
+static void offer_item(struct page *p, const struct item *i)
+{
+    char id[ID_BYTES];
+    id_of(id, i);
+    struct row *r = page_place(p, id, i->name, tier_of(p->s, i), i->pinned);
+    if (r != NULL)
+        r->item = i;
 }
 
 static void offer_entry(void *context, const struct index_entry *e)
 {
     struct page *p = context;
-    if (hash_map_get(&p->s->by_manifest, e->e.manifest.bytes, 32) == NULL)
-        page_offer(p, NULL, e);
+    char id[ID_BYTES];
+    if (hash_map_get(&p->s->by_manifest, e->e.manifest.bytes, 32) != NULL)
+        return; /* an item */
+    snprintf(id, sizeof id, "%s@%llu", e->e.name, (unsigned long long)e->e.version);
+    struct row *r = page_place(p, id, e->e.name, TIER_REGISTRY, false);
+    if (r != NULL) {
+        r->item = NULL;
+        r->entry = *e;
+    }
 }
 
 static int tier_parse(const char *name, struct err *err)
@@ -176,9 +180,9 @@ json_t *adapter_store_list(struct adapter_store *s, const struct adapter_filter 
     pthread_mutex_lock(&s->lock);
     size_t at = 0;
     for (struct item *i; (i = hash_map_next(&s->local, &at)) != NULL;)
-        page_offer(&p, i, NULL);
+        offer_item(&p, i);
     for (size_t k = 0; k < s->n_registry_items; k++)
-        page_offer(&p, s->registry_items[k], NULL);
+        offer_item(&p, s->registry_items[k]);
     if (s->index != NULL && p.worst == TIER_REGISTRY)
         adapter_index_each(s->index, offer_entry, &p);
     for (size_t k = 0; k < p.n && k < p.limit; k++)
@@ -227,19 +231,6 @@ static json_t *before_and_after(size_t before, size_t after)
     return json_pack("{s:I, s:I}", "before", (json_int_t)before, "after", (json_int_t)after);
 }
 
-/* A sequence whose answer has ended may hold its adapter for a moment more. */
-static int evict(struct adapter_store *s, const struct content_digest *digest, struct err *err)
-{
-    int rc = -1;
-    for (int turn = 0; turn < EVICT_TURNS; turn++) {
-        rc = engine_adapter_evict(s->engine, digest, err);
-        if (rc == 0 || err->code != ERR_BUSY)
-            break;
-        nanosleep(&(struct timespec){0, EVICT_PAUSE_MS * 1000000L}, NULL);
-    }
-    return rc;
-}
-
 json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct err *err)
 {
     struct engine_stats before, after;
@@ -266,7 +257,7 @@ json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct 
     }
     pthread_mutex_unlock(&s->lock);
     struct err problem = {0};
-    if (known && evict(s, &digest, &problem) != 0) { /* somebody came in between */
+    if (known && device_evict(s, &digest, &problem) != 0) { /* somebody came in between */
         err_set(err, ERR_CONFLICT, "adapter %s is still on the device: %s", model, problem.message);
         json_decref(o);
         return NULL;

@@ -2,7 +2,7 @@
  *
  * An adapter that is given by name (--adapter, the admin API) is read and checked at once. Of a
  * directory full of them (--adapters-dir) only names, sizes and times are looked at, so that ten
- * thousand are there within a second; each one's digest is then
+ * thousand are there within two seconds; each one's digest is then
  *
  *   remembered   from an earlier run, in DATA/adapters.known, as long as its files' names, sizes,
  *                times and inodes are what they were;

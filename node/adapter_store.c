@@ -29,8 +29,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { LOADERS = 2, FETCHERS = 8, WAITING_MAX = 256, QUEUE_MAX = 65536 };
+enum { LOADERS_MIN = 2, LOADERS_MAX = 8, FETCHERS = 8, WAITING_MAX = 256, QUEUE_MAX = 65536 };
 
 const char *adapter_tier_name(enum adapter_tier tier)
 {
@@ -123,6 +124,8 @@ void content_settle(struct adapter_store *s, struct content *c)
         return;
     if (c->loaded)
         content_unload(s, c);
+    if (c->perhaps_on_device)
+        device_forget(s, &c->digest);
     hash_map_remove(&s->contents, c->digest.bytes, 32);
     free(c->targets);
     free(c);
@@ -452,6 +455,13 @@ static json_t *show(void *context, const char *model)
 /* ---- create, start, stop, free -----------------------------------------------------------------
  */
 
+/* A load is mostly hashing, about 1.5 GB/s of a core; steps and sockets need cores, too. */
+static int default_loaders(void)
+{
+    long n = sysconf(_SC_NPROCESSORS_ONLN) / 4;
+    return n < LOADERS_MIN ? LOADERS_MIN : n > LOADERS_MAX ? LOADERS_MAX : (int)n;
+}
+
 struct adapter_store *adapter_store_create(const struct adapter_store_options *options)
 {
     struct adapter_store *s = xcalloc(1, sizeof *s);
@@ -460,7 +470,7 @@ struct adapter_store *adapter_store_create(const struct adapter_store_options *o
     s->base_name = xstrdup(options->base_name);
     s->refresh_us = options->refresh_ms * 1000;
     s->cache_bytes = options->cache_bytes;
-    s->n_loaders = options->n_loaders > 0 ? options->n_loaders : LOADERS;
+    s->n_loaders = options->n_loaders > 0 ? options->n_loaders : default_loaders();
     s->n_fetchers = options->n_fetchers > 0 ? options->n_fetchers : FETCHERS;
     s->max_fetch_waiters = options->max_waiting > 0 ? options->max_waiting : WAITING_MAX;
     s->rpc = options->rpc;

@@ -54,7 +54,7 @@ struct adapter_store_options {
     size_t n_registries;
     uint64_t refresh_ms;
     uint64_t cache_bytes;
-    int n_loaders;      /* threads that read from disk; 0: 2 */
+    int n_loaders;      /* threads that read from disk; 0: a quarter of the cores, 2 to 8 */
     int n_fetchers;     /* threads that ask registries and the chain; 0: 8 */
     size_t max_waiting; /* requests that wait for registries; 0: 256, then ERR_BUSY */
     /* All must outlive the store. rpc NULL: no chain; signatures are all there is to check. metrics

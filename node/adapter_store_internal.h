@@ -60,7 +60,9 @@ struct content {
     uint64_t n_uses, frequency; /* since ever; since it was loaded */
     double priority;            /* adapter_tiers.c */
     size_t idle_at;             /* 1 + its place in s->idle; 0: not there */
-    uint64_t load_us;           /* how long loading took, the last time */
+    uint64_t load_us;           /* how long loading took, the last time; 0: not yet */
+    double cost_us;             /* adapter_tiers.c */
+    bool perhaps_on_device;     /* it was loaded, under this struct or an earlier one */
     /* Disk: fetched files, in DATA/adapters/<digest>. */
     uint64_t disk_bytes; /* 0: not there */
     struct unix_ms used;
@@ -139,7 +141,8 @@ struct adapter_store {
     size_t host_total, host_used, host_reserved;
     struct content **idle; /* a heap, the lowest priority first; 1 + index is idle_at */
     size_t n_idle, cap_idle;
-    double age; /* of the cache: the priority of what left last */
+    double age;         /* of the cache: the priority of what left last */
+    double us_per_byte; /* of loads, on average */
     uint64_t disk_used;
     size_t n_pinned, n_in_use;
     uint64_t n_loads, n_fetches, n_failed, n_evicted_host, n_evicted_disk;
@@ -198,6 +201,10 @@ void content_give_back(struct adapter_store *s, struct content *c);
 /* Out of host memory; it is loaded and nobody uses it. With the lock. */
 void content_unload(struct adapter_store *s, struct content *c);
 void content_pin(struct adapter_store *s, struct content *c, int by);
+/* Off the device, loaded or not. Waits for the engine; without the lock. */
+int device_evict(struct adapter_store *s, const struct content_digest *digest, struct err *err);
+/* The same from another thread, soon: what nobody means any more leaves nothing behind. */
+void device_forget(struct adapter_store *s, const struct content_digest *digest);
 /* Reads and checks the files now; into host memory, too, if there is room without sending another
  * away: then *loaded, and content_landed is owed. Without the lock. */
 int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *facts, bool *loaded,

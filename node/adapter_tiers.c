@@ -7,7 +7,9 @@
  *     priority = age + uses * cost / size
  *
  *     uses   since it came in
- *     cost   microseconds that reading, hashing and checking it took, the last time
+ *     cost   microseconds of reading, hashing and checking it: half what it took the last time,
+ *            half what its size takes on average, so that a load which happened to be held up
+ *            makes no favourite
  *     size   its bytes in host memory
  *     age    of the cache: the priority of the one that left last
  *
@@ -33,6 +35,7 @@
 #include <time.h>
 
 enum { ROOM_WAIT_S = 30, PRESSED_MS = 2, PRESSED_TURNS = 16 };
+enum { EVICT_TURNS = 100, EVICT_PAUSE_MS = 5, AVERAGE_OVER = 32 };
 
 /* ---- the idle ones: a heap ---------------------------------------------------------------------
  */
@@ -104,7 +107,7 @@ void content_take(struct adapter_store *s, struct content *c)
     c->frequency++;
     c->used = clock_unix_ms();
     idle_update(s, c);
-    c->priority = s->age + (double)c->frequency * (double)c->load_us / (double)c->n_bytes;
+    c->priority = s->age + (double)c->frequency * c->cost_us / (double)c->n_bytes;
 }
 
 void content_give_back(struct adapter_store *s, struct content *c)
@@ -153,6 +156,44 @@ void content_pin(struct adapter_store *s, struct content *c, int by)
     idle_update(s, c);
     if (c->loaded && c->n_pins == (by > 0))
         keep_begin(s, c);
+}
+
+/* A sequence whose answer has ended may hold its adapter for a moment more. */
+int device_evict(struct adapter_store *s, const struct content_digest *digest, struct err *err)
+{
+    struct err problem = {0};
+    int rc = -1;
+    for (int turn = 0; turn < EVICT_TURNS; turn++) {
+        rc = engine_adapter_evict(s->engine, digest, &problem);
+        if (rc == 0 || problem.code != ERR_BUSY)
+            break;
+        nanosleep(&(struct timespec){0, EVICT_PAUSE_MS * 1000000L}, NULL);
+    }
+    if (rc != 0 && err != NULL)
+        *err = problem;
+    return rc;
+}
+
+static void forget_run(void *store, void *argument)
+{
+    struct adapter_store *s = store;
+    struct content_digest *digest = argument;
+    pthread_mutex_lock(&s->lock);
+    struct content *again = hash_map_get(&s->contents, digest->bytes, 32);
+    if (again != NULL) /* somebody means it now, and sees to it later */
+        again->perhaps_on_device = true;
+    pthread_mutex_unlock(&s->lock);
+    if (again == NULL && !atomic_load(&s->cancelled))
+        device_evict(s, digest, NULL);
+    free(digest);
+}
+
+void device_forget(struct adapter_store *s, const struct content_digest *digest)
+{
+    struct content_digest *copy = xmalloc(sizeof *copy);
+    *copy = *digest;
+    if (!workers_submit(s->loaders, forget_run, s, copy))
+        free(copy); /* stopping */
 }
 
 void content_unload(struct adapter_store *s, struct content *c)
@@ -237,13 +278,17 @@ static int load_pressed(struct adapter_store *s, const char *dir, struct engine_
 void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
 {
     c->load_us = us > 0 ? us : 1;
+    double per_byte = (double)c->load_us / (double)c->n_bytes;
+    s->us_per_byte += (per_byte - s->us_per_byte) /
+                      (s->n_loads < AVERAGE_OVER ? (double)s->n_loads + 1 : AVERAGE_OVER);
+    c->cost_us = ((double)c->load_us + s->us_per_byte * (double)c->n_bytes) / 2;
     c->distrusted = false;
     s->n_loads++;
     if (c->loaded) { /* another load was faster; one is enough */
         engine_adapter_drop(s->engine, &c->digest, NULL);
         return;
     }
-    c->loaded = true;
+    c->loaded = c->perhaps_on_device = true;
     c->frequency = 0;
     c->priority = s->age;
     s->host_used += c->n_bytes;

@@ -918,9 +918,10 @@ static void names_come_and_go_under_load_and_what_is_held_stays(void **state)
     assert_int_equal(end.n_pinned, 0);
     assert_int_equal(end.n_adapters[TIER_HOST], 0);
     assert_int_equal(end.n_adapters[TIER_DISK], 0);
-    for (int i = 0; i < 500 && stats(w).bytes[TIER_HOST] > 0; i++)
-        usleep(10000); /* the engine keeps what is pinned until a loader has told it */
+    for (int i = 0; i < 500 && stats(w).bytes[TIER_HOST] + stats(w).bytes[TIER_DEVICE] > 0; i++)
+        usleep(10000); /* until the loaders have told the engine */
     assert_int_equal(stats(w).bytes[TIER_HOST], 0);
+    assert_int_equal(stats(w).bytes[TIER_DEVICE], 0);
     world_close(w, false);
 }
 
