@@ -83,6 +83,14 @@ INLINE vec vec_fma(vec a, vec b, vec c) /* a * b + c */
 {
     return _mm512_fmadd_ps(a, b, c);
 }
+INLINE vec vec_broadcast(const float *p)
+{
+    return _mm512_set1_ps(*p);
+}
+INLINE void vec_fma_into(vec *c, vec a, vec b) /* c += a * b */
+{
+    *c = _mm512_fmadd_ps(a, b, *c);
+}
 INLINE vec vec_fnma(vec a, vec b, vec c) /* c - a * b */
 {
     return _mm512_fnmadd_ps(a, b, c);
@@ -204,6 +212,18 @@ INLINE vec vec_min(vec a, vec b) /* b when either is NaN */
 INLINE vec vec_fma(vec a, vec b, vec c) /* a * b + c */
 {
     return _mm256_fmadd_ps(a, b, c);
+}
+/* vec_set1 and vec_fma for loops that need all 16 registers: written out, because gcc otherwise
+ * gathers the broadcasts ahead of the sums, runs out of registers and spills accumulators. */
+INLINE vec vec_broadcast(const float *p)
+{
+    vec x;
+    __asm__("vbroadcastss %1, %0" : "=x"(x) : "m"(*p));
+    return x;
+}
+INLINE void vec_fma_into(vec *c, vec a, vec b) /* c += a * b */
+{
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(*c) : "x"(a), "x"(b));
 }
 INLINE vec vec_fnma(vec a, vec b, vec c) /* c - a * b */
 {
