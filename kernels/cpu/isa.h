@@ -53,6 +53,13 @@ struct attend {
     const struct attention_shape *shape;
 };
 
+/* For n_queries (row, query head) pairs: q and its sum, scores, two numbers and a range. */
+static inline size_t attend_scratch_bytes(int head_dim, size_t n_queries)
+{
+    size_t padded = ((size_t)head_dim + PANEL - 1) / PANEL * PANEL;
+    return n_queries * ((2 * padded + PIECE_KEYS + 2) * sizeof(float) + 2 * sizeof(int));
+}
+
 struct isa {
     const char *name;
 
@@ -67,10 +74,10 @@ struct isa {
     void (*expand)(float *y, int ldy, int n_cols, const float *t, const void *b, enum dtype dtype,
                    int rank, int n_rows, float factor, float *scratch);
 
-    /* Rows [row_begin, row_end) of the step, KV head kv_head and the query heads that read it.
-     * scratch f32, for each of these (row, query head) pairs: two times head_dim rounded up to 16,
-     * and 2 more. */
-    void (*attend)(const struct attend *a, int row_begin, int row_end, int kv_head, float *scratch);
+    /* Rows [row_begin, row_end) of the step, KV heads [head_begin, head_end) and the query heads
+     * that read them. scratch: attend_scratch_bytes, 64-byte aligned. */
+    void (*attend)(const struct attend *a, int row_begin, int row_end, int head_begin, int head_end,
+                   void *scratch);
     /* One row of qkv: norms, rotation, and its K and V into the cache slot. */
     void (*rope_row)(float *qkv, const struct kv_layer *kv, size_t slot, int32_t position,
                      const struct attention_shape *shape, const struct rope_shape *rope);
