@@ -83,13 +83,24 @@ INLINE void block_step(vec acc[BLOCK_ROWS_MAX][TILE_PANELS * PANEL_VECS], const 
     }
 }
 
+/* LANES weights of a turn: of its first k (half 0) or its second. `turn` is where the panel's turn
+ * begins, v the vector of the panel. */
+INLINE vec turn_weights(const enum packed t, const char *turn, int v, const int half)
+{
+    if (t == PACKED_INT8)
+        return vec_widen_int8(turn + half * PANEL + v * LANES);
+    if (t == PACKED_BF16)
+        return half ? vec_pair_high(turn + v * LANES * 4) : vec_pair_low(turn + v * LANES * 4);
+    return vec_load_as((enum dtype)t, turn, (size_t)(v * LANES));
+}
+
 /* One register block: `rows` rows by `panels` panels, from at->k_begin to at->k_end. */
-INLINE void block_run(const struct gemm_place *at, const enum dtype t, const int rows,
+INLINE void block_run(const struct gemm_place *at, const enum packed t, const int rows,
                       const int panels)
 {
-    const int vecs = panels * PANEL_VECS, pairs = t == DTYPE_BF16;
-    const size_t k_bytes = PANEL * (t == DTYPE_F32 ? 4 : 2), ldy = at->ldy;
-    const int k_end = pairs ? at->k_end & ~1 : at->k_end;
+    const int vecs = panels * PANEL_VECS, turn = packed_turn(t);
+    const size_t k_bytes = PANEL * packed_bytes(t), ldy = at->ldy;
+    const int k_end = at->k_end / turn * turn;
     vec acc[BLOCK_ROWS_MAX][TILE_PANELS * PANEL_VECS], wk[TILE_PANELS * PANEL_VECS];
     const char *w[TILE_PANELS];
     const float *x[BLOCK_ROWS_MAX];
@@ -105,7 +116,7 @@ INLINE void block_run(const struct gemm_place *at, const enum dtype t, const int
         UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < vecs; v++)
             acc[r][v] = vec_load(y + (size_t)r * ldy + v * LANES);
     }
-    for (int k = at->k_begin; k < k_end; k += 1 + pairs) {
+    for (int k = at->k_begin; k < k_end; k += turn) {
         if (rows <= NEAR_ROWS) {
             UNROLL for (int p = 0; p < panels; p++)
                 _mm_prefetch(w[p] + (size_t)k * k_bytes + NEAR_BYTES, _MM_HINT_T0);
@@ -113,20 +124,14 @@ INLINE void block_run(const struct gemm_place *at, const enum dtype t, const int
             _mm_prefetch(ahead, _MM_HINT_T0);
             ahead += at->ahead_step;
         }
-        UNROLL for (int v = 0; v < vecs; v++)
+        UNROLL for (int half = 0; half < turn; half++)
         {
-            const char *from = w[v / PANEL_VECS] + (size_t)k * k_bytes;
-            wk[v] = pairs ? vec_pair_low(from + (v % PANEL_VECS) * LANES * 4)
-                          : vec_load_as(t, from, (size_t)((v % PANEL_VECS) * LANES));
+            UNROLL for (int v = 0; v < vecs; v++) wk[v] = turn_weights(
+                t, w[v / PANEL_VECS] + (size_t)k * k_bytes, v % PANEL_VECS, half);
+            block_step(acc, rows, vecs, wk, x, k + half);
+            /* Read pairs again instead of holding them in registers, of which none is left. */
+            __asm__ volatile("" ::: "memory");
         }
-        block_step(acc, rows, vecs, wk, x, k);
-        if (!pairs)
-            continue;
-        /* Read the pairs again instead of holding them in registers, of which none is left. */
-        __asm__ volatile("" ::: "memory");
-        UNROLL for (int v = 0; v < vecs; v++) wk[v] = vec_pair_high(
-            w[v / PANEL_VECS] + (size_t)k * k_bytes + (v % PANEL_VECS) * LANES * 4);
-        block_step(acc, rows, vecs, wk, x, k + 1);
     }
     UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < vecs; v++)
         vec_store(y + (size_t)r * ldy + v * LANES, acc[r][v]);
@@ -144,9 +149,10 @@ INLINE void block_run(const struct gemm_place *at, const enum dtype t, const int
 #define BLOCKS_OF(name, t) \
     BLOCK(name, t, 1)      \
     BLOCK(name, t, 2) BLOCK(name, t, 3) BLOCK(name, t, 4) BLOCK(name, t, 5) BLOCK(name, t, 6)
-BLOCKS_OF(f32, DTYPE_F32)
-BLOCKS_OF(f16, DTYPE_F16)
-BLOCKS_OF(bf16, DTYPE_BF16)
+BLOCKS_OF(f32, PACKED_F32)
+BLOCKS_OF(f16, PACKED_F16)
+BLOCKS_OF(bf16, PACKED_BF16)
+BLOCKS_OF(int8, PACKED_INT8)
 
 typedef void block_fn(const struct gemm_place *at);
 #define BLOCK_NAMES(name)                                                             \
@@ -155,19 +161,21 @@ typedef void block_fn(const struct gemm_place *at);
             block_##name##_5, block_##name##_6                                        \
     }
 static block_fn *const blocks_of[][BLOCK_ROWS_MAX + 1] = {
-    [DTYPE_F32] = BLOCK_NAMES(f32),
-    [DTYPE_F16] = BLOCK_NAMES(f16),
-    [DTYPE_BF16] = BLOCK_NAMES(bf16),
+    [PACKED_F32] = BLOCK_NAMES(f32),
+    [PACKED_F16] = BLOCK_NAMES(f16),
+    [PACKED_BF16] = BLOCK_NAMES(bf16),
+    [PACKED_INT8] = BLOCK_NAMES(int8),
 };
 
-/* The last k of an odd d_in, of which a pair holds one only. */
-static void odd_run(const struct weight *weight, const char *w, const float *x, float *y,
-                    size_t ldy, int n_rows)
+/* The last k of an odd d_in, which is half a turn. */
+INLINE void odd_run(const struct weight *weight, const enum packed t, const char *w, const float *x,
+                    float *y, size_t ldy, int n_rows)
 {
     const size_t d_in = (size_t)weight->d_in, k = d_in - 1;
     for (int v = 0; v < TILE_PANELS * PANEL_VECS; v++) {
-        vec wk = vec_pair_low(w + (size_t)(v / PANEL_VECS) * weight->panel_bytes + k * PANEL * 2 +
-                              (size_t)(v % PANEL_VECS * LANES * 4));
+        vec wk = turn_weights(
+            t, w + (size_t)(v / PANEL_VECS) * weight->panel_bytes + k * PANEL * packed_bytes(t),
+            v % PANEL_VECS, 0);
         for (int r = 0; r < n_rows; r++) {
             float *at = y + (size_t)r * ldy + v * LANES;
             vec_store(at, vec_fma(vec_set1(x[(size_t)r * d_in + k]), wk, vec_load(at)));
@@ -185,11 +193,12 @@ static void tile_run(const struct weight *weight, const char *w, const float *x,
                             ? d_in
                             : K_PIECE;
     const int unit = BLOCK_PANELS(n_rows / n_groups); /* panels that all rows use before the next */
-    const size_t pairs = weight->dtype == DTYPE_BF16, k_bytes = PANEL * dtype_bytes(weight->dtype);
+    const size_t turn = (size_t)packed_turn(weight->packed);
+    const size_t k_bytes = PANEL * packed_bytes(weight->packed);
     /* All row groups together ask once for each line of the next `unit` panels, which lie behind
      * these. The last ones of a tile ask for the next tile's, which another thread may get: rather
      * that than waiting. */
-    const size_t step = k_bytes * (1 + pairs) * (size_t)unit / (size_t)n_groups;
+    const size_t step = k_bytes * turn * (size_t)unit / (size_t)n_groups;
     for (int k = 0; k < d_in; k += k_piece)
         for (int panel = 0; panel < TILE_PANELS; panel += unit) {
             int row = 0;
@@ -206,11 +215,11 @@ static void tile_run(const struct weight *weight, const char *w, const float *x,
                     .k_end = k + k_piece < d_in ? k + k_piece : d_in,
                     .ahead_step = step,
                 };
-                size_t done = (size_t)(n_groups - left) * step, turn = pairs ? 2 : 1;
+                size_t done = (size_t)(n_groups - left) * step;
                 at.ahead = at.w + (size_t)unit * weight->panel_bytes + (size_t)k * k_bytes +
                            (size_t)(at.k_end - k) / turn * done;
                 for (int p = 0; p < unit; p += BLOCK_PANELS(rows)) {
-                    blocks_of[weight->dtype][rows](&at);
+                    blocks_of[weight->packed][rows](&at);
                     at.w += (size_t)BLOCK_PANELS(rows) * weight->panel_bytes;
                     at.y += BLOCK_PANELS(rows) * PANEL;
                     at.ahead_step = 0;
@@ -218,8 +227,10 @@ static void tile_run(const struct weight *weight, const char *w, const float *x,
                 row += rows;
             }
         }
-    if (weight->dtype == DTYPE_BF16 && d_in % 2 != 0)
-        odd_run(weight, w, x, y, ldy, n_rows);
+    if (d_in % 2 != 0 && weight->packed == PACKED_BF16)
+        odd_run(weight, PACKED_BF16, w, x, y, ldy, n_rows);
+    else if (d_in % 2 != 0 && weight->packed == PACKED_INT8)
+        odd_run(weight, PACKED_INT8, w, x, y, ldy, n_rows);
 }
 
 static void gemm(const struct gemm *g, int row_begin, int row_end, int tile)
@@ -234,13 +245,18 @@ static void gemm(const struct gemm *g, int row_begin, int row_end, int tile)
     float *y = n_cols == TILE_COLS ? to : edge;
     size_t ldy = n_cols == TILE_COLS ? (size_t)weight->d_out : TILE_COLS;
     tile_run(weight, w, x, y, ldy, n_rows);
-    if (y == to && g->bias == NULL)
+    if (y == to && g->bias == NULL && weight->scale == NULL)
         return;
-    for (int r = 0; r < n_rows; r++)
-        for (int c = 0; c < n_cols; c++)
-            to[(size_t)r * (size_t)weight->d_out + (size_t)c] =
-                g->bias != NULL ? y[(size_t)r * ldy + (size_t)c] + g->bias[column + c]
-                                : y[(size_t)r * ldy + (size_t)c];
+    for (int r = 0; r < n_rows; r++) {
+        const float *from = y + (size_t)r * ldy;
+        float *out = to + (size_t)r * (size_t)weight->d_out;
+        for (int c = 0; c < n_cols; c++) {
+            float sum = from[c];
+            if (weight->scale != NULL)
+                sum *= weight->scale[column + c];
+            out[c] = g->bias != NULL ? sum + g->bias[column + c] : sum;
+        }
+    }
 }
 
 static void embed_row(float *y, const struct weight *w, int token, float scale)
@@ -248,10 +264,12 @@ static void embed_row(float *y, const struct weight *w, int token, float scale)
     const char *panel = (const char *)w->panels + (size_t)(token / PANEL) * w->panel_bytes;
     size_t column = (size_t)(token % PANEL);
     for (int k = 0; k < w->d_in; k++) {
-        size_t at = w->dtype == DTYPE_BF16
-                        ? (size_t)(k / 2) * PANEL * 2 + column * 2 + (size_t)(k % 2)
-                        : (size_t)k * PANEL + column;
-        y[k] = element_f32(panel, w->dtype, at) * scale;
+        size_t at = (size_t)k * PANEL + column;
+        if (w->packed == PACKED_BF16)
+            at = (size_t)(k / 2) * PANEL * 2 + column * 2 + (size_t)(k % 2);
+        y[k] = (w->packed == PACKED_INT8 ? (float)((const int8_t *)panel)[at] * w->scale[token]
+                                         : element_f32(panel, (enum dtype)w->packed, at)) *
+               scale;
     }
 }
 

@@ -9,6 +9,7 @@
  *
  *     f32, f16   [d_out / 16][d_in][16]
  *     bf16       [d_out / 16][d_in / 2][16][2]    pairs of k; d_in rounded up, the odd one is 0
+ *     int8       [d_out / 16][d_in][16]           d_in rounded up to a pair, likewise
  *
  * A 32-bit lane of the bf16 layout holds w[k] in its low and w[k + 1] in its high half: one shift
  * widens the first, one AND the second, with no shuffle at any vector width. Columns are padded to
@@ -26,15 +27,34 @@ enum {
     PIECE_KEYS = 64, /* of attention */
 };
 
+enum packed {
+    PACKED_F32 = DTYPE_F32,
+    PACKED_F16 = DTYPE_F16,
+    PACKED_BF16 = DTYPE_BF16,
+    PACKED_INT8,
+};
+
+static inline size_t packed_bytes(enum packed t) /* of one element */
+{
+    return t == PACKED_INT8 ? 1 : dtype_bytes((enum dtype)t);
+}
+
+/* k that a kernel's loop takes a turn, and d_in is rounded up to. */
+static inline int packed_turn(enum packed t)
+{
+    return t == PACKED_BF16 || t == PACKED_INT8 ? 2 : 1;
+}
+
 struct weight {
-    enum dtype dtype;
+    enum packed packed;
     int d_in, d_out;
     int n_panels; /* a multiple of TILE_PANELS */
     size_t panel_bytes;
     void *panels; /* 64-byte aligned [n_panels] of panel_bytes */
+    float *scale; /* int8: [n_panels * PANEL], 0 for padding; else NULL */
 };
 
-/* y = W x + bias */
+/* y = W x + bias; of int8 weights (sum of q x) * scale + bias */
 struct gemm {
     float *y;       /* [n_rows, w->d_out] */
     const float *x; /* [n_rows, w->d_in] */

@@ -121,6 +121,10 @@ INLINE vec vec_widen_f16(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
+INLINE vec vec_widen_int8(const void *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
+}
 INLINE void vec_narrow_f16(uint16_t *p, vec x)
 {
     _mm256_storeu_si256((__m256i *)(void *)p,
@@ -254,6 +258,10 @@ INLINE vec vec_widen_bf16(const uint16_t *p)
 INLINE vec vec_widen_f16(const uint16_t *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+INLINE vec vec_widen_int8(const void *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
 }
 INLINE void vec_narrow_f16(uint16_t *p, vec x)
 {
