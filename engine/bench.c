@@ -550,7 +550,10 @@ static void count_bytes(struct bench *b)
     for (int k = 0; k < SITE_KINDS; k++)
         n_weights += (size_t)c->n_layers * (size_t)model_site_d_in(c, (enum site_kind)k) *
                      (size_t)model_site_d_out(c, (enum site_kind)k);
-    b->weight_bytes = n_weights * 2; /* model_random makes bf16 */
+    const char *kind = b->options.weights;
+    const bool int8 = kind != NULL && strcmp(kind, "int8") == 0;
+    /* model_random makes bf16; the scales of int8 are too few to count */
+    b->weight_bytes = n_weights * (int8 ? 1 : 2);
     b->kv_token_bytes = forward_block_bytes(c, b->engine->forward.kv[0].dtype) / BLOCK_TOKENS;
     b->bandwidth = b->options.bandwidth_gbs > 0 ? b->options.bandwidth_gbs * 1e9
                                                 : measure_bandwidth(b->options.n_threads);
@@ -671,6 +674,7 @@ static int set_up(struct bench *b, struct err *err)
     struct engine_options options = {
         .backend = o->backend,
         .n_threads = o->n_threads,
+        .weights = o->weights,
         .kv_bytes = (size_t)b->n_streams * (size_t)(context / BLOCK_TOKENS + 2) *
                     forward_block_bytes(&config, is_cuda(o) ? DTYPE_BF16 : DTYPE_F32),
         .adapter_bytes = b->adapter_bytes * (size_t)b->n_adapters,

@@ -56,6 +56,7 @@ extern const char *const bench_kind_names[BENCH_KINDS];
 struct bench_options {   /* zero or NULL: the default */
     const char *shape;   /* "110m" (default), "1b", "7b", "8b", "demo-7m", "tiny" */
     const char *backend; /* "cpu" */
+    const char *weights; /* "file", as engine_options has it */
     unsigned kinds;      /* bits 1 << bench_kind; base, shared and distinct */
     int n_threads;       /* all cores */
     int n_prompt;        /* tokens; 128 */

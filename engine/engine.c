@@ -66,6 +66,10 @@ static int check_options(struct engine_options *o, struct err *err)
                        "max_context %d, n_threads %d or gpu_memory %g is out of range",
                        o->max_seqs, o->max_rows, o->max_waiting, o->max_context, o->n_threads,
                        (double)o->gpu_memory);
+    if (o->weights != NULL && strcmp(o->weights, "file") != 0 && strcmp(o->weights, "int8") != 0)
+        return err_set(err, ERR_INVALID,
+                       "engine options: weights = \"%s\" (--weights) is neither file nor int8",
+                       o->weights);
     /* Every decoding sequence has its row in every step. */
     if (o->max_seqs > o->max_rows)
         o->max_seqs = o->max_rows;

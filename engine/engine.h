@@ -44,6 +44,10 @@ struct engine_options {
     const char *model_dir; /* Hugging Face layout */
     const char *backend;   /* "cpu" (default when NULL), "ref", "cuda" */
     int n_threads;         /* 0: all cores */
+    /* "file" (default when NULL): base weights in the file's dtype; "int8": made int8 at open, one
+     * scale an output column. Half the bytes a token of bf16, and another model: answers differ.
+     * cpu and ref; cuda's open refuses. */
+    const char *weights;
     /* Device memory. A device with memory of its own (cuda) is filled: of gpu_memory (0: 0.9) times
      * what was free there when the engine opened, what weights and workspace leave goes to adapters
      * (adapter_bytes; 0: a quarter of it) and the KV cache (kv_bytes; 0: the rest, or less if

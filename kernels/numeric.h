@@ -9,6 +9,8 @@
 
 #include "kernels/ops.h"
 
+#include <float.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -82,6 +84,28 @@ static inline float element_f32(const void *p, enum dtype t, size_t i)
         return bf16_to_f32(((const uint16_t *)p)[i]);
     }
     __builtin_unreachable();
+}
+
+/* int8 weights (ops.h): the scale of one column of n elements, from element `begin` of p on. NaN if
+ * one is NaN or an infinity: the column's sums must not look like numbers then. */
+static inline float int8_scale(const void *p, enum dtype t, size_t begin, int n)
+{
+    float max = 0;
+    for (int k = 0; k < n; k++) {
+        float magnitude = fabsf(element_f32(p, t, begin + (size_t)k));
+        if (!(magnitude <= FLT_MAX))
+            return NAN;
+        max = magnitude > max ? magnitude : max;
+    }
+    return max / 127;
+}
+
+static inline int8_t int8_round(float x, float scale)
+{
+    if (!(scale > 0))
+        return 0;
+    float q = rintf(x / scale); /* beyond 127 only where the scale itself was rounded, near 0 */
+    return (int8_t)(q > 127 ? 127 : q < -127 ? -127 : q);
 }
 
 static inline void element_store(void *p, enum dtype t, size_t i, float x)

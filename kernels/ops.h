@@ -70,6 +70,11 @@ struct backend_options {
     int max_rank;    /* largest sum over a call's parts of the ranks of one row */
     int max_seqs;    /* largest n_seqs */
     int max_context; /* tokens */
+    /* ref and cpu: weights become int8 when they are created, w[c, k] = q[c, k] * scale[c] with one
+     * scale an output column (a token, of an embedding): the largest |w| of the column is 127, the
+     * rest is rounded to nearest, ties to even. All bounds then hold between backends of this kind.
+     * cuda's open refuses. */
+    bool weights_int8;
 };
 
 struct backend_caps {

@@ -16,25 +16,33 @@
  *
  * Widening bf16 inside the loop costs one shift or AND per 8 weights, against 2 FMAs per 8 weights
  * and row: with 4 rows or more it hides behind them, so there is no second, widened copy of a panel
- * to keep in cache. With one row the loop is bound by memory anyway. *
+ * to keep in cache. With one row the loop is bound by memory anyway.
+ *
+ * With a few rows a panel is used for a time of the same order as memory takes to bring it (24 KB
+ * at 18 GB/s and core: 1.4 us, or 6 rows of FMAs), and the processor's own look ahead ends long
+ * before the panel does. So while the rows use one panel the loop asks for the next, spread evenly
+ * over all turns; then the time of a step is the larger of the two and not their sum.
+ *
  * The two bounds, for the 110 M shape of `make bench` (12 layers, 768, FFN 2048, vocabulary 32000,
  * tied):
  *
  *     bytes   109.5 M weights x 2 = 219 MB a step, however many rows
  *     FMAs    109.5 M a row; AVX2 does 16 a cycle and core, two AVX-512 units 32
  *
- * so two AVX2 cores at 3.4 GHz and 30 GB/s need at least 7.3 ms a step for its bytes and 1.0 ms a
- * row for its FMAs: memory rules below 7 rows, arithmetic above.
+ * so two AVX2 cores at 2.9 GHz and 32 GB/s need at least 6.9 ms a step for its bytes and 1.2 ms a
+ * row for its FMAs: memory rules below 6 rows, arithmetic above.
  *
- * Ladder (bench_ops 2 110m, two cores of an otherwise idle Emerald Rapids VM; 768 x 2048 and the
- * 32000 x 768 head; GB/s of weights at 1 row, GFMA/s at 16 rows):
+ * Ladder (one core of a shared Zen 3 VM, AVX2, best of 8; the peak that a loop of nothing but FMAs
+ * reaches there is 46; GFMA/s over 2304 x 768 weights out of memory):
  *
- *     AVX2      down 29.7 GB/s, 68.0 GFMA/s     lm_head 28.7 GB/s, 63.4 GFMA/s
- *     AVX-512   down 24.4 GB/s, 124.4 GFMA/s    lm_head 29.8 GB/s, 126.5 GFMA/s
+ *     rows                                              1     4     8    16    60   256
+ *     gcc's registers: 6 rows spill an accumulator    9.1  20.9  28.0  34.5  29.0  30.5
+ *     FMAs written out, one function a block          8.9  20.8  28.1  37.0  42.0  40.5
+ *     the next panel is asked for                     9.3  28.5  42.5  45.0  42.0  41.0
  *
- * Tried and left out: prefetching the step's adapters between the register blocks of the base
- * product (no gain in two side-by-side runs). What bounds expand at one row an adapter has not been
- * established: shrink and expand were not timed apart. */
+ * Tried and left out: K in pieces of 128 to 384 (slower: sums go to y and back), x packed in row
+ * groups (no gain out of the first-level cache), hints that fill the second level only (as fast).
+ */
 #ifndef TRIBUTARY_KERNELS_CPU_BODY_GEMM_H
 #define TRIBUTARY_KERNELS_CPU_BODY_GEMM_H
 
@@ -47,14 +55,22 @@ enum {
     TILE_COLS = TILE_PANELS * PANEL,
     X_CACHE_BYTES = 256 * 1024, /* of x that shall stay in the second-level cache */
     K_PIECE = 1024,
+    /* So few rows ask for weights NEAR_BYTES ahead in each panel; more, for the next panel. Four
+     * panels side by side (AVX-512) are few bytes a turn and panel, so they always do the former.
+     */
+    NEAR_ROWS = LANES == 16 ? BLOCK_ROWS_MAX : 3,
+    NEAR_BYTES = 1024,
 };
 
 struct gemm_place { /* of a register block */
     const char *w;  /* its first panel */
+    size_t panel_bytes;
     const float *x; /* its first row */
     float *y;       /* its first element */
-    size_t ldy;
+    size_t ldx, ldy;
     int k_begin, k_end; /* k_begin even */
+    const char *ahead;  /* of the next panel, what this block asks for: ahead_step bytes a turn */
+    size_t ahead_step;
 };
 
 INLINE void block_step(vec acc[BLOCK_ROWS_MAX][TILE_PANELS * PANEL_VECS], const int rows,
@@ -62,24 +78,37 @@ INLINE void block_step(vec acc[BLOCK_ROWS_MAX][TILE_PANELS * PANEL_VECS], const 
 {
     UNROLL for (int r = 0; r < rows; r++)
     {
-        vec xk = vec_set1(x[r][k]);
-        UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = vec_fma(xk, w[v], acc[r][v]);
+        vec xk = vec_broadcast(x[r] + k);
+        UNROLL for (int v = 0; v < vecs; v++) vec_fma_into(&acc[r][v], xk, w[v]);
     }
 }
 
-INLINE void block_run(const struct weight *weight, const struct gemm_place *at, const enum dtype t,
-                      const int rows, const int panels)
+/* LANES weights of a turn: of its first k (half 0) or its second. `turn` is where the panel's turn
+ * begins, v the vector of the panel. */
+INLINE vec turn_weights(const enum packed t, const char *turn, int v, const int half)
 {
-    const int vecs = panels * PANEL_VECS;
-    const size_t k_bytes = PANEL * (t == DTYPE_F32 ? 4 : 2), ldy = at->ldy;
-    const int k_end = at->k_end;
+    if (t == PACKED_INT8)
+        return vec_widen_int8(turn + half * PANEL + v * LANES);
+    if (t == PACKED_BF16)
+        return half ? vec_pair_high(turn + v * LANES * 4) : vec_pair_low(turn + v * LANES * 4);
+    return vec_load_as((enum dtype)t, turn, (size_t)(v * LANES));
+}
+
+/* One register block: `rows` rows by `panels` panels, from at->k_begin to at->k_end. */
+INLINE void block_run(const struct gemm_place *at, const enum packed t, const int rows,
+                      const int panels)
+{
+    const int vecs = panels * PANEL_VECS, turn = packed_turn(t);
+    const size_t k_bytes = PANEL * packed_bytes(t), ldy = at->ldy;
+    const int k_end = at->k_end / turn * turn;
     vec acc[BLOCK_ROWS_MAX][TILE_PANELS * PANEL_VECS], wk[TILE_PANELS * PANEL_VECS];
     const char *w[TILE_PANELS];
     const float *x[BLOCK_ROWS_MAX];
     float *y = at->y;
+    const char *ahead = at->ahead;
 
-    UNROLL for (int p = 0; p < panels; p++) w[p] = at->w + (size_t)p * weight->panel_bytes;
-    UNROLL for (int r = 0; r < rows; r++) x[r] = at->x + (size_t)r * (size_t)weight->d_in;
+    UNROLL for (int p = 0; p < panels; p++) w[p] = at->w + (size_t)p * at->panel_bytes;
+    UNROLL for (int r = 0; r < rows; r++) x[r] = at->x + (size_t)r * at->ldx;
     if (at->k_begin == 0) {
         UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < vecs; v++)
             acc[r][v] = vec_zero();
@@ -87,28 +116,21 @@ INLINE void block_run(const struct weight *weight, const struct gemm_place *at, 
         UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < vecs; v++)
             acc[r][v] = vec_load(y + (size_t)r * ldy + v * LANES);
     }
-    int k = at->k_begin;
-    if (t == DTYPE_BF16) {
-        for (; k + 1 < k_end; k += 2) {
-            UNROLL for (int v = 0; v < vecs; v++) wk[v] = vec_pair_low(
-                w[v / PANEL_VECS] + (size_t)k * k_bytes + (v % PANEL_VECS) * LANES * 4);
-            block_step(acc, rows, vecs, wk, x, k);
-            /* Read the pairs again instead of holding them in registers, of which none is left. */
+    for (int k = at->k_begin; k < k_end; k += turn) {
+        if (rows <= NEAR_ROWS) {
+            UNROLL for (int p = 0; p < panels; p++)
+                _mm_prefetch(w[p] + (size_t)k * k_bytes + NEAR_BYTES, _MM_HINT_T0);
+        } else {
+            _mm_prefetch(ahead, _MM_HINT_T0);
+            ahead += at->ahead_step;
+        }
+        UNROLL for (int half = 0; half < turn; half++)
+        {
+            UNROLL for (int v = 0; v < vecs; v++) wk[v] = turn_weights(
+                t, w[v / PANEL_VECS] + (size_t)k * k_bytes, v % PANEL_VECS, half);
+            block_step(acc, rows, vecs, wk, x, k + half);
+            /* Read pairs again instead of holding them in registers, of which none is left. */
             __asm__ volatile("" ::: "memory");
-            UNROLL for (int v = 0; v < vecs; v++) wk[v] = vec_pair_high(
-                w[v / PANEL_VECS] + (size_t)k * k_bytes + (v % PANEL_VECS) * LANES * 4);
-            block_step(acc, rows, vecs, wk, x, k + 1);
-        }
-        if (k < k_end) { /* odd d_in */
-            UNROLL for (int v = 0; v < vecs; v++) wk[v] = vec_pair_low(
-                w[v / PANEL_VECS] + (size_t)k * k_bytes + (v % PANEL_VECS) * LANES * 4);
-            block_step(acc, rows, vecs, wk, x, k);
-        }
-    } else {
-        for (; k < k_end; k++) {
-            UNROLL for (int v = 0; v < vecs; v++) wk[v] = vec_load_as(
-                t, w[v / PANEL_VECS] + (size_t)k * k_bytes, (size_t)((v % PANEL_VECS) * LANES));
-            block_step(acc, rows, vecs, wk, x, k);
         }
     }
     UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < vecs; v++)
@@ -116,34 +138,67 @@ INLINE void block_run(const struct weight *weight, const struct gemm_place *at, 
 }
 
 /* The widest register block for so many rows. */
-INLINE int block_panels(int rows)
-{
-    if (LANES == 16)
-        return 4;
-    return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
-}
+#define BLOCK_PANELS(rows) (LANES == 16 || (rows) == 1 ? 4 : (rows) <= 3 ? 2 : 1)
 
-INLINE void rows_run(const struct weight *w, struct gemm_place at, int n_panels, const enum dtype t,
-                     const int rows)
+/* Functions of their own: inlined into others, the compiler runs out of registers. */
+#define BLOCK(name, t, rows)                                                                 \
+    static __attribute__((noinline)) void block_##name##_##rows(const struct gemm_place *at) \
+    {                                                                                        \
+        block_run(at, t, rows, BLOCK_PANELS(rows));                                          \
+    }
+#define BLOCKS_OF(name, t) \
+    BLOCK(name, t, 1)      \
+    BLOCK(name, t, 2) BLOCK(name, t, 3) BLOCK(name, t, 4) BLOCK(name, t, 5) BLOCK(name, t, 6)
+BLOCKS_OF(f32, PACKED_F32)
+BLOCKS_OF(f16, PACKED_F16)
+BLOCKS_OF(bf16, PACKED_BF16)
+BLOCKS_OF(int8, PACKED_INT8)
+
+typedef void block_fn(const struct gemm_place *at);
+#define BLOCK_NAMES(name)                                                             \
+    {                                                                                 \
+        NULL, block_##name##_1, block_##name##_2, block_##name##_3, block_##name##_4, \
+            block_##name##_5, block_##name##_6                                        \
+    }
+static block_fn *const blocks_of[][BLOCK_ROWS_MAX + 1] = {
+    [PACKED_F32] = BLOCK_NAMES(f32),
+    [PACKED_F16] = BLOCK_NAMES(f16),
+    [PACKED_BF16] = BLOCK_NAMES(bf16),
+    [PACKED_INT8] = BLOCK_NAMES(int8),
+};
+
+/* The last k of an odd d_in, which is half a turn. */
+INLINE void odd_run(const struct weight *weight, const enum packed t, const char *w, const float *x,
+                    float *y, size_t ldy, int n_rows)
 {
-    const int wide = block_panels(rows);
-    for (int p = 0; p < n_panels; p += wide) {
-        block_run(w, &at, t, rows, wide);
-        at.w += (size_t)wide * w->panel_bytes;
-        at.y += wide * PANEL;
+    const size_t d_in = (size_t)weight->d_in, k = d_in - 1;
+    for (int v = 0; v < TILE_PANELS * PANEL_VECS; v++) {
+        vec wk = turn_weights(
+            t, w + (size_t)(v / PANEL_VECS) * weight->panel_bytes + k * PANEL * packed_bytes(t),
+            v % PANEL_VECS, 0);
+        for (int r = 0; r < n_rows; r++) {
+            float *at = y + (size_t)r * ldy + v * LANES;
+            vec_store(at, vec_fma(vec_set1(x[(size_t)r * d_in + k]), wk, vec_load(at)));
+        }
     }
 }
 
 /* One tile's panels for rows [0, n_rows) of x and y; y has room for all TILE_COLS columns. */
-INLINE void tile_run(const struct weight *weight, const char *w, const float *x, float *y,
-                     size_t ldy, int n_rows, const enum dtype t)
+static void tile_run(const struct weight *weight, const char *w, const float *x, float *y,
+                     size_t ldy, int n_rows)
 {
     const int d_in = weight->d_in, n_groups = (n_rows + BLOCK_ROWS_MAX - 1) / BLOCK_ROWS_MAX;
     const int k_piece = n_rows <= BLOCK_ROWS_MAX ||
                                 (size_t)n_rows * (size_t)d_in * 4 <= X_CACHE_BYTES
                             ? d_in
                             : K_PIECE;
-    const int unit = block_panels(n_rows / n_groups); /* panels that all rows use before the next */
+    const int unit = BLOCK_PANELS(n_rows / n_groups); /* panels that all rows use before the next */
+    const size_t turn = (size_t)packed_turn(weight->packed);
+    const size_t k_bytes = PANEL * packed_bytes(weight->packed);
+    /* All row groups together ask once for each line of the next `unit` panels, which lie behind
+     * these. The last ones of a tile ask for the next tile's, which another thread may get: rather
+     * that than waiting. */
+    const size_t step = k_bytes * turn * (size_t)unit / (size_t)n_groups;
     for (int k = 0; k < d_in; k += k_piece)
         for (int panel = 0; panel < TILE_PANELS; panel += unit) {
             int row = 0;
@@ -151,35 +206,31 @@ INLINE void tile_run(const struct weight *weight, const char *w, const float *x,
                 int rows = (n_rows - row + left - 1) / left; /* balanced: 16 is 6 + 5 + 5 */
                 struct gemm_place at = {
                     .w = w + (size_t)panel * weight->panel_bytes,
+                    .panel_bytes = weight->panel_bytes,
                     .x = x + (size_t)row * (size_t)d_in,
+                    .ldx = (size_t)d_in,
                     .y = y + (size_t)row * ldy + panel * PANEL,
                     .ldy = ldy,
                     .k_begin = k,
                     .k_end = k + k_piece < d_in ? k + k_piece : d_in,
+                    .ahead_step = step,
                 };
-                switch (rows) {
-                case 1:
-                    rows_run(weight, at, unit, t, 1);
-                    break;
-                case 2:
-                    rows_run(weight, at, unit, t, 2);
-                    break;
-                case 3:
-                    rows_run(weight, at, unit, t, 3);
-                    break;
-                case 4:
-                    rows_run(weight, at, unit, t, 4);
-                    break;
-                case 5:
-                    rows_run(weight, at, unit, t, 5);
-                    break;
-                default:
-                    rows_run(weight, at, unit, t, 6);
-                    break;
+                size_t done = (size_t)(n_groups - left) * step;
+                at.ahead = at.w + (size_t)unit * weight->panel_bytes + (size_t)k * k_bytes +
+                           (size_t)(at.k_end - k) / turn * done;
+                for (int p = 0; p < unit; p += BLOCK_PANELS(rows)) {
+                    blocks_of[weight->packed][rows](&at);
+                    at.w += (size_t)BLOCK_PANELS(rows) * weight->panel_bytes;
+                    at.y += BLOCK_PANELS(rows) * PANEL;
+                    at.ahead_step = 0;
                 }
                 row += rows;
             }
         }
+    if (d_in % 2 != 0 && weight->packed == PACKED_BF16)
+        odd_run(weight, PACKED_BF16, w, x, y, ldy, n_rows);
+    else if (d_in % 2 != 0 && weight->packed == PACKED_INT8)
+        odd_run(weight, PACKED_INT8, w, x, y, ldy, n_rows);
 }
 
 static void gemm(const struct gemm *g, int row_begin, int row_end, int tile)
@@ -193,24 +244,19 @@ static void gemm(const struct gemm *g, int row_begin, int row_end, int tile)
     float *to = g->y + (size_t)row_begin * (size_t)weight->d_out + (size_t)column;
     float *y = n_cols == TILE_COLS ? to : edge;
     size_t ldy = n_cols == TILE_COLS ? (size_t)weight->d_out : TILE_COLS;
-    switch (weight->dtype) {
-    case DTYPE_F32:
-        tile_run(weight, w, x, y, ldy, n_rows, DTYPE_F32);
-        break;
-    case DTYPE_F16:
-        tile_run(weight, w, x, y, ldy, n_rows, DTYPE_F16);
-        break;
-    case DTYPE_BF16:
-        tile_run(weight, w, x, y, ldy, n_rows, DTYPE_BF16);
-        break;
-    }
-    if (y == to && g->bias == NULL)
+    tile_run(weight, w, x, y, ldy, n_rows);
+    if (y == to && g->bias == NULL && weight->scale == NULL)
         return;
-    for (int r = 0; r < n_rows; r++)
-        for (int c = 0; c < n_cols; c++)
-            to[(size_t)r * (size_t)weight->d_out + (size_t)c] =
-                g->bias != NULL ? y[(size_t)r * ldy + (size_t)c] + g->bias[column + c]
-                                : y[(size_t)r * ldy + (size_t)c];
+    for (int r = 0; r < n_rows; r++) {
+        const float *from = y + (size_t)r * ldy;
+        float *out = to + (size_t)r * (size_t)weight->d_out;
+        for (int c = 0; c < n_cols; c++) {
+            float sum = from[c];
+            if (weight->scale != NULL)
+                sum *= weight->scale[column + c];
+            out[c] = g->bias != NULL ? sum + g->bias[column + c] : sum;
+        }
+    }
 }
 
 static void embed_row(float *y, const struct weight *w, int token, float scale)
@@ -218,10 +264,12 @@ static void embed_row(float *y, const struct weight *w, int token, float scale)
     const char *panel = (const char *)w->panels + (size_t)(token / PANEL) * w->panel_bytes;
     size_t column = (size_t)(token % PANEL);
     for (int k = 0; k < w->d_in; k++) {
-        size_t at = w->dtype == DTYPE_BF16
-                        ? (size_t)(k / 2) * PANEL * 2 + column * 2 + (size_t)(k % 2)
-                        : (size_t)k * PANEL + column;
-        y[k] = element_f32(panel, w->dtype, at) * scale;
+        size_t at = (size_t)k * PANEL + column;
+        if (w->packed == PACKED_BF16)
+            at = (size_t)(k / 2) * PANEL * 2 + column * 2 + (size_t)(k % 2);
+        y[k] = (w->packed == PACKED_INT8 ? (float)((const int8_t *)panel)[at] * w->scale[token]
+                                         : element_f32(panel, (enum dtype)w->packed, at)) *
+               scale;
     }
 }
 

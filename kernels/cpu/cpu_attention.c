@@ -8,8 +8,9 @@
 #include <string.h>
 
 enum {
-    TASK_QUERIES = 48,      /* rows x query heads of one KV head: their accumulators fit in cache */
-    TASK_WORK = 128 * 1024, /* FMAs */
+    TASK_QUERIES = 48,      /* (row, query head) pairs at once: their accumulators fit in cache */
+    TASK_WORK = 128 * 1024, /* FMAs, at least */
+    TASKS_A_THREAD = 8,     /* at least, where the work is enough */
     ROPE_WORK = 8 * 1024,   /* elements */
 };
 
@@ -69,8 +70,12 @@ static void attend_tile(void *context, int tile, int thread)
         .position = batch->position,
         .shape = job->shape,
     };
-    for (int head = task->head_begin; head < task->head_end; head++)
+    const int n_queries = (task->row_end - task->row_begin) *
+                          (job->shape->n_heads / job->shape->n_kv_heads);
+    const int heads = TASK_QUERIES / n_queries > 0 ? TASK_QUERIES / n_queries : 1;
+    for (int head = task->head_begin; head < task->head_end; head += heads)
         job->be->isa->attend(&a, task->row_begin, task->row_end, head,
+                             head + heads < task->head_end ? head + heads : task->head_end,
                              job->be->of_thread[thread].memory);
 }
 
@@ -81,16 +86,22 @@ void cpu_attention(struct backend *be, struct devptr y, struct devptr qkv,
     BUG_IF(shape->n_kv_heads < 1 || shape->n_heads % shape->n_kv_heads != 0);
     const int group = shape->n_heads / shape->n_kv_heads, n_kv = shape->n_kv_heads;
     const int task_rows = TASK_QUERIES / group > 0 ? TASK_QUERIES / group : 1;
-    const size_t padded = (size_t)(shape->head_dim + 15) / 16 * 16;
-    threads_reserve(be, (size_t)task_rows * (size_t)group * (2 * padded + 2) * sizeof(float));
+    threads_reserve(be,
+                    attend_scratch_bytes(shape->head_dim,
+                                         (size_t)(group > TASK_QUERIES ? group : TASK_QUERIES)));
 
     size_t n_tasks = 0;
     struct attend_task *tasks = NULL;
-    double work = 0;
+    double work = 0, task_work = TASK_WORK;
     for (int counting = 1; counting >= 0; counting--) {
-        if (!counting)
+        if (!counting) {
             tasks = scratch_reserve(&be->tasks, n_tasks * sizeof *tasks + 1);
+            /* Whole tokens where the work allows it; no more tasks than were counted. */
+            double share = work / (TASKS_A_THREAD * pool_threads(be->pool));
+            task_work = share > task_work ? share : task_work;
+        }
         n_tasks = 0;
+        work = 0;
         for (int s = 0; s < batch->n_seqs; s++)
             for (int row = batch->seq_indptr[s]; row < batch->seq_indptr[s + 1];) {
                 int end = batch->seq_indptr[s + 1] - row < task_rows ? batch->seq_indptr[s + 1]
@@ -100,7 +111,7 @@ void cpu_attention(struct backend *be, struct devptr y, struct devptr qkv,
                 double head_work = 2.0 * (end - row) * group * shape->head_dim *
                                    (shape->window > 0 && shape->window < keys ? shape->window
                                                                               : keys);
-                int heads = head_work * n_kv < TASK_WORK ? n_kv : (int)(TASK_WORK / head_work);
+                int heads = head_work * n_kv < task_work ? n_kv : (int)(task_work / head_work);
                 heads = heads < 1 ? 1 : heads;
                 for (int head = 0; head < n_kv; head += heads, n_tasks++)
                     if (!counting)
@@ -110,8 +121,7 @@ void cpu_attention(struct backend *be, struct devptr y, struct devptr qkv,
                             .row_end = end,
                             .head_begin = head,
                             .head_end = head + heads < n_kv ? head + heads : n_kv};
-                if (!counting)
-                    work += head_work * n_kv;
+                work += head_work * n_kv;
                 row = end;
             }
     }

@@ -1,12 +1,13 @@
 /* cpu_backend: choosing the instruction set, memory, and packing weights.
  *
- * A weight is packed once, into the panels that isa.h draws, by all threads; the file's pages are
- * not needed afterwards. Large weights lie on 2 MiB pages when the kernel has them: a decode step
- * walks every weight once, and with 4 KiB pages each core would miss its TLB every 4 KiB of that
- * walk. */
+ * A weight is packed once, into the panels that isa.h draws, and made int8 where asked, by all
+ * threads; the file's pages are not needed afterwards. Large weights lie on 2 MiB pages when the
+ * kernel has them: a decode step walks every weight once, and with 4 KiB pages each core would miss
+ * its TLB every 4 KiB of that walk. */
 #include "kernels/cpu/cpu.h"
 
 #include "kernels/backends.h"
+#include "kernels/numeric.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
 
@@ -119,8 +120,9 @@ static void cpu_caps(struct backend *be, struct backend_caps *out)
         .memory_free_bytes = page > 0 && free_pages > 0 ? (size_t)page * (size_t)free_pages : 0,
         .memory_total_bytes = page > 0 && pages > 0 ? (size_t)page * (size_t)pages : 0,
     };
-    snprintf(out->description, sizeof out->description, "cpu: %s, %d thread%s", be->isa->name,
-             pool_threads(be->pool), pool_threads(be->pool) == 1 ? "" : "s");
+    snprintf(out->description, sizeof out->description, "cpu: %s, %d thread%s%s", be->isa->name,
+             pool_threads(be->pool), pool_threads(be->pool) == 1 ? "" : "s",
+             be->options.weights_int8 ? ", int8 weights" : "");
 }
 
 static void *pages_alloc(size_t n_bytes)
@@ -226,6 +228,7 @@ struct pack {
     const void *const *parts;
     const int *d_out;
     int n_parts;
+    enum dtype dtype; /* of the parts */
 };
 
 /* Where output column `column` of the stacked parts begins in the file; NULL beyond the last. */
@@ -234,7 +237,7 @@ static const char *column_source(const struct pack *p, int column)
     for (int i = 0; i < p->n_parts; column -= p->d_out[i++])
         if (column < p->d_out[i])
             return (const char *)p->parts[i] +
-                   (size_t)column * (size_t)p->w->d_in * dtype_bytes(p->w->dtype);
+                   (size_t)column * (size_t)p->w->d_in * dtype_bytes(p->dtype);
     return NULL;
 }
 
@@ -249,14 +252,22 @@ static void pack_panel(void *context, int panel, int thread)
         const char *from = column_source(p, panel * PANEL + c);
         if (from == NULL)
             break;
+        if (w->packed == PACKED_INT8) {
+            float scale = int8_scale(from, p->dtype, 0, w->d_in);
+            w->scale[panel * PANEL + c] = scale;
+            for (int k = 0; k < w->d_in; k++)
+                to[(size_t)k * PANEL + (size_t)c] = (char)int8_round(
+                    element_f32(from, p->dtype, (size_t)k), scale);
+            continue;
+        }
         for (int k = 0; k < w->d_in; k++) {
             size_t pair = ((size_t)(k / 2) * PANEL + (size_t)c) * 2 + (size_t)(k % 2);
             size_t single = (size_t)k * PANEL + (size_t)c;
             /* memcpy: the file's rows need not be aligned */
-            if (w->dtype == DTYPE_F32)
+            if (w->packed == PACKED_F32)
                 memcpy((float *)(void *)to + single, from + (size_t)k * 4, 4);
             else
-                memcpy((uint16_t *)(void *)to + (w->dtype == DTYPE_BF16 ? pair : single),
+                memcpy((uint16_t *)(void *)to + (w->packed == PACKED_BF16 ? pair : single),
                        from + (size_t)k * 2, 2);
         }
     }
@@ -268,14 +279,15 @@ static int cpu_weight_create(struct backend *be, struct weight **out, const void
 {
     BUG_IF(n_parts < 1 || d_in < 1);
     struct weight *w = xcalloc(1, sizeof *w);
-    *w = (struct weight){.dtype = dtype, .d_in = d_in};
+    *w = (struct weight){.packed = be->options.weights_int8 ? PACKED_INT8 : (enum packed)dtype,
+                         .d_in = d_in};
     for (int i = 0; i < n_parts; i++) {
         BUG_IF(d_out[i] < 1 || d_out[i] > INT_MAX - LORA_TILE_COLS - w->d_out);
         w->d_out += d_out[i];
     }
     w->n_panels = (w->d_out + LORA_TILE_COLS - 1) / LORA_TILE_COLS * TILE_PANELS;
-    w->panel_bytes = ((size_t)d_in + (dtype == DTYPE_BF16 && d_in % 2 != 0)) * PANEL *
-                     dtype_bytes(dtype);
+    const size_t turn = (size_t)packed_turn(w->packed);
+    w->panel_bytes = ((size_t)d_in + turn - 1) / turn * turn * PANEL * packed_bytes(w->packed);
     size_t n_bytes;
     if (__builtin_mul_overflow((size_t)w->n_panels, w->panel_bytes, &n_bytes) ||
         (w->panels = pages_alloc(n_bytes)) == NULL) {
@@ -283,7 +295,9 @@ static int cpu_weight_create(struct backend *be, struct weight **out, const void
         free(w);
         return -1;
     }
-    struct pack pack = {w, parts, d_out, n_parts};
+    if (w->packed == PACKED_INT8)
+        w->scale = xcalloc((size_t)w->n_panels * PANEL, sizeof *w->scale);
+    struct pack pack = {w, parts, d_out, n_parts, dtype};
     tiles_run(be, w->n_panels, (double)w->d_out * d_in, pack_panel, &pack);
     *out = w;
     return 0;
@@ -295,6 +309,7 @@ static void cpu_weight_free(struct backend *be, struct weight *w)
     if (w == NULL)
         return;
     free(w->panels);
+    free(w->scale);
     free(w);
 }
 

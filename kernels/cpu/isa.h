@@ -9,6 +9,7 @@
  *
  *     f32, f16   [d_out / 16][d_in][16]
  *     bf16       [d_out / 16][d_in / 2][16][2]    pairs of k; d_in rounded up, the odd one is 0
+ *     int8       [d_out / 16][d_in][16]           d_in rounded up to a pair, likewise
  *
  * A 32-bit lane of the bf16 layout holds w[k] in its low and w[k + 1] in its high half: one shift
  * widens the first, one AND the second, with no shuffle at any vector width. Columns are padded to
@@ -26,15 +27,34 @@ enum {
     PIECE_KEYS = 64, /* of attention */
 };
 
+enum packed {
+    PACKED_F32 = DTYPE_F32,
+    PACKED_F16 = DTYPE_F16,
+    PACKED_BF16 = DTYPE_BF16,
+    PACKED_INT8,
+};
+
+static inline size_t packed_bytes(enum packed t) /* of one element */
+{
+    return t == PACKED_INT8 ? 1 : dtype_bytes((enum dtype)t);
+}
+
+/* k that a kernel's loop takes a turn, and d_in is rounded up to. */
+static inline int packed_turn(enum packed t)
+{
+    return t == PACKED_BF16 || t == PACKED_INT8 ? 2 : 1;
+}
+
 struct weight {
-    enum dtype dtype;
+    enum packed packed;
     int d_in, d_out;
     int n_panels; /* a multiple of TILE_PANELS */
     size_t panel_bytes;
     void *panels; /* 64-byte aligned [n_panels] of panel_bytes */
+    float *scale; /* int8: [n_panels * PANEL], 0 for padding; else NULL */
 };
 
-/* y = W x + bias */
+/* y = W x + bias; of int8 weights (sum of q x) * scale + bias */
 struct gemm {
     float *y;       /* [n_rows, w->d_out] */
     const float *x; /* [n_rows, w->d_in] */
@@ -53,6 +73,13 @@ struct attend {
     const struct attention_shape *shape;
 };
 
+/* For n_queries (row, query head) pairs: q and its sum, scores, two numbers and a range. */
+static inline size_t attend_scratch_bytes(int head_dim, size_t n_queries)
+{
+    size_t padded = ((size_t)head_dim + PANEL - 1) / PANEL * PANEL;
+    return n_queries * ((2 * padded + PIECE_KEYS + 2) * sizeof(float) + 2 * sizeof(int));
+}
+
 struct isa {
     const char *name;
 
@@ -67,10 +94,10 @@ struct isa {
     void (*expand)(float *y, int ldy, int n_cols, const float *t, const void *b, enum dtype dtype,
                    int rank, int n_rows, float factor, float *scratch);
 
-    /* Rows [row_begin, row_end) of the step, KV head kv_head and the query heads that read it.
-     * scratch f32, for each of these (row, query head) pairs: two times head_dim rounded up to 16,
-     * and 2 more. */
-    void (*attend)(const struct attend *a, int row_begin, int row_end, int kv_head, float *scratch);
+    /* Rows [row_begin, row_end) of the step, KV heads [head_begin, head_end) and the query heads
+     * that read them. scratch: attend_scratch_bytes, 64-byte aligned. */
+    void (*attend)(const struct attend *a, int row_begin, int row_end, int head_begin, int head_end,
+                   void *scratch);
     /* One row of qkv: norms, rotation, and its K and V into the cache slot. */
     void (*rope_row)(float *qkv, const struct kv_layer *kv, size_t slot, int32_t position,
                      const struct attention_shape *shape, const struct rope_shape *rope);

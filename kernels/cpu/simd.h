@@ -83,6 +83,14 @@ INLINE vec vec_fma(vec a, vec b, vec c) /* a * b + c */
 {
     return _mm512_fmadd_ps(a, b, c);
 }
+INLINE vec vec_broadcast(const float *p)
+{
+    return _mm512_set1_ps(*p);
+}
+INLINE void vec_fma_into(vec *c, vec a, vec b) /* c += a * b */
+{
+    *c = _mm512_fmadd_ps(a, b, *c);
+}
 INLINE vec vec_fnma(vec a, vec b, vec c) /* c - a * b */
 {
     return _mm512_fnmadd_ps(a, b, c);
@@ -112,6 +120,10 @@ INLINE vec vec_widen_bf16(const uint16_t *p)
 INLINE vec vec_widen_f16(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+INLINE vec vec_widen_int8(const void *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
 }
 INLINE void vec_narrow_f16(uint16_t *p, vec x)
 {
@@ -205,6 +217,18 @@ INLINE vec vec_fma(vec a, vec b, vec c) /* a * b + c */
 {
     return _mm256_fmadd_ps(a, b, c);
 }
+/* vec_set1 and vec_fma for loops that need all 16 registers: written out, because gcc otherwise
+ * gathers the broadcasts ahead of the sums, runs out of registers and spills accumulators. */
+INLINE vec vec_broadcast(const float *p)
+{
+    vec x;
+    __asm__("vbroadcastss %1, %0" : "=x"(x) : "m"(*p));
+    return x;
+}
+INLINE void vec_fma_into(vec *c, vec a, vec b) /* c += a * b */
+{
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(*c) : "x"(a), "x"(b));
+}
 INLINE vec vec_fnma(vec a, vec b, vec c) /* c - a * b */
 {
     return _mm256_fnmadd_ps(a, b, c);
@@ -234,6 +258,10 @@ INLINE vec vec_widen_bf16(const uint16_t *p)
 INLINE vec vec_widen_f16(const uint16_t *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+INLINE vec vec_widen_int8(const void *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
 }
 INLINE void vec_narrow_f16(uint16_t *p, vec x)
 {

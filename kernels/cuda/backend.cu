@@ -61,6 +61,10 @@ static int be_open(struct backend **out, const struct backend_options *options, 
         return err_set(err, ERR_UNSUPPORTED, "cuda: no usable GPU on this machine (%s)",
                        rc == cudaSuccess ? "none found" : cudaGetErrorString(rc));
     }
+    if (options->weights_int8)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "cuda: weights = int8 (--weights int8) is for the backends cpu and ref; this "
+                       "one keeps them as they are in the file");
     if (options->device < 0 || options->device >= n_devices)
         return err_set(err, ERR_INVALID, "cuda: device %d of %d", options->device, n_devices);
     struct cudaDeviceProp prop;

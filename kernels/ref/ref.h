@@ -14,6 +14,7 @@ struct backend {
 
 struct weight {
     enum dtype dtype;
+    bool int8;       /* read as what int8 would hold of it */
     int d_in, d_out; /* d_out: of all parts together */
     int n_parts;
     int *part_d_out;    /* [n_parts] */

@@ -31,7 +31,6 @@ static void ref_close(struct backend *be)
 
 static void ref_caps(struct backend *be, struct backend_caps *out)
 {
-    (void)be;
     long page = sysconf(_SC_PAGESIZE), free_pages = sysconf(_SC_AVPHYS_PAGES),
          pages = sysconf(_SC_PHYS_PAGES);
     *out = (struct backend_caps){
@@ -40,7 +39,8 @@ static void ref_caps(struct backend *be, struct backend_caps *out)
         .memory_free_bytes = page > 0 && free_pages > 0 ? (size_t)page * (size_t)free_pages : 0,
         .memory_total_bytes = page > 0 && pages > 0 ? (size_t)page * (size_t)pages : 0,
     };
-    snprintf(out->description, sizeof out->description, "ref: plain loops, 1 thread");
+    snprintf(out->description, sizeof out->description, "ref: plain loops, 1 thread%s",
+             be->options.weights_int8 ? ", int8 weights" : "");
 }
 
 static int ref_mem_alloc(struct backend *be, struct devptr *out, size_t n_bytes, struct err *err)
@@ -135,11 +135,11 @@ static int ref_weight_create(struct backend *be, struct weight **out, const void
                              const int *d_out, int n_parts, int d_in, enum dtype dtype,
                              struct err *err)
 {
-    (void)be;
     (void)err;
     BUG_IF(n_parts < 1 || d_in < 1);
     struct weight *w = xcalloc(1, sizeof *w);
-    *w = (struct weight){.dtype = dtype, .d_in = d_in, .n_parts = n_parts};
+    *w = (struct weight){
+        .dtype = dtype, .int8 = be->options.weights_int8, .d_in = d_in, .n_parts = n_parts};
     w->part_d_out = xcalloc((size_t)n_parts, sizeof *w->part_d_out);
     w->parts = xcalloc((size_t)n_parts, sizeof *w->parts);
     for (int i = 0; i < n_parts; i++) {

@@ -18,8 +18,14 @@ static void weight_row(float *row, const struct weight *w, int out)
     int part = 0;
     while (out >= w->part_d_out[part])
         out -= w->part_d_out[part++];
+    const size_t begin = (size_t)out * (size_t)w->d_in;
     for (int k = 0; k < w->d_in; k++)
-        row[k] = element_f32(w->parts[part], w->dtype, (size_t)out * (size_t)w->d_in + (size_t)k);
+        row[k] = element_f32(w->parts[part], w->dtype, begin + (size_t)k);
+    if (w->int8) {
+        float scale = int8_scale(w->parts[part], w->dtype, begin, w->d_in);
+        for (int k = 0; k < w->d_in; k++)
+            row[k] = (float)int8_round(row[k], scale) * scale;
+    }
 }
 
 static float dot(const float *a, const float *b, int n)

@@ -63,9 +63,9 @@ static int read_kinds(struct bench_options *o, const char *text)
 /* The options as they were given, to be told beside the numbers. */
 static void flags_text(const struct cli_args *a, char *out, size_t n_out)
 {
-    static const char *const values[] = {"shape",    "backend",  "kinds",   "streams",
-                                         "adapters", "rank",     "prompt",  "generate",
-                                         "rounds",   "max-rows", "threads", "bandwidth"};
+    static const char *const values[] = {"shape",   "backend",   "kinds",    "streams", "adapters",
+                                         "rank",    "prompt",    "generate", "rounds",  "max-rows",
+                                         "threads", "bandwidth", "weights"};
     size_t at = 0;
     out[0] = '\0';
     for (size_t i = 0; i < sizeof values / sizeof values[0] && at < n_out; i++)
@@ -83,6 +83,7 @@ static int run_bench(const struct cli_args *a)
     flags_text(a, flags, sizeof flags);
     struct bench_options o = {.shape = cli_value(a, "shape", NULL),
                               .backend = cli_value(a, "backend", NULL),
+                              .weights = cli_value(a, "weights", NULL),
                               .show_memory = cli_has(a, "show-memory"),
                               .csv = cli_has(a, "csv"),
                               .commit = cli_value(a, "commit", NULL),
@@ -131,6 +132,7 @@ const struct cli_command cmd_bench = {
         (const struct cli_option[]){
             {"shape", CLI_VALUE, "NAME", "110m (default), 1b, 7b, 8b, demo-7m or tiny."},
             {"backend", CLI_VALUE, "NAME", "cpu (default), ref or cuda."},
+            {"weights", CLI_VALUE, "KIND", "file (default) or int8."},
             {"kinds", CLI_VALUE, "LIST",
              "Of base, shared, distinct, uniform and skewed; base,shared,distinct."},
             {"streams", CLI_VALUE, "LIST", "Requests at once, separated by commas; 1,8,16."},

@@ -40,7 +40,8 @@ UNUSED static int isa_variants_count(void)
     return isa_variant_differs() ? 2 : 1;
 }
 
-UNUSED static void dev_open(struct dev *d, const char *name, int n_threads, const char *isa)
+UNUSED static void dev_open_weights(struct dev *d, const char *name, int n_threads, const char *isa,
+                                    bool int8)
 {
     struct err err = {0};
     struct backend_options options = {.n_threads = n_threads,
@@ -48,13 +49,19 @@ UNUSED static void dev_open(struct dev *d, const char *name, int n_threads, cons
                                       .max_d = 512,
                                       .max_rank = 64,
                                       .max_seqs = 16,
-                                      .max_context = 512};
+                                      .max_context = 512,
+                                      .weights_int8 = int8};
     *d = (struct dev){.ops = ops_find(name, &err)};
     if (d->ops == NULL)
         fail_msg("ops_find(%s): %s", name, err.message);
     if (isa != NULL)
         setenv("TRIBUTARY_ISA", isa, 1);
     assert_ok(d->ops->open(&d->be, &options, &err), err);
+}
+
+UNUSED static void dev_open(struct dev *d, const char *name, int n_threads, const char *isa)
+{
+    dev_open_weights(d, name, n_threads, isa, false);
 }
 
 UNUSED static void dev_close(struct dev *d)

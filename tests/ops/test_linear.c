@@ -13,14 +13,15 @@ struct linear_case {
     int rank[SLOTS][PARTS_MAX]; /* of each adapter slot at each part; 0: not a target */
     int n_segs;
     struct lora_seg segs[SEGS_MAX];
+    bool int8; /* weights are made int8 */
 };
 
 static const struct linear_case cases[] = {
-    {"one row, one column", 1, 1, {1}, DTYPE_F32, DTYPE_F32, 1, false, {{0}}, 0, {{0}}},
-    {"stories260K q", 64, 1, {64}, DTYPE_F32, DTYPE_F32, 5, false, {{0}}, 0, {{0}}},
-    {"stories260K down", 172, 1, {64}, DTYPE_F32, DTYPE_F32, 7, true, {{0}}, 0, {{0}}},
-    {"odd d_in and d_out", 37, 1, {53}, DTYPE_BF16, DTYPE_BF16, 9, true, {{0}}, 0, {{0}}},
-    {"odd, f16", 45, 2, {19, 30}, DTYPE_F16, DTYPE_F16, 13, true, {{0}}, 0, {{0}}},
+    {"one row, one column", 1, 1, {1}, DTYPE_F32, DTYPE_F32, 1, false, {{0}}, 0, {{0}}, false},
+    {"stories260K q", 64, 1, {64}, DTYPE_F32, DTYPE_F32, 5, false, {{0}}, 0, {{0}}, false},
+    {"stories260K down", 172, 1, {64}, DTYPE_F32, DTYPE_F32, 7, true, {{0}}, 0, {{0}}, false},
+    {"odd d_in and d_out", 37, 1, {53}, DTYPE_BF16, DTYPE_BF16, 9, true, {{0}}, 0, {{0}}, false},
+    {"odd, f16", 45, 2, {19, 30}, DTYPE_F16, DTYPE_F16, 13, true, {{0}}, 0, {{0}}, false},
     {"fused qkv, grouped heads",
      96,
      3,
@@ -31,10 +32,22 @@ static const struct linear_case cases[] = {
      false,
      {{0}},
      0,
-     {{0}}},
-    {"more rows than a row block", 40, 1, {70}, DTYPE_BF16, DTYPE_BF16, 131, true, {{0}}, 0, {{0}}},
-    {"K in pieces", 2100, 1, {40}, DTYPE_BF16, DTYPE_BF16, 62, true, {{0}}, 0, {{0}}},
-    {"K in pieces, f32", 2053, 1, {24}, DTYPE_F32, DTYPE_F32, 60, false, {{0}}, 0, {{0}}},
+     {{0}},
+     false},
+    {"more rows than a row block",
+     40,
+     1,
+     {70},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     131,
+     true,
+     {{0}},
+     0,
+     {{0}},
+     false},
+    {"K in pieces", 2100, 1, {40}, DTYPE_BF16, DTYPE_BF16, 62, true, {{0}}, 0, {{0}}, false},
+    {"K in pieces, f32", 2053, 1, {24}, DTYPE_F32, DTYPE_F32, 60, false, {{0}}, 0, {{0}}, false},
     {"one adapter over all rows, f32",
      64,
      1,
@@ -45,7 +58,8 @@ static const struct linear_case cases[] = {
      false,
      {{4}},
      1,
-     {{0, 6, 0, 1}}},
+     {{0, 6, 0, 1}},
+     false},
     {"mixed ranks, base rows between, an empty segment",
      96,
      3,
@@ -56,7 +70,8 @@ static const struct linear_case cases[] = {
      true,
      {{8, 0, 8}, {16, 4, 1}, {3, 64, 5}, {0, 0, 0}},
      5,
-     {{1, 3, 0, 1}, {4, 0, 2, 1}, {5, 1, 1, 1}, {6, 11, 2, 1}, {20, 2, 3, 1}}},
+     {{1, 3, 0, 1}, {4, 0, 2, 1}, {5, 1, 1, 1}, {6, 11, 2, 1}, {20, 2, 3, 1}},
+     false},
     {"f16 adapters on odd shapes",
      61,
      2,
@@ -67,7 +82,8 @@ static const struct linear_case cases[] = {
      false,
      {{9, 0}, {1, 17}, {24, 2}, {0, 7}},
      4,
-     {{0, 1, 0, 1}, {1, 9, 1, 1}, {10, 4, 2, 1}, {15, 3, 3, 1}}},
+     {{0, 1, 0, 1}, {1, 9, 1, 1}, {10, 4, 2, 1}, {15, 3, 3, 1}},
+     false},
     {"f32 adapters on bf16 weights",
      130,
      1,
@@ -78,7 +94,8 @@ static const struct linear_case cases[] = {
      false,
      {{16}, {8}, {33}, {2}},
      4,
-     {{0, 4, 0, 1}, {4, 4, 1, 1}, {8, 4, 2, 1}, {12, 4, 3, 1}}},
+     {{0, 4, 0, 1}, {4, 4, 1, 1}, {8, 4, 2, 1}, {12, 4, 3, 1}},
+     false},
     {"bf16 adapters on f32 weights, d_in below a vector",
      5,
      1,
@@ -89,7 +106,8 @@ static const struct linear_case cases[] = {
      false,
      {{2}, {12}},
      2,
-     {{0, 1, 1, 1}, {2, 2, 0, 1}}},
+     {{0, 1, 1, 1}, {2, 2, 0, 1}},
+     false},
     {"an ensemble: two weighted adapters on the same rows",
      80,
      2,
@@ -100,7 +118,8 @@ static const struct linear_case cases[] = {
      true,
      {{4, 4}, {8, 0}, {0, 6}},
      4,
-     {{0, 2, 0, 1}, {3, 5, 0, 0.25f}, {3, 5, 1, 0.75f}, {3, 5, 2, -0.5f}}},
+     {{0, 2, 0, 1}, {3, 5, 0, 0.25f}, {3, 5, 1, 0.75f}, {3, 5, 2, -0.5f}},
+     false},
     {"adapters large enough to be asked for ahead",
      512,
      2,
@@ -111,7 +130,8 @@ static const struct linear_case cases[] = {
      true,
      {{64, 64}, {40, 0}, {8, 8}, {0, 3}},
      4,
-     {{0, 1, 0, 1}, {1, 4, 1, 1}, {6, 3, 2, 1}, {9, 2, 3, 1}}},
+     {{0, 1, 0, 1}, {1, 4, 1, 1}, {6, 3, 2, 1}, {9, 2, 3, 1}},
+     false},
     {"a long segment across row blocks",
      64,
      1,
@@ -122,7 +142,50 @@ static const struct linear_case cases[] = {
      false,
      {{16}, {8}},
      2,
-     {{2, 100, 0, 1}, {102, 40, 1, 1}}},
+     {{2, 100, 0, 1}, {102, 40, 1, 1}},
+     false},
+    {.what = "int8, one row, one column",
+     .d_in = 1,
+     .n_parts = 1,
+     .d_out = {1},
+     .weight = DTYPE_F32,
+     .n_rows = 1,
+     .int8 = true},
+    {.what = "int8 of bf16, odd d_in and d_out, bias",
+     .d_in = 37,
+     .n_parts = 1,
+     .d_out = {53},
+     .weight = DTYPE_BF16,
+     .n_rows = 19,
+     .bias = true,
+     .int8 = true},
+    {.what = "int8 of f16, two parts, whole tiles",
+     .d_in = 128,
+     .n_parts = 2,
+     .d_out = {64, 128},
+     .weight = DTYPE_F16,
+     .n_rows = 70,
+     .int8 = true},
+    {.what = "int8 of f32, K in pieces, odd",
+     .d_in = 2101,
+     .n_parts = 1,
+     .d_out = {40},
+     .weight = DTYPE_F32,
+     .n_rows = 62,
+     .bias = true,
+     .int8 = true},
+    {.what = "int8 with adapters",
+     .d_in = 96,
+     .n_parts = 3,
+     .d_out = {96, 32, 32},
+     .weight = DTYPE_BF16,
+     .adapter = DTYPE_BF16,
+     .n_rows = 24,
+     .bias = true,
+     .rank = {{8, 0, 8}, {16, 4, 1}, {3, 64, 5}, {0, 0, 0}},
+     .n_segs = 5,
+     .segs = {{1, 3, 0, 1}, {4, 0, 2, 1}, {5, 1, 1, 1}, {6, 11, 2, 1}, {20, 2, 3, 1}},
+     .int8 = true},
 };
 
 /* The inputs of a case on one backend. */
@@ -143,7 +206,7 @@ static void fixture_open(struct fixture *f, const struct linear_case *c, const c
 {
     struct err err = {0};
     *f = (struct fixture){.c = c};
-    dev_open(&f->dev, backend, n_threads, isa);
+    dev_open_weights(&f->dev, backend, n_threads, isa, c->int8);
     for (int p = 0; p < c->n_parts; p++) {
         f->parts[p] = random_as(c->weight, (size_t)c->d_in * (size_t)c->d_out[p], 100 + (uint64_t)p,
                                 1 / sqrtf((float)c->d_in));
@@ -332,6 +395,48 @@ static void rows_under_no_adapter_equal_the_base_model(void **state)
     }
 }
 
+/* The backends share the rounding, so it is checked by what it must do to a weight. */
+static void int8_weights_are_the_nearest_of_255_steps_of_their_column(void **state)
+{
+    (void)state;
+    enum { D_IN = 6, D_OUT = 5 };
+    static const float w[D_OUT][D_IN] = {
+        {127, -126.6f, 0.4f, 0.5f, 1.5f, -64},      /* the scale is 1; ties go to even */
+        {0, 0, 0, 0, 0, 0},                         /* no scale */
+        {0, 0, 0, -1e-3f, 0, 0},                    /* only a minimum */
+        {1, 2, INFINITY, 3, 4, 5},                  /* not a number */
+        {3e-43f, 3e-43f, 0, -3e-43f, 0, 1.4e-45f}}; /* the scale itself is subnormal */
+    static const float want[3][D_IN] = {
+        {127, -127, 0, 0, 2, -64}, {0, 0, 0, 0, 0, 0}, {0, 0, 0, -1e-3f, 0, 0}};
+    const char *const backends[] = {"ref", "cpu"};
+    for (size_t b = 0; b < COUNT(backends); b++) {
+        struct dev dev;
+        struct weight *weight;
+        struct err err = {0};
+        const void *part = w;
+        const int d_out = D_OUT;
+        float y[D_OUT][D_IN];
+        dev_open_weights(&dev, backends[b], 1, "", true);
+        assert_ok(dev.ops->weight_create(dev.be, &weight, &part, &d_out, 1, D_IN, DTYPE_F32, &err),
+                  err);
+        const int32_t tokens[D_OUT] = {0, 1, 2, 3, 4};
+        struct devptr d_y = dev_alloc(&dev, sizeof y);
+        dev.ops->embed(dev.be, d_y, dev_put(&dev, tokens, sizeof tokens), weight, D_OUT, 1);
+        dev_get(&dev, y, d_y, sizeof y);
+        for (int i = 0; i < 3; i++)
+            for (int k = 0; k < D_IN; k++)
+                if (fabsf(y[i][k] - want[i][k]) > 1e-6f * fabsf(want[i][k]))
+                    fail_msg("%s: w[%d][%d] = %g became %g, not %g", backends[b], i, k,
+                             (double)w[i][k], (double)y[i][k], (double)want[i][k]);
+        for (int k = 0; k < D_IN; k++) {
+            assert_true(isnan(y[3][k]));
+            assert_true(fabsf(y[4][k]) <= 3e-43f && y[4][k] * w[4][k] >= 0);
+        }
+        dev.ops->weight_free(dev.be, weight);
+        dev_close(&dev);
+    }
+}
+
 /* ---- row by row
  * ---------------------------------------------------------------------------------- */
 
@@ -339,9 +444,11 @@ static void embed_is_bit_equal_to_ref(void **state)
 {
     (void)state;
     static const int shapes[][2] = {{1, 1}, {33, 7}, {50, 64}, {70, 129}, {512, 64}};
-    for (size_t i = 0; i < COUNT(shapes); i++)
+    for (size_t i = 0; i < COUNT(shapes) * 2; i++)
         for (enum dtype t = DTYPE_F32; t <= DTYPE_BF16; t++) {
-            int vocab = shapes[i][0], d = shapes[i][1], n = vocab < 40 ? vocab : 40;
+            const bool int8 = i >= COUNT(shapes);
+            const int *shape = shapes[i % COUNT(shapes)];
+            int vocab = shape[0], d = shape[1], n = vocab < 40 ? vocab : 40;
             size_t n_y = (size_t)(n * d);
             void *table = random_as(t, (size_t)(vocab * d), 5, 1);
             int32_t tokens[40];
@@ -352,7 +459,7 @@ static void embed_is_bit_equal_to_ref(void **state)
                 struct dev dev;
                 struct weight *w;
                 struct err err = {0};
-                dev_open(&dev, b ? "cpu" : "ref", 2, "");
+                dev_open_weights(&dev, b ? "cpu" : "ref", 2, "", int8);
                 assert_ok(dev.ops->weight_create(dev.be, &w, (const void *const *)&table, &vocab, 1,
                                                  d, t, &err),
                           err);
@@ -364,8 +471,8 @@ static void embed_is_bit_equal_to_ref(void **state)
                 dev_close(&dev);
             }
             if (memcmp(y[0], y[1], n_y * 4) != 0)
-                fail_msg("embed, vocab %d, d %d, %s: cpu differs from ref", vocab, d,
-                         dtype_name(t));
+                fail_msg("embed, vocab %d, d %d, %s%s: cpu differs from ref", vocab, d,
+                         dtype_name(t), int8 ? " made int8" : "");
             free(y[0]);
             free(y[1]);
             free(table);
@@ -457,6 +564,7 @@ int main(void)
         cmocka_unit_test(cpu_linear_answers_to_ref),
         cmocka_unit_test(a_row_has_the_same_bits_in_every_batch),
         cmocka_unit_test(rows_under_no_adapter_equal_the_base_model),
+        cmocka_unit_test(int8_weights_are_the_nearest_of_255_steps_of_their_column),
         cmocka_unit_test(embed_is_bit_equal_to_ref),
         cmocka_unit_test(row_operators_answer_to_ref_and_ignore_their_neighbours),
     };
