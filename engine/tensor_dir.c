@@ -23,7 +23,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { INDEX_MAX_BYTES = 64 << 20 };
+enum { INDEX_MAX_BYTES = 64 << 20, PIECE_BYTES = 256 << 10 };
 
 static bool name_is_plain(const char *name)
 {
@@ -48,22 +48,30 @@ static int file_map(struct tensor_dir_file *f, int fd, size_t n, const char *pat
     return 0;
 }
 
+/* Reads and hashes in turn, a piece that stays in a core's cache at once. The whole file was asked
+ * for in front, so that the disk reads what comes next while a piece is hashed. */
 static int file_load(struct tensor_dir_file *f, int fd, size_t n, const char *path, struct err *err)
 {
+    struct sha256 hash;
+    sha256_init(&hash);
     f->bytes = malloc(n > 0 ? n : 1);
     if (f->bytes == NULL)
         return err_set(err, ERR_NO_MEMORY, "%s: no memory for its %zu bytes", path, n);
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* advice: it may be refused */
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
     while (f->n_bytes < n) {
-        ssize_t got = read(fd, f->bytes + f->n_bytes, n - f->n_bytes);
+        size_t want = n - f->n_bytes < PIECE_BYTES ? n - f->n_bytes : PIECE_BYTES;
+        ssize_t got = read(fd, f->bytes + f->n_bytes, want);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
             return err_set_errno(err, errno, "%s: cannot read", path);
         if (got == 0)
             return err_set(err, ERR_IO, "%s: became shorter while it was read", path);
+        sha256_update(&hash, f->bytes + f->n_bytes, (size_t)got);
         f->n_bytes += (size_t)got;
     }
-    f->digest = sha256(f->bytes, f->n_bytes);
+    f->digest = sha256_final(&hash);
     return 0;
 }
 
