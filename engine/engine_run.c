@@ -52,7 +52,6 @@
 
 enum {
     IDLE_WAIT_MS = 500,         /* the loop turns at least so often: stats.progress */
-    PREFETCH_SEQS = 8,          /* that wait, whose adapters are brought in */
     LANE_BYTES_MAX = 128 << 20, /* on their way, with which one more may begin: 2.5 ms of the bus */
     IDLE_PLANS_MAX = 16,        /* plans in a row that compute nothing although something could */
     DEBUG_PREEMPT_STEPS = 3,    /* options.debug_preempt */
@@ -308,17 +307,6 @@ static void refuse_all(struct engine *e, struct engine_order *orders)
     for (struct engine_order *o = orders; o != NULL; o = o->next)
         o->rc = err_set(&o->err, ERR_CANCELLED, "the engine is closing");
     report(e, orders);
-}
-
-/* Adapters of the first that wait. */
-static void prefetch(struct engine *e)
-{
-    for (int i = 0; i < e->n_waiting && i < PREFETCH_SEQS; i++) {
-        const struct sequence *s = e->waiting[i];
-        for (int k = 0; k < s->n_adapters; k++)
-            if (!lora_pool_prefetch(e->lora, s->adapters[k]->lora, s->adapters[k], true))
-                return;
-    }
 }
 
 /* ---- planning ---------------------------------------------------------------------------- */
@@ -744,12 +732,39 @@ static void fly(struct engine *e, struct step *st, int n_seqs, bool follows)
     stepper_enqueue(&e->stepper, st, n_seqs, follows);
 }
 
+/* Those that wait and are next by the newest plan; behind those that it would admit, if it isn't
+ * carried out. */
+static int list_next(const struct engine *e, struct sequence **next, bool carried_out)
+{
+    int n = 0;
+    for (int i = 0; i < e->plan.n_admit && n < SCHED_NEXT_MAX && !carried_out; i++)
+        next[n++] = e->waiting[e->plan.admit[i].index];
+    for (int i = 0; i < e->plan.n_next && n < SCHED_NEXT_MAX; i++)
+        next[n++] = e->waiting[e->plan.next[i]];
+    return n;
+}
+
+/* Brings their adapters in; after the plan's own are pinned, so that none of them has to go. Who
+ * waits for an adapter that isn't here may be loading, and passed by, until it is brought in by
+ * this; so it must go by the same order. */
+static void prefetch(struct engine *e, struct sequence *const *next, int n_next)
+{
+    for (int i = 0; i < n_next && e->prefetches; i++) {
+        const struct sequence *s = next[i];
+        for (int k = 0; k < s->n_adapters; k++)
+            if (!lora_pool_prefetch(e->lora, s->adapters[k]->lora, s->adapters[k], true))
+                return;
+    }
+}
+
 /* Plans on the true state and enqueues; NULL when the plan computes nothing. */
 static struct step *begin_step(struct engine *e)
 {
     struct step *st = &e->stepper.steps[0];
+    struct sequence *next[SCHED_NEXT_MAX];
     make_plan(e, false);
-    int n_seqs = apply_plan(e, st);
+    int n_next = list_next(e, next, true), n_seqs = apply_plan(e, st);
+    prefetch(e, next, n_next);
     if (n_seqs == 0) {
         /* A forced preemption may leave one plan empty; more in a row would be for ever. */
         BUG_IF(++e->n_idle_plans > IDLE_PLANS_MAX);
@@ -789,8 +804,11 @@ static struct step *follow_step(struct engine *e, const struct step *st)
     }
     if (!stepper_is_decode(&e->stepper, next->batch.seqs, n))
         return NULL;
+    struct sequence *waiting[SCHED_NEXT_MAX];
     make_plan(e, true);
-    if (plan->n_preempt > 0 || plan->n_admit > 0 || plan->n_run < n)
+    bool follows = plan->n_preempt == 0 && plan->n_admit == 0 && plan->n_run == n;
+    prefetch(e, waiting, list_next(e, waiting, follows));
+    if (!follows)
         return NULL;
     e->n_carried++;
     e->carry = plan->carry;
@@ -872,8 +890,6 @@ void *engine_thread(void *engine)
     while (is_open(e)) {
         obey_all(e, take_intake(e));
         lora_pool_poll(e->lora);
-        if (e->prefetches)
-            prefetch(e);
         e->counts.progress = clock_monotonic_us();
         end_list(e, e->running, e->n_running, e->counts.progress);
         end_list(e, e->waiting, e->n_waiting, e->counts.progress);

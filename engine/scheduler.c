@@ -87,6 +87,7 @@ struct running_note {
 struct waiting_note {
     int next;
     bool seen; /* admitted, or looked at in vain */
+    bool admitted;
 };
 
 struct payer_note {
@@ -359,7 +360,7 @@ static bool is_favoured(const struct planning *p, int payer, int priority)
 
 static int pause_rows(const struct planning *p)
 {
-    return p->state->max_rows / PAUSE_PART;
+    return p->state->max_rows / PAUSE_PART + (p->state->max_rows < PAUSE_PART);
 }
 
 static void charge(struct planning *p, int payer, int n_rows)
@@ -436,11 +437,11 @@ static void make_queues(struct planning *p)
         *(q->running == NONE ? &q->running : &p->work->running[q->running_last].next) = i;
         q->running_last = i;
     }
-    for (int i = 0; i < p->state->n_waiting && !p->closed; i++) {
+    for (int i = 0; i < p->state->n_waiting; i++) {
         const struct sched_seq *s = &p->state->waiting[i];
         struct waiting_note *note = &p->work->waiting[i];
         *note = (struct waiting_note){.next = NONE, .seen = s->loading};
-        if (note->seen)
+        if (note->seen || p->closed)
             continue;
         struct queue *q = queue_of(p, s);
         *(q->waiting == NONE ? &q->waiting : &p->work->waiting[q->waiting_last].next) = i;
@@ -534,6 +535,7 @@ static void admit(struct planning *p, int index, int n_blocks, size_t n_bytes)
     p->work->payers[s->payer].n_running++;
     p->n_kept++;
     p->n_growing += n_blocks + s->n_found < s->n_blocks_max;
+    p->work->waiting[index].admitted = true;
     p->plan->admit[p->plan->n_admit++] = (struct sched_grant){index, n_rows, n_blocks};
     p->plan->n_bypassed = p->n_passed; /* those passed by later had nobody admitted behind them */
 }
@@ -676,6 +678,32 @@ static void carry_over(struct planning *p)
         after->spare = most;
 }
 
+static bool waits_before(const struct planning *p, int a, int b)
+{
+    const struct sched_seq *x = &p->state->waiting[a], *y = &p->state->waiting[b];
+    double counter_x = p->work->payers[x->payer].counter;
+    double counter_y = p->work->payers[y->payer].counter;
+    if (x->priority != y->priority)
+        return x->priority > y->priority;
+    return counter_x < counter_y; /* by age they come anyhow */
+}
+
+static void list_next(struct planning *p)
+{
+    int *next = p->plan->next, n = 0;
+    for (int i = 0; i < p->state->n_waiting; i++) {
+        if (p->work->waiting[i].admitted)
+            continue;
+        if (n == SCHED_NEXT_MAX && !waits_before(p, i, next[n - 1]))
+            continue;
+        int at = n < SCHED_NEXT_MAX ? n++ : n - 1;
+        for (; at > 1 && waits_before(p, i, next[at - 1]); at--) /* the oldest stays in front */
+            next[at] = next[at - 1];
+        next[at] = i;
+    }
+    p->plan->n_next = n;
+}
+
 /* Running ones with rows, by age. Those in prefill that got none stay where they are. */
 static void list_run(struct planning *p)
 {
@@ -717,5 +745,6 @@ void sched_plan_make(struct sched_plan *plan, const struct sched_state *state)
     grant_decodes(&p);
     share_rows(&p);
     carry_over(&p);
+    list_next(&p);
     list_run(&p);
 }

@@ -29,6 +29,7 @@ enum {
     /* Of the rows computed, one in so many may be spent on being quick for those who are favoured
      * (sched_carry.spare). */
     SCHED_SPARE_PART = 64,
+    SCHED_NEXT_MAX = 8, /* sched_plan.next */
     /* What a token costs its payer. One that is generated holds a place in as many steps as there
      * are tokens, a prompt's tokens share steps. */
     SCHED_COST_PROMPT = 1,
@@ -109,6 +110,10 @@ struct sched_plan {
     int n_admit;
     int *bypassed; /* [n_bypassed] waiting ones passed by while one behind them was admitted */
     int n_bypassed;
+    /* Waiting ones that don't begin: the oldest, then those first in the order, loading or not; it
+     * is good to have what they need soon. */
+    int next[SCHED_NEXT_MAX];
+    int n_next;
     struct sched_carry carry; /* for the next, if this one is carried out */
 
     struct sched_work *work; /* memory; nothing in it outlives a call */

@@ -389,6 +389,43 @@ static void plans_are_as_the_table_says(void **state)
     sched_plan_release(&plan);
 }
 
+/* ---- who is next -------------------------------------------------------------------------- */
+
+static void next_are_the_oldest_and_then_the_first_in_the_order_that_do_not_begin(void **state)
+{
+    (void)state;
+    struct sched_plan plan;
+    struct sched_seq waiting[14];
+    struct sched_payer payers[3] = {{50, 1}, {5, 1}, {20, 1}};
+    struct sched_adapter adapter = {0};
+    for (int i = 0; i < 14; i++) /* payer 0's, but for three */
+        waiting[i] = (struct sched_seq){.order = (uint64_t)i + 1, .n_tokens = 3};
+    waiting[9].payer = 2;
+    waiting[10].payer = 1;
+    waiting[10].loading = true;
+    waiting[12].payer = 1;
+    waiting[13].priority = 1;
+    struct sched_state s = {.waiting = waiting,
+                            .n_waiting = 14,
+                            .adapters = &adapter,
+                            .payers = payers,
+                            .n_payers = 3,
+                            .n_blocks_free = 9,
+                            .max_seqs = 2,
+                            .max_rows = 8,
+                            .carry = {1000, 0, 0},
+                            .force_preempt = -1};
+    sched_plan_init(&plan, 2, 14, 1);
+    sched_plan_make(&plan, &s);
+    assert_int_equal(plan.n_admit, 2); /* the priority, and payer 1's that is ready */
+    assert_int_equal(plan.admit[0].index, 13);
+    assert_int_equal(plan.admit[1].index, 12);
+    static const int expected[SCHED_NEXT_MAX] = {0, 10, 9, 1, 2, 3, 4, 5};
+    assert_int_equal(plan.n_next, SCHED_NEXT_MAX);
+    assert_memory_equal(plan.next, expected, sizeof expected);
+    sched_plan_release(&plan);
+}
+
 /* ---- a whole life, simulated ------------------------------------------------------------- */
 
 enum { LIVES = 40, BLOCKS = 24, POOL_BYTES = 250 };
@@ -530,6 +567,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plans_are_as_the_table_says),
+        cmocka_unit_test(next_are_the_oldest_and_then_the_first_in_the_order_that_do_not_begin),
         cmocka_unit_test(whatever_comes_everyone_finishes_and_no_promise_is_broken),
     };
     return cmocka_run_group_tests_name("scheduler", tests, NULL, NULL);
