@@ -245,8 +245,10 @@ json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct 
         not_found(model, err);
     } else if (c != NULL && c->n_pins > 0) {
         err_set(err, ERR_CONFLICT, "adapter %s is pinned", i->name);
-    } else if (c != NULL && (c->users > 0 || c->load != NULL)) {
-        err_set(err, ERR_CONFLICT, "adapter %s is in use by %d requests", i->name, c->users);
+    } else if (c != NULL && c->load != NULL) {
+        err_set(err, ERR_CONFLICT, "adapter %s is being loaded", i->name);
+    } else if (c != NULL && c->users > 0) {
+        err_set(err, ERR_CONFLICT, "adapter %s is in use (requests: %d)", i->name, c->users);
     } else {
         if (c != NULL && c->loaded)
             content_unload(s, c);

@@ -364,43 +364,73 @@ void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, bool do
 /* ---- lists -------------------------------------------------------------------------------------
  */
 
-static json_t *model_object(const struct adapter_store *s, const char *name, const char *owner)
-{
-    return json_pack("{s:s, s:s, s:i, s:s, s:s}", "id", name, "object", "model", "created", 0,
-                     "owned_by", owner, "parent", s->base_name);
-}
+/* What a list says of a model; copied under the lock, made into JSON without it: ten thousand
+ * objects take a while, and requests want the lock. */
+struct model_row {
+    char name[SERVICE_NAME_BYTES];
+    bool local, has_content;
+    struct address creator;
+    struct content_digest content;
+    int rank; /* 0: not known */
+};
 
-/* With the lock. */
-static json_t *item_object(const struct adapter_store *s, const struct item *i)
+static json_t *row_object(const struct adapter_store *s, const struct model_row *r)
 {
-    char text[ADDRESS_TEXT_BYTES], hex[65];
-    json_t *o = model_object(s, i->name,
-                             i->dir != NULL ? "operator" : address_format(text, i->creator));
-    if (i->content != NULL) {
+    char owner[ADDRESS_TEXT_BYTES], hex[65];
+    json_t *o = json_pack("{s:s, s:s, s:i, s:s, s:s}", "id", r->name, "object", "model", "created",
+                          0, "owned_by", r->local ? "operator" : address_format(owner, r->creator),
+                          "parent", s->base_name);
+    if (r->has_content)
         json_object_set_new(o, "content_digest",
-                            json_string(hex_encode(hex, i->content->digest.bytes, 32)));
-        if (i->content->n_bytes > 0)
-            json_object_set_new(o, "rank", json_integer(i->content->rank_max));
-    }
+                            json_string(hex_encode(hex, r->content.bytes, 32)));
+    if (r->rank > 0)
+        json_object_set_new(o, "rank", json_integer(r->rank));
     return o;
 }
 
+/* With the lock. */
+static struct model_row item_row(const struct item *i)
+{
+    struct model_row r = {.local = i->dir != NULL, .creator = i->creator};
+    memcpy(r.name, i->name, sizeof r.name);
+    r.has_content = i->content != NULL;
+    if (r.has_content) {
+        r.content = i->content->digest;
+        r.rank = i->content->rank_max;
+    }
+    return r;
+}
+
+static struct model_row entry_row(const struct index_entry *e)
+{
+    struct model_row r = {.creator = e->e.creator};
+    snprintf(r.name, sizeof r.name, "%s", e->e.name);
+    return r;
+}
+
 struct listing {
-    struct adapter_store *s;
-    json_t *models;
-    size_t max;
+    const struct adapter_store *s;
+    struct model_row *rows;
+    size_t n, cap, max;
 };
+
+static void listing_add(struct listing *l, const struct model_row *r)
+{
+    if (l->n >= l->max)
+        return;
+    if (l->n == l->cap) {
+        l->cap = l->cap == 0 ? 64 : l->cap * 2;
+        l->rows = xrealloc_array(l->rows, l->cap, sizeof *l->rows);
+    }
+    l->rows[l->n++] = *r;
+}
 
 static void list_entry(void *context, const struct index_entry *e)
 {
-    const struct listing *l = context;
-    char text[ADDRESS_TEXT_BYTES];
-    if (hash_map_get(&l->s->local, e->e.name, strlen(e->e.name)) != NULL)
-        return; /* the local one is what the name means */
-    if (json_array_size(l->models) >= l->max)
-        return;
-    json_array_append_new(l->models,
-                          model_object(l->s, e->e.name, address_format(text, e->e.creator)));
+    struct listing *l = context;
+    struct model_row r = entry_row(e);
+    if (hash_map_get(&l->s->local, r.name, strlen(r.name)) == NULL)
+        listing_add(l, &r); /* else the local one is what the name means */
 }
 
 static int by_number(const void *a, const void *b)
@@ -422,16 +452,22 @@ struct item **items_in_order(const struct adapter_store *s, size_t *n)
 
 static void list(void *context, json_t *models, size_t max)
 {
-    struct listing l = {context, models, max};
-    pthread_mutex_lock(&l.s->lock);
-    size_t n;
-    struct item **items = items_in_order(l.s, &n);
-    for (size_t k = 0; k < n && json_array_size(models) < max; k++)
-        json_array_append_new(models, item_object(l.s, items[k]));
+    struct adapter_store *s = context;
+    size_t n, given = json_array_size(models);
+    struct listing l = {.s = s, .max = max > given ? max - given : 0};
+    pthread_mutex_lock(&s->lock);
+    struct item **items = items_in_order(s, &n);
+    for (size_t k = 0; k < n; k++) {
+        struct model_row r = item_row(items[k]);
+        listing_add(&l, &r);
+    }
     free(items);
-    if (l.s->index != NULL)
-        adapter_index_each(l.s->index, list_entry, &l);
-    pthread_mutex_unlock(&l.s->lock);
+    if (s->index != NULL)
+        adapter_index_each(s->index, list_entry, &l);
+    pthread_mutex_unlock(&s->lock);
+    for (size_t k = 0; k < l.n; k++)
+        json_array_append_new(models, row_object(s, &l.rows[k]));
+    free(l.rows);
 }
 
 static json_t *show(void *context, const char *model)
@@ -439,17 +475,19 @@ static json_t *show(void *context, const char *model)
     struct adapter_store *s = context;
     struct wanted w;
     struct index_entry e;
-    char text[ADDRESS_TEXT_BYTES];
-    json_t *o = NULL;
+    struct model_row r;
+    bool found = true;
     pthread_mutex_lock(&s->lock);
     const struct item *i = item_find(s, model, false);
     if (i != NULL)
-        o = item_object(s, i);
+        r = item_row(i);
     else if (s->index != NULL && wanted_parse(&w, model, NULL) == 0 && w.by == BY_NAME &&
              adapter_index_named(s->index, w.name, w.version, &e))
-        o = model_object(s, e.e.name, address_format(text, e.e.creator));
+        r = entry_row(&e);
+    else
+        found = false;
     pthread_mutex_unlock(&s->lock);
-    return o;
+    return found ? row_object(s, &r) : NULL;
 }
 
 /* ---- create, start, stop, free -----------------------------------------------------------------

@@ -240,7 +240,7 @@ static int reserve(struct adapter_store *s, size_t n_bytes, struct err *err)
             continue;
         if (!in_time)
             return err_set(err, ERR_BUSY,
-                           "all of the %zu bytes of host memory for adapters are in use",
+                           "all of the %zu bytes of host memory for adapters are in use or pinned",
                            s->host_total);
         in_time = pthread_cond_timedwait(&s->room, &s->lock, &until) == 0;
     }

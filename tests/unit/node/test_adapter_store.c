@@ -540,7 +540,7 @@ static void when_all_is_in_use_a_load_waits_for_room_and_does_not_fail(void **st
     use(w, "a0"); /* what is there is served meanwhile */
     struct err err = {0};
     assert_null(adapter_store_unload(w->store, "a1", &err));
-    assert_string_equal(err.message, "adapter a1 is in use by 1 requests");
+    assert_string_equal(err.message, "adapter a1 is in use (requests: 1)");
     assert_false(has_come(&third));
     w->r.release(w->r.context, &second);
     await(&third);
