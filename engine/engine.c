@@ -312,27 +312,31 @@ int engine_adapter_residency(struct engine *e, const struct content_digest *cont
 static int order(struct engine *e, enum engine_order_kind kind,
                  const struct content_digest *content, struct err *err)
 {
-    struct engine_order o = {.kind = kind, .content = *content};
-    if (kind != ORDER_EVICT && (o.adapter = loaded_adapters_use(e->adapters, content)) == NULL)
+    struct loaded_adapter *a = NULL;
+    if (kind != ORDER_EVICT && (a = loaded_adapters_use(e->adapters, content)) == NULL)
         return not_loaded(content, err);
+    struct engine_order *o = xcalloc(1, sizeof *o);
+    *o = (struct engine_order){.kind = kind, .content = *content, .adapter = a};
     pthread_mutex_lock(&e->lock);
     if (e->state == ENGINE_OPEN) {
-        o.next = e->orders;
-        e->orders = &o;
+        o->next = e->orders;
+        e->orders = o;
         pthread_cond_signal(&e->wake);
-        while (!o.done)
+        while (!o->done)
             pthread_cond_wait(&e->obeyed, &e->lock);
     } else if (e->state == ENGINE_FAILED) {
-        o.rc = err_set(&o.err, ERR_INTERNAL, "the device failed: %s", e->failure.message);
+        o->rc = err_set(&o->err, ERR_INTERNAL, "the device failed: %s", e->failure.message);
     } else {
-        o.rc = err_set(&o.err, ERR_CANCELLED, "the engine is closing");
+        o->rc = err_set(&o->err, ERR_CANCELLED, "the engine is closing");
     }
     pthread_mutex_unlock(&e->lock);
-    if (o.adapter != NULL)
-        loaded_adapters_unuse(e->adapters, o.adapter);
-    if (o.rc != 0 && err != NULL)
-        *err = o.err;
-    return o.rc;
+    if (a != NULL)
+        loaded_adapters_unuse(e->adapters, a);
+    int rc = o->rc;
+    if (rc != 0 && err != NULL)
+        *err = o->err;
+    free(o);
+    return rc;
 }
 
 int engine_adapter_warm(struct engine *e, const struct content_digest *content, struct err *err)

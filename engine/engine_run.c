@@ -29,7 +29,9 @@
  * carried out only while nothing flies, on the true state. So with two steps in the air at most:
  *
  *   1. A plan that takes or gives pins, or gives blocks back, is carried out with nothing flying.
- *      A follower only takes blocks, for tokens that are certain to come or be dropped.
+ *      A follower only takes blocks, for tokens that are certain to come or be dropped. (Publishing
+ *      a block may give a twin of it back while a follower flies: sequence_blocks.c says why that
+ *      is safe.)
  *   2. A sequence that ends (stop, cancelled, too late) while a step with it flies has a row in
  *      that step that nobody wants. It is finished for the world at once, with its FINISHED event;
  *      its blocks and pins go back, and its memory is freed, when its last step's results are taken

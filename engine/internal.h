@@ -20,7 +20,7 @@
 
 #include <pthread.h>
 
-/* What engine_adapter_warm and its like ask of the engine thread; on the caller's stack. */
+/* What engine_adapter_warm and its like ask of the engine thread; the caller's, who waits. */
 enum engine_order_kind { ORDER_WARM, ORDER_KEEP, ORDER_LET_GO, ORDER_EVICT };
 
 struct engine_order {

@@ -2,10 +2,11 @@
  *
  * One stream; every entry enqueues on it, but the lane's, which have a second one for adapters that
  * come in beside the steps. A kernel behind lane_need is launched without overlap (`dependent`), so
- * that it sees what the lane brought, and so do those behind it. A fault of any call is kept and told by the next sync,
- * which is the only place the engine looks. Weights are packed at load (linear.cu); activations and
- * the KV cache are bf16 by default, sums f32. No library chooses algorithms on the path: a row's
- * bits depend on the weight's shape, its own inputs and its position, never on the batch around it.
+ * that it sees what the lane brought, and so do those behind it. A fault of any call is kept and
+ * told by the next sync, which is the only place the engine looks. Weights are packed at load
+ * (linear.cu); activations and the KV cache are bf16 by default, sums f32. No library chooses
+ * algorithms on the path: a row's bits depend on the weight's shape, its own inputs and its
+ * position, never on the batch around it.
  *
  * Host memory handed to upload and download is pageable or pinned; from pageable memory
  * cudaMemcpyAsync returns once it has staged the bytes, so that the buffer may be reused at once.
@@ -62,9 +63,10 @@ static int be_open(struct backend **out, const struct backend_options *options, 
                        rc == cudaSuccess ? "none found" : cudaGetErrorString(rc));
     }
     if (options->weights_int8)
-        return err_set(err, ERR_UNSUPPORTED,
-                       "cuda: weights = int8 (--weights int8) is for the backends cpu and ref; this "
-                       "one keeps them as they are in the file");
+        return err_set(
+            err, ERR_UNSUPPORTED,
+            "cuda: weights = int8 (--weights int8) is for the backends cpu and ref; this "
+            "one keeps them as they are in the file");
     if (options->device < 0 || options->device >= n_devices)
         return err_set(err, ERR_INVALID, "cuda: device %d of %d", options->device, n_devices);
     struct cudaDeviceProp prop;
@@ -205,8 +207,8 @@ static void be_lane_upload(struct backend *be, struct devptr dst, const void *sr
                            size_t stride, int n_rows)
 {
     if (n_rows == 1)
-        CUDA_NOTE(be, cudaMemcpyAsync(dev<void>(dst), src, n_bytes, cudaMemcpyHostToDevice,
-                                      be->lane));
+        CUDA_NOTE(be,
+                  cudaMemcpyAsync(dev<void>(dst), src, n_bytes, cudaMemcpyHostToDevice, be->lane));
     else
         CUDA_NOTE(be, cudaMemcpy2DAsync(dev<void>(dst), stride, src, stride, n_bytes,
                                         (size_t)n_rows, cudaMemcpyHostToDevice, be->lane));

@@ -205,17 +205,18 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
 
         /* Hand the others their rows of my range. */
         if (thread == 0)
-            barrier_expect(
-                &partials_full[wg],
-                cluster > 1 ? (uint32_t)(n_mine * (a.n_ranges - 1) * shape::PIECE) : 0);
+            barrier_expect(&partials_full[wg],
+                           cluster > 1 ? (uint32_t)(n_mine * (a.n_ranges - 1) * shape::PIECE) : 0);
         if (tile_no > 0)
             barrier_wait(partials_free, (tile_no - 1) & 1);
-        auto place = [&](int u, int owner) { /* in the owner's block */
-            int from = me < owner ? me : me - 1;
-            return partials +
-                   (((owner & 1) * (a.n_ranges - 1) + from) * units_each + u / a.n_ranges) *
-                       shape::PIECE +
-                   thread * 16;
+        auto place = [&](int u,
+                         int owner) { /* in the owner's block */
+                                      int from = me < owner ? me : me - 1;
+                                      return partials +
+                                             (((owner & 1) * (a.n_ranges - 1) + from) * units_each +
+                                              u / a.n_ranges) *
+                                                 shape::PIECE +
+                                             thread * 16;
         };
         if (cluster > 1) {
 #pragma unroll
