@@ -53,12 +53,9 @@
 #include <time.h>
 
 enum {
-    IDLE_WAIT_MS = 500,         /* the loop turns at least so often: stats.progress */
-    LANE_BYTES_MAX = 128 << 20, /* on their way, with which one more may begin: 2.5 ms of the bus */
-    IDLE_PLANS_MAX = 16,        /* plans in a row that compute nothing although something could */
-    DEBUG_PREEMPT_STEPS = 3,    /* options.debug_preempt */
-    KEPT_PART = 64,             /* of places and blocks, one part is kept (scheduler.h) */
-    LOOKS_PAID = 64,            /* disown_forgotten */
+    IDLE_WAIT_MS = 500,  /* the loop turns at least so often: stats.progress */
+    IDLE_PLANS_MAX = 16, /* plans in a row that compute nothing although something could */
+    LOOKS_PAID = 64,     /* disown_forgotten */
 };
 
 /* ---- events ------------------------------------------------------------------------------ */
@@ -221,7 +218,7 @@ static void end_all(struct engine *e)
     compact(e, e->waiting, &e->n_waiting);
 }
 
-static void publish_stats(struct engine *e)
+void engine_publish_stats(struct engine *e)
 {
     struct engine_stats *c = &e->counts;
     struct lora_pool_stats pool;
@@ -242,196 +239,6 @@ static void publish_stats(struct engine *e)
     pthread_mutex_lock(&e->lock);
     e->stats = *c;
     pthread_mutex_unlock(&e->lock);
-}
-
-/* ---- adapters on the device, beside the steps --------------------------------------------- */
-
-static int keep_adapter(struct engine *e, struct loaded_adapter *a, struct err *err)
-{
-    if (!lora_pool_prefetch(e->lora, a->lora, a, false))
-        return err_set(err, ERR_BUSY, "there is no room on the device for the adapter now");
-    if (lora_pool_keep(e->lora, &a->lora->content, true, err) != 0)
-        return -1;
-    if (!a->kept)
-        loaded_adapters_again(e->adapters, a);
-    a->kept = true;
-    return 0;
-}
-
-static int let_go_adapter(struct engine *e, struct loaded_adapter *a, struct err *err)
-{
-    if (!a->kept)
-        return 0;
-    a->kept = false;
-    (void)lora_pool_keep(e->lora, &a->lora->content, false, err);
-    return loaded_adapters_drop(e->adapters, &a->lora->content, err);
-}
-
-static int obey(struct engine *e, struct engine_order *o)
-{
-    switch (o->kind) {
-    case ORDER_WARM:
-        if (!lora_pool_prefetch(e->lora, o->adapter->lora, o->adapter, false))
-            return err_set(&o->err, ERR_BUSY, "there is no room on the device for the adapter now");
-        return 0;
-    case ORDER_KEEP:
-        return keep_adapter(e, o->adapter, &o->err);
-    case ORDER_LET_GO:
-        return let_go_adapter(e, o->adapter, &o->err);
-    case ORDER_EVICT:
-        return lora_pool_evict(e->lora, &o->content, &o->err);
-    }
-    BUG("engine order %d", (int)o->kind);
-}
-
-static void report(struct engine *e, struct engine_order *orders)
-{
-    if (orders == NULL)
-        return;
-    pthread_mutex_lock(&e->lock);
-    for (struct engine_order *o = orders; o != NULL; o = o->next)
-        o->done = true; /* they are gone when the lock is */
-    pthread_cond_broadcast(&e->obeyed);
-    pthread_mutex_unlock(&e->lock);
-}
-
-static void obey_all(struct engine *e, struct engine_order *orders)
-{
-    for (struct engine_order *o = orders; o != NULL; o = o->next)
-        o->rc = obey(e, o);
-    if (orders != NULL)
-        publish_stats(e); /* who gave an order sees in the stats what it has done */
-    report(e, orders);
-}
-
-static void refuse_all(struct engine *e, struct engine_order *orders)
-{
-    for (struct engine_order *o = orders; o != NULL; o = o->next)
-        o->rc = err_set(&o->err, ERR_CANCELLED, "the engine is closing");
-    report(e, orders);
-}
-
-/* ---- planning ---------------------------------------------------------------------------- */
-
-static int show_adapter(struct engine *e, struct sched_state *state, struct loaded_adapter *a)
-{
-    if (a->sched_step != e->n_plans) {
-        a->sched_step = e->n_plans;
-        a->sched_index = state->n_adapters++;
-        e->sched_adapters[a->sched_index] = (struct sched_adapter){.n_bytes = a->lora->n_bytes,
-                                                                   .n_pins = a->n_pins};
-    }
-    return a->sched_index;
-}
-
-/* Is it to wait until its adapters have arrived? The step that it begins in waits for them, layer
- * by layer, and so do the others in that step; a few are hidden by the prefill, many are not. */
-static bool is_loading(const struct engine *e, const struct sequence *s)
-{
-    struct lora_pool_stats pool;
-    lora_pool_stats(e->lora, &pool);
-    if (s->running || e->n_running == 0 || pool.bytes_loading <= LANE_BYTES_MAX)
-        return false;
-    for (int i = 0; i < s->n_adapters; i++)
-        if (!lora_pool_has_arrived(e->lora, &s->adapters[i]->lora->content))
-            return true;
-    return false;
-}
-
-static void show_seq(struct engine *e, struct sched_state *state, struct sched_seq *out,
-                     const struct sequence *s, bool after)
-{
-    bool loading = is_loading(e, s);
-    *out = (struct sched_seq){
-        .order = s->id,
-        .n_tokens = after ? s->n_tokens + 1 : s->n_tokens,
-        .n_cached = after ? s->n_tokens : s->n_cached,
-        .n_blocks = s->n_blocks,
-        .n_bypassed = s->n_bypassed,
-        .n_adapters = s->n_adapters,
-        .n_blocks_max = (s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
-        .payer = payers_view_add(e->payers, s->payer, !s->running && !loading),
-        .priority = s->priority,
-        .loading = loading};
-    for (int i = 0; i < s->n_adapters; i++)
-        out->adapters[i] = show_adapter(e, state, s->adapters[i]);
-}
-
-/* options.debug_preempt: another one each time; only one that has computed something since it was
- * admitted, so that all still get to their end, and one in the middle of its prompt only once. */
-static int choose_victim(const struct engine *e)
-{
-    uint64_t n = e->n_carried + 1;
-    if (!e->options.debug_preempt || e->n_running == 0 || n % DEBUG_PREEMPT_STEPS != 0)
-        return -1;
-    int start = (int)(n / DEBUG_PREEMPT_STEPS % (uint64_t)e->n_running);
-    for (int i = 0; i < e->n_running; i++) {
-        int index = (start + i) % e->n_running;
-        const struct sequence *s = e->running[index];
-        if (s->n_decoded > 0 || (s->n_cached > 0 && s->n_preempted == 0))
-            return index;
-    }
-    return -1;
-}
-
-/* May the plan preempt in favour of somebody who waits? See sched_plan_make. */
-static bool may_displace(const struct sched_state *state)
-{
-    for (int i = 0; i < state->n_waiting && state->carry.spare > 0; i++)
-        if (state->waiting[i].priority > 0 ||
-            state->payers[state->waiting[i].payer].counter < state->level)
-            return true;
-    return false;
-}
-
-/* Who shares blocks, which only a plan that preempts asks (for want of blocks none does that has
- * one for each running), and what waiting ones would find, if any may be admitted. */
-static void show_blocks(struct engine *e, const struct sched_state *state)
-{
-    bool displaces = may_displace(state);
-    bool scarce = state->n_blocks_free < e->n_running || state->force_preempt >= 0;
-    for (int i = 0; i < e->n_running && (scarce || displaces); i++)
-        e->sched_running[i].n_blocks_shared = sequence_blocks_n_shared(e->prefixes, e->running[i]);
-    for (int i = 0; i < e->n_waiting && (displaces || e->n_running < e->options.max_seqs); i++) {
-        sequence_blocks_look_up(e->prefixes, e->waiting[i]);
-        e->sched_waiting[i].n_found = e->waiting[i]->n_found;
-        e->sched_waiting[i].n_found_idle = e->waiting[i]->n_found_idle;
-    }
-}
-
-/* after: for the state behind the flying step, in which every running sequence draws and none is
- * taken to stop. With several payers, a little is kept for those who come seldom. */
-static void make_plan(struct engine *e, bool after)
-{
-    struct lora_pool_stats pool;
-    lora_pool_stats(e->lora, &pool);
-    e->n_plans++;
-    bool shared = e->n_payers_known > 1;
-    struct sched_state state = {
-        .running = e->sched_running,
-        .n_running = e->n_running,
-        .waiting = e->sched_waiting,
-        .n_waiting = e->n_waiting,
-        .adapters = e->sched_adapters,
-        .adapter_bytes_free = pool.bytes_total - pool.bytes_pinned,
-        .n_blocks = kv_pool_n_blocks(e->kv),
-        .n_blocks_free = kv_pool_n_free(e->kv) + prefix_cache_n_idle(e->prefixes),
-        .max_seqs = e->options.max_seqs,
-        .max_rows = e->options.max_rows,
-        .n_seqs_kept = shared ? e->options.max_seqs / KEPT_PART : 0,
-        .n_blocks_kept = shared ? e->counts.n_blocks / KEPT_PART : 0,
-        .carry = e->carry,
-        .force_preempt = choose_victim(e),
-    };
-    payers_view_begin(e->payers);
-    for (int i = 0; i < e->n_running; i++)
-        show_seq(e, &state, &e->sched_running[i], e->running[i], after);
-    for (int i = 0; i < e->n_waiting; i++)
-        show_seq(e, &state, &e->sched_waiting[i], e->waiting[i], false);
-    state.payers = payers_view_end(e->payers, &state.n_payers);
-    state.level = payers_level(e->payers);
-    show_blocks(e, &state);
-    sched_plan_make(&e->plan, &state);
 }
 
 /* ---- carrying out ------------------------------------------------------------------------ */
@@ -764,7 +571,7 @@ static struct step *begin_step(struct engine *e)
 {
     struct step *st = &e->stepper.steps[0];
     struct sequence *next[SCHED_NEXT_MAX];
-    make_plan(e, false);
+    engine_make_plan(e, false);
     int n_next = list_next(e, next, true), n_seqs = apply_plan(e, st);
     prefetch(e, next, n_next);
     if (n_seqs == 0) {
@@ -807,7 +614,7 @@ static struct step *follow_step(struct engine *e, const struct step *st)
     if (!stepper_is_decode(&e->stepper, next->batch.seqs, n))
         return NULL;
     struct sequence *waiting[SCHED_NEXT_MAX];
-    make_plan(e, true);
+    engine_make_plan(e, true);
     bool follows = plan->n_preempt == 0 && plan->n_admit == 0 && plan->n_run == n;
     prefetch(e, waiting, list_next(e, waiting, follows));
     if (!follows)
@@ -890,7 +697,7 @@ void *engine_thread(void *engine)
     }
     become(e, ENGINE_OPEN, NULL);
     while (is_open(e)) {
-        obey_all(e, take_intake(e));
+        engine_obey(e, take_intake(e));
         lora_pool_poll(e->lora);
         e->counts.progress = clock_monotonic_us();
         end_list(e, e->running, e->n_running, e->counts.progress);
@@ -902,7 +709,7 @@ void *engine_thread(void *engine)
             log_error("engine", "the device failed: %s", err.message);
             become(e, ENGINE_FAILED, &err);
         }
-        publish_stats(e);
+        engine_publish_stats(e);
         if (!e->overlaps || e->n_running + e->n_waiting == 0)
             deliver(e);
         if (idle)
@@ -910,9 +717,9 @@ void *engine_thread(void *engine)
     }
     if (e->flying != NULL)
         (void)retire(e, e->flying, &err); /* failed or not: all are to end */
-    refuse_all(e, take_intake(e));
+    engine_refuse(e, take_intake(e));
     end_all(e);
-    publish_stats(e);
+    engine_publish_stats(e);
     deliver(e);
     engine_device_close(e);
     return NULL;

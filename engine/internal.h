@@ -115,8 +115,17 @@ int engine_open_model(struct engine **out, struct model *model,
 /* As engine_adapter_load, of an adapter that is already in memory and is taken over. */
 int engine_adapter_add(struct engine *e, struct lora_adapter *adapter, struct err *err);
 
-/* engine_run.c: the engine thread. */
+/* engine_run.c: the engine thread; what it publishes once a step. */
 void *engine_thread(void *engine);
+void engine_publish_stats(struct engine *e);
+
+/* engine_plan.c: fills e->plan. after: for the state behind the flying step, in which every running
+ * sequence draws and none is taken to stop. */
+void engine_make_plan(struct engine *e, bool after);
+
+/* engine_orders.c: does what was ordered, or says that the engine is closing; wakes who waits. */
+void engine_obey(struct engine *e, struct engine_order *orders);
+void engine_refuse(struct engine *e, struct engine_order *orders);
 
 /* engine_device.c: opens and closes everything that thread owns; close also after a failed open. */
 int engine_device_open(struct engine *e, struct err *err);
