@@ -499,7 +499,10 @@ static int sequence_create(struct sequence **out, struct engine *e, const struct
                                                                   : r->n_prompt + r->max_tokens;
     s->tokens = xcalloc((size_t)s->n_total_max, sizeof *s->tokens);
     memcpy(s->tokens, r->prompt, (size_t)r->n_prompt * sizeof *s->tokens);
-    sequence_blocks_init(s, &e->prefix_secret, !e->options.no_prefix_cache && !r->no_prefix_cache);
+    struct prefix_secret secret = e->prefix_secret;
+    if (r->n_prefix_salt > 0)
+        secret = prefix_secret_salted(&secret, r->prefix_salt, r->n_prefix_salt);
+    sequence_blocks_init(s, &secret, !e->options.no_prefix_cache && !r->no_prefix_cache);
     s->stop_ids = copy_array(r->stop_ids, r->n_stop_ids, sizeof *s->stop_ids);
     s->n_stop_ids = r->n_stop_ids;
     s->payer_weight = fpclassify(r->payer_weight) == FP_ZERO ? 1 : r->payer_weight;

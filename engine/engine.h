@@ -19,8 +19,9 @@
  * K and V that a sequence leaves behind are kept while nobody needs their memory, and found by
  * later ones that begin with the same tokens under the same adapters (contents, weights, order):
  * those begin their prefill behind them. Like preemption this changes times and no bit. Times do
- * tell, however, that somebody sent that beginning before: a request whose prompt nobody may guess
- * piece by piece sets no_prefix_cache. */
+ * tell, however, that somebody sent that beginning before: requests whose prompts nobody may guess
+ * piece by piece name a salt, and find only what was left under the same one, or set
+ * no_prefix_cache. */
 #ifndef TRIBUTARY_ENGINE_ENGINE_H
 #define TRIBUTARY_ENGINE_ENGINE_H
 
@@ -93,6 +94,9 @@ struct engine_request {
     bool prompt_logprobs; /* score the prompt: one ENGINE_EVENT_PROMPT for each position after the
                              first. It finds nothing in the prefix cache: all logits are needed */
     bool no_prefix_cache; /* finds nothing in the prefix cache and leaves nothing there */
+    const void *prefix_salt; /* [n_prefix_salt] bytes, looked at during the call; 0: shared by all
+                                who name none */
+    size_t n_prefix_salt;
     const int32_t *stop_ids; /* further ids that end the sequence, beside the model's eos; copied */
     int32_t n_stop_ids;
     int32_t n_adapters; /* 0: base model */

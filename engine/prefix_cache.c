@@ -72,6 +72,21 @@ struct prefix_cache {
 
 /* ---- keys -------------------------------------------------------------------------------- */
 
+struct prefix_secret prefix_secret_salted(const struct prefix_secret *secret, const void *salt,
+                                          size_t n)
+{
+    /* Hashed by itself first, so that a salt of any length is 32 bytes of a text of one length. */
+    struct prefix_secret salted;
+    struct {
+        struct prefix_secret secret;
+        struct sha256_digest salt;
+        uint8_t what[32];
+    } text = {*secret, sha256(salt, n), "prefix cache, salted"};
+    struct sha256_digest d = sha256(&text, sizeof text);
+    memcpy(salted.bytes, d.bytes, sizeof salted.bytes);
+    return salted;
+}
+
 struct prefix_key prefix_key_root(const struct prefix_secret *secret,
                                   const struct prefix_adapter *adapters, int n)
 {

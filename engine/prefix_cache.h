@@ -10,6 +10,7 @@
 #include "node/base/digest.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct kv_pool;
@@ -27,6 +28,10 @@ struct prefix_adapter {
     struct content_digest content;
     float weight;
 };
+
+/* The secret for requests that share with nobody but those of the same salt [n > 0]. */
+struct prefix_secret prefix_secret_salted(const struct prefix_secret *secret, const void *salt,
+                                          size_t n);
 
 /* Keys; any thread. The root stands before the first block: n 0 is the base model's. Weights differ
  * if their bits do. A block's comes from that of the block before it, or the root, and its tokens

@@ -617,6 +617,21 @@ static int parse_urgency(struct openai_request *r, struct api_error *e)
     return 0;
 }
 
+static int parse_cache_salt(struct openai_request *r, struct api_error *e)
+{
+    const json_t *salt = field(r->root, "cache_salt");
+    if (salt == NULL)
+        return 0;
+    if (!json_is_string(salt))
+        return wrong_type(e, "cache_salt", "a string", salt);
+    size_t n = json_string_length(salt);
+    if (n < 1 || n > OPENAI_CACHE_SALT_BYTES_MAX)
+        return api_error_set(e, ERR_INVALID, "cache_salt", "'cache_salt' must have 1 to %d bytes",
+                             OPENAI_CACHE_SALT_BYTES_MAX);
+    r->cache_salt = json_string_value(salt);
+    return 0;
+}
+
 int openai_request_parse(struct openai_request *r, enum openai_kind kind, const void *body,
                          size_t n, struct api_error *e)
 {
@@ -632,7 +647,7 @@ int openai_request_parse(struct openai_request *r, enum openai_kind kind, const 
     const json_t *user = field(r->root, "user");
     if (user != NULL && !json_is_string(user))
         return wrong_type(e, "user", "a string", user);
-    if (parse_model(r, e) != 0 || parse_urgency(r, e) != 0)
+    if (parse_model(r, e) != 0 || parse_urgency(r, e) != 0 || parse_cache_salt(r, e) != 0)
         return -1;
     if (refuse_unsupported(r->root, e) != 0 || parse_sampling(r, e) != 0 ||
         parse_stream(r, e) != 0 || parse_stops(r, e) != 0 || parse_stop_ids(r, e) != 0 ||

@@ -8,14 +8,19 @@
  * Further fields, as vLLM has them: top_k, min_p, repetition_penalty, ignore_eos, stop_token_ids,
  * skip_special_tokens, add_special_tokens (completions), return_token_ids, chat_template_kwargs.
  *
+ * And cache_salt, which vLLM has, too: K and V of a prompt are shared only with requests of the
+ * same salt, so that times tell nothing to others.
+ *
  * And Tributary's own:
  *
- *   adapters  [{"model": name, "weight": number}], 1 to 8 of them: an ensemble, all applied at
- * once. A name is what `model` may be (name, name@version, contentDigest, adapterId); weight is 1
- * when left out, may be negative, lies in -1e6 to 1e6, and not all are 0. `model` then names the
- * base model or is left out. priority  -100 to 100, higher goes first; never above the API key's
- * own, which is the default timeout   seconds from the request's arrival to the last token, waiting
- * and fetching included */
+ * adapters: [{"model": name, "weight": number}], 1 to 8 of them: an ensemble, all applied at once.
+ * A name is what `model` may be (name, name@version, contentDigest, adapterId); weight is 1 when
+ * left out, may be negative, lies in -1e6 to 1e6, and not all are 0. `model` then names the base
+ * model or is left out.
+ *
+ * priority: -100 to 100, higher goes first; never above the API key's own, which is the default.
+ *
+ * timeout: seconds from the request's arrival to the last token, waiting and fetching included. */
 #ifndef TRIBUTARY_NODE_OPENAI_REQUEST_H
 #define TRIBUTARY_NODE_OPENAI_REQUEST_H
 
@@ -39,6 +44,7 @@ enum {
     OPENAI_BIAS_MAX = 1024,
     OPENAI_MESSAGES_MAX = 4096,
     OPENAI_TOP_LOGPROBS_MAX = 20,
+    OPENAI_CACHE_SALT_BYTES_MAX = 256,
     OPENAI_ADAPTERS_MAX = 8,
     OPENAI_NAME_BYTES_MAX = 256,
     OPENAI_PRIORITY_MAX = 100, /* and -100 */
@@ -63,7 +69,8 @@ struct openai_request { /* zeroed before openai_request_parse; all memory is its
 
     const char *model; /* NULL: left out beside adapters */
     struct openai_adapter adapters[OPENAI_ADAPTERS_MAX];
-    size_t n_adapters; /* 0: `model` says it all */
+    size_t n_adapters;      /* 0: `model` says it all */
+    const char *cache_salt; /* NULL: none */
     bool priority_given;
     int32_t priority;
     double timeout_s;              /* 0: not given */

@@ -477,6 +477,8 @@ static int submit(struct answer *a, struct choice *c, uint64_t random)
                 .bias_values = r->bias_values,
                 .n_bias = r->n_bias,
             },
+        .prefix_salt = r->cache_salt,
+        .n_prefix_salt = r->cache_salt != NULL ? strlen(r->cache_salt) : 0,
         .deadline = a->deadline,
         .payer = a->customer.payer,
         .payer_weight = a->customer.payer_weight,

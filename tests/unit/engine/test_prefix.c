@@ -179,6 +179,36 @@ static void who_wants_no_cache_finds_nothing_and_leaves_nothing(void **state)
 
 /* All pairs of adapter sets: what one leaves is found by itself only, and by those that are the
  * same to the last bit. */
+static void a_salt_shares_with_itself_alone(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *left, *asked;
+        bool finds;
+    } cases[] = {
+        {NULL, NULL, true}, {NULL, "a", false}, {"a", NULL, false},
+        {"a", "a", true},   {"a", "b", false},  {"a", "aa", false},
+    };
+    enum { N = sizeof cases / sizeof cases[0] };
+    struct run run;
+    run_open(&run, options_of(), 2 * N);
+    for (int i = 0; i < N; i++) {
+        struct engine_request r = request_of(i, LONG, 3);
+        r.prefix_salt = cases[i].left;
+        r.n_prefix_salt = cases[i].left != NULL ? strlen(cases[i].left) : 0;
+        struct answer *first = ask(&run, r);
+        r.prefix_salt = cases[i].asked;
+        r.n_prefix_salt = cases[i].asked != NULL ? strlen(cases[i].asked) : 0;
+        struct answer *second = ask(&run, r);
+        assert_true(run_same(first, second));
+        if ((second->n_prompt_cached > 0) != cases[i].finds)
+            fail_msg("left under salt %s, asked under %s: %d tokens found",
+                     cases[i].left != NULL ? cases[i].left : "(none)",
+                     cases[i].asked != NULL ? cases[i].asked : "(none)", second->n_prompt_cached);
+    }
+    run_close(&run);
+}
+
 static void only_the_same_adapters_weights_and_order_find_what_was_left(void **state)
 {
     (void)state;
@@ -638,6 +668,7 @@ int main(void)
         cmocka_unit_test(the_next_turn_of_a_chat_finds_the_answer_before_it),
         cmocka_unit_test(a_prompt_to_be_scored_is_computed_whole_and_found_by_others),
         cmocka_unit_test(who_wants_no_cache_finds_nothing_and_leaves_nothing),
+        cmocka_unit_test(a_salt_shares_with_itself_alone),
         cmocka_unit_test(only_the_same_adapters_weights_and_order_find_what_was_left),
         cmocka_unit_test(a_name_that_points_at_new_content_finds_nothing_of_the_old),
         cmocka_unit_test(a_running_sequence_shares_what_it_has_and_may_be_cancelled),

@@ -141,6 +141,8 @@ static void a_wrong_field_is_refused_by_its_name(void **state)
         {M, "{" MSG ",\"priority\":101}", ERR_INVALID, "priority"},
         {M, "{" MSG ",\"priority\":0.5}", ERR_INVALID, "priority"},
         {M, "{" MSG ",\"priority\":\"high\"}", ERR_INVALID, "priority"},
+        {M, "{" MSG ",\"cache_salt\":7}", ERR_INVALID, "cache_salt"},
+        {M, "{" MSG ",\"cache_salt\":\"\"}", ERR_INVALID, "cache_salt"},
         {M, "{" MSG ",\"timeout\":0}", ERR_INVALID, "timeout"},
         {M, "{" MSG ",\"timeout\":-1}", ERR_INVALID, "timeout"},
         {M, "{" MSG ",\"timeout\":\"1s\"}", ERR_INVALID, "timeout"},
@@ -343,6 +345,10 @@ static void urgency_is_read(void **state)
     openai_request_release(&r);
     r = parsed(OPENAI_CHAT, "{" MSG ",\"priority\":-100,\"timeout\":0.25}");
     assert_true(r.priority_given && r.priority == -100 && r.timeout_s == 0.25);
+    assert_null(r.cache_salt);
+    openai_request_release(&r);
+    r = parsed(OPENAI_CHAT, "{" MSG ",\"cache_salt\":\"mine\"}");
+    assert_string_equal(r.cache_salt, "mine");
     openai_request_release(&r);
 }
 
