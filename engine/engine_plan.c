@@ -29,9 +29,7 @@ static int show_adapter(struct engine *e, struct sched_state *state, struct load
  * by layer, and so do the others in that step; a few are hidden by the prefill, many are not. */
 static bool is_loading(const struct engine *e, const struct sequence *s)
 {
-    struct lora_pool_stats pool;
-    lora_pool_stats(e->lora, &pool);
-    if (s->running || e->n_running == 0 || pool.bytes_loading <= LANE_BYTES_MAX)
+    if (s->running || e->n_running == 0 || lora_pool_bytes_loading(e->lora) <= LANE_BYTES_MAX)
         return false;
     for (int i = 0; i < s->n_adapters; i++)
         if (!lora_pool_has_arrived(e->lora, &s->adapters[i]->lora->content))

@@ -204,16 +204,15 @@ bool lora_pool_is_resident(const struct lora_pool *p, const struct content_diges
     return lora_pool_slot(p, content) >= 0;
 }
 
+size_t lora_pool_bytes_loading(const struct lora_pool *p)
+{
+    return p->stats.bytes_loading;
+}
+
 bool lora_pool_has_arrived(const struct lora_pool *p, const struct content_digest *content)
 {
     int32_t i = lora_pool_slot(p, content);
     return i >= 0 && p->slots[i].n_chunks == 0;
-}
-
-bool lora_pool_is_pinned(const struct lora_pool *p, const struct content_digest *content)
-{
-    int32_t i = lora_pool_slot(p, content);
-    return i >= 0 && p->slots[i].n_pins > 0;
 }
 
 /* ---- eviction ---------------------------------------------------------------------------- */

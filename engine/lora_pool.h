@@ -98,7 +98,7 @@ void lora_pool_look(struct lora_pool *p, const struct content_digest *content,
 
 /* For the scheduler. */
 bool lora_pool_is_resident(const struct lora_pool *p, const struct content_digest *content);
-bool lora_pool_is_pinned(const struct lora_pool *p, const struct content_digest *content);
+size_t lora_pool_bytes_loading(const struct lora_pool *p); /* on their way */
 bool lora_pool_has_arrived(const struct lora_pool *p, const struct content_digest *content);
 
 /* What a linear call gets: [*n_parts]. */

@@ -94,6 +94,16 @@ static inline struct engine_options run_options(const char *model)
                                    .max_context = 1024};
 }
 
+/* The hash of logits that a hook was shown: FNV-1a. */
+static inline uint64_t run_hash(const float *logits, int vocab)
+{
+    const unsigned char *bytes = (const unsigned char *)logits;
+    uint64_t h = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < (size_t)vocab * sizeof *logits; i++)
+        h = (h ^ bytes[i]) * 0x100000001b3u;
+    return h;
+}
+
 static inline void run_prepare(struct run *run, int n_max)
 {
     *run = (struct run){.n_max = n_max};

@@ -337,11 +337,7 @@ struct seen { /* logits that were shown, by request and position */
 static void see(void *context, void *user, int position, const float *logits, int vocab)
 {
     struct seen *s = context;
-    const unsigned char *bytes = (const unsigned char *)logits;
-    uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
-    for (size_t i = 0; i < (size_t)vocab * sizeof *logits; i++)
-        h = (h ^ bytes[i]) * 0x100000001b3u;
-    s->hash[(struct answer *)user - s->run->answers][position] = h;
+    s->hash[(struct answer *)user - s->run->answers][position] = run_hash(logits, vocab);
 }
 
 static void padding_changes_no_bit_of_the_logits(void **state)

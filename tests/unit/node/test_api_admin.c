@@ -1,5 +1,6 @@
 /* The admin API over HTTP: who may ask, what it answers, what it does to the store. */
 #include "tests/support.h"
+#include "tests/unit/node/node_listen.h"
 
 #include "attribution/attribution.h"
 #include "engine/engine.h"
@@ -59,16 +60,7 @@ static int world_open(void **state)
     assert_ok(engine_open(&w->node.engine, &eo, &err), err);
     assert_ok(adapter_store_start(w->node.adapters, w->node.engine, w->node.ledger, &err), err);
     assert_ok(service_start(w->node.service, w->node.engine, w->node.ledger, &err), err);
-    struct http_options ho = {.listen = "127.0.0.1:0",
-                              .tick_ms = 1,
-                              .on_head = routes_on_head,
-                              .on_request = routes_on_request,
-                              .on_done = routes_on_done,
-                              .context = &w->node};
-    assert_ok(workers_create(&w->node.workers, 2, 16, &err), err);
-    struct http_server *server;
-    assert_ok(http_open(&server, &ho, &err), err);
-    atomic_store(&w->node.http, server);
+    node_listen(&w->node);
     w->client = http_client_create();
     *state = w;
     return 0;

@@ -2,6 +2,7 @@
  *
  * Requests go through sockets; receipts are checked against what came out of them. */
 #include "tests/support.h"
+#include "tests/unit/node/node_listen.h"
 
 #include "attribution/attribution.h"
 #include "engine/engine.h"
@@ -152,16 +153,7 @@ static struct world *world_open(void)
     assert_ok(adapter_store_add(w->node.adapters, "code", SECOND, false, NULL, &err), err);
     assert_ok(adapter_content_digest(ADAPTER, &w->law, &err), err);
     assert_ok(adapter_content_digest(SECOND, &w->code, &err), err);
-    struct http_options ho = {.listen = "127.0.0.1:0",
-                              .tick_ms = 1,
-                              .on_head = routes_on_head,
-                              .on_request = routes_on_request,
-                              .on_done = routes_on_done,
-                              .context = &w->node};
-    assert_ok(workers_create(&w->node.workers, 2, 16, &err), err);
-    struct http_server *server;
-    assert_ok(http_open(&server, &ho, &err), err);
-    atomic_store(&w->node.http, server);
+    node_listen(&w->node);
     return w;
 }
 

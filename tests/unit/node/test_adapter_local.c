@@ -1,0 +1,239 @@
+/* Local adapters in the store: files that change, names pointed elsewhere, whole directories. */
+#include "node/base/clock.h"
+#include "node/base/hex.h"
+#include "tests/unit/node/store_world.h"
+
+#include <sys/stat.h>
+#include <utime.h>
+
+static void edited_files_never_serve_under_their_old_digest(void **state)
+{
+    (void)state;
+    struct world *w = world_open(1, NULL, NULL);
+    struct err err = {0};
+    add_adapters(w, 2);
+    struct resolved before = get(w, "a0");
+    w->r.release(w->r.context, &before);
+    use(w, "a1"); /* a0 leaves */
+    char *dir = xasprintf("%s/made/a0", w->dir);
+    write_adapter(dir, OTHER, 0);
+    struct result r;
+    ask(w, &r, "a0");
+    await(&r);
+    assert_int_equal(r.rc, -1);
+    assert_int_equal(r.err.code, ERR_CONFLICT);
+    if (strstr(r.err.message, "adapter a0") == NULL || strstr(r.err.message, "changed") == NULL)
+        fail_msg("%s", r.err.message);
+    assert_false(engine_has(w, before.content));
+    struct engine_adapter facts;
+    assert_ok(adapter_store_add(w->store, "a0", dir, true, &facts, &err), err);
+    assert_false(DIGEST_EQ(facts.content, before.content));
+    struct resolved after = get(w, "a0");
+    assert_true(DIGEST_EQ(after.content, facts.content));
+    w->r.release(w->r.context, &after);
+    free(dir);
+    world_close(w, false);
+}
+
+static void a_name_pointed_elsewhere_means_the_new_content_from_then_on(void **state)
+{
+    (void)state;
+    struct world *w = world_open(4, NULL, NULL);
+    struct err err = {0};
+    char hex[65];
+    add_adapters(w, 1);
+    struct resolved old = get(w, "a0");
+    assert_int_equal(adapter_store_add(w->store, "a0", OTHER, false, NULL, &err), -1);
+    assert_int_equal(err.code, ERR_CONFLICT);
+    assert_ok(adapter_store_add(w->store, "a0", OTHER, true, NULL, &err), err);
+    struct resolved new = get(w, "a0");
+    assert_false(DIGEST_EQ(old.content, new.content));
+    assert_true(engine_has(w, old.content)); /* what is under way finishes with it */
+    w->r.release(w->r.context, &old);
+    assert_false(engine_has(w, old.content));
+    assert_null(adapter_store_show(w->store, hex_encode(hex, old.content.bytes, 32), &err));
+    w->r.release(w->r.context, &new);
+    assert_ok(adapter_store_remove(w->store, "a0", &err), err);
+    assert_false(engine_has(w, new.content));
+    struct result r;
+    ask(w, &r, "a0");
+    await(&r);
+    assert_int_equal(r.err.code, ERR_NOT_FOUND);
+    assert_int_equal(adapter_store_remove(w->store, "a0", &err), -1);
+    world_close(w, false);
+}
+
+static void two_names_of_one_content_share_its_memory(void **state)
+{
+    (void)state;
+    struct world *w = world_open(3, NULL, NULL);
+    struct err err = {0};
+    char hex[65];
+    assert_ok(adapter_store_add(w->store, "one", ADAPTER, false, NULL, &err), err);
+    assert_ok(adapter_store_add(w->store, "two", ADAPTER, false, NULL, &err), err);
+    assert_int_equal(stats(w).bytes[TIER_HOST], w->n_bytes);
+    struct resolved one = get(w, "one"), two = get(w, "two");
+    assert_string_equal(two.name, "two");
+    assert_true(DIGEST_EQ(one.content, two.content));
+    struct resolved by_digest = get(w, hex_encode(hex, one.content.bytes, 32));
+    assert_string_equal(by_digest.name, "one");
+    w->r.release(w->r.context, &by_digest);
+    assert_ok(adapter_store_remove(w->store, "one", &err), err);
+    w->r.release(w->r.context, &one);
+    assert_true(engine_has(w, two.content));
+    w->r.release(w->r.context, &two);
+    world_close(w, false);
+}
+
+static void a_name_that_could_mean_something_else_is_refused(void **state)
+{
+    (void)state;
+    struct world *w = world_open(3, NULL, NULL);
+    static const struct {
+        const char *name;
+        enum err_code code;
+    } cases[] = {
+        {"", ERR_INVALID},
+        {"base", ERR_CONFLICT},
+        {"a b", ERR_INVALID},
+        {"a\nb", ERR_INVALID},
+        {"0x00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", ERR_INVALID},
+        {"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", ERR_INVALID},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct err err = {0};
+        assert_int_equal(adapter_store_add(w->store, cases[i].name, ADAPTER, true, NULL, &err), -1);
+        assert_int_equal(err.code, cases[i].code);
+    }
+    world_close(w, false);
+}
+
+static bool digest_known(struct world *w, const char *model)
+{
+    struct err err = {0};
+    json_t *o = adapter_store_show(w->store, model, &err);
+    bool known = json_is_string(json_object_get(o, "content_digest"));
+    json_decref(o);
+    return known;
+}
+
+static void a_directory_of_adapters_is_there_at_once_and_remembered(void **state)
+{
+    (void)state;
+    enum { N = 300 };
+    struct world *w = world_open(8, NULL, NULL);
+    struct err err = {0};
+    size_t n;
+    char *root = temp_dir_create(), *dir, name[16];
+    for (int i = 0; i < N; i++) {
+        dir = xasprintf("%s/b%d", root, i);
+        write_adapter(dir, ADAPTER, i + 1);
+        free(dir);
+    }
+    dir = xasprintf("%s/empty", root);
+    assert_ok(dir_ensure(dir, &err), err);
+    free(dir);
+    assert_ok(adapter_store_add(w->store, "b7", OTHER, false, NULL, &err), err);
+    struct monotonic_us began = clock_monotonic_us();
+    assert_ok(adapter_store_add_all(w->store, root, &n, &err), err);
+    uint64_t us = clock_elapsed_us(began, clock_monotonic_us());
+    printf("note: %d adapters found in %llu us\n", N, (unsigned long long)us);
+    assert_int_equal(n, N - 1); /* b7 was given by name, empty is none */
+    use(w, "b200");             /* whether anybody has looked at it or not */
+    for (int i = 0; i < 2000 && !digest_known(w, "b99"); i++)
+        usleep(10000);
+    for (int i = 0; i < N; i++) {
+        snprintf(name, sizeof name, "b%d", i);
+        for (int k = 0; k < 2000 && !digest_known(w, name); k++)
+            usleep(10000);
+        assert_true(digest_known(w, name));
+    }
+    json_t *b8 = adapter_store_show(w->store, "b8", &err);
+    char *data = world_close(w, true);
+
+    /* The next run knows the digests without reading; what was edited since it doesn't. */
+    dir = xasprintf("%s/b9", root);
+    write_adapter(dir, OTHER, 0);
+    free(dir);
+    w = world_open(8, NULL, data);
+    assert_ok(adapter_store_add_all(w->store, root, &n, &err), err);
+    json_t *again = adapter_store_show(w->store, "b8", &err);
+    assert_string_equal(json_string_value(json_object_get(again, "content_digest")),
+                        json_string_value(json_object_get(b8, "content_digest")));
+    struct resolved by_digest = get(w, json_string_value(json_object_get(b8, "content_digest")));
+    assert_string_equal(by_digest.name, "b8");
+    w->r.release(w->r.context, &by_digest);
+    struct resolved b9 = get(w, "b9");
+    struct content_digest other;
+    dir = xasprintf("%s/b9", root);
+    assert_ok(adapter_content_digest(dir, &other, &err), err);
+    free(dir);
+    assert_true(DIGEST_EQ(b9.content, other));
+    w->r.release(w->r.context, &b9);
+    json_decref(again);
+    json_decref(b8);
+    world_close(w, false);
+    temp_dir_remove(root);
+}
+
+static void a_list_comes_in_pages_and_can_be_filtered(void **state)
+{
+    (void)state;
+    struct world *w = world_open(4, NULL, NULL);
+    struct err err = {0};
+    add_adapters(w, 25);
+    assert_ok(adapter_store_pin(w->store, "a3", true, &err), err);
+    struct adapter_filter f = {.limit = 10};
+    char cursor[64];
+    size_t seen = 0, pages_read = 0;
+    char last[64] = "";
+    for (;;) {
+        json_t *page = adapter_store_list(w->store, &f, &err), *one;
+        size_t i;
+        json_array_foreach(json_object_get(page, "items"), i, one)
+        {
+            const char *id = json_string_value(json_object_get(one, "id"));
+            assert_true(strcmp(id, last) > 0);
+            snprintf(last, sizeof last, "%s", id);
+            seen++;
+        }
+        pages_read++;
+        const char *next = json_string_value(json_object_get(page, "next"));
+        snprintf(cursor, sizeof cursor, "%s", next != NULL ? next : "");
+        json_decref(page);
+        if (cursor[0] == '\0')
+            break;
+        f.cursor = cursor;
+    }
+    assert_int_equal(seen, 25);
+    assert_int_equal(pages_read, 3);
+    static const struct {
+        struct adapter_filter f;
+        size_t n;
+    } cases[] = {
+        {{.tier = "host"}, 4},  {{.tier = "disk"}, 25}, {{.pinned = true}, 1},
+        {{.prefix = "a1"}, 11}, {{.prefix = "b"}, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *page = adapter_store_list(w->store, &cases[i].f, &err);
+        assert_int_equal(json_array_size(json_object_get(page, "items")), cases[i].n);
+        assert_true(json_is_null(json_object_get(page, "next")));
+        json_decref(page);
+    }
+    assert_null(adapter_store_list(w->store, &(struct adapter_filter){.tier = "moon"}, &err));
+    assert_int_equal(err.code, ERR_INVALID);
+    world_close(w, false);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(edited_files_never_serve_under_their_old_digest),
+        cmocka_unit_test(a_name_pointed_elsewhere_means_the_new_content_from_then_on),
+        cmocka_unit_test(two_names_of_one_content_share_its_memory),
+        cmocka_unit_test(a_name_that_could_mean_something_else_is_refused),
+        cmocka_unit_test(a_directory_of_adapters_is_there_at_once_and_remembered),
+        cmocka_unit_test(a_list_comes_in_pages_and_can_be_filtered),
+    };
+    return cmocka_run_group_tests_name("adapter_local", tests, NULL, NULL);
+}
