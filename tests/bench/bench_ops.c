@@ -1,13 +1,14 @@
 /* bench_ops: the cpu backend's operators against what the machine can do.
  *
- *     bench_ops [threads] [110m | 8b] [repeats]
+ *     bench_ops [threads] [110m | 8b] [repeats] [bf16 | int8]
  *
  * First the machine's own bound, measured in this process with as many threads: GB/s of a streaming
  * read. Then one line a shape, the median of the repeats. For linear the cost of a step's rows is
  * the larger of bytes / bandwidth and FMAs / peak; peak is 16 FMAs a cycle and core with AVX2 on
  * Zen 3, 32 with two AVX-512 units. With one thread the clock is the thread's own CPU time, so that
- * a shared machine can be measured at all. TRIBUTARY_ISA=avx2 holds an AVX-512 machine to the other
- * path. */
+ * a shared machine can be measured at all. TRIBUTARY_ISA (ops.h) holds the machine to an older
+ * path.
+ */
 #include "kernels/numeric.h"
 #include "kernels/ops.h"
 #include "node/base/buf.h"
@@ -23,6 +24,7 @@ struct bench {
     const struct ops *ops;
     struct backend *be;
     int repeats;
+    bool int8; /* weights */
     double read_gbs;
 };
 
@@ -80,7 +82,7 @@ enum { STREAM_BYTES = 256 * 1024 * 1024 };
 struct stream {
     const uint64_t *from;
     size_t n;
-    uint64_t sum;
+    volatile uint64_t sum; /* volatile: or nothing need be read */
 };
 
 static void *stream_read(void *arg)
@@ -111,12 +113,14 @@ static void streams_run(void *context)
     struct stream part[64];
     size_t n = STREAM_BYTES / sizeof(uint64_t) / (size_t)s->n_threads;
     if (s->n_threads == 1) {
-        part[0] = (struct stream){s->memory, n, 0};
+        part[0].from = s->memory;
+        part[0].n = n;
         stream_read(&part[0]);
         return;
     }
     for (int i = 0; i < s->n_threads; i++) {
-        part[i] = (struct stream){s->memory + (size_t)i * n, n, 0};
+        part[i].from = s->memory + (size_t)i * n;
+        part[i].n = n;
         if (pthread_create(&threads[i], NULL, stream_read, &part[i]) != 0)
             abort();
     }
@@ -165,7 +169,7 @@ static struct devptr random_mem(const struct bench *b, size_t n, enum dtype t, u
 static void bench_linear(const struct bench *b, const char *name, int d_in, int d_out)
 {
     static const int rows[] = {1, 2, 3, 4, 6, 8, 12, 16, 32, 60, 128, 256};
-    size_t bytes = (size_t)d_in * (size_t)d_out * 2;
+    size_t bytes = (size_t)d_in * (size_t)d_out * (b->int8 ? 1 : 2);
     int n_w = (int)(128e6 / (double)bytes) + 1;
     struct weight **w = xcalloc((size_t)n_w, sizeof *w);
     struct devptr host = random_mem(b, (size_t)d_in * (size_t)d_out, DTYPE_BF16, 1);
@@ -367,16 +371,20 @@ int main(int argc, char **argv)
 {
     struct err err = {0};
     struct bench b = {.ops = ops_find("cpu", &err), .repeats = argc > 3 ? atoi(argv[3]) : 7};
-    struct backend_options options = {
-        .n_threads = argc > 1 ? atoi(argv[1]) : 0, .max_rows = 256, .max_rank = 64};
+    struct backend_options options = {.n_threads = argc > 1 ? atoi(argv[1]) : 0,
+                                      .max_rows = 256,
+                                      .max_rank = 64,
+                                      .weights_int8 = argc > 4 && strcmp(argv[4], "int8") == 0};
     const struct shape *s = &shapes[argc > 2 && strcmp(argv[2], "8b") == 0];
     struct backend_caps caps;
     if (b.repeats < 1 || b.repeats > 64 || b.ops == NULL ||
         b.ops->open(&b.be, &options, &err) != 0) {
-        fprintf(stderr, "usage: bench_ops [threads] [110m | 8b] [repeats 1-64]  %s\n", err.message);
+        fprintf(stderr, "usage: bench_ops [threads] [110m | 8b] [repeats 1-64] [bf16 | int8]  %s\n",
+                err.message);
         return 1;
     }
     b.ops->caps(b.be, &caps);
+    b.int8 = options.weights_int8;
     cpu_time = argc > 1 && atoi(argv[1]) == 1;
     struct devptr memory = random_mem(&b, STREAM_BYTES / 4, DTYPE_F32, 1);
     struct streams streams = {(uint64_t *)memory.addr, argc > 1 ? atoi(argv[1]) : 2};
