@@ -56,7 +56,10 @@ BELOW_node        := node attribution wallet chain engine kernels base
 # Files that need more than the baseline instruction set say so in their name. They are all unrolled
 # vector code: UBSan's check of every pointer sum in them multiplies the compile time by ten, so they
 # keep ASan only; kernels/ is compiled -O3 where speed matters.
-ISA = $(if $(filter %_avx2.c,$<),-mavx2 -mfma -mf16c -fno-sanitize=undefined)$(if $(filter %_avx512.c,$<),-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -fno-sanitize=undefined)
+ISA_avx2       := -mavx2 -mfma -mf16c -fno-sanitize=undefined
+ISA_avx512     := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
+ISA_avx512vnni := $(ISA_avx512) -mavx512vnni
+ISA = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $<)))))
 OPT = $(if $(filter kernels/%,$<),$(if $(findstring /release/,$@),-O3))
 
 .PHONY: all help deps deps-lint demo test test-build tsan tsan-build fuzz fault soak sim bench bench-programs bench-gpu residency-gpu check-gpu lint clean
@@ -162,7 +165,7 @@ fuzz:
 	@for t in $(notdir $(FUZZ_TARGETS)); do \
 	    mkdir -p $(B)/fuzz/corpus/$$t && echo "== $$t, $(FUZZ_SECONDS) s" && \
 	    clang -O1 -g -fsanitize=fuzzer,address,undefined $(CSTD) -Wno-unknown-warning-option -o $(B)/fuzz/$$t tests/fuzz/$$t.c \
-	        $(SRC_base) $(SRC_chain) $(SRC_wallet) $(SRC_attribution) $(SRC_engine) $(filter-out %_avx2.c %_avx512.c %_avx512bf16.c kernels/cpu/%,$(SRC_kernels)) $(FUZZ_EXTRA) $(LDLIBS) && \
+	        $(SRC_base) $(SRC_chain) $(SRC_wallet) $(SRC_attribution) $(SRC_engine) $(filter-out kernels/cpu/%,$(SRC_kernels)) $(FUZZ_EXTRA) $(LDLIBS) && \
 	    $(B)/fuzz/$$t -max_total_time=$(FUZZ_SECONDS) -max_len=65536 $(B)/fuzz/corpus/$$t tests/fuzz/corpus/$${t#fuzz_} || exit 1; \
 	done
 

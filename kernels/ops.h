@@ -27,7 +27,10 @@
  * Bounds that every implementation is tested to keep against ref on f32-exact inputs (normalised
  * MSE = sum (y - r)^2 / sum r^2): linear, attention, swiglu, rmsnorm, rope 1e-10 for f32
  * activations, 5e-5 for bf16 activations; embed, gather, block copy: bit-equal; sample: ids equal,
- * log-probabilities within 2e-5 for f32. */
+ * log-probabilities within 2e-5 for f32. One linear has a bound of its own: with int8 weights cpu
+ * may round x to 16 bits in blocks of 64 of d_in, to multiply in integers, 1e-8. Such weights are
+ * 5e-5 from the file's. There an infinity in x makes its row NaN, and a block of numbers below
+ * 2^-96 in size counts as zeros. */
 #ifndef TRIBUTARY_KERNELS_OPS_H
 #define TRIBUTARY_KERNELS_OPS_H
 
@@ -72,10 +75,15 @@ struct backend_options {
     int max_context; /* tokens */
     /* ref and cpu: weights become int8 when they are created, w[c, k] = q[c, k] * scale[c] with one
      * scale an output column (a token, of an embedding): the largest |w| of the column is 127, the
-     * rest is rounded to nearest, ties to even. All bounds then hold between backends of this kind.
+     * rest is rounded to nearest, ties to even. The bounds then hold between backends of this kind.
      * cuda's open refuses. */
     bool weights_int8;
 };
+
+/* The environment variable TRIBUTARY_ISA, read by cpu's open, holds a processor to an older code
+ * path than its best: "avx2", "avx512" or "avx512vnni" (which differs for int8 weights only). For
+ * tests and comparisons; empty is as unset. What the processor lacks is ERR_UNSUPPORTED, another
+ * word ERR_INVALID. */
 
 struct backend_caps {
     enum dtype

@@ -264,11 +264,9 @@ static void embed_row(float *y, const struct weight *w, int token, float scale)
     const char *panel = (const char *)w->panels + (size_t)(token / PANEL) * w->panel_bytes;
     size_t column = (size_t)(token % PANEL);
     for (int k = 0; k < w->d_in; k++) {
-        size_t at = (size_t)k * PANEL + column;
-        if (w->packed == PACKED_BF16)
-            at = (size_t)(k / 2) * PANEL * 2 + column * 2 + (size_t)(k % 2);
-        y[k] = (w->packed == PACKED_INT8 ? (float)((const int8_t *)panel)[at] * w->scale[token]
-                                         : element_f32(panel, (enum dtype)w->packed, at)) *
+        size_t at = packed_index(w->packed, (size_t)k, column);
+        y[k] = (w->scale != NULL ? (float)((const int8_t *)panel)[at] * w->scale[token]
+                                 : element_f32(panel, (enum dtype)w->packed, at)) *
                scale;
     }
 }

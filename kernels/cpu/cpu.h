@@ -28,16 +28,20 @@ struct scratch {
 struct backend {
     struct backend_options options;
     const struct isa *isa;
+    const struct int8_products *int8; /* of int8 weights, or NULL: isa multiplies them */
     struct pool *pool;
     struct scratch *of_thread; /* [threads] */
     struct scratch tasks;      /* of the operator that runs */
     struct scratch lora_t;     /* the ranks' products between shrink and expand */
     struct scratch lora_offset;
+    struct scratch x_int16, x_scale; /* the rows of x, rounded for be->int8 */
 };
 
 void *scratch_reserve(struct scratch *s, size_t n_bytes);
 /* The same size for every thread; read it as be->of_thread[thread].memory. */
 void threads_reserve(struct backend *be, size_t n_bytes);
+/* Of x_int16 and x_scale, for so many rows. */
+void x_int16_reserve(struct backend *be, int n_rows, int d_in);
 
 /* pool_run, or a plain loop when all tiles together (work: about one FMA or element each) take less
  * time than waking a thread. */

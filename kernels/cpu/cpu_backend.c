@@ -39,6 +39,12 @@ void threads_reserve(struct backend *be, size_t n_bytes)
         scratch_reserve(&be->of_thread[i], n_bytes);
 }
 
+void x_int16_reserve(struct backend *be, int n_rows, int d_in)
+{
+    scratch_reserve(&be->x_int16, (size_t)n_rows * int8_x_stride(d_in) * sizeof(int16_t));
+    scratch_reserve(&be->x_scale, (size_t)n_rows * int8_x_blocks(d_in) * sizeof(float));
+}
+
 void tiles_run(struct backend *be, int n_tiles, double work, pool_fn *fn, void *context)
 {
     if (work < INLINE_WORK) {
@@ -49,19 +55,56 @@ void tiles_run(struct backend *be, int n_tiles, double work, pool_fn *fn, void *
     pool_run(be->pool, n_tiles, fn, context);
 }
 
-/* TRIBUTARY_ISA=avx2 holds a newer machine to the older path, for comparisons. */
-static const struct isa *isa_choose(void)
+/* What a processor may have, in ascending order: each needs those before it. */
+static const struct level {
+    const char *name; /* TRIBUTARY_ISA (ops.h) */
+    const struct isa *isa;
+    const struct int8_products *int8;
+} levels[] = {
+    {"avx2", &isa_avx2, NULL},
+    {"avx512", &isa_avx512, NULL},
+    {"avx512vnni", &isa_avx512, &int8_avx512vnni},
+};
+
+/* How many of the levels this processor has. */
+static size_t levels_here(void)
 {
     __builtin_cpu_init();
-    const char *wish = getenv("TRIBUTARY_ISA");
     unsigned a, b, c = 0, d; /* clang 14 knows no name for F16C: leaf 1, ECX bit 29 */
     bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
-    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx512 && (wish == NULL || strcmp(wish, "avx2") != 0))
-        return &isa_avx512;
-    return avx2 ? &isa_avx2 : NULL;
+    if (!f16c || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        return 0;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+        return 1;
+    return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
+}
+
+/* The best level, or the one that TRIBUTARY_ISA names. */
+static const struct level *level_choose(struct err *err)
+{
+    const char *wish = getenv("TRIBUTARY_ISA");
+    const size_t n_here = levels_here(), n = sizeof levels / sizeof *levels;
+    if (n_here == 0) {
+        err_set(err, ERR_UNSUPPORTED,
+                "backend cpu needs a processor with AVX2, FMA and F16C (Intel Haswell or AMD "
+                "Zen and newer); this one lacks them, use the slow backend ref instead");
+        return NULL;
+    }
+    if (wish == NULL || *wish == '\0')
+        return &levels[n_here - 1];
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(wish, levels[i].name) == 0) {
+            if (i < n_here)
+                return &levels[i];
+            err_set(err, ERR_UNSUPPORTED,
+                    "backend cpu: TRIBUTARY_ISA=%s, but this processor has %s at best", wish,
+                    levels[n_here - 1].name);
+            return NULL;
+        }
+    err_set(err, ERR_INVALID, "backend cpu: TRIBUTARY_ISA=%s is none of avx2, avx512, avx512vnni",
+            wish);
+    return NULL;
 }
 
 static void cpu_close(struct backend *be)
@@ -75,24 +118,24 @@ static void cpu_close(struct backend *be)
     free(be->tasks.memory);
     free(be->lora_t.memory);
     free(be->lora_offset.memory);
+    free(be->x_int16.memory);
+    free(be->x_scale.memory);
     pool_free(be->pool);
     free(be);
 }
 
 static int cpu_open(struct backend **out, const struct backend_options *options, struct err *err)
 {
-    const struct isa *isa = isa_choose();
-    if (isa == NULL)
-        return err_set(
-            err, ERR_UNSUPPORTED,
-            "backend cpu needs a processor with AVX2, FMA and F16C (Intel Haswell or AMD "
-            "Zen and newer); this one lacks them, use the slow backend ref instead");
+    const struct level *level = level_choose(err);
+    if (level == NULL)
+        return -1;
     if (options->n_threads < 0 || options->n_threads > 1024)
         return err_set(err, ERR_INVALID, "backend cpu: %d threads is not between 0 and 1024",
                        options->n_threads);
     struct backend *be = xcalloc(1, sizeof *be);
     be->options = *options;
-    be->isa = isa;
+    be->isa = level->isa;
+    be->int8 = options->weights_int8 ? level->int8 : NULL;
     be->pool = pool_create(options->n_threads > 0 ? options->n_threads : pool_physical_cores(),
                            err);
     if (be->pool == NULL) {
@@ -106,6 +149,8 @@ static int cpu_open(struct backend **out, const struct backend_options *options,
                                          (size_t)(options->max_rows > 0 ? options->max_rows : 1) *
                                          sizeof(float));
     }
+    if (be->int8 != NULL && options->max_rows > 0 && options->max_d > 0)
+        x_int16_reserve(be, options->max_rows, options->max_d);
     *out = be;
     return 0;
 }
@@ -120,7 +165,8 @@ static void cpu_caps(struct backend *be, struct backend_caps *out)
         .memory_free_bytes = page > 0 && free_pages > 0 ? (size_t)page * (size_t)free_pages : 0,
         .memory_total_bytes = page > 0 && pages > 0 ? (size_t)page * (size_t)pages : 0,
     };
-    snprintf(out->description, sizeof out->description, "cpu: %s, %d thread%s%s", be->isa->name,
+    snprintf(out->description, sizeof out->description, "cpu: %s%s%s, %d thread%s%s", be->isa->name,
+             be->int8 != NULL ? " " : "", be->int8 != NULL ? be->int8->name : "",
              pool_threads(be->pool), pool_threads(be->pool) == 1 ? "" : "s",
              be->options.weights_int8 ? ", int8 weights" : "");
 }
@@ -252,23 +298,19 @@ static void pack_panel(void *context, int panel, int thread)
         const char *from = column_source(p, panel * PANEL + c);
         if (from == NULL)
             break;
-        if (w->packed == PACKED_INT8) {
+        if (w->scale != NULL) {
             float scale = int8_scale(from, p->dtype, 0, w->d_in);
             w->scale[panel * PANEL + c] = scale;
             for (int k = 0; k < w->d_in; k++)
-                to[(size_t)k * PANEL + (size_t)c] = (char)int8_round(
+                to[packed_index(w->packed, (size_t)k, (size_t)c)] = (char)int8_round(
                     element_f32(from, p->dtype, (size_t)k), scale);
             continue;
         }
         for (int k = 0; k < w->d_in; k++) {
-            size_t pair = ((size_t)(k / 2) * PANEL + (size_t)c) * 2 + (size_t)(k % 2);
-            size_t single = (size_t)k * PANEL + (size_t)c;
+            size_t bytes = packed_bytes(w->packed);
             /* memcpy: the file's rows need not be aligned */
-            if (w->packed == PACKED_F32)
-                memcpy((float *)(void *)to + single, from + (size_t)k * 4, 4);
-            else
-                memcpy((uint16_t *)(void *)to + (w->packed == PACKED_BF16 ? pair : single),
-                       from + (size_t)k * 2, 2);
+            memcpy(to + packed_index(w->packed, (size_t)k, (size_t)c) * bytes,
+                   from + (size_t)k * bytes, bytes);
         }
     }
 }
@@ -279,7 +321,9 @@ static int cpu_weight_create(struct backend *be, struct weight **out, const void
 {
     BUG_IF(n_parts < 1 || d_in < 1);
     struct weight *w = xcalloc(1, sizeof *w);
-    *w = (struct weight){.packed = be->options.weights_int8 ? PACKED_INT8 : (enum packed)dtype,
+    *w = (struct weight){.packed = !be->options.weights_int8 ? (enum packed)dtype
+                                   : be->int8 != NULL        ? PACKED_INT8_PAIRS
+                                                             : PACKED_INT8,
                          .d_in = d_in};
     for (int i = 0; i < n_parts; i++) {
         BUG_IF(d_out[i] < 1 || d_out[i] > INT_MAX - LORA_TILE_COLS - w->d_out);
@@ -295,7 +339,7 @@ static int cpu_weight_create(struct backend *be, struct weight **out, const void
         free(w);
         return -1;
     }
-    if (w->packed == PACKED_INT8)
+    if (be->options.weights_int8)
         w->scale = xcalloc((size_t)w->n_panels * PANEL, sizeof *w->scale);
     struct pack pack = {w, parts, d_out, n_parts, dtype};
     tiles_run(be, w->n_panels, (double)w->d_out * d_in, pack_panel, &pack);

@@ -3,7 +3,8 @@
  * A tile is a block of rows by a few panels. It computes W x for its rows, panel by panel, so that
  * a panel is read from memory once and used for all rows while it is in cache; adds the bias; then
  * adds to the still warm columns of y what each adapter segment owes them (expand). Before that,
- * one pass over all segments and parts has computed t = A x (shrink). Two passes, one barrier.
+ * one pass over all segments and parts has computed t = A x (shrink). Two passes, one barrier; a
+ * third one before them rounds x where integers multiply int8 weights (adapters see x itself).
  *
  * Row blocks hold at most ROW_BLOCK rows, so that their x stays in the second-level cache while the
  * weights stream past; one step of up to ROW_BLOCK rows reads the weights from memory once. */
@@ -18,6 +19,7 @@ enum {
     PREFETCH_ROWS = 32,    /* a decode step's size: one segment is few rows */
     SHRINK_ROWS = 16,      /* of one task */
     SHRINK_RANKS = 8,      /* of one task */
+    ROUND_ROWS = 8,        /* of one tile */
     ROW_TILE_WORK = 16384, /* elements of one tile of the row-wise operators */
 };
 
@@ -164,13 +166,36 @@ static void expand_columns(const struct linear_job *job, int row_begin, int row_
     }
 }
 
+static void round_tile(void *context, int tile, int thread)
+{
+    (void)thread;
+    const struct linear_job *job = context;
+    const size_t d_in = (size_t)job->d_in;
+    const int end = min_int((tile + 1) * ROUND_ROWS, job->n_rows);
+    for (size_t i = (size_t)tile * ROUND_ROWS; i < (size_t)end; i++)
+        job->be->int8->round_row((int16_t *)job->be->x_int16.memory + i * int8_x_stride(job->d_in),
+                                 (float *)job->be->x_scale.memory + i * int8_x_blocks(job->d_in),
+                                 job->x + i * d_in, job->d_in);
+}
+
+static void round_run(struct backend *be, struct linear_job *job)
+{
+    x_int16_reserve(be, job->n_rows, job->d_in);
+    job->gemm.x_int16 = be->x_int16.memory;
+    job->gemm.x_scale = be->x_scale.memory;
+    tiles_run(be, (job->n_rows + ROUND_ROWS - 1) / ROUND_ROWS, (double)job->n_rows * job->d_in,
+              round_tile, job);
+}
+
 static void linear_tile(void *context, int tile, int thread)
 {
     const struct linear_job *job = context;
     int block = tile / job->n_column_tiles, columns = tile % job->n_column_tiles;
     int row = (int)((int64_t)job->n_rows * block / job->n_row_blocks);
     int row_end = (int)((int64_t)job->n_rows * (block + 1) / job->n_row_blocks);
-    if (job->gemm.w != NULL)
+    if (job->gemm.w != NULL && job->gemm.w->packed == PACKED_INT8_PAIRS)
+        job->be->int8->gemm(&job->gemm, row, row_end, columns);
+    else if (job->gemm.w != NULL)
         job->be->isa->gemm(&job->gemm, row, row_end, columns);
     if (job->lora != NULL)
         expand_columns(job, row, row_end, columns * LORA_TILE_COLS,
@@ -192,7 +217,10 @@ void cpu_linear(struct backend *be, struct devptr y, struct devptr x, const stru
     BUG_IF(n_rows < 0);
     struct linear_job job = {
         .be = be,
-        .gemm = {(float *)y.addr, (const float *)x.addr, w, (const float *)bias.addr},
+        .gemm = {.y = (float *)y.addr,
+                 .x = (const float *)x.addr,
+                 .w = w,
+                 .bias = (const float *)bias.addr},
         .d_out = w->d_out,
         .n_rows = n_rows,
         .x = (const float *)x.addr,
@@ -201,6 +229,8 @@ void cpu_linear(struct backend *be, struct devptr y, struct devptr x, const stru
     if (n_rows == 0)
         return;
     double work = 0;
+    if (w->packed == PACKED_INT8_PAIRS)
+        round_run(be, &job);
     if (lora != NULL) {
         size_t n_t = t_layout(be, lora, n_rows, w->d_in, &work);
         if (n_t > 0) {

@@ -10,10 +10,11 @@
  *     f32, f16   [d_out / 16][d_in][16]
  *     bf16       [d_out / 16][d_in / 2][16][2]    pairs of k; d_in rounded up, the odd one is 0
  *     int8       [d_out / 16][d_in][16]           d_in rounded up to a pair, likewise
+ *     int8 pairs [d_out / 16][d_in / 2][16][2]    d_in rounded up to four, likewise
  *
  * A 32-bit lane of the bf16 layout holds w[k] in its low and w[k + 1] in its high half: one shift
  * widens the first, one AND the second, with no shuffle at any vector width. Columns are padded to
- * 16 with zeros. */
+ * 16 with zeros. int8 pairs are for int8_products, which the processor multiplies as such. */
 #ifndef TRIBUTARY_KERNELS_CPU_ISA_H
 #define TRIBUTARY_KERNELS_CPU_ISA_H
 
@@ -32,17 +33,25 @@ enum packed {
     PACKED_F16 = DTYPE_F16,
     PACKED_BF16 = DTYPE_BF16,
     PACKED_INT8,
+    PACKED_INT8_PAIRS,
 };
 
 static inline size_t packed_bytes(enum packed t) /* of one element */
 {
-    return t == PACKED_INT8 ? 1 : dtype_bytes((enum dtype)t);
+    return t >= PACKED_INT8 ? 1 : dtype_bytes((enum dtype)t);
 }
 
 /* k that a kernel's loop takes a turn, and d_in is rounded up to. */
 static inline int packed_turn(enum packed t)
 {
-    return t == PACKED_BF16 || t == PACKED_INT8 ? 2 : 1;
+    return t == PACKED_INT8_PAIRS ? 4 : t == PACKED_BF16 || t == PACKED_INT8 ? 2 : 1;
+}
+
+/* Where element k of a panel's column lies, in elements. */
+static inline size_t packed_index(enum packed t, size_t k, size_t column)
+{
+    return t == PACKED_BF16 || t == PACKED_INT8_PAIRS ? (k / 2 * PANEL + column) * 2 + k % 2
+                                                      : k * PANEL + column;
 }
 
 struct weight {
@@ -60,6 +69,33 @@ struct gemm {
     const float *x; /* [n_rows, w->d_in] */
     const struct weight *w;
     const float *bias; /* [w->d_out] or NULL */
+    /* Of PACKED_INT8_PAIRS, instead of x: its rows as int8_products.round_row leaves them. */
+    const int16_t *x_int16; /* [n_rows, int8_x_stride(w->d_in)] */
+    const float *x_scale;   /* [n_rows, int8_x_blocks(w->d_in)] */
+};
+
+enum { INT8_BLOCK = 64 };   /* consecutive k of a row of x that share a scale */
+#define INT8_X_MIN 0x1p-96f /* a block of smaller numbers is rounded to zeros */
+
+static inline size_t int8_x_blocks(int d_in)
+{
+    return ((size_t)d_in + INT8_BLOCK - 1) / INT8_BLOCK;
+}
+
+static inline size_t int8_x_stride(int d_in)
+{
+    return int8_x_blocks(d_in) * INT8_BLOCK;
+}
+
+/* Products of int8 weights in integers, for processors that have them. */
+struct int8_products {
+    const char *name;
+
+    /* One row of x: x[k] ~ q[k] * scale[k / INT8_BLOCK], |q| <= 32767, to nearest; zeros behind
+     * d_in. The scale of a block that holds an infinity or NaN is NaN. */
+    void (*round_row)(int16_t *q, float *scale, const float *x, int d_in);
+    /* As isa.gemm, for PACKED_INT8_PAIRS only. */
+    void (*gemm)(const struct gemm *g, int row_begin, int row_end, int tile);
 };
 
 /* One layer's attention for the rows of one sequence. */
@@ -116,5 +152,6 @@ struct isa {
 };
 
 extern const struct isa isa_avx2, isa_avx512;
+extern const struct int8_products int8_avx512vnni;
 
 #endif

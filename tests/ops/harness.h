@@ -26,18 +26,22 @@ struct dev {
     int n_held;
 };
 
-/* The code paths of the cpu backend that this machine can run: "" is its best. */
-static const char *const isa_variants[] = {"", "avx2"};
+/* The code paths of the cpu backend, in ascending order (TRIBUTARY_ISA, ops.h). This machine can
+ * run the first isa_variants_count(), of which the third is one of its own for int8 weights only.
+ */
+static const char *const isa_variants[] = {"avx2", "avx512", "avx512vnni"};
 
-UNUSED static bool isa_variant_differs(void)
+UNUSED static int isa_variants_count(bool int8)
 {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return !avx512 ? 1 : int8 && __builtin_cpu_supports("avx512vnni") ? 3 : 2;
 }
 
-UNUSED static int isa_variants_count(void)
+/* Of linear against ref (ops.h). */
+UNUSED static double linear_bound(bool int8, const char *isa)
 {
-    return isa_variant_differs() ? 2 : 1;
+    return int8 && strcmp(isa, "avx512vnni") == 0 ? 1e-8 : 1e-10;
 }
 
 UNUSED static void dev_open_weights(struct dev *d, const char *name, int n_threads, const char *isa,

@@ -1,5 +1,6 @@
-/* rope_kv_write, attention and kv_copy_blocks: cpu against ref over head shapes, cache dtypes,
- * windows and caps; and bit-equality of a row under any chunking of its prompt and any neighbours.
+/* variant: both. rope_kv_write, attention and kv_copy_blocks: cpu against ref over head shapes,
+ * cache dtypes, windows and caps; and bit-equality of a row under any chunking of its prompt and
+ * any neighbours.
  */
 #include "tests/ops/harness.h"
 
@@ -219,7 +220,7 @@ static void cpu_attention_answers_to_ref(void **state)
     (void)state;
     double worst = 0;
     for (size_t i = 0; i < COUNT(cases); i++)
-        for (int v = 0; v < isa_variants_count(); v++) {
+        for (int v = 0; v < isa_variants_count(false); v++) {
             const struct attention_case *c = &cases[i];
             struct fixture f[2];
             float *y[2];
@@ -238,7 +239,7 @@ static void cpu_attention_answers_to_ref(void **state)
             }
             double e = nmse(y[1], y[0], n);
             if (!(e <= 1e-10))
-                fail_msg("%s%s: nmse %g against ref, bound 1e-10", c->what, v ? ", avx2" : "", e);
+                fail_msg("%s, %s: nmse %g against ref, bound 1e-10", c->what, isa_variants[v], e);
             worst = e > worst ? e : worst;
             for (int b = 0; b < 2; b++) {
                 free(y[b]);
@@ -256,7 +257,7 @@ static void a_row_has_the_same_bits_under_any_chunking_and_beside_any_neighbours
     size_t n_compared = 0;
     for (size_t i = 0; i < COUNT(cases); i++)
         for (int b = 0; b < 2; b++)
-            for (int v = 0; v < (b == 0 ? isa_variants_count() : 1); v++) {
+            for (int v = 0; v < (b == 0 ? isa_variants_count(false) : 1); v++) {
                 const struct attention_case *c = &cases[i];
                 struct fixture whole, alone;
                 int zero[SEQS_MAX] = {0}, row = 0;
@@ -277,10 +278,10 @@ static void a_row_has_the_same_bits_under_any_chunking_and_beside_any_neighbours
                             n_compared += (size_t)(to[q] - from[q]);
                             if (memcmp(part, y + (size_t)(row + from[q]) * width,
                                        (size_t)(to[q] - from[q]) * width * sizeof *y) != 0)
-                                fail_msg("%s, %s%s: sequence %d in chunks of %d, tokens [%d, %d): "
+                                fail_msg("%s, %s %s: sequence %d in chunks of %d, tokens [%d, %d): "
                                          "not the bits of the whole batch",
-                                         c->what, backends[b], v ? ", avx2" : "", q, size, from[q],
-                                         to[q]);
+                                         c->what, backends[b], b == 0 ? isa_variants[v] : "", q,
+                                         size, from[q], to[q]);
                         }
                         fixture_close(&alone);
                     }

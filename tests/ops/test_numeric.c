@@ -91,6 +91,42 @@ static void backends_are_found_by_name(void **state)
     assert_non_null(strstr(err.message, "abacus"));
 }
 
+static void tributary_isa_names_a_code_path_that_the_processor_has(void **state)
+{
+    (void)state;
+    const struct ops *cpu = ops_find("cpu", NULL);
+    struct backend_options options = {.n_threads = 1, .weights_int8 = true};
+    static const char *const descriptions[] = {"cpu: AVX2, 1 thread, int8 weights",
+                                               "cpu: AVX-512, 1 thread, int8 weights",
+                                               "cpu: AVX-512 VNNI, 1 thread, int8 weights"};
+    const int n_here = isa_variants_count(true);
+    for (int i = -1; i < (int)COUNT(isa_variants); i++) {
+        struct err err = {0};
+        struct backend *be = NULL;
+        struct backend_caps caps;
+        const char *isa = i < 0 ? "" : isa_variants[i];
+        setenv("TRIBUTARY_ISA", isa, 1);
+        int rc = cpu->open(&be, &options, &err);
+        if (i >= n_here) { /* a newer machine's */
+            assert_int_equal(rc, -1);
+            assert_int_equal(err.code, ERR_UNSUPPORTED);
+            assert_non_null(strstr(err.message, isa));
+            continue;
+        }
+        assert_ok(rc, err);
+        cpu->caps(be, &caps);
+        assert_string_equal(caps.description, descriptions[i < 0 ? n_here - 1 : i]);
+        cpu->close(be);
+    }
+    struct err err = {0};
+    struct backend *be = NULL;
+    setenv("TRIBUTARY_ISA", "sse9", 1);
+    assert_int_equal(cpu->open(&be, &options, &err), -1);
+    assert_int_equal(err.code, ERR_INVALID);
+    assert_non_null(strstr(err.message, "sse9"));
+    unsetenv("TRIBUTARY_ISA");
+}
+
 struct tally {
     _Atomic int count[1000];
     _Atomic int wrong_thread;
@@ -134,6 +170,7 @@ int main(void)
         cmocka_unit_test(uniform_is_the_top_24_bits_of_the_first_word),
         cmocka_unit_test(f16_and_bf16_round_to_nearest_even),
         cmocka_unit_test(backends_are_found_by_name),
+        cmocka_unit_test(tributary_isa_names_a_code_path_that_the_processor_has),
         cmocka_unit_test(the_pool_runs_every_tile_exactly_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
-/* sample and score: cpu against ref on tables of parameters, the rules that ops.h states on
- * hand-made logits, and the distribution of the draws. */
+/* variant: both. sample and score: cpu against ref on tables of parameters, the rules that ops.h
+ * states on hand-made logits, and the distribution of the draws. */
 #include "tests/ops/harness.h"
 
 static const struct sample_params neutral = {
@@ -66,7 +66,7 @@ static void cpu_draws_what_ref_draws(void **state)
     static const int vocabs[] = {1, 7, 512, 32003};
     size_t n_compared = 0;
     for (size_t v = 0; v < COUNT(vocabs); v++)
-        for (int variant = 0; variant < isa_variants_count(); variant++) {
+        for (int variant = 0; variant < isa_variants_count(false); variant++) {
             const int vocab = vocabs[v], n = (int)COUNT(table);
             struct dev ref, cpu;
             float *x = xcalloc((size_t)(n * vocab), sizeof *x);
