@@ -287,31 +287,28 @@ static const char *column_source(const struct pack *p, int column)
     return NULL;
 }
 
-static void pack_panel(void *context, int panel, int thread)
+static void pack_tile(void *context, int tile, int thread)
 {
     (void)thread;
     const struct pack *p = context;
     const struct weight *w = p->w;
-    char *to = (char *)w->panels + (size_t)panel * w->panel_bytes;
-    memset(to, 0, w->panel_bytes);
-    for (int c = 0; c < PANEL; c++) {
-        const char *from = column_source(p, panel * PANEL + c);
+    const size_t bytes = packed_bytes(w->packed);
+    char *to = w->tiles;
+    memset(to + (size_t)tile * w->tile_bytes, 0, w->tile_bytes);
+    for (int c = tile * TILE_COLS; c < (tile + 1) * TILE_COLS; c++) {
+        const char *from = column_source(p, c);
         if (from == NULL)
             break;
         if (w->scale != NULL) {
             float scale = int8_scale(from, p->dtype, 0, w->d_in);
-            w->scale[panel * PANEL + c] = scale;
+            w->scale[c] = scale;
             for (int k = 0; k < w->d_in; k++)
-                to[packed_index(w->packed, (size_t)k, (size_t)c)] = (char)int8_round(
+                to[weight_at(w, (size_t)c, (size_t)k)] = (char)int8_round(
                     element_f32(from, p->dtype, (size_t)k), scale);
             continue;
         }
-        for (int k = 0; k < w->d_in; k++) {
-            size_t bytes = packed_bytes(w->packed);
-            /* memcpy: the file's rows need not be aligned */
-            memcpy(to + packed_index(w->packed, (size_t)k, (size_t)c) * bytes,
-                   from + (size_t)k * bytes, bytes);
-        }
+        for (int k = 0; k < w->d_in; k++) /* memcpy: the file's rows need not be aligned */
+            memcpy(to + weight_at(w, (size_t)c, (size_t)k), from + (size_t)k * bytes, bytes);
     }
 }
 
@@ -326,23 +323,27 @@ static int cpu_weight_create(struct backend *be, struct weight **out, const void
                                                              : PACKED_INT8,
                          .d_in = d_in};
     for (int i = 0; i < n_parts; i++) {
-        BUG_IF(d_out[i] < 1 || d_out[i] > INT_MAX - LORA_TILE_COLS - w->d_out);
+        BUG_IF(d_out[i] < 1 || d_out[i] > INT_MAX - TILE_COLS - w->d_out);
         w->d_out += d_out[i];
     }
-    w->n_panels = (w->d_out + LORA_TILE_COLS - 1) / LORA_TILE_COLS * TILE_PANELS;
-    const size_t turn = (size_t)packed_turn(w->packed);
-    w->panel_bytes = ((size_t)d_in + turn - 1) / turn * turn * PANEL * packed_bytes(w->packed);
+    w->n_tiles = (w->d_out + TILE_COLS - 1) / TILE_COLS;
+    const size_t turn = (size_t)packed_turn(w->packed), turn_bytes = packed_turn_bytes(w->packed);
+    const size_t turns = ((size_t)d_in + turn - 1) / turn;
+    const bool tile_turns = be->isa->tile_turns;
+    w->panel_step = tile_turns ? turn_bytes : turn_bytes * turns;
+    w->turn_step = tile_turns ? turn_bytes * TILE_PANELS : turn_bytes;
+    w->tile_bytes = turn_bytes * turns * TILE_PANELS;
     size_t n_bytes;
-    if (__builtin_mul_overflow((size_t)w->n_panels, w->panel_bytes, &n_bytes) ||
-        (w->panels = pages_alloc(n_bytes)) == NULL) {
+    if (__builtin_mul_overflow((size_t)w->n_tiles, w->tile_bytes, &n_bytes) ||
+        (w->tiles = pages_alloc(n_bytes)) == NULL) {
         err_set(err, ERR_NO_MEMORY, "no memory to pack a weight of %d x %d", w->d_out, d_in);
         free(w);
         return -1;
     }
     if (be->options.weights_int8)
-        w->scale = xcalloc((size_t)w->n_panels * PANEL, sizeof *w->scale);
+        w->scale = xcalloc((size_t)w->n_tiles * TILE_COLS, sizeof *w->scale);
     struct pack pack = {w, parts, d_out, n_parts, dtype};
-    tiles_run(be, w->n_panels, (double)w->d_out * d_in, pack_panel, &pack);
+    tiles_run(be, w->n_tiles, (double)w->d_out * d_in, pack_tile, &pack);
     *out = w;
     return 0;
 }
@@ -352,7 +353,7 @@ static void cpu_weight_free(struct backend *be, struct weight *w)
     (void)be;
     if (w == NULL)
         return;
-    free(w->panels);
+    free(w->tiles);
     free(w->scale);
     free(w);
 }

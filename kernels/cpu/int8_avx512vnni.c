@@ -19,27 +19,37 @@
  * thousand times more. ops.h gives this product the bound 1e-8.
  *
  * Registers: rows x 4 accumulators, 4 vectors of weights, one of x. Sums of blocks rest in the
- * first-level cache. A turn is 4 k: one cache line of each of the four panels. A single group of
- * rows asks for lines a little ahead in its panels; several groups, which walk the same panels one
- * after the other, ask for the next tile's, spread over all their turns (body_gemm.h says why).
+ * first-level cache. A turn is 4 k: one cache line of each of the four panels, side by side
+ * (isa.tile_turns). A single group of rows asks for lines that memory must bring in time; several
+ * groups, which walk the same tile one after the other, ask for lines that the second-level cache
+ * holds, and, spread over all their turns, for the next tile's (body_gemm.h says why).
  *
  * Ladder (one core of a shared Zen 4 VM, weights in cache, 768 k, GMAC/s; nothing but FMAs reach 57
  * there, nothing but VPDPWSSD 114):
  *
- *     int8 widened to f32, FMA, 6 rows (body_gemm.h)                          57
- *     x in three planes of 8 bits, VPDPBUSD, 2 rows                           34 (peak 76)
- *     x in 16 bits, VPDPWSSD, 4 rows                                         108
- *     the same, 6 rows, where gcc must be kept from gathering the broadcasts 110
+ *                                                             1 row   4 rows   6 rows
+ *     int8 widened to f32, FMA (body_gemm.h)                     27                57
+ *     x in three planes of 8 bits, VPDPBUSD                      73  (2 rows: 34, gcc spills)
+ *     x in 16 bits, VPDPWSSD                                     79      108       61, gcc spills
  *
- * Three planes would keep f32's own 24 bits and the bound of 1e-10, but their peak is 1.3 times the
- * FMA's and their accumulators leave room for two rows only. */
+ * The products and broadcasts are therefore written out. Out of memory (bench_ops, 2304 x 768,
+ * medians of 3, alternating): 16 at 1 row, 58 at 4, 94 at 60; with the panels' turns side by side
+ * 23, 88 and 93, where 12 rows and more need the lines of the second-level cache asked for (else
+ * 84).
+ *
+ * Three planes would keep f32's own 24 bits and the bound of 1e-10, but nothing but VPDPBUSD, 230,
+ * makes 76 of three, 1.3 times the FMAs', and their accumulators leave room for two rows only. */
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/simd.h"
 
 enum {
-    TURN = 4, /* k */
+    TURN = 4,        /* k: of each panel one line, side by side (isa.tile_turns) */
+    PAIR_BYTES = 32, /* of a panel */
+    LINE = 2 * PAIR_BYTES,
+    TURN_BYTES = TILE_PANELS * LINE,
     ROWS_MAX = 6,
-    NEAR_BYTES = 1024,
+    NEAR_BYTES = 4096,
+    CACHED_BYTES = 1024, /* from the second-level cache */
 };
 
 static void round_row(int16_t *q, float *scale, const float *x, int d_in)
@@ -79,7 +89,7 @@ static void round_row(int16_t *q, float *scale, const float *x, int d_in)
 
 struct place { /* of a register block: a few rows by the panels of a tile */
     const struct gemm *g;
-    const int8_t *w; /* the tile's first panel */
+    const char *w;   /* the tile */
     int row, column; /* of y, its first */
     const char *ahead;
     size_t ahead_step; /* a turn, or 0: ask near by */
@@ -103,26 +113,24 @@ INLINE void block_of_k(float sums[ROWS_MAX][TILE_PANELS][PANEL], const struct pl
                        const char **ahead, const int16_t *const *x, int begin, int end,
                        const float *const *scale, const int rows)
 {
-    const size_t panel_bytes = at->g->w->panel_bytes;
-    const int8_t *w[TILE_PANELS];
+    const char *w = at->w + (size_t)(begin / TURN) * TURN_BYTES;
+    const size_t near = at->ahead_step == 0 ? NEAR_BYTES : CACHED_BYTES;
     __m512i acc[ROWS_MAX][TILE_PANELS];
-    UNROLL for (int p = 0; p < TILE_PANELS; p++) w[p] = at->w + (size_t)p * panel_bytes;
     UNROLL for (int r = 0; r < rows; r++) UNROLL for (int p = 0; p < TILE_PANELS; p++)
         acc[r][p] = _mm512_setzero_si512();
-    for (int k = begin; k < end; k += TURN) {
-        if (at->ahead_step == 0) {
-            UNROLL for (int p = 0; p < TILE_PANELS; p++)
-                _mm_prefetch(w[p] + (size_t)k * PANEL + NEAR_BYTES, _MM_HINT_T0);
-        } else {
+    for (int k = begin; k < end; k += TURN, w += TURN_BYTES) {
+        UNROLL for (int p = 0; p < TILE_PANELS; p++) _mm_prefetch(w + p * LINE + near, _MM_HINT_T0);
+        if (at->ahead_step != 0) {
             _mm_prefetch(*ahead, _MM_HINT_T1);
-            _mm_prefetch(*ahead + 64, _MM_HINT_T1);
+            _mm_prefetch(*ahead + LINE, _MM_HINT_T1);
             *ahead += at->ahead_step;
         }
         UNROLL for (int pair = 0; pair < TURN; pair += 2)
         {
             __m512i wk[TILE_PANELS];
-            UNROLL for (int p = 0; p < TILE_PANELS; p++) wk[p] = _mm512_cvtepi8_epi16(
-                _mm256_loadu_si256((const __m256i *)(const void *)(w[p] + (k + pair) * PANEL)));
+            UNROLL for (int p = 0; p < TILE_PANELS; p++)
+                wk[p] = _mm512_cvtepi8_epi16(_mm256_loadu_si256(
+                    (const __m256i *)(const void *)(w + p * LINE + pair / 2 * PAIR_BYTES)));
             UNROLL for (int r = 0; r < rows; r++)
             {
                 __m512i xk = broadcast_pair(x[r] + k + pair);
@@ -175,7 +183,9 @@ INLINE void block_run(const struct place *at, const int rows)
         block_run(at, rows);                                                   \
     }
 BLOCK(1)
-BLOCK(2) BLOCK(3) BLOCK(4) BLOCK(5) BLOCK(6)
+BLOCK(2)
+BLOCK(3)
+BLOCK(4) BLOCK(5) BLOCK(6)
 
     static void gemm_int8(const struct gemm *g, int row_begin, int row_end, int tile)
 {
@@ -183,14 +193,13 @@ BLOCK(2) BLOCK(3) BLOCK(4) BLOCK(5) BLOCK(6)
         NULL, block_1, block_2, block_3, block_4, block_5, block_6};
     const struct weight *w = g->w;
     const int n_groups = (row_end - row_begin + ROWS_MAX - 1) / ROWS_MAX;
-    const size_t tile_bytes = TILE_PANELS * w->panel_bytes;
-    const size_t turns = w->panel_bytes / (TURN * PANEL);
+    const size_t turns = w->tile_bytes / TURN_BYTES;
     struct place at = {.g = g,
-                       .w = (const int8_t *)w->panels + (size_t)tile * tile_bytes,
+                       .w = (const char *)w->tiles + (size_t)tile * w->tile_bytes,
                        .row = row_begin,
                        .column = tile * TILE_PANELS * PANEL};
-    at.ahead = (const char *)at.w + tile_bytes;
-    at.ahead_step = n_groups == 1 ? 0 : tile_bytes / turns / (size_t)n_groups;
+    at.ahead = at.w + w->tile_bytes;
+    at.ahead_step = n_groups == 1 ? 0 : TURN_BYTES / (size_t)n_groups;
     for (int left = n_groups; left > 0; left--) {
         int rows = (row_end - at.row + left - 1) / left; /* balanced: 16 is 6 + 5 + 5 */
         blocks[rows](&at);

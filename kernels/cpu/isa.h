@@ -4,17 +4,25 @@
  * width (simd.h); nothing outside those two files may use their instructions. cpu_backend.c picks a
  * table at run time. Each entry works on one tile; the drivers (cpu_*.c) cut the tiles.
  *
- * Packed weights. Output columns are grouped into panels of PANEL = 16. A panel holds its columns
- * side by side, k after k, so that a kernel reads it front to back:
+ * Packed weights. Output columns are grouped into panels of PANEL = 16, and TILE_PANELS = 4 panels
+ * are a tile. A kernel takes a turn of a panel at a time, which is one or a few k of its columns:
  *
- *     f32, f16   [d_out / 16][d_in][16]
- *     bf16       [d_out / 16][d_in / 2][16][2]    pairs of k; d_in rounded up, the odd one is 0
- *     int8       [d_out / 16][d_in][16]           d_in rounded up to a pair, likewise
- *     int8 pairs [d_out / 16][d_in / 2][16][2]    d_in rounded up to four, likewise
+ *     f32, f16   [16]           one k
+ *     bf16       [16][2]        a pair of k
+ *     int8       [2][16]        a pair of k
+ *     int8 pairs [2][16][2]     two pairs of k
  *
  * A 32-bit lane of the bf16 layout holds w[k] in its low and w[k + 1] in its high half: one shift
- * widens the first, one AND the second, with no shuffle at any vector width. Columns are padded to
- * 16 with zeros. int8 pairs are for int8_products, which the processor multiplies as such. */
+ * widens the first, one AND the second, with no shuffle at any vector width. int8 pairs are for
+ * int8_products, which the processor multiplies as such. d_in is rounded up to whole turns and the
+ * columns to whole tiles, with zeros.
+ *
+ * A table whose kernels always walk the panels of a tile side by side wants their turns side by
+ * side too, so that memory is read front to back; others want panel after panel:
+ *
+ *     isa.tile_turns     [tiles][turns][4] turns of a panel
+ *     else               [tiles][4][turns] turns of a panel
+ */
 #ifndef TRIBUTARY_KERNELS_CPU_ISA_H
 #define TRIBUTARY_KERNELS_CPU_ISA_H
 
@@ -24,7 +32,8 @@ enum {
     PANEL = 16,
     TILE_PANELS = 4,    /* of one tile; weights are padded to whole tiles */
     GEMM_ROWS_MAX = 60, /* of one tile */
-    LORA_TILE_COLS = TILE_PANELS * PANEL,
+    TILE_COLS = TILE_PANELS * PANEL,
+    LORA_TILE_COLS = TILE_COLS,
     PIECE_KEYS = 64, /* of attention */
 };
 
@@ -47,21 +56,32 @@ static inline int packed_turn(enum packed t)
     return t == PACKED_INT8_PAIRS ? 4 : t == PACKED_BF16 || t == PACKED_INT8 ? 2 : 1;
 }
 
-/* Where element k of a panel's column lies, in elements. */
-static inline size_t packed_index(enum packed t, size_t k, size_t column)
-{
-    return t == PACKED_BF16 || t == PACKED_INT8_PAIRS ? (k / 2 * PANEL + column) * 2 + k % 2
-                                                      : k * PANEL + column;
-}
-
 struct weight {
     enum packed packed;
     int d_in, d_out;
-    int n_panels; /* a multiple of TILE_PANELS */
-    size_t panel_bytes;
-    void *panels; /* 64-byte aligned [n_panels] of panel_bytes */
-    float *scale; /* int8: [n_panels * PANEL], 0 for padding; else NULL */
+    int n_tiles;
+    size_t tile_bytes;
+    size_t panel_step,
+        turn_step; /* bytes from a panel of a tile, or a turn of a panel, to the next */
+    void *tiles;   /* 64-byte aligned [n_tiles] of tile_bytes */
+    float *scale;  /* int8: [n_tiles * TILE_COLS], 0 for padding; else NULL */
 };
+
+static inline size_t packed_turn_bytes(enum packed t) /* of one panel */
+{
+    return (size_t)packed_turn(t) * PANEL * packed_bytes(t);
+}
+
+/* Where w[column, k] lies: bytes from w->tiles. */
+static inline size_t weight_at(const struct weight *w, size_t column, size_t k)
+{
+    const bool pairs = w->packed == PACKED_BF16 || w->packed == PACKED_INT8_PAIRS;
+    const size_t turn = (size_t)packed_turn(w->packed), lane = column % PANEL, in_turn = k % turn;
+    const size_t element = pairs ? (in_turn / 2 * PANEL + lane) * 2 + in_turn % 2
+                                 : in_turn * PANEL + lane;
+    return column / TILE_COLS * w->tile_bytes + column % TILE_COLS / PANEL * w->panel_step +
+           k / turn * w->turn_step + element * packed_bytes(w->packed);
+}
 
 /* y = W x + bias; of int8 weights (sum of q x) * scale + bias */
 struct gemm {
@@ -118,6 +138,7 @@ static inline size_t attend_scratch_bytes(int head_dim, size_t n_queries)
 
 struct isa {
     const char *name;
+    bool tile_turns; /* how it wants weights packed */
 
     /* Rows [row_begin, row_end), at most GEMM_ROWS_MAX, by the columns of one tile. */
     void (*gemm)(const struct gemm *g, int row_begin, int row_end, int tile);

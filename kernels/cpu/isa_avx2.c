@@ -8,6 +8,7 @@
 
 const struct isa isa_avx2 = {
     .name = "AVX2",
+    .tile_turns = TILE_TURNS,
     .gemm = gemm,
     .shrink = shrink,
     .expand = expand,

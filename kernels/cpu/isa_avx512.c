@@ -16,6 +16,7 @@
 
 const struct isa isa_avx512 = {
     .name = "AVX-512",
+    .tile_turns = TILE_TURNS,
     .gemm = gemm,
     .shrink = shrink,
     .expand = expand,
