@@ -51,7 +51,8 @@ X(SERVER_STREAM_BUFFER, "server", "stream_buffer", BYTES, "256k", 4096, 67108864
 X(SERVER_TICK, "server", "tick", DURATION, "15ms", 1, 1000, "", NULL, "TIME", \
   "Tokens of all streams are gathered for this long; the first of a stream leaves at once.") \
 X(SERVER_MAX_REQUESTS, "server", "max_requests", INT, "512", 1, 1000000, "requests", NULL, "N", \
-  "Requests being answered or waiting; more get 503 and Retry-After.") \
+  "Requests being answered or waiting; more get 503 and Retry-After. One key or address may hold 8 " \
+  "(times its weight) for each that is free, so never all of them.") \
 X(SERVER_DRAIN_TIMEOUT, "server", "drain_timeout", DURATION, "30s", 0, 3600000, "", NULL, "TIME", \
   "After SIGTERM, how long running answers may take to end.") \
 X(SERVER_CORS_ORIGIN, "server", "cors_origin", STRING, "", 0, 0, "", NULL, "ORIGIN", \
