@@ -91,7 +91,7 @@ X(ENGINE_BACKEND, "engine", "backend", STRING, "cpu", 0, 0, "", "backend", "cpu|
 X(ENGINE_THREADS, "engine", "threads", INT, "0", 0, 1024, "threads", "threads", "N", \
   "Threads of the cpu backend; 0: one a core.") \
 X(ENGINE_WEIGHTS, "engine", "weights", STRING, "file", 0, 0, "", "weights", "file|int8", \
-  "Base weights as they are in the file, or made int8 when the model loads: half the memory and bytes a token of bf16, and slightly other answers. Not on cuda.") \
+  "Base weights as they are in the file, or made int8 when the model loads: half the memory and bytes a token of bf16, and slightly other answers. Receipts then name a model of their own, derived from the files' (see README). Not on cuda.") \
 X(ENGINE_GPU_MEMORY, "engine", "gpu_memory", NUMBER, "0.9", 0, 1, "", "gpu-memory", "FRACTION", \
   "How much of the memory that is free on the GPU to take: what weights and workspace leave of it holds adapters and KV cache.") \
 X(ENGINE_KV_BYTES, "engine", "kv_bytes", BYTES, "0", 0, 1099511627776, "bytes", "kv-bytes", "BYTES", \
