@@ -24,6 +24,7 @@
 #include "node/base/hex.h"
 #include "node/base/log.h"
 #include "node/base/random.h"
+#include "node/base/sha256.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -76,8 +77,21 @@ static int check_options(struct engine_options *o, struct err *err)
     return 0;
 }
 
+struct model_id int8_model_id(struct model_id base)
+{
+    struct buf text = BUF_INIT;
+    struct model_id id;
+    char hex[65];
+    buf_appendf(&text, "%s  int8, a scale an output column\n", hex_encode(hex, base.bytes, 32));
+    struct sha256_digest digest = sha256(text.data, text.len);
+    buf_release(&text);
+    memcpy(id.bytes, digest.bytes, 32);
+    return id;
+}
+
 static void describe(struct engine *e)
 {
+    bool int8 = e->options.weights != NULL && strcmp(e->options.weights, "int8") == 0;
     const struct model_config *c = &e->model->config;
     struct engine_model *m = &e->public_model;
     *m = (struct engine_model){.id = model_identity(e->model), /* hashed beside the upload */
@@ -92,6 +106,8 @@ static void describe(struct engine *e)
                                .n_params = e->model->n_params,
                                .bos = c->bos,
                                .n_eos = c->n_eos};
+    m->served_id = int8 ? int8_model_id(m->id) : m->id;
+    m->weights = int8 ? "int8" : "file";
     snprintf(m->name, sizeof m->name, "%s", e->model->name);
     snprintf(m->backend, sizeof m->backend, "%s", e->backend_text);
     memcpy(m->eos, c->eos, sizeof m->eos);

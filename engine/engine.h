@@ -151,8 +151,12 @@ void engine_close(struct engine *e);
  */
 
 struct engine_model {
-    char name[128]; /* the directory's last component */
-    struct model_id id;
+    char name[128];     /* the directory's last component */
+    struct model_id id; /* of the files: what adapters are made for, and what is registered */
+    /* Of the weights that compute, which is what an answer's receipt has to name: id, or with int8
+     * weights int8_model_id(id). */
+    struct model_id served_id;
+    const char *weights; /* "file" or "int8" */
     int vocab, hidden, n_layers, n_heads, n_kv_heads, head_dim, ffn, max_context;
     uint64_t n_params;
     int32_t bos; /* -1: none */
@@ -162,6 +166,11 @@ struct engine_model {
 };
 
 const struct engine_model *engine_model(const struct engine *e); /* lives as long as e */
+
+/* The id of the model that a base model becomes under weights = "int8":
+ * sha256("<id, hex>  int8, a scale an output column\n"). Whoever has the base model's files can
+ * make the same weights, and the same id, again. */
+struct model_id int8_model_id(struct model_id base);
 const struct tokenizer *
 engine_tokenizer(const struct engine *e); /* NULL: the model has no tokenizer.json */
 const struct chat_template *

@@ -117,7 +117,7 @@ static struct item *item_new(struct adapter_store *s, const char *name, char *di
     return i;
 }
 
-int adapter_store_add(struct adapter_store *s, const char *name, const char *dir, bool again,
+int adapter_store_add(struct adapter_store *s, const char *name, const char *dir, bool told,
                       struct engine_adapter *facts, struct err *err)
 {
     struct engine_adapter seen;
@@ -134,14 +134,19 @@ int adapter_store_add(struct adapter_store *s, const char *name, const char *dir
         free(path);
         return err_wrap(err, "adapter %s", name);
     }
+    pthread_mutex_lock(&s->told_lock);
+    int rc = told ? told_add(s, name, path, err) : 0;
     pthread_mutex_lock(&s->lock);
     struct item *i = hash_map_get(&s->local, name, strlen(name));
-    if (i != NULL && !again) {
+    if (rc == 0 && i != NULL && !told)
+        rc = err_set(err, ERR_CONFLICT, "two models are named \"%s\"", name);
+    if (rc != 0) {
         if (loaded)
             engine_adapter_drop(s->engine, &seen.content, NULL);
         pthread_mutex_unlock(&s->lock);
+        pthread_mutex_unlock(&s->told_lock);
         free(path);
-        return err_set(err, ERR_CONFLICT, "two models are named \"%s\"", name);
+        return rc;
     }
     if (i != NULL) {
         item_loosen(s, i);
@@ -157,8 +162,11 @@ int adapter_store_add(struct adapter_store *s, const char *name, const char *dir
         content_landed(s, c, us);
     memcpy(i->stamp, stamp, sizeof stamp);
     i->examined = true;
+    s->n_told += told && !i->told;
+    i->told |= told;
     s->facts_changed = true;
     pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(&s->told_lock);
     log_info("adapters", "adapter %s: rank %d, %d linears (%s), digest %s", name, seen.rank_max,
              seen.n_sites, seen.targets, hex_encode(hex, seen.content.bytes, 32));
     if (facts != NULL)
@@ -168,23 +176,31 @@ int adapter_store_add(struct adapter_store *s, const char *name, const char *dir
 
 int adapter_store_remove(struct adapter_store *s, const char *name, struct err *err)
 {
-    int rc = 0;
+    pthread_mutex_lock(&s->told_lock);
     pthread_mutex_lock(&s->lock);
-    struct item *i = hash_map_remove(&s->local, name, strlen(name));
-    if (i != NULL) {
+    struct item *i = hash_map_get(&s->local, name, strlen(name));
+    bool told = i != NULL &&
+                i->told; /* which only changes under told_lock, as what is local does */
+    pthread_mutex_unlock(&s->lock);
+    int rc = told ? told_remove(s, name, err) : 0;
+    pthread_mutex_lock(&s->lock);
+    if (rc == 0 && i != NULL) {
+        hash_map_remove(&s->local, name, strlen(name));
+        s->n_told -= told;
         item_loosen(s, i);
         free(i->dir);
         free(i);
         s->facts_changed = true;
-    } else if (item_find(s, name, false) != NULL) {
+    } else if (rc == 0 && item_find(s, name, false) != NULL) {
         rc = err_set(err, ERR_CONFLICT,
                      "adapter %s comes from a registry or goes by another name; only the name of a "
                      "local adapter can be removed",
                      name);
-    } else {
+    } else if (rc == 0) {
         rc = err_set(err, ERR_NOT_FOUND, "there is no adapter \"%.100s\"", name);
     }
     pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(&s->told_lock);
     return rc;
 }
 
@@ -295,6 +311,23 @@ void local_remember(struct adapter_store *s)
 /* ---- a directory of them -----------------------------------------------------------------------
  */
 
+/* A name that is free, for files that nobody has looked at unless m remembers them; dir is taken.
+ * With the lock. */
+static struct item *add_unread(struct adapter_store *s, const struct memory *m, const char *name,
+                               char *dir, const char stamp[17])
+{
+    struct item *i = item_new(s, name, dir);
+    const struct known *k = hash_map_get(&m->by_dir, dir, strlen(dir));
+    memcpy(i->stamp, stamp, sizeof i->stamp);
+    if (k != NULL && strcmp(k->stamp, stamp) == 0) {
+        struct content *c = content_get(s, &k->facts.content);
+        content_learn(c, &k->facts);
+        item_attach(s, i, c);
+        i->examined = true;
+    }
+    return i;
+}
+
 /* false: it isn't an adapter's directory, or its name is taken. */
 static bool add_found(struct adapter_store *s, const struct memory *m, const char *root,
                       const char *name)
@@ -311,17 +344,8 @@ static bool add_found(struct adapter_store *s, const struct memory *m, const cha
     pthread_mutex_lock(&s->lock);
     if (there && hash_map_get(&s->local, name, strlen(name)) != NULL)
         there = false; /* what was said by name counts more */
-    if (there) {
-        struct item *i = item_new(s, name, dir);
-        const struct known *k = hash_map_get(&m->by_dir, dir, strlen(dir));
-        memcpy(i->stamp, stamp, sizeof stamp);
-        if (k != NULL && strcmp(k->stamp, stamp) == 0) {
-            struct content *c = content_get(s, &k->facts.content);
-            content_learn(c, &k->facts);
-            item_attach(s, i, c);
-            i->examined = true;
-        }
-    }
+    if (there)
+        add_unread(s, m, name, dir, stamp);
     pthread_mutex_unlock(&s->lock);
     if (!there)
         free(dir);
@@ -366,21 +390,44 @@ static void *examiner_main(void *context)
     struct adapter_store *s = context;
     setpriority(PRIO_PROCESS, (id_t)gettid(), 19); /* of this thread only */
     pthread_mutex_lock(&s->lock);
-    size_t n;
-    struct item **items = items_in_order(s, &n);
-    char **names = xcalloc(n + 1, sizeof *names);
-    for (size_t i = 0; i < n; i++)
-        names[i] = xstrdup(items[i]->name);
-    free(items);
-    pthread_mutex_unlock(&s->lock);
-    for (size_t i = 0; i < n; i++) {
-        if (!atomic_load(&s->cancelled))
-            examine(s, names[i]);
-        free(names[i]);
+    uint64_t n_seen = 0;
+    while (n_seen != s->n_added && !atomic_load(&s->cancelled)) {
+        size_t n;
+        struct item **items = items_in_order(s, &n);
+        char **names = xcalloc(n + 1, sizeof *names);
+        for (size_t i = 0; i < n; i++)
+            names[i] = xstrdup(items[i]->name);
+        free(items);
+        n_seen = s->n_added;
+        pthread_mutex_unlock(&s->lock);
+        for (size_t i = 0; i < n; i++) {
+            if (!atomic_load(&s->cancelled))
+                examine(s, names[i]);
+            free(names[i]);
+        }
+        free(names);
+        pthread_mutex_lock(&s->lock);
     }
-    free(names);
+    s->examined_all = true;
+    pthread_mutex_unlock(&s->lock);
     local_remember(s);
     return NULL;
+}
+
+/* What is there now will be looked at. */
+static int examiner_start(struct adapter_store *s, struct err *err)
+{
+    pthread_mutex_lock(&s->lock);
+    bool under_way = s->examining && !s->examined_all;
+    pthread_mutex_unlock(&s->lock);
+    if (under_way)
+        return 0; /* it looks for more before it ends */
+    local_examiner_stop(s);
+    s->examined_all = false;
+    if (pthread_create(&s->examiner, NULL, examiner_main, s) != 0)
+        return err_set(err, ERR_NO_MEMORY, "cannot start a thread");
+    s->examining = true;
+    return 0;
 }
 
 void local_examiner_stop(struct adapter_store *s)
@@ -420,7 +467,6 @@ int adapter_store_add_all(struct adapter_store *s, const char *root, size_t *n, 
 {
     struct monotonic_us began = clock_monotonic_us();
     *n = 0;
-    BUG_IF(s->examining);
     char *path = realpath(root, NULL);
     DIR *d = path != NULL ? opendir(path) : NULL;
     if (d == NULL) {
@@ -441,8 +487,37 @@ int adapter_store_add_all(struct adapter_store *s, const char *root, size_t *n, 
     free(path);
     log_info("adapters", "%zu adapters in %s, found in %" PRIu64 " ms", *n, root,
              clock_elapsed_us(began, clock_monotonic_us()) / 1000);
-    if (pthread_create(&s->examiner, NULL, examiner_main, s) != 0)
-        return err_set(err, ERR_NO_MEMORY, "cannot start a thread");
-    s->examining = true;
-    return 0;
+    return examiner_start(s, err);
+}
+
+size_t local_recall(struct adapter_store *s, const json_t *dirs)
+{
+    struct memory m;
+    size_t n = 0;
+    const char *name;
+    json_t *dir;
+    memory_read(s, &m);
+    json_object_foreach((json_t *)(uintptr_t)dirs, name, dir)
+    {
+        char stamp[17];
+        struct err err = {0};
+        local_files(json_string_value(dir), stamp);
+        int rc = check_name(s, name, &err);
+        pthread_mutex_lock(&s->lock);
+        if (rc == 0 && hash_map_get(&s->local, name, strlen(name)) != NULL)
+            rc = err_set(&err, ERR_CONFLICT, "the configuration names it");
+        if (rc == 0) {
+            add_unread(s, &m, name, xstrdup(json_string_value(dir)), stamp)->told = true;
+            n++;
+        }
+        pthread_mutex_unlock(&s->lock);
+        if (rc != 0)
+            log_warn("adapters", "adapter %s, of which the node was told earlier, is forgotten: %s",
+                     name, err.message);
+    }
+    memory_release(&m);
+    struct err err = {0};
+    if (n > 0 && examiner_start(s, &err) != 0)
+        log_warn("adapters", "%s", err.message); /* requests look for themselves */
+    return n;
 }

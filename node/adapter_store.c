@@ -527,6 +527,7 @@ struct adapter_store *adapter_store_create(const struct adapter_store_options *o
     }
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->keep_lock, NULL);
+    pthread_mutex_init(&s->told_lock, NULL);
     pthread_cond_init(&s->landed, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -603,6 +604,7 @@ void adapter_store_free(struct adapter_store *s)
     pthread_cond_destroy(&s->room);
     pthread_cond_destroy(&s->landed);
     pthread_mutex_destroy(&s->keep_lock);
+    pthread_mutex_destroy(&s->told_lock);
     pthread_mutex_destroy(&s->lock);
     free(s->base_name);
     free(s->data_dir);

@@ -83,16 +83,22 @@ struct service_resolver adapter_store_resolver(struct adapter_store *s);
 
 /* A directory under a name. The files are read and checked now; they go into host memory, too, if
  * there is room without sending another away. A local name that is known already is pointed at the
- * new directory when `again` is true (requests under way finish with what they began with), else
- * ERR_CONFLICT. *facts may be NULL. */
-int adapter_store_add(struct adapter_store *s, const char *name, const char *dir, bool again,
+ * new directory when it is `told` (requests under way finish with what they began with), else
+ * ERR_CONFLICT. What is told of a running node is remembered in DATA/adapters.told. *facts may be
+ * NULL. */
+int adapter_store_add(struct adapter_store *s, const char *name, const char *dir, bool told,
                       struct engine_adapter *facts, struct err *err);
 /* Every sub-directory of root that has an adapter_config.json, under the directory's name. Nothing
  * is read but what was remembered of earlier runs (DATA/adapters.known); a thread of its own looks
  * at the others when nothing else is to be done, or their first request does. Names that are known
  * already stay as they are. *n: how many were added. */
 int adapter_store_add_all(struct adapter_store *s, const char *root, size_t *n, struct err *err);
-/* Forgets a local name. ERR_NOT_FOUND; ERR_CONFLICT when it comes from a registry. */
+/* What earlier runs were told of and did not forget: after what the configuration names, which
+ * counts more, and before adapter_store_add_all. *n: how many. Their files are looked at as those
+ * of adapter_store_add_all are; one that has gone is an error of whoever asks for it. */
+int adapter_store_recall(struct adapter_store *s, size_t *n, struct err *err);
+/* Forgets a local name, now, and if it was told of for later starts, too. ERR_NOT_FOUND;
+ * ERR_CONFLICT when it comes from a registry. */
 int adapter_store_remove(struct adapter_store *s, const char *name, struct err *err);
 
 /* ---- for operators -----------------------------------------------------------------------------

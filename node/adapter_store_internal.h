@@ -4,6 +4,7 @@
  *   adapter_tiers.c   host memory: loading, room, what leaves first
  *   adapter_fetch.c   from the registries to the disk; the disk's bound
  *   adapter_local.c   adapters in the operator's own directories
+ *   adapter_told.c    those that the admin API told of, beyond the node's end
  *   adapter_admin.c   what operators ask and order
  *
  * One lock, s->lock, guards every member below that is not constant after the start. It is never
@@ -81,6 +82,7 @@ struct item {
     struct load *load; /* while content is NULL */
     char stamp[17];    /* of its files, when content was found out; "": never looked */
     bool examined;     /* by the examiner, with or without success */
+    bool told;         /* through the admin API: it comes back with the next start */
     /* From a registry; these live as long as the store. */
     uint64_t version;
     struct address creator;
@@ -150,8 +152,12 @@ struct adapter_store {
 
     pthread_mutex_t keep_lock; /* taken before `lock`: orders what the engine is told to keep */
 
+    pthread_mutex_t told_lock; /* taken before `lock`: see adapter_told.c */
+    size_t n_told, n_told_lines;
+
     pthread_t examiner;
-    bool examining, facts_changed;
+    bool examining; /* there is such a thread; not under the lock */
+    bool examined_all, facts_changed;
 };
 
 /* ---- adapter_store.c ---------------------------------------------------------------------------
@@ -232,7 +238,17 @@ void disk_remove(struct adapter_store *s, struct content *c);
  * times and places on the disk. */
 uint64_t local_files(const char *dir, char stamp[17]);
 void local_examiner_stop(struct adapter_store *s);
+/* Adds each name of dirs, an object of name: directory, unless the configuration has it, as told;
+ * how many. Nothing is read but what was remembered of earlier runs. */
+size_t local_recall(struct adapter_store *s, const json_t *dirs);
 /* Writes down what is known, if that has changed. Without the lock. */
 void local_remember(struct adapter_store *s);
+
+/* ---- adapter_told.c ----------------------------------------------------------------------------
+ */
+
+/* That name means dir, or nothing any more, is on disk. With told_lock, and without the lock. */
+int told_add(struct adapter_store *s, const char *name, const char *dir, struct err *err);
+int told_remove(struct adapter_store *s, const char *name, struct err *err);
 
 #endif

@@ -32,6 +32,7 @@ struct entry {
     enum kind kind;
     uint64_t id; /* a hash's beginning already */
     struct admission_limits limits;
+    double weight; /* customers */
     uint32_t inside;
     struct bucket requests, tokens;
 };
@@ -253,22 +254,41 @@ static void let_out(struct entry *c, uint64_t n_tokens, uint64_t now_us)
         c->tokens.level -= (double)n_tokens;
 }
 
+/* Another request of c, while there are places: see admission.h. */
+static int check_share(struct admission *a, const struct entry *c, struct api_error *e)
+{
+    if (a->opt.max_requests == 0)
+        return 0;
+    double n_free = (double)(a->opt.max_requests - a->stats.n_inside);
+    if (c->inside < ADMISSION_CUSTOMER_PART * c->weight * n_free)
+        return 0;
+    a->stats.refused_share++;
+    api_error_set(e, ERR_BUSY, NULL,
+                  "the node is nearly full, and %u of the %u requests that it takes are yours",
+                  c->inside, a->opt.max_requests);
+    e->retry_after_s = 1;
+    return -1;
+}
+
 /* ---- the door ----------------------------------------------------------------------------------
  */
 
-int admission_enter(struct admission *a, struct admission_ticket **out, uint64_t customer,
-                    const struct admission_limits *own, uint64_t now_us, struct api_error *e)
+int admission_enter(struct admission *a, struct admission_ticket **out,
+                    const struct admission_customer *customer, uint64_t now_us, struct api_error *e)
 {
+    const struct admission_limits *own = customer->own;
     int rc;
     pthread_mutex_lock(&a->lock);
     struct entry *c = NULL;
     if (a->opt.max_requests > 0 && a->stats.n_inside >= a->opt.max_requests)
         rc = full(a, e, 1, "the node is answering as many requests as it can");
-    else if ((c = find(a, CUSTOMER, customer, own != NULL ? own : &a->opt.customer, now_us)) ==
+    else if ((c = find(a, CUSTOMER, customer->id, own != NULL ? own : &a->opt.customer, now_us)) ==
              NULL)
         rc = full(a, e, 5, "the node has too many customers");
-    else
-        rc = check_customer(a, c, e);
+    else if ((rc = check_customer(a, c, e)) == 0) {
+        c->weight = customer->weight > 0 ? customer->weight : 1;
+        rc = check_share(a, c, e);
+    }
     if (rc == 0) {
         let_in(c);
         a->stats.n_inside++;

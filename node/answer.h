@@ -135,5 +135,6 @@ const char *format_finish(const struct choice *c); /* "stop", "length" */
 void format_token_text(struct buf *b, const struct tokenizer *t, int32_t id);
 
 const struct tokenizer *answer_tokenizer(const struct answer *a);
+const char *answer_fingerprint(const struct answer *a); /* needs no escapes in JSON */
 
 #endif

@@ -15,8 +15,9 @@
  *                                            "host_bytes", "device_bytes": {"before", "after"}
  *
  * adapter: adapter_admin.c. {name} is whatever a request may call an adapter: a name, name@version,
- * a content digest, an adapter id. What is told here lasts until the node ends; what shall last
- * longer stands in its configuration. Errors have OpenAI's shape. Who may ask: routes.c. */
+ * a content digest, an adapter id. What was added here comes back when the node starts again,
+ * unless its configuration gives the name to another directory; pins last until the node ends.
+ * Errors have OpenAI's shape. Who may ask: routes.c. */
 #include "engine/engine.h"
 #include "node/adapter_store.h"
 #include "node/api_error.h"

@@ -7,6 +7,7 @@
 #include "node/base/clock.h"
 #include "node/base/sha256.h"
 #include "node/http.h"
+#include "node/http_address.h"
 #include "node/json_util.h"
 #include "node/node.h"
 #include "node/openai_request.h"
@@ -64,6 +65,18 @@ static int check_priority(const struct openai_request *r, int32_t most, struct a
                          most);
 }
 
+/* Who asks, where there are no keys: an address, or an IPv6 network, whose 2^64 addresses are one
+ * host's if it wants them. */
+static uint64_t customer_at(const char *peer)
+{
+    char network[INET6_ADDRSTRLEN];
+    uint64_t who;
+    http_address_network(network, peer);
+    struct sha256_digest h = sha256(network, strlen(network));
+    memcpy(&who, h.bytes, sizeof who);
+    return who;
+}
+
 static void generate(struct node *n, struct http_exchange *x, enum openai_kind kind)
 {
     struct api_error e = {0};
@@ -71,16 +84,13 @@ static void generate(struct node *n, struct http_exchange *x, enum openai_kind k
     const struct api_key *key = n->keys != NULL
                                     ? api_keys_find(n->keys, http_header(x, "Authorization"))
                                     : NULL;
-    uint64_t who = 0;
-    if (key != NULL) {
-        who = key->tag;
-    } else {
-        struct sha256_digest h = sha256(http_peer(x), strlen(http_peer(x)));
-        memcpy(&who, h.bytes, sizeof who);
-    }
+    struct admission_customer who = {
+        .id = key != NULL ? key->tag : customer_at(http_peer(x)),
+        .own = key != NULL ? &key->limits : NULL,
+        .weight = key != NULL ? (double)key->weight : 0,
+    };
     struct admission_ticket *ticket;
-    if (admission_enter(n->admission, &ticket, who, key != NULL ? &key->limits : NULL,
-                        clock_monotonic_us().us, &e) != 0) {
+    if (admission_enter(n->admission, &ticket, &who, clock_monotonic_us().us, &e) != 0) {
         if (e.err.code == ERR_BUSY) {
             unsigned s = service_retry_after_s(n->service);
             e.retry_after_s = s > e.retry_after_s ? s : e.retry_after_s;
@@ -100,7 +110,7 @@ static void generate(struct node *n, struct http_exchange *x, enum openai_kind k
     }
     struct service_customer customer = {
         .key_tag = key != NULL ? key->tag : 0,
-        .payer = who,
+        .payer = who.id,
         .payer_weight = key != NULL ? key->weight : 0,
         .priority = request.priority_given ? request.priority : priority,
         .admit = admit,

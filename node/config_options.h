@@ -51,7 +51,8 @@ X(SERVER_STREAM_BUFFER, "server", "stream_buffer", BYTES, "256k", 4096, 67108864
 X(SERVER_TICK, "server", "tick", DURATION, "15ms", 1, 1000, "", NULL, "TIME", \
   "Tokens of all streams are gathered for this long; the first of a stream leaves at once.") \
 X(SERVER_MAX_REQUESTS, "server", "max_requests", INT, "512", 1, 1000000, "requests", NULL, "N", \
-  "Requests being answered or waiting; more get 503 and Retry-After.") \
+  "Requests being answered or waiting; more get 503 and Retry-After. One key or address may hold 8 " \
+  "(times its weight) for each that is free, so never all of them.") \
 X(SERVER_DRAIN_TIMEOUT, "server", "drain_timeout", DURATION, "30s", 0, 3600000, "", NULL, "TIME", \
   "After SIGTERM, how long running answers may take to end.") \
 X(SERVER_CORS_ORIGIN, "server", "cors_origin", STRING, "", 0, 0, "", NULL, "ORIGIN", \
@@ -90,7 +91,7 @@ X(ENGINE_BACKEND, "engine", "backend", STRING, "cpu", 0, 0, "", "backend", "cpu|
 X(ENGINE_THREADS, "engine", "threads", INT, "0", 0, 1024, "threads", "threads", "N", \
   "Threads of the cpu backend; 0: one a core.") \
 X(ENGINE_WEIGHTS, "engine", "weights", STRING, "file", 0, 0, "", "weights", "file|int8", \
-  "Base weights as they are in the file, or made int8 when the model loads: half the memory and bytes a token of bf16, and slightly other answers. Not on cuda.") \
+  "Base weights as they are in the file, or made int8 when the model loads: half the memory and bytes a token of bf16, and slightly other answers. Receipts then name a model of their own, derived from the files' (see README). Not on cuda.") \
 X(ENGINE_GPU_MEMORY, "engine", "gpu_memory", NUMBER, "0.9", 0, 1, "", "gpu-memory", "FRACTION", \
   "How much of the memory that is free on the GPU to take: what weights and workspace leave of it holds adapters and KV cache.") \
 X(ENGINE_KV_BYTES, "engine", "kv_bytes", BYTES, "0", 0, 1099511627776, "bytes", "kv-bytes", "BYTES", \

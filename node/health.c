@@ -142,7 +142,7 @@ static json_t *chain_status(const struct node *n)
 
 json_t *health_status(struct node *n)
 {
-    char reason[256], hex[67];
+    char reason[256], hex[67], served[67];
     bool ready = health_ready(n, reason);
     const struct engine_model *m = engine_model(n->engine);
     struct service_stats s;
@@ -157,11 +157,13 @@ json_t *health_status(struct node *n)
     json_object_set_new(
         o, "uptimeMs",
         json_integer((json_int_t)(clock_elapsed_us(n->started, clock_monotonic_us()) / 1000)));
-    json_object_set_new(o, "model",
-                        json_pack("{s:s, s:s, s:I, s:i, s:i}", "name", m->name, "modelId",
-                                  hex_encode_0x(hex, m->id.bytes, 32), "parameters",
-                                  (json_int_t)m->n_params, "maxContext", m->max_context,
-                                  "vocabulary", m->vocab));
+    json_object_set_new(
+        o, "model",
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:i, s:i}", "name", m->name, "modelId",
+                  hex_encode_0x(hex, m->id.bytes, 32), "weights", m->weights, "receiptModelId",
+                  hex_encode_0x(served, m->served_id.bytes, 32), "systemFingerprint",
+                  service_fingerprint(n->service), "parameters", (json_int_t)m->n_params,
+                  "maxContext", m->max_context, "vocabulary", m->vocab));
     json_object_set_new(o, "requests",
                         json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "inFlight",
                                   (json_int_t)s.n_answers, "loading", (json_int_t)s.n_loading,

@@ -25,6 +25,20 @@ void http_address_text(char out[INET6_ADDRSTRLEN], const struct sockaddr *a)
                   INET6_ADDRSTRLEN);
 }
 
+void http_address_network(char out[INET6_ADDRSTRLEN], const char *address)
+{
+    struct in6_addr a;
+    snprintf(out, INET6_ADDRSTRLEN, "%s", address);
+    if (inet_pton(AF_INET6, address, &a) != 1)
+        return;
+    if (IN6_IS_ADDR_V4MAPPED(&a)) {
+        inet_ntop(AF_INET, a.s6_addr + 12, out, INET6_ADDRSTRLEN);
+    } else {
+        memset(a.s6_addr + 8, 0, 8);
+        inet_ntop(AF_INET6, &a, out, INET6_ADDRSTRLEN);
+    }
+}
+
 static bool is_loopback(const struct sockaddr *a)
 {
     if (a->sa_family == AF_INET) {

@@ -372,9 +372,10 @@ void metrics_render(struct metrics *m, struct buf *b, const struct metrics_sourc
                     "tributary_admission_refused_total{reason=\"concurrent\"} %llu\n"
                     "tributary_admission_refused_total{reason=\"tokens\"} %llu\n"
                     "tributary_admission_refused_total{reason=\"full\"} %llu\n"
+                    "tributary_admission_refused_total{reason=\"share\"} %llu\n"
                     "tributary_admission_refused_total{reason=\"adapter\"} %llu\n",
                     (unsigned long long)s.refused_rate, (unsigned long long)s.refused_concurrent,
                     (unsigned long long)s.refused_tokens, (unsigned long long)s.refused_full,
-                    (unsigned long long)s.refused_adapter);
+                    (unsigned long long)s.refused_share, (unsigned long long)s.refused_adapter);
     }
 }

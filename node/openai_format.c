@@ -183,6 +183,7 @@ static void append_envelope(struct buf *b, const struct answer *a, bool chunk)
                         : "chat.completion",
                 (unsigned long long)(a->created.ms / 1000));
     json_append_cstr(b, a->model_name);
+    buf_appendf(b, ",\"system_fingerprint\":\"%s\"", answer_fingerprint(a));
 }
 
 /* "logprobs": of a choice's scores from `from` on, with the prompt's before them when echo is set

@@ -665,6 +665,7 @@ int service_start(struct service *s, struct engine *engine, struct ledger *ledge
 {
     s->engine = engine;
     s->ledger = ledger;
+    service_fingerprint_make(s);
     if (pthread_create(&s->thread, NULL, service_main, s) != 0)
         return err_set(err, ERR_NO_MEMORY, "cannot start the service thread");
     pthread_mutex_lock(&s->lock);

@@ -106,6 +106,11 @@ json_t *service_model(struct service *s, const char *name, struct err *err);
  * now, at the pace at which sequences have ended lately. An estimate; any thread. */
 unsigned service_retry_after_s(struct service *s);
 
+/* What computes, for people: version, backend, weights and the beginning of the model's id as
+ * receipts have it: "0.1.0-cpu-AVX2-int8-edff317f45a6". Answers carry it as system_fingerprint; two
+ * answers with the same were computed in the same way. After service_start. */
+const char *service_fingerprint(const struct service *s);
+
 struct service_stats {
     size_t n_answers; /* being answered */
     size_t n_loading; /* of these, waiting for an adapter */

@@ -137,7 +137,7 @@ void answer_commit(struct answer *a)
         return;
     }
     struct usage u = {
-        .model = engine_model(s->engine)->id,
+        .model = engine_model(s->engine)->served_id,
         .request_hash = a->request_hash,
         .response_hash = response_hash(a, counts),
         .finished = clock_unix_ms(),

@@ -31,6 +31,7 @@ struct inbox {
 struct service {
     struct service_options opt;
     char *base_name;
+    char fingerprint[128]; /* constant once the engine is known */
     struct engine *engine;
     struct ledger *ledger;
     pthread_t thread;
@@ -95,6 +96,12 @@ void answers_expire(struct service *s);
 void answer_prepare(struct answer *a);
 /* Characters of UTF-8 text. */
 uint32_t answer_count_chars(const char *s, size_t n);
+
+/* ---- service_names.c ---------------------------------------------------------------------------
+ */
+
+/* Once the engine is known. */
+void service_fingerprint_make(struct service *s);
 
 /* ---- service_billing.c: on the service thread -------------------------------------------------
  */

@@ -21,7 +21,7 @@ struct usage_adapter {
 
 struct usage {
     uint8_t request_id[32];            /* unique; random for API-key consumers */
-    struct model_id model;             /* the base model */
+    struct model_id model;             /* the base model, as it computed (engine_model.served_id) */
     struct sha256_digest request_hash; /* sha256 of the request body as sent */
     /* sha256 of the generated token ids as little-endian uint32, as written to the socket; the
      * choices of an `n` > 1 request one after the other, in index order. */

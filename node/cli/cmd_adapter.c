@@ -635,7 +635,7 @@ static const struct cli_command subcommands[] = {
         .description =
             "The files are checked against the base model. A local name that is known already is "
             "pointed at the new directory: requests under way finish with what they began with. "
-            "Lasts until the node ends; --adapter and --adapters-dir last longer.",
+            "It comes back when the node starts again, until it is removed.",
         .options = adapter_node_options,
         .n_operands_min = 2,
         .n_operands_max = 2,

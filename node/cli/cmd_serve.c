@@ -313,6 +313,8 @@ static int start_service(struct serving *s, struct err *err)
         if (add_adapter(s, config_list_item(s->c, CONFIG_MODEL_ADAPTERS, i), err) != 0)
             return -1;
     }
+    if (adapter_store_recall(n->adapters, &n_found, err) != 0)
+        return -1;
     return dir != NULL ? adapter_store_add_all(n->adapters, dir, &n_found, err) : 0;
 }
 

@@ -442,6 +442,31 @@ await checks.test('what can never serve is refused at the start', async () => {
   checks.ok(!fs.existsSync(data), 'a forgotten --model leaves no data directory behind');
 });
 
+await checks.test('a node with int8 weights says so wherever it names its model', async () => {
+  const question = { model: 'law', prompt: 'The people', max_tokens: 8, temperature: 0 };
+  const law = path.join(root, 'tests/fixtures/adapters/demo-7m/law');
+  const int8 = await startServer(['serve', '--model', model, '--weights', 'int8', '--adapter', `law=${law}`, '--listen', '127.0.0.1:0', '--data', path.join(dir, 'int8')]);
+  const look = async (url) => {
+    const answer = await (await post(`${url}/v1/completions`, JSON.stringify(question))).json();
+    const streamed = await (await post(`${url}/v1/completions`, JSON.stringify({ ...question, stream: true }))).text();
+    const base = (await (await fetch(`${url}/v1/models`)).json()).data[0];
+    const status = (await (await post(`${url}/rpc`, '{"jsonrpc":"2.0","id":1,"method":"node_status"}')).json()).result.model;
+    const chunks = streamed.split('\n').filter((l) => l.startsWith('data: {')).map((l) => JSON.parse(l.slice(6)));
+    checks.ok(chunks.length > 1 && answer.system_fingerprint && chunks.every((c) => c.system_fingerprint === answer.system_fingerprint), 'every chunk has the fingerprint');
+    checks.equal([base.system_fingerprint, status.systemFingerprint], [answer.system_fingerprint, answer.system_fingerprint], 'and so have the list and node_status');
+    checks.equal([base.receipt_model_id, status.receiptModelId], [answer.tributary.receipt.modelId, answer.tributary.receipt.modelId], 'the receipt names the model that both tell of');
+    checks.equal(receiptFaults(answer.tributary), [], 'under a good signature');
+    return { answer, base, status };
+  };
+  const [a, b] = [await look(node.url), await look(int8.url)];
+  checks.equal([a.base.weights, b.base.weights, a.status.weights, b.status.weights], ['file', 'int8', 'file', 'int8'], 'weights are named');
+  checks.equal(a.base.receipt_model_id, a.base.model_id, 'weights of the file are the model');
+  checks.equal(b.base.model_id, a.base.model_id, 'int8 is made from the same files, for the same adapters');
+  checks.equal(b.base.receipt_model_id, `0x${sha256(`${a.base.model_id.slice(2)}  int8, a scale an output column\n`).replace(/^0x/, '')}`, 'its receipts name a model of their own, that anyone can derive');
+  checks.ok(/-file-/.test(a.answer.system_fingerprint) && /-int8-/.test(b.answer.system_fingerprint), 'the fingerprints differ', `${a.answer.system_fingerprint} ${b.answer.system_fingerprint}`);
+  checks.equal(await int8.stop(), 0, 'the node ends with 0');
+});
+
 await checks.test('SIGTERM lets a running answer finish', async () => {
   const stream = await client.completions.create({ model: 'verse', prompt: 'O', max_tokens: 120, ignore_eos: true, stream: true });
   let n = 0, receipt, stopping;

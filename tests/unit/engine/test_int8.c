@@ -2,6 +2,9 @@
  * row still doesn't depend on its neighbours. The operators themselves are tested in tests/ops. */
 #include "tests/unit/engine/demo7m.h"
 
+#include "node/base/hex.h"
+#include "node/base/sha256.h"
+
 enum { N_REQUESTS = 10, PROMPT_MAX = 48 };
 
 /* Relative L2 distance of the logits behind the first generated token. Measured: see the note that
@@ -121,11 +124,38 @@ static void weights_of_an_unknown_kind_are_refused_by_name(void **state)
     assert_non_null(strstr(err.message, "weights = \"int9\" (--weights) is neither file nor int8"));
 }
 
+/* Adapters are for the files' id; receipts name what computed. */
+static void a_model_made_int8_has_an_id_of_its_own(void **state)
+{
+    (void)state;
+    struct model_id ids[2], served[2];
+    static const char *const kinds[] = {"file", "int8"};
+    for (int i = 0; i < 2; i++) {
+        struct run run;
+        struct engine_options options = run_options(MODELS "stories260K");
+        options.weights = kinds[i];
+        run_open(&run, options, 1);
+        const struct engine_model *m = engine_model(run.engine);
+        ids[i] = m->id;
+        served[i] = m->served_id;
+        assert_string_equal(m->weights, kinds[i]);
+        run_close(&run);
+    }
+    assert_memory_equal(ids[0].bytes, ids[1].bytes, 32);
+    assert_memory_equal(served[0].bytes, ids[0].bytes, 32);
+    char hex[65], text[128];
+    snprintf(text, sizeof text, "%s  int8, a scale an output column\n",
+             hex_encode(hex, ids[0].bytes, 32));
+    struct sha256_digest expected = sha256(text, strlen(text));
+    assert_memory_equal(served[1].bytes, expected.bytes, 32);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(int8_weights_keep_the_logits_of_demo_7m_within_three_percent),
         cmocka_unit_test(int8_logits_on_cpu_are_those_on_ref_and_the_same_bits_alone),
+        cmocka_unit_test(a_model_made_int8_has_an_id_of_its_own),
         cmocka_unit_test(weights_of_an_unknown_kind_are_refused_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

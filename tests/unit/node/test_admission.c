@@ -6,6 +6,7 @@
 #include "node/api_keys.h"
 #include "node/base/hex.h"
 #include "node/base/sha256.h"
+#include "node/http_address.h"
 #include "node/pace.h"
 
 #include <stdio.h>
@@ -13,6 +14,12 @@
 #include <string.h>
 
 #define SECOND UINT64_C(1000000)
+
+static int enter(struct admission *a, struct admission_ticket **out, uint64_t customer,
+                 uint64_t now_us, struct api_error *e)
+{
+    return admission_enter(a, out, &(struct admission_customer){.id = customer}, now_us, e);
+}
 
 /* One moment: does the customer get in, and if not, why and when again? */
 struct moment {
@@ -31,7 +38,7 @@ static void play(const char *what, const struct admission_options *o, const stru
     size_t first = 0, last = 0;
     for (size_t i = 0; i < n; i++) {
         struct api_error e = {0};
-        int rc = admission_enter(a, &inside[last], m[i].customer, NULL, m[i].at_us, &e);
+        int rc = enter(a, &inside[last], m[i].customer, m[i].at_us, &e);
         if (rc == 0)
             last++;
         const char *got = rc == 0 ? "in" : err_code_name(e.err.code);
@@ -99,7 +106,7 @@ static void a_flood_of_customers_does_not_grow_the_table_for_ever(void **state)
     struct admission_ticket *t;
     for (uint64_t i = 0; i < 70000; i++) {
         /* The early ones have full buckets again when the table is full. */
-        if (admission_enter(a, &t, i * 2654435761U, NULL, i * 100, &e) == 0)
+        if (enter(a, &t, i * 2654435761U, i * 100, &e) == 0)
             admission_leave(t, 0, i * 100);
     }
     struct admission_stats s;
@@ -108,6 +115,116 @@ static void a_flood_of_customers_does_not_grow_the_table_for_ever(void **state)
     assert_int_equal(s.n_inside, 0);
     assert_int_equal(s.refused_full, 0);
     admission_free(a);
+}
+
+/* ---- shares ------------------------------------------------------------------------------------
+ */
+
+enum { ASKERS_MAX = 4, PLACES_MAX = 1000 };
+
+struct asker {
+    double weight;
+    unsigned n; /* inside */
+    struct admission_ticket *inside[PLACES_MAX];
+};
+
+/* Everybody asks in turn until nobody gets in any more. */
+static void ask_all(struct admission *a, struct asker *askers, size_t n)
+{
+    for (bool more = true; more;) {
+        more = false;
+        for (size_t i = 0; i < n; i++) {
+            struct asker *k = &askers[i];
+            struct admission_customer c = {.id = i, .weight = k->weight};
+            struct api_error e = {0};
+            if (k->n == PLACES_MAX)
+                continue;
+            if (admission_enter(a, &k->inside[k->n], &c, 0, &e) == 0) {
+                k->n++;
+                more = true;
+            } else if (e.err.code != ERR_BUSY || e.retry_after_s == 0) {
+                fail_msg("refused with %s, to come back in %u s", e.err.message, e.retry_after_s);
+            }
+        }
+    }
+}
+
+static void nobody_holds_all_places_of_the_node(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t places;
+        size_t n;
+        double weights[ASKERS_MAX]; /* 0: 1 */
+        unsigned inside[ASKERS_MAX];
+        unsigned free; /* for somebody new */
+    } rows[] = {
+        {512, 1, {0}, {456}, 56}, /* 8/9 */
+        {512, 2, {0}, {241, 241}, 30},
+        {512, 4, {0}, {125, 124, 124, 124}, 15},
+        {512, 2, {3, 1}, {369, 128}, 15}, /* near 3 : 1, in whole requests */
+        {512, 2, {0.01, 1}, {5, 451}, 56},
+        {20, 1, {0}, {18}, 2},
+        {20, 2, {0}, {10, 9}, 1},
+        {9, 1, {0}, {8}, 1},
+        {8, 1, {0}, {8}, 0}, /* too few to share */
+        {1, 1, {0.001}, {1}, 0},
+        {0, 1, {0}, {PLACES_MAX}, 0}, /* no limit */
+    };
+    static struct asker askers[ASKERS_MAX];
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
+        size_t n = rows[r].n;
+        struct admission *a = admission_create(
+            &(struct admission_options){.max_requests = rows[r].places});
+        for (size_t i = 0; i < n; i++)
+            askers[i] = (struct asker){.weight = rows[r].weights[i]};
+        ask_all(a, askers, n);
+        for (int round = 0; round < 600; round++) { /* who holds too much gives way in time */
+            for (size_t i = 0; i < n; i++)
+                admission_leave(askers[i].inside[--askers[i].n], 0, 0);
+            ask_all(a, askers, n);
+        }
+        struct admission_stats s;
+        admission_stats(a, &s);
+        for (size_t i = 0; i < n; i++) {
+            if (askers[i].n != rows[r].inside[i])
+                fail_msg("row %zu: customer %zu holds %u of %u places, expected %u", r, i,
+                         askers[i].n, rows[r].places, rows[r].inside[i]);
+        }
+        assert_int_equal(s.refused_share > 0, rows[r].free > 0);
+        for (unsigned k = 0; k < rows[r].free && k < 8; k++) { /* the newcomer's */
+            struct api_error e = {0};
+            struct admission_ticket *t;
+            if (enter(a, &t, 99, 0, &e) != 0)
+                fail_msg("row %zu: somebody new is refused: %s", r, e.err.message);
+            admission_leave(t, 0, 0);
+        }
+        for (size_t i = 0; i < n; i++) {
+            while (askers[i].n > 0)
+                admission_leave(askers[i].inside[--askers[i].n], 0, 0);
+        }
+        admission_free(a);
+    }
+}
+
+static void addresses_of_one_network_are_one_customer(void **state)
+{
+    (void)state;
+    static const char *const rows[][2] = {
+        {"192.0.2.7", "192.0.2.7"},
+        {"::ffff:192.0.2.7", "192.0.2.7"},
+        {"2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"},
+        {"2001:db8:1:2::", "2001:db8:1:2::"},
+        {"2001:db8:1:3::9", "2001:db8:1:3::"},
+        {"::1", "::"},
+        {"unknown", "unknown"},
+        {"", ""},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char got[INET6_ADDRSTRLEN];
+        http_address_network(got, rows[i][0]);
+        assert_string_equal(got, rows[i][1]);
+    }
 }
 
 /* ---- adapters ----------------------------------------------------------------------------------
@@ -140,7 +257,7 @@ static void play_adapters(const char *what, const struct admission_limits *limit
             adapters[k] = (struct admission_adapter){{{(uint8_t)wishes[i].adapters[k], 1, 2, 3}},
                                                      names[k]};
         }
-        assert_int_equal(admission_enter(a, &t, i, NULL, wishes[i].at_us, &e), 0);
+        assert_int_equal(enter(a, &t, i, wishes[i].at_us, &e), 0);
         int rc = admission_enter_adapters(t, adapters, n_adapters, wishes[i].at_us, &e);
         const char *at = rc == 0 ? NULL : strstr(e.err.message, " adapter ");
         const char *refused = at == NULL ? NULL : at + 9;
@@ -203,7 +320,7 @@ static void a_customer_and_an_adapter_of_one_number_are_two(void **state)
     memcpy(&id, same.content.bytes, sizeof id);
     struct admission_ticket *t;
     struct api_error e = {0};
-    assert_int_equal(admission_enter(a, &t, id, NULL, 0, &e), 0);
+    assert_int_equal(enter(a, &t, id, 0, &e), 0);
     assert_int_equal(admission_enter_adapters(t, &same, 1, 0, &e), 0);
     struct admission_stats s;
     admission_stats(a, &s);
@@ -224,8 +341,7 @@ static void a_hundred_thousand_adapters_are_forgotten_when_idle(void **state)
         struct admission_ticket *t;
         struct api_error e = {0};
         uint64_t now = i * UINT64_C(100);
-        if (admission_enter(a, &t, 1, NULL, now, &e) != 0 ||
-            admission_enter_adapters(t, &adapter, 1, now, &e) != 0)
+        if (enter(a, &t, 1, now, &e) != 0 || admission_enter_adapters(t, &adapter, 1, now, &e) != 0)
             fail_msg("adapter %u: %s", i, e.err.message);
         admission_leave(t, 0, now);
     }
@@ -238,7 +354,7 @@ static void a_hundred_thousand_adapters_are_forgotten_when_idle(void **state)
     struct admission_adapter adapter = {{{1}}, "one"};
     struct admission_ticket *t;
     struct api_error e = {0};
-    assert_int_equal(admission_enter(a, &t, 1, NULL, 0, &e), 0);
+    assert_int_equal(enter(a, &t, 1, 0, &e), 0);
     assert_int_equal(admission_enter_adapters(t, &adapter, 1, 0, &e), 0);
     admission_stats(a, &s);
     assert_int_equal(s.n_entries, 1);
@@ -260,7 +376,8 @@ static void a_key_has_the_limits_of_its_line(void **state)
     size_t n = 0;
     for (size_t i = 0; i < 9; i++) {
         struct api_error e = {0};
-        bool got = admission_enter(a, &inside[n], customers[i], own[i], 0, &e) == 0;
+        struct admission_customer c = {.id = customers[i], .own = own[i]};
+        bool got = admission_enter(a, &inside[n], &c, 0, &e) == 0;
         if (got != in[i])
             fail_msg("moment %zu: customer %llu is %s", i, (unsigned long long)customers[i],
                      got ? "in" : e.err.message);
@@ -482,6 +599,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(customers_are_let_in_by_rule),
         cmocka_unit_test(a_flood_of_customers_does_not_grow_the_table_for_ever),
+        cmocka_unit_test(nobody_holds_all_places_of_the_node),
+        cmocka_unit_test(addresses_of_one_network_are_one_customer),
         cmocka_unit_test(adapters_are_let_in_by_rule_and_ensembles_count_for_each),
         cmocka_unit_test(a_customer_and_an_adapter_of_one_number_are_two),
         cmocka_unit_test(a_hundred_thousand_adapters_are_forgotten_when_idle),
