@@ -182,12 +182,14 @@ INLINE void block_run(const struct place *at, const int rows)
     {                                                                          \
         block_run(at, rows);                                                   \
     }
-BLOCK(1)
-BLOCK(2)
-BLOCK(3)
-BLOCK(4) BLOCK(5) BLOCK(6)
+BLOCK(1);
+BLOCK(2);
+BLOCK(3);
+BLOCK(4);
+BLOCK(5);
+BLOCK(6);
 
-    static void gemm_int8(const struct gemm *g, int row_begin, int row_end, int tile)
+static void gemm_int8(const struct gemm *g, int row_begin, int row_end, int tile)
 {
     static void (*const blocks[ROWS_MAX + 1])(const struct place *) = {
         NULL, block_1, block_2, block_3, block_4, block_5, block_6};
