@@ -55,7 +55,17 @@
  *
  * (The last two rows are one kind of card on two days; cards differ by a tenth.) Tried and dropped:
  * two tiles of outputs to a range of K, so that x passes half as often (each product alone 4 to 25
- * % faster at 64 rows, but not in a row: clusters of eight wait for one another to start).
+ * % faster at 64 rows, but not in a row: clusters of eight wait for one another to start). And a
+ * ring of B for each of the adapters' warps, filled by its own lanes, each warp with rows of its
+ * own, and t by slices, which takes a trip less: 5 to 10 % faster for 64 and 128 different
+ * adapters, but 3 % slower for a shared one, 14 % for 32 and 15 to 25 % for all of rank 64.
+ *
+ * Where the time of all different goes is known since: on an H200, 64 rows, 64 adapters of rank 16,
+ * that version took 295 us for the four products (150 without adapters), 275 without reading B, 250
+ * without reading A, 233 without either. So more than half of what adapters add is neither bytes
+ * nor products; the next to try is the table (lora_table_fill): three or four dependent loads a
+ * cell, in rounds of 128 cells, each as late as the weights that are under way. The kernel before
+ * could leave it ready in memory.
  *
  * The kernels are in linear_narrow.cuh and linear_wide.cuh; this file launches them, and has the
  * plain path for weights that aren't packed. */
