@@ -33,6 +33,7 @@ struct backend {
     struct scratch tasks;      /* of the operator that runs */
     struct scratch lora_t;     /* the ranks' products between shrink and expand */
     struct scratch lora_offset;
+    struct range *ranges; /* kernels/ranges.h */
 };
 
 void *scratch_reserve(struct scratch *s, size_t n_bytes);
