@@ -14,7 +14,8 @@
  * never seen again. Preemption is invisible but for time: the bits don't change (see
  * kernels/ops.h).
  *
- * Memory is sized at open; after that no step allocates device memory.
+ * Memory is taken at open; after that no step allocates device memory. How much of it adapters and
+ * the KV cache have may change (engine_options).
  *
  * K and V that a sequence leaves behind are kept while nobody needs their memory, and found by
  * later ones that begin with the same tokens under the same adapters (contents, weights, order):
@@ -50,12 +51,17 @@ struct engine_options {
      * cpu and ref; cuda's open refuses. */
     const char *weights;
     /* Device memory. A device with memory of its own (cuda) is filled: of gpu_memory (0: 0.9) times
-     * what was free there when the engine opened, what weights and workspace leave goes to adapters
-     * (adapter_bytes; 0: a quarter of it) and the KV cache (kv_bytes; 0: the rest, or less if
-     * max_seqs * max_context needs less). Elsewhere 0 means 512 MiB and 1 GiB. */
+     * what was free there when the engine opened, adapters and KV cache have what weights and
+     * workspace leave. Sizes in bytes fix a side: adapter_bytes (0: a quarter of it) and kv_bytes
+     * (0: the rest, or less if max_seqs * max_context needs less); elsewhere 0 means 512 MiB and
+     * 1 GiB. With both 0 they share: these are the sizes they begin with (where the KV cache needs
+     * less, adapters have it on a device of its own), and memory goes to and fro, to where it is
+     * worth most; each keeps a quarter, and the KV cache room for max_context. shared_bytes is
+     * what they have together then; 0: all that is left, elsewhere 1.5 GiB. */
     float gpu_memory;
     size_t kv_bytes;
     size_t adapter_bytes;
+    size_t shared_bytes;       /* ignored with a size for either */
     size_t adapter_host_bytes; /* host memory for adapters not on the device; 0: 2 GiB */
     int max_seqs;    /* sequences running at once; 0: 64 (cuda: 256); never more than max_rows */
     int max_rows;    /* rows of a step, i.e. the chunk of prefill; 0: 256 (cuda: 2048) */
@@ -228,7 +234,8 @@ int engine_adapter_residency(struct engine *e, const struct content_digest *cont
  * warm: begins to bring a loaded adapter to the device, as is done by itself for those whose
  * requests wait. ERR_NOT_FOUND: it isn't loaded; ERR_BUSY: no room that may be used for it now.
  * keep: warm, and then it isn't evicted (but to let a request in that fits in no other way), and
- * stays loaded; keep false ends that. ERR_TOO_LARGE: over half of adapter_bytes would be kept.
+ * stays loaded; keep false ends that. ERR_TOO_LARGE: over half of what adapters began with would
+ * be kept.
  * evict: takes it off the device, loaded or not; fine when it isn't there. ERR_BUSY: a running
  * request uses it, or it is on its way. */
 int engine_adapter_warm(struct engine *e, const struct content_digest *content, struct err *err);
@@ -242,9 +249,9 @@ int engine_adapter_evict(struct engine *e, const struct content_digest *content,
 /* Copies the request. Fails with ERR_INVALID (token out of range, too long for the context),
  * ERR_NOT_FOUND (adapter not loaded), ERR_BUSY (queue full, or full enough of this
  * payer's), ERR_TOO_LARGE
- * (its adapters together exceed adapter_bytes), ERR_CANCELLED (closing) or ERR_INTERNAL (the device
- * has failed). No event comes for a refused one.
- * *id (may be NULL) names it for engine_cancel and is never reused. */
+ * (its adapters together exceed what adapters began with), ERR_CANCELLED (closing) or ERR_INTERNAL
+ * (the device has failed). No event comes for a refused one. *id (may be NULL) names it for
+ * engine_cancel and is never reused. */
 int engine_submit(struct engine *e, const struct engine_request *request, uint64_t *id,
                   struct err *err);
 
@@ -270,10 +277,15 @@ struct engine_stats {
      * of these before an admission; evictions. */
     uint64_t n_adapter_hits, n_adapter_uploads, n_adapter_prefetches, n_adapter_evictions;
     int n_running, n_waiting;
-    int n_blocks;
+    int n_blocks;        /* with memory now */
     int n_blocks_free;   /* used by no sequence; some of them are in the prefix cache */
     int n_blocks_cached; /* in the prefix cache, used or not */
-    size_t adapter_bytes_used, adapter_bytes_total, adapter_bytes_kept;
+    size_t adapter_bytes_used, adapter_bytes_total, adapter_bytes_kept; /* total: now */
+    size_t kv_bytes_total;                                              /* now */
+    /* Where they share: what moves at once (0: they don't), and how often it did. */
+    size_t brick_bytes;
+    uint64_t n_bricks_to_kv, n_bricks_to_adapters;
+    uint64_t n_blocks_moved; /* blocks in use that made way at the KV cache's end */
     /* held: taken from the machine; total: what adapter_host_bytes came to */
     size_t adapter_host_bytes_used, adapter_host_bytes_held, adapter_host_bytes_total;
     int n_adapters_resident, n_adapters_loaded;

@@ -3,15 +3,19 @@
  *
  *     backend > weights > activations > adapter pool > KV cache > batch > recordings
  *
- * Memory is divided at open and never after. Where the device's memory is the host's (cpu, ref),
- * the two pools have fixed sizes, from the options or their defaults: nobody can say what else the
- * machine wants its memory for. A device with memory of its own is there for the engine, so the
- * pools take what is left:
+ * Memory is taken at open and never after. Where the device's memory is the host's (cpu, ref), the
+ * two pools have sizes from the options or their defaults: nobody can say what else the machine
+ * wants its memory for. A device with memory of its own is there for the engine, so the pools take
+ * what is left:
  *
  *     |<------------------- free when the engine opened ------------------->|
- *     | weights, activations | batch, graphs |  adapters  |   KV cache   | kept free |
+ *     | weights, activations | batch, ...    |  adapters  |   KV cache   | kept free |
  *     |                      |<-- RESERVE -->|<-- 1/4 --->|              |           |
  *     |<----------------- gpu_memory of it -------------------------------->|
+ *
+ * If the options size neither pool, what they have is cut into bricks (budget.h), and this is only
+ * how they begin: bricks go where they are worth most (engine_budget.c). What the KV cache can't
+ * use is the adapters' then. With a size for one, or too little for bricks, each keeps what it got.
  */
 #include "engine/internal.h"
 
@@ -31,8 +35,11 @@ enum {
     HOST_FIRST_BYTES = 1 << 30, /* pinned memory for adapters taken at open */
 };
 
-/* For what is allocated behind the pools: the batch, which is counted, and recordings, which are
- * not known before. A quarter of what is left at most, for small devices. */
+static const size_t HOST_SHARED_BYTES = (size_t)1536 << 20; /* a third for adapters */
+
+/* For what is allocated behind the pools: the batch and the tables of adapters, which are counted,
+ * and recordings, which are not known before. A quarter of what is left at most, for small devices.
+ */
 static const size_t RESERVE_BYTES = (size_t)256 << 20;
 
 const struct ops *engine_debug_ops;
@@ -74,8 +81,8 @@ static int open_backend(struct engine *e, struct backend_caps *caps, struct err 
 
 /* ---- memory ------------------------------------------------------------------------------ */
 
-struct budget {
-    size_t adapter_bytes, kv_bytes;
+struct shares { /* of the two pools, and what both may have together */
+    size_t adapter_bytes, kv_bytes, total_bytes;
 };
 
 static int blocks_for(int n_tokens)
@@ -83,17 +90,37 @@ static int blocks_for(int n_tokens)
     return (n_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
 }
 
-/* Fixed sizes: known before anything else is there. */
-static struct budget fixed_budget(const struct engine_options *o)
+static bool wants_sharing(const struct engine_options *o)
 {
-    return (struct budget){
-        .adapter_bytes = o->adapter_bytes != 0 ? o->adapter_bytes : (size_t)512 << 20,
-        .kv_bytes = o->kv_bytes != 0 ? o->kv_bytes : (size_t)1 << 30,
+    return o->adapter_bytes == 0 && o->kv_bytes == 0;
+}
+
+/* Of the host's memory: known before anything else is there. */
+static struct shares host_shares(const struct engine_options *o)
+{
+    size_t total = o->shared_bytes != 0 ? o->shared_bytes : HOST_SHARED_BYTES;
+    struct shares shares = {
+        .adapter_bytes = o->adapter_bytes != 0 ? o->adapter_bytes : HOST_SHARED_BYTES / 3,
+        .kv_bytes = o->kv_bytes != 0 ? o->kv_bytes : HOST_SHARED_BYTES / 3 * 2,
+        .total_bytes = total,
     };
+    if (wants_sharing(o)) {
+        shares.adapter_bytes = total / 3;
+        shares.kv_bytes = total - shares.adapter_bytes;
+    }
+    return shares;
+}
+
+/* Adapters that may be resident at once, if so many bytes are the most that they may have. */
+static int slots_for(const struct engine_options *o, size_t n_bytes)
+{
+    size_t slots = n_bytes / SLOT_BYTES;
+    int n_slots = slots > SLOTS_MAX ? SLOTS_MAX : max_of(SLOTS_MIN, (int)slots);
+    return max_of(n_slots, o->max_seqs * ENGINE_ADAPTERS_MAX);
 }
 
 /* What weights and activations left. */
-static int divide_memory(struct engine *e, size_t free_at_open, struct budget *out, struct err *err)
+static int divide_memory(struct engine *e, size_t free_at_open, struct shares *out, struct err *err)
 {
     const struct engine_options *o = &e->options;
     struct backend_caps caps;
@@ -105,10 +132,15 @@ static int divide_memory(struct engine *e, size_t free_at_open, struct budget *o
     size_t ours = (size_t)((double)free_at_open * (double)o->gpu_memory);
     size_t left = ours > taken ? ours - taken : 0;
     size_t batch = stepper_bytes(o->max_rows, o->max_seqs, blocks_for(e->max_context));
+    size_t tables = (size_t)slots_for(o, o->adapter_bytes != 0 ? o->adapter_bytes : left) *
+                    (size_t)model_n_sites(&e->model->config) * sizeof(struct lora_entry);
     size_t reserve = RESERVE_BYTES < left / 4 ? RESERVE_BYTES : left / 4;
-    left = left > reserve + batch ? left - reserve - batch : 0;
-    out->adapter_bytes = o->adapter_bytes != 0 ? o->adapter_bytes : left / 4;
-    size_t rest = left > out->adapter_bytes ? left - out->adapter_bytes : 0;
+    size_t behind = reserve + batch + tables;
+    left = left > behind ? left - behind : 0;
+    size_t total = wants_sharing(o) && o->shared_bytes != 0 ? o->shared_bytes : left;
+    out->total_bytes = total;
+    out->adapter_bytes = o->adapter_bytes != 0 ? o->adapter_bytes : total / 4;
+    size_t rest = total > out->adapter_bytes ? total - out->adapter_bytes : 0;
     out->kv_bytes = o->kv_bytes != 0 ? o->kv_bytes : rest;
     if (out->adapter_bytes > left || out->kv_bytes > left - out->adapter_bytes)
         return err_set(
@@ -120,26 +152,58 @@ static int divide_memory(struct engine *e, size_t free_at_open, struct budget *o
     return 0;
 }
 
-/* How many blocks the KV cache has; shortens max_context to what one sequence could fill. */
-static int size_kv(struct engine *e, enum dtype dtype, size_t budget, int *n_blocks,
-                   struct err *err)
+/* Blocks that the sequences could fill. */
+static size_t useful_blocks(const struct engine *e)
 {
-    size_t block_bytes = forward_block_bytes(&e->model->config, dtype);
-    size_t useful = (size_t)blocks_for(e->max_context) * (size_t)e->options.max_seqs;
-    size_t n = budget / block_bytes;
+    size_t n = (size_t)blocks_for(e->max_context) * (size_t)e->options.max_seqs;
+    return n < INT32_MAX / BLOCK_TOKENS - 1 ? n : INT32_MAX / BLOCK_TOKENS - 1;
+}
+
+/* Cuts into bricks, or leaves it (e->shares); returns the number of blocks then, padding's
+ * included. */
+static int share_memory(struct engine *e, const struct backend_caps *caps,
+                        const struct shares *shares)
+{
+    struct budget_sizes sizes = {
+        .total_bytes = shares->total_bytes,
+        .adapter_bytes = shares->adapter_bytes,
+        .side_block_bytes = forward_side_block_bytes(&e->model->config, caps->activation),
+        .n_sides = 2 * e->model->config.n_layers,
+        .granule_bytes = caps->granule_bytes,
+        .n_blocks_useful = (int)useful_blocks(e) + 1,
+    };
+    size_t kv_bytes = (size_t)sizes.n_blocks_useful * sizes.side_block_bytes *
+                      (size_t)sizes.n_sides;
+    if (!caps->own_memory && kv_bytes < shares->kv_bytes) /* the host has other uses for the rest */
+        sizes.total_bytes = shares->adapter_bytes + kv_bytes;
+    e->shares = budget_divide(&e->budget, &sizes);
+    return e->shares ? budget_blocks(&e->budget, e->budget.n_kv) : 0;
+}
+
+/* How many blocks the KV cache has, beside padding's; shortens max_context to what one sequence
+ * could fill. */
+static int size_kv(struct engine *e, const struct backend_caps *caps, const struct shares *shares,
+                   int *n_blocks, struct err *err)
+{
+    size_t block_bytes = forward_block_bytes(&e->model->config, caps->activation);
+    size_t n = shares->kv_bytes / block_bytes, useful = useful_blocks(e);
+    if (wants_sharing(&e->options)) {
+        int n_shared = share_memory(e, caps, shares);
+        n = n_shared > 1 ? (size_t)n_shared - 1 : n;
+    }
     if (n > useful)
         n = useful;
     if (n == 0)
         return err_set(err, ERR_INVALID, "kv_bytes of %zu is less than one block of %zu bytes",
-                       budget, block_bytes);
-    if (n > INT32_MAX / BLOCK_TOKENS - 1)
-        n = INT32_MAX / BLOCK_TOKENS - 1;
+                       shares->kv_bytes, block_bytes);
     if (n * BLOCK_TOKENS < (size_t)e->max_context) {
         log_warn("engine", "the KV cache holds %zu tokens: context shortened from %d",
                  n * BLOCK_TOKENS, e->max_context);
         e->max_context = (int)(n * BLOCK_TOKENS);
     }
     *n_blocks = (int)n;
+    if (e->shares)
+        budget_keep_blocks(&e->budget, blocks_for(e->max_context) + 1);
     return 0;
 }
 
@@ -178,13 +242,17 @@ static int open_host_memory(struct engine *e, const struct backend_caps *caps, s
     return host_memory_create(&e->host, e->ops, caps->own_memory ? first : 0, err);
 }
 
-static int open_pools(struct engine *e, const struct budget *budget, int n_blocks, struct err *err)
+static int open_lora(struct engine *e, size_t n_bytes, struct err *err)
 {
     const struct engine_options *o = &e->options;
-    size_t slots = budget->adapter_bytes / SLOT_BYTES;
-    int n_slots = slots > SLOTS_MAX ? SLOTS_MAX : max_of(SLOTS_MIN, (int)slots);
-    n_slots = max_of(n_slots, o->max_seqs * ENGINE_ADAPTERS_MAX);
-    if (lora_pool_create(&e->lora, &e->model->config, e->ops, e->be, budget->adapter_bytes, n_slots,
+    const struct budget *b = &e->budget;
+    struct lora_region region = {.n_bytes = n_bytes};
+    if (e->shares)
+        region = (struct lora_region){.brick_bytes = b->brick_bytes,
+                                      .n_bricks = b->n_adapters,
+                                      .n_bricks_max = b->n_adapters_max};
+    size_t most = e->shares ? b->brick_bytes * (size_t)b->n_adapters_max : n_bytes;
+    if (lora_pool_create(&e->lora, &e->model->config, e->ops, e->be, &region, slots_for(o, most),
                          err) != 0)
         return -1;
     struct lora_pool_stats pool;
@@ -192,18 +260,29 @@ static int open_pools(struct engine *e, const struct budget *budget, int n_block
     lora_pool_set_owners(e->lora, &owners);
     lora_pool_stats(e->lora, &pool);
     e->adapter_pool_bytes = pool.bytes_total;
-    e->counts.adapter_bytes_total = pool.bytes_total;
-    e->counts.n_blocks = e->counts.n_blocks_free = n_blocks;
-    e->kv = kv_pool_create(n_blocks);
-    e->prefixes = prefix_cache_create(e->kv);
-    return forward_create_kv(&e->forward, n_blocks + 1, err); /* the last is padding's */
+    return 0;
 }
 
-static int open_steps(struct engine *e, int n_blocks, struct err *err)
+/* n_blocks, and one more for padding. */
+static int open_kv(struct engine *e, int n_blocks, struct err *err)
+{
+    const struct budget *b = &e->budget;
+    int n_max = e->shares ? budget_blocks(b, b->n_kv_max) : n_blocks + 1;
+    e->kv = kv_pool_create(n_blocks + 1, n_max);
+    e->pad_block = kv_pool_take(e->kv);
+    e->prefixes = prefix_cache_create(e->kv);
+    if (!e->shares)
+        return forward_create_kv(&e->forward, n_blocks + 1, err);
+    if (forward_reserve_kv(&e->forward, (size_t)b->n_kv_max * b->piece_bytes, err) != 0)
+        return -1;
+    return engine_budget_back_kv(e, err);
+}
+
+static int open_steps(struct engine *e, struct err *err)
 {
     const struct engine_options *o = &e->options;
     if (stepper_create(&e->stepper, e->ops, e->be, &e->forward, e->lora, o->max_rows, o->max_seqs,
-                       blocks_for(e->max_context), n_blocks, o->debug_pad, err) != 0 ||
+                       blocks_for(e->max_context), e->pad_block, o->debug_pad, err) != 0 ||
         stepper_record(&e->stepper, err) != 0)
         return -1;
     e->overlaps = e->stepper.recorded || o->debug_overlap;
@@ -245,23 +324,26 @@ static void tell_memory(const struct engine *e, const struct backend_caps *at_op
 int engine_device_open(struct engine *e, struct err *err)
 {
     struct backend_caps caps;
-    struct budget budget;
+    struct shares shares;
     int n_blocks = 0;
     if (open_backend(e, &caps, err) != 0)
         return -1;
-    budget = fixed_budget(&e->options);
+    shares = host_shares(&e->options);
     /* Before the weights where it can be: the rope table is as long as the context. */
-    if ((!caps.own_memory && size_kv(e, caps.activation, budget.kv_bytes, &n_blocks, err) != 0) ||
+    if ((!caps.own_memory && size_kv(e, &caps, &shares, &n_blocks, err) != 0) ||
         open_weights(e, &caps, err) != 0)
         return -1;
-    if (caps.own_memory && (divide_memory(e, caps.memory_free_bytes, &budget, err) != 0 ||
-                            size_kv(e, caps.activation, budget.kv_bytes, &n_blocks, err) != 0))
+    if (caps.own_memory && (divide_memory(e, caps.memory_free_bytes, &shares, err) != 0 ||
+                            size_kv(e, &caps, &shares, &n_blocks, err) != 0))
         return -1;
-    if (open_host_memory(e, &caps, err) != 0 || open_pools(e, &budget, n_blocks, err) != 0 ||
-        open_steps(e, n_blocks, err) != 0)
+    if (open_host_memory(e, &caps, err) != 0 || open_lora(e, shares.adapter_bytes, err) != 0 ||
+        open_kv(e, n_blocks, err) != 0 || open_steps(e, err) != 0)
         return -1;
+    if (e->shares)
+        engine_budget_open(e, caps.own_memory);
     open_lists(e);
     tell_memory(e, &caps, n_blocks);
+    engine_publish_stats(e);
     e->counts.progress = clock_monotonic_us();
     return 0;
 }
@@ -277,7 +359,10 @@ void engine_device_close(struct engine *e)
     free(e->sched_waiting);
     free(e->sched_adapters);
     prefix_cache_free(e->prefixes);
+    if (e->kv != NULL)
+        kv_pool_drop(e->kv, e->pad_block);
     kv_pool_free(e->kv);
+    engine_budget_close(e);
     if (e->ops == NULL || e->be == NULL)
         return;
     stepper_release(&e->stepper);

@@ -105,6 +105,8 @@ void engine_make_plan(struct engine *e, bool after)
     struct lora_pool_stats pool;
     lora_pool_stats(e->lora, &pool);
     e->n_plans++;
+    prefix_cache_tick(e->prefixes, e->n_carried);
+    lora_pool_tick(e->lora, e->n_carried);
     bool shared = e->n_payers_known > 1;
     struct sched_state state = {
         .running = e->sched_running,
@@ -112,13 +114,14 @@ void engine_make_plan(struct engine *e, bool after)
         .waiting = e->sched_waiting,
         .n_waiting = e->n_waiting,
         .adapters = e->sched_adapters,
+        .adapter_bytes = pool.bytes_total,
         .adapter_bytes_free = pool.bytes_total - pool.bytes_pinned,
-        .n_blocks = kv_pool_n_blocks(e->kv),
+        .n_blocks = engine_n_blocks(e),
         .n_blocks_free = kv_pool_n_free(e->kv) + prefix_cache_n_idle(e->prefixes),
         .max_seqs = e->options.max_seqs,
         .max_rows = e->options.max_rows,
         .n_seqs_kept = shared ? e->options.max_seqs / KEPT_PART : 0,
-        .n_blocks_kept = shared ? e->counts.n_blocks / KEPT_PART : 0,
+        .n_blocks_kept = shared ? engine_n_blocks(e) / KEPT_PART : 0,
         .carry = e->carry,
         .force_preempt = choose_victim(e),
     };

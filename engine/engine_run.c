@@ -229,6 +229,11 @@ void engine_publish_stats(struct engine *e)
     c->adapter_bytes_kept = pool.bytes_kept;
     c->n_adapter_evictions = pool.n_evictions;
     c->adapter_bytes_used = pool.bytes_used;
+    c->adapter_bytes_total = pool.bytes_total;
+    c->n_blocks = engine_n_blocks(e);
+    c->kv_bytes_total = (size_t)c->n_blocks *
+                        forward_block_bytes(&e->model->config, e->forward.kv[0].dtype);
+    c->brick_bytes = e->shares ? e->budget.brick_bytes : 0;
     c->n_adapters_resident = pool.n_resident;
     c->n_steps_replayed = e->stepper.n_replayed;
     c->n_running = e->n_running;
@@ -566,22 +571,30 @@ static void prefetch(struct engine *e, struct sequence *const *next, int n_next)
     }
 }
 
-/* Plans on the true state and enqueues; NULL when the plan computes nothing. */
-static struct step *begin_step(struct engine *e)
+/* Plans on the true state and enqueues; *out NULL: the plan computes nothing. Fails when the device
+ * does. */
+static int begin_step(struct engine *e, struct step **out, struct err *err)
 {
     struct step *st = &e->stepper.steps[0];
     struct sequence *next[SCHED_NEXT_MAX];
+    bool moved;
+    *out = NULL;
     engine_make_plan(e, false);
+    if (engine_budget_balance(e, &moved, err) != 0)
+        return -1;
+    if (moved)
+        engine_make_plan(e, false);
     int n_next = list_next(e, next, true), n_seqs = apply_plan(e, st);
     prefetch(e, next, n_next);
     if (n_seqs == 0) {
         /* A forced preemption may leave one plan empty; more in a row would be for ever. */
         BUG_IF(++e->n_idle_plans > IDLE_PLANS_MAX);
-        return NULL;
+        return 0;
     }
     e->n_idle_plans = 0;
     fly(e, st, n_seqs, false);
-    return st;
+    *out = st;
+    return 0;
 }
 
 /* All that runs is in the step, and wants to go on behind it? */
@@ -646,7 +659,9 @@ static int retire(struct engine *e, const struct step *st, struct err *err)
 /* Retires one step, with the next one behind it in the air if that can be. */
 static int turn(struct engine *e, struct err *err)
 {
-    struct step *st = e->flying != NULL ? e->flying : begin_step(e);
+    struct step *st = e->flying;
+    if (st == NULL && begin_step(e, &st, err) != 0)
+        return -1;
     if (st == NULL)
         return 0;
     e->flying = follow_step(e, st);

@@ -22,10 +22,14 @@
 #include <math.h>
 #include <stdlib.h>
 
+size_t forward_side_block_bytes(const struct model_config *c, enum dtype dtype)
+{
+    return (size_t)BLOCK_TOKENS * (size_t)c->n_kv_heads * (size_t)c->head_dim * dtype_bytes(dtype);
+}
+
 size_t forward_block_bytes(const struct model_config *c, enum dtype dtype)
 {
-    return (size_t)2 * BLOCK_TOKENS * (size_t)c->n_kv_heads * (size_t)c->head_dim *
-           dtype_bytes(dtype) * (size_t)c->n_layers;
+    return 2 * forward_side_block_bytes(c, dtype) * (size_t)c->n_layers;
 }
 
 int forward_create(struct forward *f, const struct model_config *config,
@@ -67,21 +71,36 @@ int forward_create(struct forward *f, const struct model_config *config,
     return err_wrap(err, "activations of %d rows", max_rows);
 }
 
-int forward_create_kv(struct forward *f, int n_blocks, struct err *err)
+static int create_kv(struct forward *f,
+                     int (*take)(struct backend *be, struct devptr *out, size_t n_bytes,
+                                 struct err *err),
+                     size_t side_bytes, struct err *err)
 {
-    const struct model_config *c = f->config;
     struct backend_caps caps;
+    int n_layers = f->config->n_layers;
     f->ops->caps(f->be, &caps);
-    f->kv = xcalloc((size_t)c->n_layers, sizeof *f->kv);
-    size_t n_layer = (size_t)n_blocks * BLOCK_TOKENS * (size_t)c->n_kv_heads * (size_t)c->head_dim *
-                     dtype_bytes(caps.activation);
-    for (int l = 0; l < c->n_layers; l++) {
+    f->kv = xcalloc((size_t)n_layers, sizeof *f->kv);
+    for (int l = 0; l < n_layers; l++) {
         f->kv[l].dtype = caps.activation;
-        if (f->ops->mem_alloc(f->be, &f->kv[l].k, n_layer, err) != 0 ||
-            f->ops->mem_alloc(f->be, &f->kv[l].v, n_layer, err) != 0)
-            return err_wrap(err, "KV cache of %d blocks", n_blocks);
+        if (take(f->be, &f->kv[l].k, side_bytes, err) != 0 ||
+            take(f->be, &f->kv[l].v, side_bytes, err) != 0)
+            return err_wrap(err, "KV cache");
     }
     return 0;
+}
+
+int forward_create_kv(struct forward *f, int n_blocks, struct err *err)
+{
+    struct backend_caps caps;
+    f->ops->caps(f->be, &caps);
+    size_t side_bytes = (size_t)n_blocks * forward_side_block_bytes(f->config, caps.activation);
+    return create_kv(f, f->ops->mem_alloc, side_bytes, err);
+}
+
+int forward_reserve_kv(struct forward *f, size_t side_bytes, struct err *err)
+{
+    f->kv_reserved = true;
+    return create_kv(f, f->ops->mem_reserve, side_bytes, err);
 }
 
 void forward_release(struct forward *f)
@@ -92,9 +111,11 @@ void forward_release(struct forward *f)
                                f->gate_up,  f->ffn, f->picked, f->logits};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         f->ops->mem_free(f->be, buffers[i]);
+    void (*give)(struct backend * be, struct devptr p) = f->kv_reserved ? f->ops->mem_release
+                                                                        : f->ops->mem_free;
     for (int l = 0; f->kv != NULL && l < f->config->n_layers; l++) {
-        f->ops->mem_free(f->be, f->kv[l].k);
-        f->ops->mem_free(f->be, f->kv[l].v);
+        give(f->be, f->kv[l].k);
+        give(f->be, f->kv[l].v);
     }
     free(f->kv);
     *f = (struct forward){0};

@@ -26,17 +26,22 @@ struct forward {
     struct devptr picked;    /* [max_logit_rows, hidden] */
     struct devptr logits;    /* f32 [max_logit_rows, vocab] */
     struct kv_layer *kv;     /* [n_layers] */
+    bool kv_reserved;        /* forward_reserve_kv */
 };
 
-/* Bytes of K and V of one block in all layers. */
+/* Bytes of one block in K, or in V, of one layer; and of K and V in all layers. */
+size_t forward_side_block_bytes(const struct model_config *c, enum dtype dtype);
 size_t forward_block_bytes(const struct model_config *c, enum dtype dtype);
 
 /* Allocates activations. All pointers must outlive it. */
 int forward_create(struct forward *f, const struct model_config *config,
                    const struct weights *weights, const struct ops *ops, struct backend *be,
                    int max_rows, int max_logit_rows, struct err *err);
-int forward_create_kv(struct forward *f, int n_blocks, struct err *err); /* then the KV cache */
-void forward_release(struct forward *f);                                 /* quiet on zeroed */
+/* Then the KV cache: of n_blocks; or addresses alone, side_bytes for K and V of a layer each, whole
+ * granules, which the caller gives memory (ops.h, mem_back). */
+int forward_create_kv(struct forward *f, int n_blocks, struct err *err);
+int forward_reserve_kv(struct forward *f, size_t side_bytes, struct err *err);
+void forward_release(struct forward *f); /* quiet on zeroed */
 
 /* Enqueues the layers: K and V of all rows are written, f->x holds the final normed rows. */
 void forward_run(struct forward *f, const struct step_batch *b, struct lora_pool *pool);

@@ -50,6 +50,37 @@ static size_t rounded(const struct heap *h, size_t n_bytes)
     return rest == 0 ? n_bytes : n_bytes + (h->align - rest);
 }
 
+static void insert_span(struct heap *h, size_t i, struct span span)
+{
+    BUG_IF(h->n_spans == h->n_max_spans);
+    memmove(&h->spans[i + 1], &h->spans[i], (h->n_spans - i) * sizeof *h->spans);
+    h->spans[i] = span;
+    h->n_spans++;
+}
+
+static void remove_span(struct heap *h, size_t i)
+{
+    memmove(&h->spans[i], &h->spans[i + 1], (h->n_spans - i - 1) * sizeof *h->spans);
+    h->n_spans--;
+}
+
+/* Takes [offset, offset + n_bytes) out of span i, in which it lies; what is left of that is one
+ * span, two or none. */
+static void cut(struct heap *h, size_t i, size_t offset, size_t n_bytes)
+{
+    struct span *s = &h->spans[i];
+    size_t before = offset - s->offset, behind = s->n_bytes - before - n_bytes;
+    if (before > 0 && behind > 0)
+        insert_span(h, i + 1, (struct span){offset + n_bytes, behind});
+    h->used += n_bytes;
+    if (before > 0)
+        s->n_bytes = before;
+    else if (behind > 0)
+        *s = (struct span){offset + n_bytes, behind};
+    else
+        remove_span(h, i);
+}
+
 size_t heap_take(struct heap *h, size_t n_bytes)
 {
     BUG_IF(n_bytes == 0 || n_bytes > SIZE_MAX - h->align);
@@ -63,15 +94,21 @@ size_t heap_take(struct heap *h, size_t n_bytes)
     if (best == NULL)
         return SIZE_MAX;
     size_t offset = best->offset;
-    best->offset += n_bytes;
-    best->n_bytes -= n_bytes;
-    if (best->n_bytes == 0) {
-        size_t i = (size_t)(best - h->spans);
-        memmove(best, best + 1, (h->n_spans - i - 1) * sizeof *best);
-        h->n_spans--;
-    }
-    h->used += n_bytes;
+    cut(h, (size_t)(best - h->spans), offset, n_bytes);
     return offset;
+}
+
+bool heap_take_at(struct heap *h, size_t offset, size_t n_bytes)
+{
+    BUG_IF(n_bytes == 0 || offset % h->align != 0 || n_bytes % h->align != 0);
+    size_t i = 0; /* the first span that doesn't end before it */
+    while (i < h->n_spans && h->spans[i].offset + h->spans[i].n_bytes <= offset)
+        i++;
+    const struct span *s = &h->spans[i];
+    if (i == h->n_spans || s->offset > offset || s->n_bytes - (offset - s->offset) < n_bytes)
+        return false;
+    cut(h, i, offset, n_bytes);
+    return true;
 }
 
 void heap_give(struct heap *h, size_t offset, size_t n_bytes)
@@ -89,18 +126,14 @@ void heap_give(struct heap *h, size_t offset, size_t n_bytes)
     bool joins_behind = behind != NULL && offset + n_bytes == behind->offset;
     if (joins_before && joins_behind) {
         before->n_bytes += n_bytes + behind->n_bytes;
-        memmove(behind, behind + 1, (h->n_spans - i - 1) * sizeof *behind);
-        h->n_spans--;
+        remove_span(h, i);
     } else if (joins_before) {
         before->n_bytes += n_bytes;
     } else if (joins_behind) {
         behind->offset = offset;
         behind->n_bytes += n_bytes;
     } else {
-        BUG_IF(h->n_spans == h->n_max_spans);
-        memmove(&h->spans[i + 1], &h->spans[i], (h->n_spans - i) * sizeof *h->spans);
-        h->spans[i] = (struct span){offset, n_bytes};
-        h->n_spans++;
+        insert_span(h, i, (struct span){offset, n_bytes});
     }
     h->used -= n_bytes;
 }

@@ -3,9 +3,11 @@
 #ifndef TRIBUTARY_ENGINE_INTERNAL_H
 #define TRIBUTARY_ENGINE_INTERNAL_H
 
+#include "engine/budget.h"
 #include "engine/engine.h"
 #include "engine/forward.h"
 #include "engine/host_memory.h"
+#include "engine/judge.h"
 #include "engine/kv_pool.h"
 #include "engine/loaded_adapters.h"
 #include "engine/lora_pool.h"
@@ -33,6 +35,16 @@ struct engine_order {
     struct engine_order *next;
 };
 
+/* engine_budget.c's own notes. */
+struct mover {
+    struct judge_costs costs;
+    int32_t *moved;                                /* [blocks] new number of one that moves ... */
+    int32_t *from, *to;                            /* ... and all that move, for the copies */
+    uint64_t kv_quiet_until, adapters_quiet_until; /* plans */
+    uint64_t look_after;                           /* the last look was in vain: a plan */
+    uint64_t n_prefixes_then, n_adapters_then;     /* evicted, at the last look */
+};
+
 enum engine_state { ENGINE_OPENING, ENGINE_OPEN, ENGINE_CLOSING, ENGINE_FAILED };
 
 /* A step whose results are about to be taken, as the engine counts it: its rows that decode, and
@@ -47,9 +59,9 @@ struct engine {
     struct tokenizer *tokenizer;
     struct chat_template *chat_template;
     struct loaded_adapters *adapters;
-    struct host_memory *host; /* where their matrices lie */
-    int max_context;          /* the model's, the options' and the KV cache's least */
-    size_t adapter_pool_bytes;
+    struct host_memory *host;  /* where their matrices lie */
+    int max_context;           /* the model's, the options' and the KV cache's least */
+    size_t adapter_pool_bytes; /* at open: what a request's adapters may take together */
     char backend_text[128];
     struct prefix_secret prefix_secret;
 
@@ -77,10 +89,14 @@ struct engine {
     struct weights weights;
     struct forward forward;
     struct stepper stepper;
-    bool overlaps;       /* steps are enqueued ahead */
-    bool prefetches;     /* adapters of those that wait */
-    struct step *flying; /* enqueued, its results not taken; NULL: none */
+    bool overlaps;        /* steps are enqueued ahead */
+    bool prefetches;      /* adapters of those that wait */
+    struct step *flying;  /* enqueued, its results not taken; NULL: none */
+    bool shares;          /* adapters and KV cache share their memory ... */
+    struct budget budget; /* ... in bricks */
+    struct mover mover;
     struct kv_pool *kv;
+    int32_t pad_block; /* padding's, of kv */
     struct prefix_cache *prefixes;
     uint64_t n_evicted_then; /* of prefixes, when blocks were disowned the last time */
     struct lora_pool *lora;
@@ -122,6 +138,20 @@ void engine_publish_stats(struct engine *e);
 /* engine_plan.c: fills e->plan. after: for the state behind the flying step, in which every running
  * sequence draws and none is taken to stop. */
 void engine_make_plan(struct engine *e, bool after);
+
+/* engine_budget.c: what it needs, when the engine opens, of an engine that shares; memory for the
+ * KV cache's first bricks; and between plan and step, with nothing flying: moves bricks as e->plan
+ * wants them. *moved: the plan must be made anew. Fails when the device does. */
+void engine_budget_open(struct engine *e, bool own_memory);
+int engine_budget_back_kv(struct engine *e, struct err *err);
+int engine_budget_balance(struct engine *e, bool *moved, struct err *err);
+void engine_budget_close(struct engine *e);
+
+/* Blocks of the KV cache that have memory now, but padding's. */
+static inline int engine_n_blocks(const struct engine *e)
+{
+    return kv_pool_n_blocks(e->kv) - 1;
+}
 
 /* engine_orders.c: does what was ordered, or says that the engine is closing; wakes who waits. */
 void engine_obey(struct engine *e, struct engine_order *orders);

@@ -31,6 +31,9 @@
  *      So an adapter fits whenever the free bytes, in spans not smaller than a site's, suffice; and
  *      with nothing pinned the region is one span again.
  *   8. After creation nothing is allocated.
+ *   9. Of a region of bricks, one without memory is a piece of the heap that no adapter has. Any
+ *      brick may lose its memory whose adapters are all idle; the lowest without gets some first.
+ *      lora_pool_clear moves all memory to the front, so that rule 7's one span is true here too.
  *
  * On its way. First the slot's entries go to the device, a column of the table, in one copy; then
  * the matrices, layer by layer, with a place in the lane (a mark) behind layers 0, 1, 3, 7, 15, ...
@@ -39,9 +42,11 @@
 #include "engine/lora_pool.h"
 
 #include "engine/heap.h"
+#include "engine/judge.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,7 +67,8 @@ enum {
 struct slot {
     struct content_digest content;
     uint64_t generation; /* 0: empty */
-    uint64_t last_pin;
+    uint64_t last_pin;   /* in pins */
+    uint64_t last_step;  /* that used it */
     double worth;
     uint32_t n_uses;
     int32_t n_pins;
@@ -83,8 +89,14 @@ struct lora_pool {
     const struct ops *ops;
     struct backend *be;
     struct devptr region;
-    size_t n_bytes;
+    size_t n_bytes;       /* with memory ... */
+    size_t n_bytes_first; /* ... in the beginning */
     struct heap *heap;
+    size_t brick_bytes; /* 0: there are no bricks */
+    int n_bricks_max;
+    bool *bricks; /* [n_bricks_max] has it memory? */
+    double *loss; /* [n_bricks_max] scratch */
+    uint64_t now;
     struct slot *slots;     /* [n_slots] */
     struct extent *extents; /* [n_slots, EXTENTS_MAX] */
     int n_slots, n_sites;
@@ -139,16 +151,43 @@ static void build_parts(struct lora_pool *p)
     }
 }
 
+/* The region's addresses, its heap, and memory for what has some. */
+static int create_region(struct lora_pool *p, const struct lora_region *r, struct err *err)
+{
+    size_t n_pieces = (size_t)p->n_slots * EXTENTS_MAX;
+    p->n_bytes = p->n_bytes_first = r->n_bytes / LORA_ALIGN_BYTES * LORA_ALIGN_BYTES;
+    if (r->brick_bytes == 0) {
+        p->heap = heap_create(p->n_bytes, LORA_ALIGN_BYTES, n_pieces);
+        return p->ops->mem_alloc(p->be, &p->region, p->n_bytes > 0 ? p->n_bytes : LORA_ALIGN_BYTES,
+                                 err);
+    }
+    BUG_IF(r->n_bricks < 1 || r->n_bricks > r->n_bricks_max ||
+           r->brick_bytes % LORA_ALIGN_BYTES != 0);
+    size_t n_max = (size_t)r->n_bricks_max;
+    p->brick_bytes = r->brick_bytes;
+    p->n_bytes = p->n_bytes_first = (size_t)r->n_bricks * r->brick_bytes;
+    p->n_bricks_max = r->n_bricks_max;
+    p->bricks = xcalloc(n_max, sizeof *p->bricks);
+    p->loss = xcalloc(n_max, sizeof *p->loss);
+    p->heap = heap_create(n_max * r->brick_bytes, LORA_ALIGN_BYTES, n_pieces + n_max);
+    for (size_t i = 0; i < n_max; i++) {
+        p->bricks[i] = i < (size_t)r->n_bricks;
+        BUG_IF(!p->bricks[i] && !heap_take_at(p->heap, i * p->brick_bytes, p->brick_bytes));
+    }
+    if (p->ops->mem_reserve(p->be, &p->region, n_max * r->brick_bytes, err) != 0)
+        return -1;
+    return p->ops->mem_back(p->be, p->region, p->n_bytes, err);
+}
+
 int lora_pool_create(struct lora_pool **out, const struct model_config *model,
-                     const struct ops *ops, struct backend *be, size_t n_bytes, int n_slots,
-                     struct err *err)
+                     const struct ops *ops, struct backend *be, const struct lora_region *region,
+                     int n_slots, struct err *err)
 {
     BUG_IF(n_slots < 1);
     struct lora_pool *p = xcalloc(1, sizeof *p);
     p->model = model;
     p->ops = ops;
     p->be = be;
-    p->n_bytes = n_bytes / LORA_ALIGN_BYTES * LORA_ALIGN_BYTES;
     p->n_slots = n_slots;
     p->n_sites = model_n_sites(model);
     p->slots = xcalloc((size_t)n_slots, sizeof *p->slots);
@@ -162,16 +201,16 @@ int lora_pool_create(struct lora_pool **out, const struct model_config *model,
         p->slots[i].extents = &p->extents[(size_t)i * EXTENTS_MAX];
         p->slots[i].next = i + 1 < n_slots ? i + 1 : -1;
     }
-    p->heap = heap_create(p->n_bytes, LORA_ALIGN_BYTES, (size_t)n_slots * EXTENTS_MAX);
     p->loading = xcalloc((size_t)n_slots, sizeof *p->loading);
     pthread_mutex_init(&p->lock, NULL);
     size_t n_entries = (size_t)p->n_sites * (size_t)n_slots;
     p->parts = xcalloc((size_t)p->n_sites, sizeof *p->parts);
     if (ops->host_alloc(be, (void **)&p->entries, n_entries * sizeof *p->entries, err) != 0 ||
         ops->mem_alloc(be, &p->d_entries, n_entries * sizeof *p->entries, err) != 0 ||
-        ops->mem_alloc(be, &p->region, p->n_bytes > 0 ? p->n_bytes : LORA_ALIGN_BYTES, err) != 0) {
+        create_region(p, region, err) != 0) {
+        err_wrap(err, "adapter pool of %zu bytes, %d slots", p->n_bytes, n_slots);
         lora_pool_free(p);
-        return err_wrap(err, "adapter pool of %zu bytes, %d slots", n_bytes, n_slots);
+        return -1;
     }
     memset(p->entries, 0, n_entries * sizeof *p->entries);
     ops->upload(be, p->d_entries, p->entries, n_entries * sizeof *p->entries);
@@ -261,8 +300,8 @@ static void evict(struct lora_pool *p, int32_t i)
     p->stats.n_evictions++;
 }
 
-/* The one worth least leaves, of those that may. False: nobody may. */
-static bool evict_one(struct lora_pool *p, bool promised_too, bool kept_too)
+/* The one worth least, of those that may leave, or -1. */
+static int32_t next_to_go(const struct lora_pool *p, bool promised_too, bool kept_too)
 {
     int32_t least = -1;
     for (int32_t i = 0; i < p->n_slots; i++) {
@@ -273,10 +312,16 @@ static bool evict_one(struct lora_pool *p, bool promised_too, bool kept_too)
         if (least < 0 || s->worth < l->worth || (s->worth <= l->worth && s->last_pin < l->last_pin))
             least = i;
     }
-    if (least < 0)
-        return false;
-    evict(p, least);
-    return true;
+    return least;
+}
+
+/* False: nobody may leave. */
+static bool evict_one(struct lora_pool *p, bool promised_too, bool kept_too)
+{
+    int32_t i = next_to_go(p, promised_too, kept_too);
+    if (i >= 0)
+        evict(p, i);
+    return i >= 0;
 }
 
 /* ---- on its way -------------------------------------------------------------------------- */
@@ -381,6 +426,127 @@ static void wait_for_all(struct lora_pool *p)
         lora_pool_poll(p);
 }
 
+/* ---- bricks ------------------------------------------------------------------------------ */
+
+/* Nothing lies in it, and nothing enqueued reads it. */
+static void close_brick(struct lora_pool *p, int brick)
+{
+    size_t at = (size_t)brick * p->brick_bytes;
+    BUG_IF(!p->bricks[brick] || !heap_take_at(p->heap, at, p->brick_bytes));
+    p->ops->mem_unback(p->be, devptr_at(p->region, at), p->brick_bytes);
+    p->bricks[brick] = false;
+    p->n_bytes -= p->brick_bytes;
+    p->stats.bytes_total = p->n_bytes;
+}
+
+static void open_brick(struct lora_pool *p, int brick)
+{
+    size_t at = (size_t)brick * p->brick_bytes;
+    struct err err = {0};
+    if (p->bricks[brick] ||
+        p->ops->mem_back(p->be, devptr_at(p->region, at), p->brick_bytes, &err) != 0)
+        BUG("brick %d of the adapters' region: %s", brick, err.message);
+    heap_give(p->heap, at, p->brick_bytes);
+    p->bricks[brick] = true;
+    p->n_bytes += p->brick_bytes;
+    p->stats.bytes_total = p->n_bytes;
+}
+
+static bool is_idle(const struct slot *s)
+{
+    return s->generation != 0 && s->n_pins == 0 && s->n_chunks == 0 && !s->promised && !s->kept;
+}
+
+static double worth_of(const struct lora_pool *p, const struct slot *s,
+                       const struct judge_costs *costs)
+{
+    return judge_adapter(costs, s->n_bytes, s->n_uses, p->now - s->last_step);
+}
+
+void lora_pool_look_at_bricks(struct lora_pool *p, const struct judge_costs *costs,
+                              struct lora_bricks *out)
+{
+    *out = (struct lora_bricks){.cheapest = -1, .loss = INFINITY};
+    for (int b = 0; b < p->n_bricks_max; b++)
+        p->loss[b] = p->bricks[b] ? 0 : INFINITY;
+    for (int32_t i = 0; i < p->n_slots; i++) {
+        const struct slot *s = &p->slots[i];
+        double worth = is_idle(s) ? worth_of(p, s, costs) : INFINITY;
+        int counted = -1; /* extents may share a brick: it loses the adapter once */
+        for (int e = 0; s->generation != 0 && e < s->n_extents; e++) {
+            const struct extent *x = &s->extents[e];
+            int last = (int)((x->offset + x->n_bytes - 1) / p->brick_bytes);
+            for (int b = (int)(x->offset / p->brick_bytes); b <= last; b++) {
+                p->loss[b] += b != counted ? worth : 0;
+                counted = b;
+            }
+        }
+    }
+    for (int b = 0; b < p->n_bricks_max; b++) {
+        if (isinf(p->loss[b]))
+            continue;
+        out->n_idle++;
+        if (p->loss[b] <= out->loss) { /* of equals the last, so that memory gathers in front */
+            out->loss = p->loss[b];
+            out->cheapest = b;
+        }
+    }
+}
+
+void lora_pool_give_brick(struct lora_pool *p, int brick)
+{
+    size_t begin = (size_t)brick * p->brick_bytes, end = begin + p->brick_bytes;
+    pthread_mutex_lock(&p->lock);
+    for (int32_t i = 0; i < p->n_slots; i++) {
+        const struct slot *s = &p->slots[i];
+        bool lies_in = false;
+        for (int e = 0; s->generation != 0 && e < s->n_extents; e++)
+            lies_in |= s->extents[e].offset < end &&
+                       s->extents[e].offset + s->extents[e].n_bytes > begin;
+        BUG_IF(lies_in && !is_idle(s));
+        if (lies_in)
+            evict(p, i);
+    }
+    pthread_mutex_unlock(&p->lock);
+    close_brick(p, brick);
+}
+
+void lora_pool_get_brick(struct lora_pool *p)
+{
+    int brick = 0;
+    while (p->bricks[brick])
+        BUG_IF(++brick == p->n_bricks_max);
+    open_brick(p, brick);
+}
+
+double lora_pool_byte_worth(const struct lora_pool *p, const struct judge_costs *costs)
+{
+    int32_t i = next_to_go(p, false, false);
+    return i < 0 ? 0 : worth_of(p, &p->slots[i], costs) / (double)p->slots[i].n_bytes;
+}
+
+void lora_pool_touch(struct lora_pool *p, const struct content_digest *content)
+{
+    int32_t i = lora_pool_slot(p, content);
+    if (i >= 0)
+        p->slots[i].last_step = p->now;
+}
+
+void lora_pool_tick(struct lora_pool *p, uint64_t now)
+{
+    p->now = now;
+}
+
+bool lora_pool_has_owner(const struct lora_pool *p, uint64_t owner)
+{
+    uint32_t hash; /* an owner is the beginning of a digest, as a hash is (chain_of) */
+    memcpy(&hash, &owner, sizeof hash);
+    int32_t i = p->chains[hash & (p->n_chains - 1)];
+    while (i >= 0 && memcmp(p->slots[i].content.bytes, &owner, sizeof owner) != 0)
+        i = p->slots[i].next;
+    return i >= 0;
+}
+
 /* ---- placing ----------------------------------------------------------------------------- */
 
 /* Memory for all sites of a, in as few extents as the heap allows. False, with nothing taken, when
@@ -443,12 +609,14 @@ static int32_t bring_in(struct lora_pool *p, const struct lora_adapter *a, void 
     s->n_pins = 0;
     s->n_uses = 0;
     s->last_pin = p->n_ticks;
+    s->last_step = p->now;
     fill(p, i, a, owner);
     int32_t *chain = chain_of(p, &s->content);
     s->next = *chain;
     *chain = i;
     p->stats.n_resident++;
     p->stats.n_uploads++;
+    p->stats.bytes_uploaded += s->n_bytes;
     return i;
 }
 
@@ -519,11 +687,11 @@ int lora_pool_keep(struct lora_pool *p, const struct content_digest *content, bo
     if (i < 0)
         return keep ? err_set(err, ERR_NOT_FOUND, "the adapter isn't on the device") : 0;
     struct slot *s = &p->slots[i];
-    if (keep && !s->kept && s->n_bytes > p->n_bytes / 2 - p->stats.bytes_kept)
+    if (keep && !s->kept && s->n_bytes > p->n_bytes_first / 2 - p->stats.bytes_kept)
         return err_set(err, ERR_TOO_LARGE,
                        "%zu bytes of adapters are kept on the device; with %zu more it would be "
                        "over half of the %zu bytes that adapters have",
-                       p->stats.bytes_kept, s->n_bytes, p->n_bytes);
+                       p->stats.bytes_kept, s->n_bytes, p->n_bytes_first);
     pthread_mutex_lock(&p->lock);
     set_kept(p, s, keep);
     pthread_mutex_unlock(&p->lock);
@@ -544,6 +712,22 @@ int lora_pool_evict(struct lora_pool *p, const struct content_digest *content, s
     return 0;
 }
 
+/* Memory goes from the last bricks that have some to the first that have none. */
+static void gather_bricks(struct lora_pool *p)
+{
+    int to = 0, from = p->n_bricks_max - 1;
+    for (;;) {
+        while (to < from && p->bricks[to])
+            to++;
+        while (to < from && !p->bricks[from])
+            from--;
+        if (to >= from)
+            return;
+        close_brick(p, from);
+        open_brick(p, to);
+    }
+}
+
 void lora_pool_clear(struct lora_pool *p)
 {
     wait_for_all(p);
@@ -551,6 +735,8 @@ void lora_pool_clear(struct lora_pool *p)
     while (evict_one(p, true, true))
         continue;
     pthread_mutex_unlock(&p->lock);
+    if (p->stats.bytes_pinned == 0)
+        gather_bricks(p);
 }
 
 void lora_pool_look(struct lora_pool *p, const struct content_digest *content,
@@ -577,6 +763,7 @@ void lora_pool_unpin(struct lora_pool *p, struct lora_pin pin)
     pthread_mutex_lock(&p->lock);
     if (--s->n_pins == 0)
         p->stats.bytes_pinned -= s->n_bytes;
+    s->last_step = p->now;
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -599,6 +786,8 @@ void lora_pool_stats(const struct lora_pool *p, struct lora_pool_stats *out)
 {
     *out = p->stats;
     out->bytes_used = heap_used(p->heap);
+    if (p->brick_bytes > 0) /* a brick without memory is taken, too */
+        out->bytes_used -= (size_t)p->n_bricks_max * p->brick_bytes - p->n_bytes;
 }
 
 static void set_entry(struct lora_pool *p, int site, int32_t slot, struct lora_entry entry)
@@ -625,7 +814,10 @@ void lora_pool_free(struct lora_pool *p)
         return;
     BUG_IF(p->stats.bytes_pinned != 0);
     wait_for_all(p);
-    p->ops->mem_free(p->be, p->region);
+    if (p->brick_bytes > 0)
+        p->ops->mem_release(p->be, p->region);
+    else
+        p->ops->mem_free(p->be, p->region);
     p->ops->mem_free(p->be, p->d_entries);
     heap_free(p->heap);
     p->ops->host_free(p->be, p->entries);
@@ -635,6 +827,8 @@ void lora_pool_free(struct lora_pool *p)
     free(p->chains);
     free(p->loading);
     free(p->parts);
+    free(p->bricks);
+    free(p->loss);
     free(p);
 }
 

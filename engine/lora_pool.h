@@ -1,7 +1,8 @@
 /* lora_pool: adapters on the device. Engine thread only, but for lora_pool_look.
  *
  * A slot is an index into the tables of lora_entry that every linear call reads; it has no size.
- * The matrices lie where a heap over one region put them, at their true size and rank.
+ * The matrices lie where a heap over one region put them, at their true size and rank. The region
+ * may be of bricks, which come and go (engine_budget.c).
  *
  * An adapter comes in on the backend's lane (ops.h), layer after layer, while steps compute: it is
  * pinned at once, and each layer of the next step that isn't there yet is waited for on the device
@@ -16,6 +17,7 @@
 #include <stdint.h>
 
 struct err;
+struct judge_costs;
 struct lora_pool;
 
 /* The linears of a layer as weights.c fuses them; site kinds q k v | o | gate up | down. */
@@ -32,6 +34,7 @@ struct lora_pool_stats {
     uint64_t n_hits;       /* pins that found the adapter here or on its way */
     uint64_t n_prefetched; /* of the uploads, those that nobody had pinned when they began */
     size_t bytes_used, bytes_total, bytes_pinned, bytes_kept, bytes_loading;
+    uint64_t bytes_uploaded; /* by all uploads */
     int n_resident, n_slots, n_loading;
 };
 
@@ -43,10 +46,18 @@ struct lora_pool_owners {
     void *context;
 };
 
-/* Takes n_bytes of device memory and builds tables of n_slots for every site. */
+/* The region: of n_bytes for good (brick_bytes 0); or of n_bricks with memory, of n_bricks_max that
+ * there are addresses for. */
+struct lora_region {
+    size_t n_bytes;     /* brick_bytes 0 */
+    size_t brick_bytes; /* whole granules (ops.h) */
+    int n_bricks, n_bricks_max;
+};
+
+/* Takes the region's memory and builds tables of n_slots for every site. */
 int lora_pool_create(struct lora_pool **out, const struct model_config *model,
-                     const struct ops *ops, struct backend *be, size_t n_bytes, int n_slots,
-                     struct err *err);
+                     const struct ops *ops, struct backend *be, const struct lora_region *region,
+                     int n_slots, struct err *err);
 void lora_pool_free(struct lora_pool *p); /* quiet on NULL; nothing may be pinned */
 void lora_pool_set_owners(struct lora_pool *p, const struct lora_pool_owners *owners);
 
@@ -66,7 +77,7 @@ bool lora_pool_prefetch(struct lora_pool *p, const struct lora_adapter *a, void 
 void lora_pool_forget(struct lora_pool *p, const struct content_digest *content);
 
 /* Kept ones are not evicted but by lora_pool_clear. ERR_NOT_FOUND: it isn't here (prefetch first);
- * ERR_TOO_LARGE: more than half of the pool would be kept. */
+ * ERR_TOO_LARGE: more than half of what the pool began with would be kept. */
 int lora_pool_keep(struct lora_pool *p, const struct content_digest *content, bool keep,
                    struct err *err);
 
@@ -78,6 +89,28 @@ int lora_pool_evict(struct lora_pool *p, const struct content_digest *content, s
  * nothing pinned the region is then one piece, into which any set of adapters fits whose bytes sum
  * to no more. */
 void lora_pool_clear(struct lora_pool *p);
+
+/* Bricks, of a region that has some. What is idle there: nobody pins or keeps it, nothing was
+ * promised, and it isn't on its way. */
+struct lora_bricks {
+    int n_idle;   /* bricks that hold idle adapters at most */
+    int cheapest; /* of these, the one worth least; -1: there is none */
+    double loss;  /* what it is worth (judge.h), with all adapters that lie in it, even in part */
+};
+void lora_pool_look_at_bricks(struct lora_pool *p, const struct judge_costs *costs,
+                              struct lora_bricks *out);
+/* Evicts what lies in it, which is idle, and takes its memory away. The stream must be synced. */
+void lora_pool_give_brick(struct lora_pool *p, int brick);
+/* Gives memory to a brick without: the backend was given back as much (ops.h, mem_back). */
+void lora_pool_get_brick(struct lora_pool *p);
+/* Of the adapter that is next to go, what a byte is worth (judge.h); 0: nobody may. */
+double lora_pool_byte_worth(const struct lora_pool *p, const struct judge_costs *costs);
+/* Somebody is about to pin it, if it is here: its age begins anew. */
+void lora_pool_touch(struct lora_pool *p, const struct content_digest *content);
+/* The moment, in steps, from which ages are counted. */
+void lora_pool_tick(struct lora_pool *p, uint64_t now);
+/* Is an adapter here whose blocks have that owner (prefix_cache.h)? */
+bool lora_pool_has_owner(const struct lora_pool *p, uint64_t owner);
 
 /* Notes which have arrived; drops their owners. */
 void lora_pool_poll(struct lora_pool *p);

@@ -54,6 +54,8 @@ struct node {
     int32_t next;         /* in the chain of its head, or -1 */
     int32_t older, newer; /* in its list, or -1; idle only */
     bool cached, disowned;
+    uint32_t n_found;
+    uint64_t last_use; /* the step in which it became idle */
 };
 
 struct list {
@@ -62,12 +64,12 @@ struct list {
 
 struct prefix_cache {
     struct kv_pool *kv;
-    struct node *nodes; /* [n_blocks of kv] */
+    struct node *nodes; /* [n_max of kv] */
     int32_t *heads;     /* [n_heads] first node of each chain, or -1 */
     uint32_t n_heads;   /* a power of two, at least the number of blocks */
     struct list idle, disowned;
     int n_cached, n_idle;
-    uint64_t n_evicted;
+    uint64_t n_evicted, now;
 };
 
 /* ---- keys -------------------------------------------------------------------------------- */
@@ -136,7 +138,7 @@ static int32_t *head_of(const struct prefix_cache *c, const struct prefix_key *k
 struct prefix_cache *prefix_cache_create(struct kv_pool *kv)
 {
     struct prefix_cache *c = xcalloc(1, sizeof *c);
-    uint32_t n_blocks = (uint32_t)kv_pool_n_blocks(kv);
+    uint32_t n_blocks = (uint32_t)kv_pool_n_max(kv);
     c->kv = kv;
     c->n_heads = 1;
     while (c->n_heads < n_blocks)
@@ -182,6 +184,7 @@ static void list_append(struct prefix_cache *c, int32_t block)
     struct list *l = list_of(c, n);
     n->older = l->newest;
     n->newer = -1;
+    n->last_use = n->disowned ? n->last_use : c->now;
     if (l->newest >= 0)
         c->nodes[l->newest].newer = block;
     else
@@ -214,6 +217,7 @@ void prefix_cache_take(struct prefix_cache *c, int32_t block)
         n->disowned = false;
         c->n_idle--;
     }
+    n->n_found++;
     kv_pool_retain(c->kv, block);
 }
 
@@ -280,6 +284,50 @@ void prefix_cache_disown(struct prefix_cache *c, const uint64_t *owners, int n)
             list_append(c, block);
         }
     }
+}
+
+/* ---- judged and moved -------------------------------------------------------------------- */
+
+void prefix_cache_tick(struct prefix_cache *c, uint64_t now)
+{
+    c->now = now;
+}
+
+int32_t prefix_cache_next_idle(const struct prefix_cache *c, int32_t block)
+{
+    if (block < 0)
+        return c->disowned.oldest >= 0 ? c->disowned.oldest : c->idle.oldest;
+    const struct node *n = &c->nodes[block];
+    return n->newer < 0 && n->disowned ? c->idle.oldest : n->newer;
+}
+
+void prefix_cache_look(const struct prefix_cache *c, int32_t block, struct prefix_idle *out)
+{
+    const struct node *n = &c->nodes[block];
+    BUG_IF(!n->cached);
+    *out = (struct prefix_idle){.owner = n->owner,
+                                .disowned = n->disowned,
+                                .n_found = n->n_found,
+                                .age = c->now - n->last_use};
+}
+
+void prefix_cache_move(struct prefix_cache *c, int32_t from, int32_t to)
+{
+    struct node *n = &c->nodes[from];
+    if (!n->cached)
+        return;
+    BUG_IF(c->nodes[to].cached);
+    int32_t *link = head_of(c, &n->key);
+    while (*link != from)
+        link = &c->nodes[*link].next;
+    *link = to;
+    c->nodes[to] = *n;
+    n->cached = false;
+    if (prefix_cache_n_users(c, to) > 0)
+        return;
+    struct list *l = list_of(c, n);
+    *(n->older >= 0 ? &c->nodes[n->older].newer : &l->oldest) = to;
+    *(n->newer >= 0 ? &c->nodes[n->newer].older : &l->newest) = to;
 }
 
 /* ---- counts ------------------------------------------------------------------------------ */

@@ -40,7 +40,7 @@ struct prefix_key prefix_key_root(const struct prefix_secret *secret,
                                   const struct prefix_adapter *adapters, int n);
 struct prefix_key prefix_key_block(const struct prefix_key *before, const int32_t *tokens);
 
-/* Over all blocks of kv, which must outlive it; allocates all it will ever need. */
+/* Over all blocks of kv that there may ever be; kv must outlive it. Allocates all it will need. */
 struct prefix_cache *prefix_cache_create(struct kv_pool *kv);
 void prefix_cache_free(struct prefix_cache *c); /* its references go back; quiet on NULL */
 
@@ -72,6 +72,23 @@ uint64_t prefix_owner(const struct content_digest *content);
 /* Idle blocks of these owners [n] will hardly be asked for again and may go before all others.
  * Looks at every idle block. */
 void prefix_cache_disown(struct prefix_cache *c, const uint64_t *owners, int n);
+
+/* The moment, in steps, from which ages are counted. */
+void prefix_cache_tick(struct prefix_cache *c, uint64_t now);
+
+/* An idle block as a judge sees it (judge.h). */
+struct prefix_idle {
+    uint64_t owner;
+    bool disowned;
+    uint32_t n_found; /* how often it was found since it was computed */
+    uint64_t age;     /* steps that nobody has used it */
+};
+/* The idle block that is evicted after `block`, or first (-1); -1: there is none. */
+int32_t prefix_cache_next_idle(const struct prefix_cache *c, int32_t block);
+void prefix_cache_look(const struct prefix_cache *c, int32_t block, struct prefix_idle *out);
+
+/* kv has given a block another number: so does the cache, if it knows the block. */
+void prefix_cache_move(struct prefix_cache *c, int32_t from, int32_t to);
 
 /* Sequences that use the block. 0: it is idle. */
 int prefix_cache_n_users(const struct prefix_cache *c, int32_t block);

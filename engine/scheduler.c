@@ -35,8 +35,9 @@
  * the oldest can't begin because its adapters' bytes are pinned or its blocks taken, and others
  * behind it do, it counts as bypassed; after SCHED_BYPASS_MAX such plans it goes first in every
  * plan and is a barrier: while it lacks bytes nobody who needs an adapter begins, so pins only go
- * away; while it lacks blocks or a place nobody begins at all. So it begins, and once it is the
- * oldest that runs it is not preempted again.
+ * away; while it lacks blocks or a place nobody begins at all, nor while it needs more bytes than
+ * the pool has now, which only blocks that get free can give back (engine_budget.c). So it begins,
+ * and once it is the oldest that runs it is not preempted again.
  *
  * Blocks that several use (prefix cache). Preempting one of the users gives back its own blocks
  * only; the last user would give back the shared ones, too, but who that is the plan doesn't know.
@@ -319,6 +320,7 @@ static void make_room(struct planning *p, int wanted)
 {
     int kept = anchor(p);
     struct heap_of_ints *leaving = &p->work->leaving;
+    p->plan->want.n_blocks_running = wanted - p->n_blocks_free;
     leaving->n = 0;
     for (int i = 0; i < p->state->n_running; i++)
         if (!p->work->running[i].gone && i != kept)
@@ -553,7 +555,10 @@ static void consider(struct planning *p, int index)
     size_t n_bytes = bytes_to_pin(p, s);
     if ((p->barrier && s->n_adapters > 0) || n_bytes > p->adapter_bytes_free) {
         p->plan->bypassed[p->n_passed++] = index;
+        if (n_bytes > p->adapter_bytes_free && p->plan->want.adapter_bytes == 0)
+            p->plan->want.adapter_bytes = n_bytes - p->adapter_bytes_free;
         p->barrier |= overdue;
+        p->closed |= overdue && n_bytes > state->adapter_bytes;
         return;
     }
     int n_blocks = blocks_for(s->n_tokens) - s->n_found, need = n_blocks + s->n_found_idle;
@@ -562,6 +567,8 @@ static void consider(struct planning *p, int index)
     if (p->blocks_short)
         room = min_of(room, p->n_blocks_kept_left);
     bool fits = need <= room && n_seqs > 0;
+    if (need > room && n_seqs > 0 && p->plan->want.n_blocks_waiting == 0)
+        p->plan->want.n_blocks_waiting = need - room;
     if (fits || (is_favoured(p, s->payer, s->priority) && make_way(p, s))) {
         p->n_blocks_kept_left -= p->blocks_short && fits ? need : 0;
         p->closed = !fits; /* what others would find may have gone */
@@ -721,6 +728,7 @@ void sched_plan_make(struct sched_plan *plan, const struct sched_state *state)
     struct sched_work *work = plan->work;
     check(work, state);
     plan->n_preempt = plan->n_run = plan->n_admit = plan->n_bypassed = 0;
+    plan->want = (struct sched_want){0};
     work->n_queues = 0;
     struct planning p = {.plan = plan,
                          .work = work,

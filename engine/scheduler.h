@@ -71,6 +71,13 @@ struct sched_carry {
     int64_t spare;       /* rows, times SCHED_SPARE_PART, that may be spent */
 };
 
+/* What a plan lacked: it would have preempted nobody, and admitted one more, with ... */
+struct sched_want {
+    int n_blocks_running; /* so many blocks more, for those that run */
+    int n_blocks_waiting; /* for the first that waits and lacks some */
+    size_t adapter_bytes; /* unpinned bytes, for the first that waits and lacks some */
+};
+
 struct sched_state {
     const struct sched_seq *running; /* [n_running] ascending by order */
     int n_running;
@@ -81,7 +88,8 @@ struct sched_state {
     const struct sched_payer *payers; /* [n_payers] those of running and waiting, nobody else */
     int n_payers;
     double level;              /* the least counter of those who have been waiting (payers.h) */
-    size_t adapter_bytes_free; /* of the pool, what isn't pinned */
+    size_t adapter_bytes;      /* of the pool, in all */
+    size_t adapter_bytes_free; /* of these, what isn't pinned */
     int n_blocks;              /* in all */
     int n_blocks_free;         /* used by no running sequence */
     int max_seqs, max_rows;    /* max_seqs <= max_rows */
@@ -114,6 +122,7 @@ struct sched_plan {
      * is good to have what they need soon. */
     int next[SCHED_NEXT_MAX];
     int n_next;
+    struct sched_want want;
     struct sched_carry carry; /* for the next, if this one is carried out */
 
     struct sched_work *work; /* memory; nothing in it outlives a call */

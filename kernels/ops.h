@@ -92,6 +92,7 @@ struct backend_caps {
     bool own_memory;     /* not the host's: what is free there is for the engine to take */
     size_t memory_free_bytes;
     size_t memory_total_bytes;
+    size_t granule_bytes;  /* of mem_reserve: a page, or what the device maps at once */
     char description[128]; /* "cpu: AVX2, 2 threads" */
 };
 
@@ -248,6 +249,21 @@ struct ops {
     /* Memory. 64-byte aligned or better. alloc fails with ERR_NO_MEMORY naming the size. */
     int (*mem_alloc)(struct backend *be, struct devptr *out, size_t n_bytes, struct err *err);
     void (*mem_free)(struct backend *be, struct devptr p); /* quiet on addr 0 */
+
+    /* Ranges: addresses first, memory for pieces of them when it is wanted; so memory can go from
+     * one range to another while all addresses stay, also those in recordings. Sizes and places are
+     * multiples of caps.granule_bytes, a piece lies in one range.
+     * reserve takes addresses alone. back gives all of a piece memory, of unknown contents, where
+     * there is none; it fails with ERR_NO_MEMORY, and then changed nothing. unback takes it away:
+     * nothing that is enqueued, on the stream or the lane, may touch the piece (sync first). What
+     * was taken away stays with the backend for the next back, of any range, which then can't fail
+     * for want of memory and asks nobody for it. release gives a range back whole. Touching what
+     * isn't backed is a fault. */
+    int (*mem_reserve)(struct backend *be, struct devptr *out, size_t n_bytes, struct err *err);
+    int (*mem_back)(struct backend *be, struct devptr p, size_t n_bytes, struct err *err);
+    void (*mem_unback)(struct backend *be, struct devptr p, size_t n_bytes);
+    void (*mem_release)(struct backend *be, struct devptr p); /* quiet on addr 0 */
+
     /* Host memory the device can copy from at full speed (pinned on cuda). These two may be called
      * by any thread, host_free also after close; neither looks at be. */
     int (*host_alloc)(struct backend *be, void **out, size_t n_bytes, struct err *err);

@@ -95,9 +95,11 @@ X(ENGINE_WEIGHTS, "engine", "weights", STRING, "file", 0, 0, "", "weights", "fil
 X(ENGINE_GPU_MEMORY, "engine", "gpu_memory", NUMBER, "0.9", 0, 1, "", "gpu-memory", "FRACTION", \
   "How much of the memory that is free on the GPU to take: what weights and workspace leave of it holds adapters and KV cache.") \
 X(ENGINE_KV_BYTES, "engine", "kv_bytes", BYTES, "0", 0, 1099511627776, "bytes", "kv-bytes", "BYTES", \
-  "Memory of the KV cache; 0: the engine's default.") \
+  "Memory of the KV cache; 0: shared with adapters, or, if these have a size, what is left (1 GiB on a CPU).") \
 X(ENGINE_ADAPTER_BYTES, "engine", "adapter_bytes", BYTES, "0", 0, 1099511627776, "bytes", NULL, "BYTES", \
-  "Device memory for adapters; 0: the engine's default.") \
+  "Device memory for adapters; 0: shared with the KV cache, or, if this has a size, a quarter of what is left (512 MiB on a CPU).") \
+X(ENGINE_SHARED_BYTES, "engine", "shared_bytes", BYTES, "0", 0, 1099511627776, "bytes", "shared-bytes", "BYTES", \
+  "Memory that adapters and the KV cache share, to and fro, when neither has a size; 0: what is left (1.5 GiB on a CPU).") \
 X(ENGINE_ADAPTER_HOST_BYTES, "engine", "adapter_host_bytes", BYTES, "0", 0, 1099511627776, "bytes", NULL, "BYTES", \
   "Host memory for adapters that are not on the device; 0: the engine's default.") \
 X(ENGINE_MAX_SEQS, "engine", "max_seqs", INT, "0", 0, 65536, "sequences", "max-seqs", "N", \

@@ -57,7 +57,7 @@ static json_t *engine_status(const struct node *n)
         json_object_set_new(steps, distinct[i], json_integer((json_int_t)e.steps_by_distinct[i]));
     return json_pack(
         "{s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:i, s:i, s:I, s:I, s:i, s:i, s:I, s:I, "
-        "s:o}",
+        "s:I, s:I, s:I, s:o}",
         "backend", engine_model(n->engine)->backend, "steps", (json_int_t)e.n_steps, "decodeSteps",
         (json_int_t)e.n_decode_steps, "prefillRows", (json_int_t)e.n_rows_prefill, "decodeRows",
         (json_int_t)e.n_rows_decode, "preemptions", (json_int_t)e.n_preemptions, "running",
@@ -66,7 +66,9 @@ static json_t *engine_status(const struct node *n)
         (json_int_t)e.n_prefix_hit_tokens, "prefixMissTokens", (json_int_t)e.n_prefix_miss_tokens,
         "adaptersResident", e.n_adapters_resident, "adaptersLoaded", e.n_adapters_loaded,
         "adapterBytesUsed", (json_int_t)e.adapter_bytes_used, "adapterBytesTotal",
-        (json_int_t)e.adapter_bytes_total, "stepsByDistinctAdapters", steps);
+        (json_int_t)e.adapter_bytes_total, "kvBytesTotal", (json_int_t)e.kv_bytes_total,
+        "bytesMovedToKv", (json_int_t)(e.n_bricks_to_kv * e.brick_bytes), "bytesMovedToAdapters",
+        (json_int_t)(e.n_bricks_to_adapters * e.brick_bytes), "stepsByDistinctAdapters", steps);
 }
 
 /* Where the adapters are, and how well that goes: the numbers of /metrics, in short. */

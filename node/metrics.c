@@ -227,6 +227,28 @@ static void tables(struct metrics *m, struct buf *b)
     pthread_mutex_unlock(&m->lock);
 }
 
+/* Memory that adapters and the KV cache may share. */
+static void memory_part(struct buf *b, const struct engine_stats *s)
+{
+    const struct {
+        const char *name;
+        size_t n_bytes;
+        uint64_t n_bricks; /* that it got from the other */
+    } sides[] = {{"kv", s->kv_bytes_total, s->n_bricks_to_kv},
+                 {"adapters", s->adapter_bytes_total, s->n_bricks_to_adapters}};
+    head(b, "engine_memory_bytes", "gauge", "Device memory for the KV cache and for adapters.");
+    for (int i = 0; i < 2; i++)
+        buf_appendf(b, "tributary_engine_memory_bytes{side=\"%s\"} %zu\n", sides[i].name,
+                    sides[i].n_bytes);
+    head(b, "engine_memory_moved_bytes_total", "counter",
+         "Of this, what went from one to the other.");
+    for (int i = 0; i < 2; i++)
+        buf_appendf(b, "tributary_engine_memory_moved_bytes_total{to=\"%s\"} %llu\n", sides[i].name,
+                    (unsigned long long)(sides[i].n_bricks * s->brick_bytes));
+    one(b, "engine_kv_blocks_moved_total", "counter", "KV blocks in use that made way for that.",
+        (double)s->n_blocks_moved);
+}
+
 static void engine_part(struct buf *b, const struct engine *e)
 {
     static const char *const distinct[ENGINE_ENTROPY_BUCKETS] = {"0",   "1",    "2",     "3",  "4",
@@ -259,6 +281,7 @@ static void engine_part(struct buf *b, const struct engine *e)
     one(b, "engine_adapters_loaded", "gauge", "Adapters loaded.", s.n_adapters_loaded);
     one(b, "engine_adapter_bytes", "gauge", "Device memory used by adapters.",
         (double)s.adapter_bytes_used);
+    memory_part(b, &s);
     one(b, "engine_last_step_seconds", "gauge", "Duration of the newest step.",
         (double)s.last_step_us / 1e6);
     head(b, "engine_decode_steps_total", "counter",

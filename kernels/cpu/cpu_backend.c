@@ -8,6 +8,7 @@
 
 #include "kernels/backends.h"
 #include "kernels/numeric.h"
+#include "kernels/ranges.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
 
@@ -164,6 +165,7 @@ static void cpu_caps(struct backend *be, struct backend_caps *out)
         .loads_in_place = false,
         .memory_free_bytes = page > 0 && free_pages > 0 ? (size_t)page * (size_t)free_pages : 0,
         .memory_total_bytes = page > 0 && pages > 0 ? (size_t)page * (size_t)pages : 0,
+        .granule_bytes = ranges_granule(),
     };
     snprintf(out->description, sizeof out->description, "cpu: %s%s%s, %d thread%s%s", be->isa->name,
              be->int8 != NULL ? " " : "", be->int8 != NULL ? be->int8->name : "",
@@ -197,6 +199,26 @@ static void cpu_mem_free(struct backend *be, struct devptr p)
 {
     (void)be;
     free((void *)p.addr);
+}
+
+static int cpu_mem_reserve(struct backend *be, struct devptr *out, size_t n_bytes, struct err *err)
+{
+    return ranges_reserve(&be->ranges, out, n_bytes, err);
+}
+
+static int cpu_mem_back(struct backend *be, struct devptr p, size_t n_bytes, struct err *err)
+{
+    return ranges_back(be->ranges, p, n_bytes, err);
+}
+
+static void cpu_mem_unback(struct backend *be, struct devptr p, size_t n_bytes)
+{
+    ranges_unback(be->ranges, p, n_bytes);
+}
+
+static void cpu_mem_release(struct backend *be, struct devptr p)
+{
+    ranges_release(&be->ranges, p);
 }
 
 static int cpu_host_alloc(struct backend *be, void **out, size_t n_bytes, struct err *err)
@@ -393,6 +415,10 @@ const struct ops ops_cpu = {
     .caps = cpu_caps,
     .mem_alloc = cpu_mem_alloc,
     .mem_free = cpu_mem_free,
+    .mem_reserve = cpu_mem_reserve,
+    .mem_back = cpu_mem_back,
+    .mem_unback = cpu_mem_unback,
+    .mem_release = cpu_mem_release,
     .host_alloc = cpu_host_alloc,
     .host_free = cpu_host_free,
     .upload = cpu_upload,

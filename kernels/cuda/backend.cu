@@ -50,6 +50,7 @@ static void be_close(struct backend *be)
     cuda_sample_close(be);
     cuda_linear_close(be);
     staging_close(be);
+    cuda_ranges_close(be);
     delete be;
 }
 
@@ -102,8 +103,8 @@ static int be_open(struct backend **out, const struct backend_options *options, 
         be_close(be);
         return err_set(err, ERR_UNSUPPORTED, "cuda: events: %s", cudaGetErrorString(rc));
     }
-    if (cuda_linear_open(be, err) != 0 || cuda_attention_open(be, err) != 0 ||
-        cuda_sample_open(be, err) != 0) {
+    if (cuda_ranges_open(be, err) != 0 || cuda_linear_open(be, err) != 0 ||
+        cuda_attention_open(be, err) != 0 || cuda_sample_open(be, err) != 0) {
         be_close(be);
         return -1;
     }
@@ -117,6 +118,7 @@ static void be_caps(struct backend *be, struct backend_caps *out)
     out->activation = DTYPE_BF16;
     out->loads_in_place = false;
     out->own_memory = true;
+    out->granule_bytes = cuda_ranges_granule(be);
     CUDA_NOTE(be, cudaMemGetInfo(&out->memory_free_bytes, &out->memory_total_bytes));
     snprintf(out->description, sizeof out->description, "%s", be->description);
 }
@@ -305,6 +307,10 @@ extern "C" const struct ops ops_cuda = {
     .caps = be_caps,
     .mem_alloc = be_mem_alloc,
     .mem_free = be_mem_free,
+    .mem_reserve = cuda_mem_reserve,
+    .mem_back = cuda_mem_back,
+    .mem_unback = cuda_mem_unback,
+    .mem_release = cuda_mem_release,
     .host_alloc = be_host_alloc,
     .host_free = be_host_free,
     .upload = be_upload,

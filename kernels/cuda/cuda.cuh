@@ -51,6 +51,7 @@ struct backend {
     struct attention_scratch *attention; /* attention.cu */
     struct sample_scratch *sampling;     /* sample.cu */
     struct staging staging[2];           /* weight.cu */
+    struct ranges *ranges;               /* ranges.cu */
     unsigned n_staged;
     cudaEvent_t marks[OPS_MARKS]; /* of the newest marks, in turn */
     uint64_t n_marks;
@@ -201,6 +202,15 @@ void cuda_weight_free(struct backend *be, struct weight *w);
 void staging_close(struct backend *be);
 void cuda_embed(struct backend *be, struct devptr y, struct devptr token, const struct weight *w,
                 int n_rows, float scale);
+
+/* ranges.cu */
+int cuda_ranges_open(struct backend *be, struct err *err);
+void cuda_ranges_close(struct backend *be);
+size_t cuda_ranges_granule(const struct backend *be);
+int cuda_mem_reserve(struct backend *be, struct devptr *out, size_t n_bytes, struct err *err);
+int cuda_mem_back(struct backend *be, struct devptr p, size_t n_bytes, struct err *err);
+void cuda_mem_unback(struct backend *be, struct devptr p, size_t n_bytes);
+void cuda_mem_release(struct backend *be, struct devptr p);
 
 /* linear.cu */
 int cuda_linear_open(struct backend *be, struct err *err);

@@ -10,6 +10,7 @@
 
 struct backend {
     struct backend_options options;
+    struct range *ranges; /* kernels/ranges.h */
 };
 
 struct weight {

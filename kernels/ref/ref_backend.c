@@ -6,6 +6,7 @@
 #include "kernels/ref/ref.h"
 
 #include "kernels/backends.h"
+#include "kernels/ranges.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
 
@@ -38,6 +39,7 @@ static void ref_caps(struct backend *be, struct backend_caps *out)
         .loads_in_place = true,
         .memory_free_bytes = page > 0 && free_pages > 0 ? (size_t)page * (size_t)free_pages : 0,
         .memory_total_bytes = page > 0 && pages > 0 ? (size_t)page * (size_t)pages : 0,
+        .granule_bytes = ranges_granule(),
     };
     snprintf(out->description, sizeof out->description, "ref: plain loops, 1 thread%s",
              be->options.weights_int8 ? ", int8 weights" : "");
@@ -57,6 +59,26 @@ static void ref_mem_free(struct backend *be, struct devptr p)
 {
     (void)be;
     free((void *)p.addr);
+}
+
+static int ref_mem_reserve(struct backend *be, struct devptr *out, size_t n_bytes, struct err *err)
+{
+    return ranges_reserve(&be->ranges, out, n_bytes, err);
+}
+
+static int ref_mem_back(struct backend *be, struct devptr p, size_t n_bytes, struct err *err)
+{
+    return ranges_back(be->ranges, p, n_bytes, err);
+}
+
+static void ref_mem_unback(struct backend *be, struct devptr p, size_t n_bytes)
+{
+    ranges_unback(be->ranges, p, n_bytes);
+}
+
+static void ref_mem_release(struct backend *be, struct devptr p)
+{
+    ranges_release(&be->ranges, p);
 }
 
 static int ref_host_alloc(struct backend *be, void **out, size_t n_bytes, struct err *err)
@@ -197,6 +219,10 @@ const struct ops ops_ref = {
     .caps = ref_caps,
     .mem_alloc = ref_mem_alloc,
     .mem_free = ref_mem_free,
+    .mem_reserve = ref_mem_reserve,
+    .mem_back = ref_mem_back,
+    .mem_unback = ref_mem_unback,
+    .mem_release = ref_mem_release,
     .host_alloc = ref_host_alloc,
     .host_free = ref_host_free,
     .upload = ref_upload,

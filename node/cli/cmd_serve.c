@@ -267,6 +267,7 @@ static int open_engine(struct serving *s, struct err *err)
         .gpu_memory = (float)config_number(c, CONFIG_ENGINE_GPU_MEMORY),
         .kv_bytes = (size_t)config_int(c, CONFIG_ENGINE_KV_BYTES),
         .adapter_bytes = (size_t)config_int(c, CONFIG_ENGINE_ADAPTER_BYTES),
+        .shared_bytes = (size_t)config_int(c, CONFIG_ENGINE_SHARED_BYTES),
         .adapter_host_bytes = (size_t)config_int(c, CONFIG_ENGINE_ADAPTER_HOST_BYTES),
         .max_seqs = (int)config_int(c, CONFIG_ENGINE_MAX_SEQS),
         .max_rows = (int)config_int(c, CONFIG_ENGINE_MAX_ROWS),

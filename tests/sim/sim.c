@@ -232,6 +232,7 @@ static void plan(struct sim *s, struct sched_state *state)
                                   .n_waiting = s->n_waiting,
                                   .adapters = s->adapters,
                                   .n_adapters = s->n_adapters,
+                                  .adapter_bytes = o->adapter_bytes,
                                   .adapter_bytes_free = o->adapter_bytes - s->bytes_pinned,
                                   .n_blocks = o->n_blocks,
                                   .n_blocks_free = s->n_blocks_free,

@@ -29,6 +29,7 @@ enum deferred_kind {
     DO_SAMPLE,
     DO_SCORE,
     DO_NEED,
+    DO_COPY_BLOCKS,
 };
 
 struct deferred { /* one call; which members mean something depends on the kind */
@@ -52,6 +53,7 @@ struct deferred { /* one call; which members mean something depends on the kind 
     const struct sample_params *params;
     struct sample_result *results;
     const int32_t *ids, *n_top;
+    int32_t *blocks; /* [2 n] from, then to; freed when done */
 };
 
 struct recording {
@@ -83,6 +85,9 @@ static struct {
     } host[DEFERRED_RANGES];          /* of host_alloc */
     int n_waits_left;                 /* then it fails; < 0: never */
     size_t memory_total, memory_used; /* total 0: the host's */
+    size_t memory_backing;            /* of the used, what ranges had and have ... */
+    size_t memory_spare;              /* ... and of this, what no range has now */
+    int n_ranges;
     struct {
         uintptr_t addr;
         size_t n_bytes;
@@ -189,6 +194,10 @@ static inline void late_do(struct backend *be, struct deferred call)
     case DO_NEED:
         late_lane_do(be, c->n_bytes);
         break;
+    case DO_COPY_BLOCKS:
+        o->kv_copy_blocks(be, &c->kv, &c->shape, c->blocks, c->blocks + c->n, c->n);
+        free(c->blocks);
+        break;
     }
 }
 
@@ -196,8 +205,10 @@ static inline int late_wait(struct backend *be, uint64_t mark, struct err *err)
 {
     BUG_IF(late.recording != NULL || mark > late.n_done + late.n);
     if (late.n_waits_left == 0) {
-        for (size_t i = 0; i < late.n; i++)
+        for (size_t i = 0; i < late.n; i++) {
             free(late.calls[i].copy);
+            free(late.calls[i].blocks);
+        }
         late.n_done += late.n;
         late.n = 0;
         return err_set(err, ERR_INTERNAL, "the device is on fire");
@@ -316,9 +327,49 @@ static inline void late_mem_free(struct backend *be, struct devptr p)
     late.cpu->mem_free(be, p);
 }
 
+/* Memory that was taken away is not the device's again before the end; what lies in it goes at
+ * once, so a call that comes to touch it later dies. */
+static inline int late_mem_back(struct backend *be, struct devptr p, size_t n_bytes,
+                                struct err *err)
+{
+    size_t fresh = n_bytes > late.memory_spare ? n_bytes - late.memory_spare : 0;
+    if (late.memory_total != 0 && fresh > late.memory_total - late.memory_used)
+        return err_set(err, ERR_NO_MEMORY, "no memory for %zu bytes", n_bytes);
+    if (late.cpu->mem_back(be, p, n_bytes, err) != 0)
+        return -1;
+    late.memory_spare -= n_bytes - fresh;
+    late.memory_used += fresh;
+    late.memory_backing += fresh;
+    return 0;
+}
+
+static inline void late_mem_unback(struct backend *be, struct devptr p, size_t n_bytes)
+{
+    late.cpu->mem_unback(be, p, n_bytes);
+    late.memory_spare += n_bytes;
+}
+
+static inline int late_mem_reserve(struct backend *be, struct devptr *out, size_t n_bytes,
+                                   struct err *err)
+{
+    int rc = late.cpu->mem_reserve(be, out, n_bytes, err);
+    late.n_ranges += rc == 0;
+    return rc;
+}
+
+static inline void late_mem_release(struct backend *be, struct devptr p)
+{
+    BUG_IF(p.addr != 0 && late.n > 0);
+    late_lane_do(be, late.n_lane);
+    late.n_ranges -= p.addr != 0;
+    late.cpu->mem_release(be, p);
+}
+
 static inline void late_close(struct backend *be)
 {
-    BUG_IF(late.n > 0);
+    BUG_IF(late.n > 0 || late.n_ranges != 0);
+    late.memory_used -= late.memory_backing;
+    late.memory_backing = late.memory_spare = 0;
     free(late.calls);
     late.calls = NULL;
     free(late.lane);
@@ -470,6 +521,19 @@ static inline void late_score(struct backend *be, struct sample_result *results,
                                  .n_top = n_top});
 }
 
+static inline void late_copy_blocks(struct backend *be, const struct kv_layer *kv,
+                                    const struct attention_shape *shape, const int32_t *src,
+                                    const int32_t *dst, int n)
+{
+    (void)be;
+    BUG_IF(late.recording != NULL);
+    struct deferred c = {.kind = DO_COPY_BLOCKS, .kv = *kv, .shape = *shape, .n = n};
+    c.blocks = xcalloc(2 * (size_t)n, sizeof *c.blocks);
+    memcpy(c.blocks, src, (size_t)n * sizeof *src);
+    memcpy(c.blocks + n, dst, (size_t)n * sizeof *dst);
+    late_note(&c);
+}
+
 /* ---- recording --------------------------------------------------------------------------- */
 
 static inline bool late_record_begin(struct backend *be)
@@ -523,6 +587,10 @@ static inline const struct ops *deferring_ops(bool records, size_t memory_bytes)
     late.table.caps = late_caps;
     late.table.mem_alloc = late_mem_alloc;
     late.table.mem_free = late_mem_free;
+    late.table.mem_reserve = late_mem_reserve;
+    late.table.mem_release = late_mem_release;
+    late.table.mem_back = late_mem_back;
+    late.table.mem_unback = late_mem_unback;
     late.table.host_alloc = late_host_alloc;
     late.table.host_free = late_host_free;
     late.table.upload = late_upload;
@@ -547,11 +615,11 @@ static inline const struct ops *deferring_ops(bool records, size_t memory_bytes)
     late.table.record_end = late_record_end;
     late.table.replay = late_replay;
     late.table.recording_free = late_recording_free;
+    late.table.kv_copy_blocks = late_copy_blocks;
     /* What the engine doesn't call. */
     late.table.sgmv_shrink = NULL;
     late.table.sgmv_expand = NULL;
     late.table.swiglu = NULL;
-    late.table.kv_copy_blocks = NULL;
     return &late.table;
 }
 

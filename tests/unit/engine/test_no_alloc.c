@@ -75,7 +75,7 @@ static void submit_wave(struct engine *e, const int32_t *prompt,
     pthread_mutex_unlock(&watch.lock);
 }
 
-static void count_allocations(bool ahead)
+static void count_allocations(bool ahead, bool shared)
 {
     static const char *const adapters[] = {ADAPTERS "stories260K-test/r8-all-linear",
                                            ADAPTERS "stories260K-test/r16-rslora",
@@ -86,6 +86,10 @@ static void count_allocations(bool ahead)
     o.max_context = 128;
     o.max_rows = 9;
     o.adapter_bytes = 800000; /* two of the three: evictions while counting */
+    if (shared) {             /* and memory that moves */
+        o.adapter_bytes = o.kv_bytes = 0;
+        o.shared_bytes = 1300000;
+    }
     o.debug_preempt = true;
     o.debug_pad = o.debug_overlap = ahead;
     o.on_events = count_events;
@@ -98,10 +102,13 @@ static void count_allocations(bool ahead)
     for (int i = 0; i < 30; i++)
         prompt[i] = 1 + i * 7 % 500;
     submit_wave(e, prompt, loaded, !ahead); /* a backend's scratch memory may grow to its size */
-    atomic_store(&counting, true);
-    submit_wave(e, prompt, loaded, !ahead);
     struct engine_stats stats;
     engine_stats(e, &stats);
+    uint64_t n_moved = stats.n_bricks_to_kv + stats.n_bricks_to_adapters;
+    atomic_store(&counting, true);
+    submit_wave(e, prompt, loaded, !ahead);
+    engine_stats(e, &stats);
+    assert_true((stats.n_bricks_to_kv + stats.n_bricks_to_adapters > n_moved) == shared);
     assert_true(stats.n_preemptions > 3 && stats.n_adapter_uploads >= 3);
     assert_true((stats.n_steps_ahead > 3) == ahead);
     assert_false(atomic_load(&counting));
@@ -114,8 +121,9 @@ static void no_step_allocates(void **state)
 {
     (void)state;
     assert_true(__sanitizer_install_malloc_and_free_hooks(on_malloc, on_free) != 0);
-    count_allocations(false);
-    count_allocations(true); /* filled up, one step ahead */
+    count_allocations(false, false);
+    count_allocations(true, false); /* filled up, one step ahead */
+    count_allocations(false, true);
 }
 #else
 static void no_step_allocates(void **state)

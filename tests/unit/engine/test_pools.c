@@ -1,10 +1,12 @@
 /* The three pools: KV blocks, the heap of the adapters' region, adapters on the device. */
 #include "engine/heap.h"
+#include "engine/judge.h"
 #include "engine/kv_pool.h"
 #include "engine/lora_pool.h"
 #include "node/base/err.h"
 #include "tests/support.h"
 
+#include <math.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -34,7 +36,7 @@ static void assert_aborts(const char *what, void (*f)(void *), void *context)
 static void blocks_are_given_once_until_their_last_reference_is_dropped(void **state)
 {
     (void)state;
-    struct kv_pool *p = kv_pool_create(3);
+    struct kv_pool *p = kv_pool_create(3, 3);
     int32_t a = kv_pool_take(p), b = kv_pool_take(p), c = kv_pool_take(p);
     assert_true(a != b && b != c && a != c);
     assert_int_equal(kv_pool_take(p), -1);
@@ -59,8 +61,67 @@ static void drop_free_block(void *pool)
 static void dropping_a_free_block_is_a_bug(void **state)
 {
     (void)state;
-    struct kv_pool *p = kv_pool_create(1);
+    struct kv_pool *p = kv_pool_create(1, 1);
     assert_aborts("drop of a free block", drop_free_block, p);
+    kv_pool_free(p);
+}
+
+static void the_lowest_free_block_is_taken(void **state)
+{
+    (void)state;
+    struct kv_pool *p = kv_pool_create(200, 200);
+    for (int i = 0; i < 200; i++)
+        assert_int_equal(kv_pool_take(p), i);
+    kv_pool_drop(p, 150);
+    kv_pool_drop(p, 70);
+    kv_pool_drop(p, 3);
+    kv_pool_drop(p, 66);
+    assert_int_equal(kv_pool_take(p), 3);
+    assert_int_equal(kv_pool_take(p), 66);
+    assert_int_equal(kv_pool_take(p), 70);
+    assert_int_equal(kv_pool_take(p), 150);
+    for (int i = 0; i < 200; i++)
+        kv_pool_drop(p, i);
+    kv_pool_free(p);
+}
+
+static void shrink_below_a_used_block(void *pool)
+{
+    kv_pool_resize(pool, 2);
+}
+
+static void the_pool_grows_and_shrinks_at_its_end_and_moves_what_is_used_there(void **state)
+{
+    (void)state;
+    struct kv_pool *p = kv_pool_create(3, 9);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(kv_pool_take(p), i);
+    assert_int_equal(kv_pool_take(p), -1);
+    kv_pool_resize(p, 6);
+    assert_int_equal(kv_pool_n_blocks(p), 6);
+    assert_int_equal(kv_pool_n_free(p), 3);
+    assert_int_equal(kv_pool_n_max(p), 9);
+    assert_int_equal(kv_pool_take(p), 3);
+    assert_int_equal(kv_pool_take(p), 4);
+    kv_pool_retain(p, 4);
+    kv_pool_drop(p, 1);
+    kv_pool_drop(p, 2);
+    assert_int_equal(kv_pool_n_used_from(p, 3), 2);
+    assert_aborts("shrinking below a used block", shrink_below_a_used_block, p);
+    assert_int_equal(kv_pool_move(p, 4), 1);
+    assert_int_equal(kv_pool_references(p, 1), 2);
+    assert_int_equal(kv_pool_references(p, 4), 0);
+    assert_int_equal(kv_pool_move(p, 3), 2);
+    kv_pool_resize(p, 3);
+    assert_int_equal(kv_pool_n_free(p), 0);
+    assert_int_equal(kv_pool_take(p), -1);
+    kv_pool_resize(p, 9);
+    for (int i = 3; i < 9; i++)
+        assert_int_equal(kv_pool_take(p), i);
+    for (int i = 0; i < 9; i++)
+        kv_pool_drop(p, i);
+    kv_pool_drop(p, 1);
+    assert_int_equal(kv_pool_n_free(p), 9);
     kv_pool_free(p);
 }
 
@@ -88,6 +149,28 @@ static void the_heap_takes_the_smallest_span_that_fits_and_joins_neighbours(void
     heap_give(h, e, 54 * 16);
     assert_int_equal(heap_largest(h), 100 * 16);
     assert_int_equal(heap_used(h), 0);
+    heap_free(h);
+}
+
+static void a_piece_can_be_taken_where_it_is_wanted_if_it_is_free(void **state)
+{
+    (void)state;
+    struct heap *h = heap_create(10 * 16, 16, 8);
+    assert_true(heap_take_at(h, 4 * 16, 2 * 16)); /* in the middle: two spans of 4 */
+    assert_false(heap_take_at(h, 4 * 16, 16));
+    assert_false(heap_take_at(h, 3 * 16, 2 * 16)); /* half of it is taken */
+    assert_false(heap_take_at(h, 9 * 16, 2 * 16)); /* ends behind the end */
+    assert_int_equal(heap_largest(h), 4 * 16);
+    assert_true(heap_take_at(h, 0, 16));          /* the beginning of a span ... */
+    assert_true(heap_take_at(h, 9 * 16, 16));     /* ... the end of one ... */
+    assert_true(heap_take_at(h, 6 * 16, 3 * 16)); /* ... and what is left of it */
+    assert_int_equal(heap_used(h), 7 * 16);
+    assert_int_equal(heap_take(h, 3 * 16), 16);
+    heap_give(h, 4 * 16, 2 * 16);
+    heap_give(h, 16, 3 * 16);
+    heap_give(h, 0, 16);
+    heap_give(h, 6 * 16, 4 * 16);
+    assert_int_equal(heap_largest(h), 10 * 16);
     heap_free(h);
 }
 
@@ -139,7 +222,7 @@ struct pool_fixture {
     struct lora_adapter *adapters[RANKS]; /* of rank 1 to RANKS: six sizes */
 };
 
-static void fixture_open(struct pool_fixture *f, size_t pool_bytes, int n_slots)
+static void fixture_open_region(struct pool_fixture *f, struct lora_region region, int n_slots)
 {
     struct err err = {0};
     struct backend_options options = {.n_threads = 1,
@@ -158,9 +241,14 @@ static void fixture_open(struct pool_fixture *f, size_t pool_bytes, int n_slots)
     f->ops = ops_find("ref", &err);
     assert_non_null(f->ops);
     assert_ok(f->ops->open(&f->be, &options, &err), err);
-    assert_ok(lora_pool_create(&f->pool, &f->model, f->ops, f->be, pool_bytes, n_slots, &err), err);
+    assert_ok(lora_pool_create(&f->pool, &f->model, f->ops, f->be, &region, n_slots, &err), err);
     for (int i = 0; i < RANKS; i++)
         f->adapters[i] = lora_random(&f->model, i + 1, DTYPE_BF16, (uint64_t)i + 1);
+}
+
+static void fixture_open(struct pool_fixture *f, size_t pool_bytes, int n_slots)
+{
+    fixture_open_region(f, (struct lora_region){.n_bytes = pool_bytes}, n_slots);
 }
 
 static void fixture_close(struct pool_fixture *f)
@@ -562,11 +650,134 @@ static void ranks_are_true_in_the_pool_and_cost_what_they_are(void **state)
     fixture_close(&f);
 }
 
+/* ---- bricks ------------------------------------------------------------------------------ */
+
+static struct lora_bricks bricks_of(const struct pool_fixture *f)
+{
+    const struct judge_costs costs = {.byte_s = 1, .fixed_s = 0};
+    struct lora_bricks b;
+    lora_pool_look_at_bricks(f->pool, &costs, &b);
+    return b;
+}
+
+static size_t bytes_total(const struct pool_fixture *f)
+{
+    struct lora_pool_stats s;
+    lora_pool_stats(f->pool, &s);
+    return s.bytes_total;
+}
+
+static void bricks_that_hold_nothing_in_use_can_be_given_and_come_back(void **state)
+{
+    enum { BRICK = 8192 };
+    (void)state;
+    struct pool_fixture f;
+    struct err err = {0};
+    struct lora_pin pin;
+    struct lora_pool_stats s;
+    struct lora_adapter *large[3]; /* about two bricks each */
+    fixture_open_region(
+        &f, (struct lora_region){.brick_bytes = BRICK, .n_bricks = 6, .n_bricks_max = 9}, 8);
+    for (int i = 0; i < 3; i++)
+        large[i] = lora_random(&f.model, 5, DTYPE_BF16, 100 + (uint64_t)i);
+    size_t n_bytes = large[0]->n_bytes;
+    assert_true(n_bytes > BRICK && n_bytes < 2 * BRICK);
+    assert_int_equal(bytes_total(&f), 6 * BRICK);
+    assert_int_equal(bricks_of(&f).n_idle, 6);
+    assert_int_equal(bricks_of(&f).cheapest, 5); /* nothing is anywhere: the last */
+
+    pin_and_unpin(&f, large[0], 3); /* in bricks 0 and 1, then ... */
+    pin_and_unpin(&f, large[1], 1);
+    assert_true(lora_pool_pin(f.pool, large[2], NULL, &pin));
+    size_t pinned_first = 2 * n_bytes / BRICK, pinned_last = (3 * n_bytes - 1) / BRICK;
+    assert_int_equal(bricks_of(&f).n_idle, 6 - (pinned_last - pinned_first + 1));
+    lora_pool_poll(f.pool);
+    lora_pool_give_brick(f.pool, 5);
+    assert_int_equal(bytes_total(&f), 5 * BRICK);
+    assert_true(is_here(&f, large[0]) && is_here(&f, large[1]));
+    struct lora_bricks b = bricks_of(&f); /* [1] was used less than [0] */
+    assert_true(b.cheapest >= (int)(n_bytes / BRICK) && b.loss > 0 && isfinite(b.loss));
+    lora_pool_give_brick(f.pool, b.cheapest);
+    assert_true(is_here(&f, large[0]) && !is_here(&f, large[1]) && is_here(&f, large[2]));
+    assert_int_equal(bytes_total(&f), 4 * BRICK);
+    lora_pool_stats(f.pool, &s);
+    assert_int_equal(s.bytes_used,
+                     2 * ((n_bytes + LORA_ALIGN_BYTES - 1) / LORA_ALIGN_BYTES * LORA_ALIGN_BYTES));
+    assert_holds(&f, lora_pool_slot(f.pool, &large[0]->content), large[0]);
+    assert_holds(&f, pin.slot, large[2]);
+
+    lora_pool_keep(f.pool, &large[0]->content, true, &err);
+    b = bricks_of(&f);
+    for (int i = 0; b.n_idle > 0; i++, b = bricks_of(&f)) { /* what is pinned or kept stays */
+        assert_true(i < 9);
+        lora_pool_give_brick(f.pool, b.cheapest);
+    }
+    assert_true(is_here(&f, large[0]) && is_here(&f, large[2]) && isinf(b.loss));
+    assert_int_equal(b.cheapest, -1);
+    while (bytes_total(&f) < 9 * BRICK)
+        lora_pool_get_brick(f.pool);
+    pin_and_unpin(&f, large[1], 1);
+    for (int i = 0; i < 3; i++)
+        assert_holds(&f, lora_pool_slot(f.pool, &large[i]->content), large[i]);
+    lora_pool_unpin(f.pool, pin);
+    fixture_close(&f);
+    for (int i = 0; i < 3; i++)
+        lora_close(large[i]);
+}
+
+static void a_cleared_region_of_bricks_is_one_piece(void **state)
+{
+    enum { BRICK = 8192 };
+    (void)state;
+    struct pool_fixture f;
+    struct lora_pin pin;
+    struct lora_adapter *whole = NULL;
+    fixture_open_region(
+        &f, (struct lora_region){.brick_bytes = BRICK, .n_bricks = 6, .n_bricks_max = 9}, 8);
+    lora_pool_give_brick(f.pool, 1);
+    lora_pool_give_brick(f.pool, 3);
+    whole = lora_random(&f.model, 16, DTYPE_BF16, 5);
+    assert_true(whole->n_bytes > 3 * BRICK && whole->n_bytes <= 4 * BRICK);
+    lora_pool_clear(f.pool);
+    assert_int_equal(bytes_total(&f), 4 * BRICK);
+    assert_true(lora_pool_pin(f.pool, whole, NULL, &pin));
+    lora_pool_poll(f.pool);
+    assert_holds(&f, pin.slot, whole);
+    lora_pool_get_brick(f.pool);
+    assert_int_equal(bricks_of(&f).cheapest, 4); /* the four in front are in use */
+    lora_pool_unpin(f.pool, pin);
+    fixture_close(&f);
+    lora_close(whole);
+}
+
+static void an_owner_is_found_while_its_adapter_is_here(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    struct err err = {0};
+    uint64_t owner;
+    fixture_open(&f, 1 << 20, 8);
+    memcpy(&owner, f.adapters[2]->content.bytes, sizeof owner);
+    assert_false(lora_pool_has_owner(f.pool, owner));
+    pin_and_unpin(&f, f.adapters[2], 1);
+    assert_true(lora_pool_has_owner(f.pool, owner));
+    lora_pool_poll(f.pool);
+    assert_ok(lora_pool_evict(f.pool, &f.adapters[2]->content, &err), err);
+    assert_false(lora_pool_has_owner(f.pool, owner));
+    fixture_close(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_are_given_once_until_their_last_reference_is_dropped),
         cmocka_unit_test(dropping_a_free_block_is_a_bug),
+        cmocka_unit_test(the_lowest_free_block_is_taken),
+        cmocka_unit_test(the_pool_grows_and_shrinks_at_its_end_and_moves_what_is_used_there),
+        cmocka_unit_test(a_piece_can_be_taken_where_it_is_wanted_if_it_is_free),
+        cmocka_unit_test(bricks_that_hold_nothing_in_use_can_be_given_and_come_back),
+        cmocka_unit_test(a_cleared_region_of_bricks_is_one_piece),
+        cmocka_unit_test(an_owner_is_found_while_its_adapter_is_here),
         cmocka_unit_test(the_heap_takes_the_smallest_span_that_fits_and_joins_neighbours),
         cmocka_unit_test(random_taking_and_giving_never_overlaps_and_ends_whole),
         cmocka_unit_test(of_equals_the_least_recently_pinned_leaves_and_pinned_ones_stay),

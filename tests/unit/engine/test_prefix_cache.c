@@ -79,7 +79,7 @@ struct fixture {
 
 static void open_fixture(struct fixture *f, int n_blocks)
 {
-    f->kv = kv_pool_create(n_blocks);
+    f->kv = kv_pool_create(n_blocks, n_blocks);
     f->cache = prefix_cache_create(f->kv);
 }
 
@@ -293,6 +293,96 @@ static void whatever_is_taken_and_dropped_the_cache_holds_whole_chains_and_true_
     close_fixture(&f);
 }
 
+/* ---- judged and moved -------------------------------------------------------------------- */
+
+static void idle_blocks_are_listed_as_they_would_be_evicted(void **state)
+{
+    (void)state;
+    struct fixture f;
+    int32_t blocks[3][2];
+    open_fixture(&f, 8);
+    for (int i = 0; i < 3; i++) {
+        prefix_cache_tick(f.cache, 10 * (uint64_t)i);
+        run_sequence(&f, 1 + 2 * i, 2, 7 + (uint64_t)i, blocks[i]);
+        end_sequence(&f, blocks[i], 2);
+    }
+    prefix_cache_tick(f.cache, 30);
+    prefix_cache_take(f.cache, blocks[0][0]); /* found again, and idle since now */
+    prefix_cache_drop(f.cache, blocks[0][0]);
+    prefix_cache_tick(f.cache, 31);
+    const uint64_t gone = 9;
+    prefix_cache_disown(f.cache, &gone, 1);
+    const struct {
+        int32_t block;
+        struct prefix_idle idle;
+    } expected[] = {
+        {blocks[2][1], {9, true, 0, 11}},  {blocks[2][0], {9, true, 0, 11}},
+        {blocks[0][1], {7, false, 0, 31}}, {blocks[1][1], {8, false, 0, 21}},
+        {blocks[1][0], {8, false, 0, 21}}, {blocks[0][0], {7, false, 1, 1}},
+    };
+    int32_t block = -1;
+    for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++) {
+        struct prefix_idle got;
+        block = prefix_cache_next_idle(f.cache, block);
+        assert_int_equal(block, expected[i].block);
+        prefix_cache_look(f.cache, block, &got);
+        if (got.owner != expected[i].idle.owner || got.disowned != expected[i].idle.disowned ||
+            got.n_found != expected[i].idle.n_found || got.age != expected[i].idle.age)
+            fail_msg("place %zu: owner %d, disowned %d, found %u times, idle for %d", i,
+                     (int)got.owner, got.disowned, got.n_found, (int)got.age);
+    }
+    assert_int_equal(prefix_cache_next_idle(f.cache, block), -1);
+    close_fixture(&f);
+}
+
+static void a_block_that_moves_stays_what_and_where_it_was(void **state)
+{
+    (void)state;
+    static const int free_first[] = {0, 5}; /* ends of a list move as well as its middle */
+    for (size_t k = 0; k < sizeof free_first / sizeof free_first[0]; k++) {
+        struct fixture f;
+        int32_t spare[5], blocks[3];
+        open_fixture(&f, 10);
+        for (int i = 0; i < 5; i++)
+            spare[i] = kv_pool_take(f.kv);
+        run_sequence(&f, 1, 3, 7, blocks);
+        int32_t own = kv_pool_take(f.kv); /* of a sequence, not cached */
+        prefix_cache_drop(f.cache, blocks[2]);
+        if (free_first[k] > 0) {
+            prefix_cache_drop(f.cache, blocks[1]);
+            prefix_cache_drop(f.cache, blocks[0]);
+        }
+        for (int i = 0; i < 5; i++)
+            kv_pool_drop(f.kv, spare[i]);
+        int32_t all[] = {own, blocks[2], blocks[0], blocks[1]};
+        for (int i = 0; i < 4; i++) {
+            int32_t to = kv_pool_move(f.kv, all[i]);
+            prefix_cache_move(f.cache, all[i], to);
+            assert_true(to < 5 && kv_pool_references(f.kv, to) > 0);
+            for (int b = 0; b < 3; b++)
+                blocks[b] = blocks[b] == all[i] ? to : blocks[b];
+            own = i == 0 ? to : own;
+        }
+        kv_pool_resize(f.kv, 5);
+        for (int b = 0; b < 3; b++) {
+            struct prefix_key key = key_of(1 + b);
+            assert_int_equal(prefix_cache_find(f.cache, &key), blocks[b]);
+        }
+        assert_int_equal(prefix_cache_n_users(f.cache, blocks[2]), 0);
+        assert_int_equal(prefix_cache_n_users(f.cache, blocks[0]), free_first[k] > 0 ? 0 : 1);
+        kv_pool_drop(f.kv, own);
+        if (free_first[k] == 0) {
+            prefix_cache_drop(f.cache, blocks[1]);
+            prefix_cache_drop(f.cache, blocks[0]);
+        }
+        for (int b = 2; b >= 0; b--) { /* leaves before parents, as ever */
+            assert_int_equal(prefix_cache_next_idle(f.cache, -1), blocks[b]);
+            prefix_cache_evict(f.cache);
+        }
+        close_fixture(&f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -301,6 +391,8 @@ int main(void)
         cmocka_unit_test(making_a_key_takes_microseconds),
         cmocka_unit_test(what_was_used_least_recently_goes_first_and_leaves_before_parents),
         cmocka_unit_test(what_is_in_use_is_not_evicted),
+        cmocka_unit_test(idle_blocks_are_listed_as_they_would_be_evicted),
+        cmocka_unit_test(a_block_that_moves_stays_what_and_where_it_was),
         cmocka_unit_test(of_two_blocks_with_the_same_key_one_is_kept_and_used_by_both),
         cmocka_unit_test(blocks_of_an_adapter_that_left_go_before_older_ones),
         cmocka_unit_test(

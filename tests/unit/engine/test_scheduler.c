@@ -14,6 +14,7 @@ struct plan_case {
     struct sched_seq running[SEQS], waiting[SEQS]; /* up to the first with order 0 */
     struct sched_adapter adapters[ADAPTERS];
     size_t adapter_bytes_free;
+    size_t adapter_bytes;                            /* 0: 1000 */
     int n_blocks, n_blocks_free, max_seqs, max_rows; /* n_blocks: 0 where it plays no part */
     int force;               /* index + 1 of the running one to preempt, or 0 */
     double counters[PAYERS]; /* 0 */
@@ -123,6 +124,11 @@ static const struct plan_case CASES[] = {
                  {4, 3, 0, 0, 0, 1, {2}}, {5, 3}},
      .adapters = {{100, 1}, {100, 0}, {10, 0}}, .adapter_bytes_free = 50, .n_blocks_free = 9,
      .max_seqs = 8, .max_rows = 32, .expected = "run 1:1 admit 5:3+1 bypassed 2 3 4"},
+    {"one passed by too often that needs more than the pool has lets nobody by at all",
+     .running = {{1, 5, 4, 1}},
+     .waiting = {{2, 3, 0, 0, SCHED_BYPASS_MAX, 1, {1}}, {3, 3}},
+     .adapters = {{100, 0}, {100, 0}}, .adapter_bytes_free = 90, .adapter_bytes = 90,
+     .n_blocks_free = 9, .max_seqs = 8, .max_rows = 32, .expected = "run 1:1"},
     {"one tried too often holds others back while it is tried again, for its bytes may not be in one place",
      .running = {{1, 5, 4, 1, 0, 1, {0}}},
      .waiting = {{2, 3, 0, 0, SCHED_BYPASS_MAX, 1, {1}}, {3, 3, 0, 0, 0, 1, {0}}, {4, 3}},
@@ -363,6 +369,7 @@ static void plans_are_as_the_table_says(void **state)
             .n_adapters = ADAPTERS,
             .payers = payers,
             .n_payers = PAYERS,
+            .adapter_bytes = k->adapter_bytes > 0 ? k->adapter_bytes : 1000,
             .adapter_bytes_free = k->adapter_bytes_free,
             .n_blocks = k->n_blocks,
             .n_blocks_free = k->n_blocks_free,
@@ -386,6 +393,67 @@ static void plans_are_as_the_table_says(void **state)
         buf_release(&text);
     }
     print_message("note: %zu plans\n", sizeof CASES / sizeof CASES[0]);
+    sched_plan_release(&plan);
+}
+
+/* ---- what was lacking --------------------------------------------------------------------- */
+
+static void a_plan_says_what_it_lacked(void **state)
+{
+    static const struct {
+        const char *what;
+        struct sched_seq running[SEQS], waiting[SEQS];
+        struct sched_adapter adapters[ADAPTERS];
+        size_t adapter_bytes_free;
+        int n_blocks_free, max_seqs;
+        struct sched_want want;
+    } cases[] = {
+        {"nothing", .running = {{1, 17, 16, 1}}, .waiting = {{2, 16, .n_blocks_max = 1}},
+         .n_blocks_free = 2, .max_seqs = 8},
+        {"two running ones grow, one block is free", .running = {{1, 17, 16, 1}, {2, 17, 16, 1}},
+         .n_blocks_free = 1, .max_seqs = 8, .want = {.n_blocks_running = 1}},
+        {"nobody can begin beside a preemption, so nobody lacks anything",
+         .running = {{1, 17, 16, 1}, {2, 17, 16, 1}}, .waiting = {{3, 99}}, .max_seqs = 8,
+         .want = {.n_blocks_running = 2}},
+        {"the first that waits lacks blocks, beside what running ones will want",
+         .running = {{1, 10, 9, 1, .n_blocks_max = 2}}, .waiting = {{2, 100}, {3, 200}},
+         .n_blocks_free = 3, .max_seqs = 8, .want = {.n_blocks_waiting = 5}},
+        {"who lacks a place lacks no blocks", .running = {{1, 10, 9, 1}}, .waiting = {{2, 100}},
+         .max_seqs = 1},
+        {"the first that waits lacks bytes, the second more",
+         .waiting = {{1, 9, 0, 0, 0, 1, {0}}, {2, 9, 0, 0, 0, 1, {1}}, {3, 16}},
+         .adapters = {{100, 0}, {300, 0}}, .adapter_bytes_free = 60, .n_blocks_free = 9,
+         .max_seqs = 8, .want = {.adapter_bytes = 40}},
+        {"one lacks bytes, another blocks", .waiting = {{1, 9, 0, 0, 0, 1, {0}}, {2, 100}},
+         .adapters = {{100, 0}}, .adapter_bytes_free = 60, .n_blocks_free = 5, .max_seqs = 8,
+         .want = {.n_blocks_waiting = 2, .adapter_bytes = 40}},
+    };
+    (void)state;
+    struct sched_plan plan;
+    sched_plan_init(&plan, SEQS, SEQS, ADAPTERS);
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        const struct sched_payer payer = {.weight = 1};
+        struct sched_state s = {.running = cases[c].running,
+                                .n_running = count(cases[c].running),
+                                .waiting = cases[c].waiting,
+                                .n_waiting = count(cases[c].waiting),
+                                .adapters = cases[c].adapters,
+                                .n_adapters = ADAPTERS,
+                                .payers = &payer,
+                                .n_payers = 1,
+                                .adapter_bytes = 1000,
+                                .adapter_bytes_free = cases[c].adapter_bytes_free,
+                                .n_blocks_free = cases[c].n_blocks_free,
+                                .max_seqs = cases[c].max_seqs,
+                                .max_rows = 64,
+                                .force_preempt = -1};
+        sched_plan_make(&plan, &s);
+        const struct sched_want *w = &plan.want, *e = &cases[c].want;
+        if (w->n_blocks_running != e->n_blocks_running ||
+            w->n_blocks_waiting != e->n_blocks_waiting || w->adapter_bytes != e->adapter_bytes)
+            fail_msg("%s: %d and %d blocks, %zu bytes", cases[c].what, w->n_blocks_running,
+                     w->n_blocks_waiting, w->adapter_bytes);
+    }
     sched_plan_release(&plan);
 }
 
@@ -567,6 +635,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plans_are_as_the_table_says),
+        cmocka_unit_test(a_plan_says_what_it_lacked),
         cmocka_unit_test(next_are_the_oldest_and_then_the_first_in_the_order_that_do_not_begin),
         cmocka_unit_test(whatever_comes_everyone_finishes_and_no_promise_is_broken),
     };

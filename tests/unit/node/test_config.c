@@ -97,6 +97,7 @@ static void values_are_read_by_their_type(void **state)
         {"server-max-body", "64k", CONFIG_SERVER_MAX_BODY, 65536},
         {"server-max-body", "2MiB", CONFIG_SERVER_MAX_BODY, 2 << 20},
         {"kv-bytes", "3g", CONFIG_ENGINE_KV_BYTES, INT64_C(3) << 30},
+        {"shared-bytes", "2g", CONFIG_ENGINE_SHARED_BYTES, INT64_C(2) << 30},
         {"server-idle-timeout", "1500ms", CONFIG_SERVER_IDLE_TIMEOUT, 1500},
         {"server-idle-timeout", "2m", CONFIG_SERVER_IDLE_TIMEOUT, 120000},
         {"batch-max-age", "1h", CONFIG_BATCH_MAX_AGE, 3600000},
