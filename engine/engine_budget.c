@@ -22,6 +22,9 @@
  *                        (kv_copy_blocks), pool, prefix cache, and the tables of those that run >
  *                        sync, for the copies > unback > back a brick of the region
  *
+ * By hand. An adapter that is warmed or kept (engine_orders.c) is a want of its own, if it finds no
+ * room: the order waits until nothing flies.
+ *
  * Nothing that enqueued work reads or writes loses its memory: steps have landed, a moved block's
  * copy is waited for, and an adapter on its way is not idle. Nobody but running sequences, the pool
  * and the cache knows block numbers: those that wait have none, steps are built from the tables.
@@ -167,21 +170,21 @@ static double block_worth(const struct engine *e, int32_t block, size_t adapter_
 }
 
 /* What running sequences and those that the plan admits leave of the blocks. */
-static int blocks_left(const struct engine *e)
+static int blocks_left(const struct engine *e, const struct sched_plan *plan)
 {
     int n = kv_pool_n_free(e->kv) + prefix_cache_n_idle(e->prefixes);
-    for (int i = 0; i < e->plan.n_run; i++)
-        n -= e->plan.run[i].n_blocks;
-    for (int i = 0; i < e->plan.n_admit; i++)
-        n -= e->plan.admit[i].n_blocks + e->waiting[e->plan.admit[i].index]->n_found_idle;
+    for (int i = 0; plan != NULL && i < plan->n_run; i++)
+        n -= plan->run[i].n_blocks;
+    for (int i = 0; plan != NULL && i < plan->n_admit; i++)
+        n -= plan->admit[i].n_blocks + e->waiting[plan->admit[i].index]->n_found_idle;
     return n;
 }
 
-static void look_at_kv(const struct engine *e, size_t adapter_bytes, bool evicts,
-                       struct judge_side *side)
+static void look_at_kv(const struct engine *e, const struct sched_plan *plan, size_t adapter_bytes,
+                       bool evicts, struct judge_side *side)
 {
     const struct budget *b = &e->budget;
-    int n_left = blocks_left(e), n_now = kv_pool_n_blocks(e->kv);
+    int n_left = blocks_left(e, plan), n_now = kv_pool_n_blocks(e->kv);
     *side = (struct judge_side){.n_bricks = b->n_kv, .n_min = b->n_kv_min, .n_max = b->n_kv_max};
     while (side->n_idle < b->n_kv && n_now - budget_blocks(b, b->n_kv - side->n_idle - 1) <= n_left)
         side->n_idle++;
@@ -219,47 +222,38 @@ static int bricks_for(int64_t n, int64_t a_brick)
 }
 
 /* Those that the plan admits will use their adapters now. */
-static void touch_adapters(struct engine *e)
+static void touch_adapters(struct engine *e, const struct sched_plan *plan)
 {
-    for (int i = 0; i < e->plan.n_admit; i++) {
-        const struct sequence *s = e->waiting[e->plan.admit[i].index];
+    for (int i = 0; i < plan->n_admit; i++) {
+        const struct sequence *s = e->waiting[plan->admit[i].index];
         for (int k = 0; k < s->n_adapters; k++)
             lora_pool_touch(e->lora, &s->adapters[k]->lora->content);
     }
 }
 
-int engine_budget_balance(struct engine *e, bool *moved, struct err *err)
+/* What moves are made for, in bricks still to come. */
+struct cause {
+    int running, waiting, adapters;
+    bool kv_evicts, adapters_evict;
+};
+
+/* Moves bricks until the judge says to stay. plan: what it grants is kept for it; or NULL. */
+static int settle(struct engine *e, struct cause *cause, const struct sched_plan *plan, bool *moved,
+                  struct err *err)
 {
-    struct mover *m = &e->mover;
-    struct budget *b = &e->budget;
-    const struct sched_want *want = &e->plan.want;
     struct lora_pool_stats pool;
-    *moved = false;
-    if (!e->shares)
-        return 0;
-    BUG_IF(e->flying != NULL);
     lora_pool_stats(e->lora, &pool);
-    uint64_t n_prefixes = prefix_cache_n_evicted(e->prefixes);
-    bool kv_evicts = n_prefixes > m->n_prefixes_then;
-    bool adapters_evict = pool.n_evictions > m->n_adapters_then;
-    int n_brick_blocks = (int)(b->piece_bytes / b->side_block_bytes);
-    int running = bricks_for(want->n_blocks_running, n_brick_blocks);
-    int blocks = bricks_for(want->n_blocks_waiting, n_brick_blocks);
-    int bytes = bricks_for((int64_t)want->adapter_bytes, (int64_t)b->brick_bytes);
     size_t usual_bytes = pool.n_uploads > 0 ? pool.bytes_uploaded / pool.n_uploads : 0;
-    if (running + blocks + bytes == 0 && !kv_evicts && !adapters_evict)
-        return 0;
-    if (running == 0 && e->n_running > 0 && e->n_plans < m->look_after)
-        return 0;
-    touch_adapters(e);
+    BUG_IF(e->flying != NULL);
+    *moved = false;
     for (;;) {
         struct judge_side kv, adapters;
         int brick;
-        look_at_kv(e, usual_bytes, kv_evicts, &kv);
-        look_at_adapters(e, adapters_evict, &adapters, &brick);
-        kv.n_wanted_running = running;
-        kv.n_wanted_waiting = blocks;
-        adapters.n_wanted_waiting = bytes;
+        look_at_kv(e, plan, usual_bytes, cause->kv_evicts, &kv);
+        look_at_adapters(e, cause->adapters_evict, &adapters, &brick);
+        kv.n_wanted_running = cause->running;
+        kv.n_wanted_waiting = cause->waiting;
+        adapters.n_wanted_waiting = cause->adapters;
         enum judge_verdict verdict = judge(&kv, &adapters, e->n_running == 0);
         if (verdict == JUDGE_STAY)
             break;
@@ -269,18 +263,53 @@ int engine_budget_balance(struct engine *e, bool *moved, struct err *err)
         if (verdict == JUDGE_TO_KV) {
             if (to_kv(e, brick, err) != 0)
                 return -1;
-            running -= running > 0;
-            blocks -= blocks > 0;
+            cause->running -= cause->running > 0;
+            cause->waiting -= cause->waiting > 0;
         } else {
             if (to_adapters(e, err) != 0)
                 return -1;
-            bytes -= bytes > 0;
+            cause->adapters -= cause->adapters > 0;
         }
-        kv_evicts = adapters_evict = false; /* one for pressure */
+        cause->kv_evicts = cause->adapters_evict = false; /* one for pressure */
     }
     lora_pool_stats(e->lora, &pool);
-    m->n_prefixes_then = prefix_cache_n_evicted(e->prefixes);
-    m->n_adapters_then = pool.n_evictions;
+    e->mover.n_prefixes_then = prefix_cache_n_evicted(e->prefixes);
+    e->mover.n_adapters_then = pool.n_evictions;
+    return 0;
+}
+
+int engine_budget_balance(struct engine *e, bool *moved, struct err *err)
+{
+    struct mover *m = &e->mover;
+    const struct budget *b = &e->budget;
+    const struct sched_want *want = &e->plan.want;
+    struct lora_pool_stats pool;
+    *moved = false;
+    if (!e->shares)
+        return 0;
+    lora_pool_stats(e->lora, &pool);
+    int64_t n_brick_blocks = (int64_t)(b->piece_bytes / b->side_block_bytes);
+    struct cause cause = {
+        .running = bricks_for(want->n_blocks_running, n_brick_blocks),
+        .waiting = bricks_for(want->n_blocks_waiting, n_brick_blocks),
+        .adapters = bricks_for((int64_t)want->adapter_bytes, (int64_t)b->brick_bytes),
+        .kv_evicts = prefix_cache_n_evicted(e->prefixes) > m->n_prefixes_then,
+        .adapters_evict = pool.n_evictions > m->n_adapters_then,
+    };
+    if (cause.running + cause.waiting + cause.adapters == 0 && !cause.kv_evicts &&
+        !cause.adapters_evict)
+        return 0;
+    if (cause.running == 0 && e->n_running > 0 && e->n_plans < m->look_after)
+        return 0;
+    touch_adapters(e, &e->plan);
+    if (settle(e, &cause, &e->plan, moved, err) != 0)
+        return -1;
     m->look_after = e->n_plans + (*moved ? 0 : LOOK_PLANS);
     return 0;
+}
+
+int engine_budget_make_room(struct engine *e, size_t n_bytes, bool *moved, struct err *err)
+{
+    struct cause cause = {.adapters = bricks_for((int64_t)n_bytes, (int64_t)e->budget.brick_bytes)};
+    return settle(e, &cause, NULL, moved, err);
 }

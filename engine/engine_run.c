@@ -601,7 +601,7 @@ static int begin_step(struct engine *e, struct step **out, struct err *err)
 static bool may_be_followed(const struct engine *e, const struct step *st)
 {
     const struct step_batch *b = &st->batch;
-    if (!e->overlaps || st->sampler.hook != NULL || b->n_seqs != e->n_running ||
+    if (!e->overlaps || e->must_land || st->sampler.hook != NULL || b->n_seqs != e->n_running ||
         b->n_draw != b->n_seqs)
         return false;
     for (int i = 0; i < b->n_seqs; i++)
@@ -712,7 +712,7 @@ void *engine_thread(void *engine)
     }
     become(e, ENGINE_OPEN, NULL);
     while (is_open(e)) {
-        engine_obey(e, take_intake(e));
+        bool failed = engine_obey(e, take_intake(e), &err) != 0;
         lora_pool_poll(e->lora);
         e->counts.progress = clock_monotonic_us();
         end_list(e, e->running, e->n_running, e->counts.progress);
@@ -720,7 +720,8 @@ void *engine_thread(void *engine)
         compact(e, e->running, &e->n_running);
         compact(e, e->waiting, &e->n_waiting);
         bool idle = e->n_running + e->n_waiting == 0 && e->flying == NULL;
-        if (!idle && turn(e, &err) != 0) {
+        failed = failed || (!idle && turn(e, &err) != 0);
+        if (failed) {
             log_error("engine", "the device failed: %s", err.message);
             become(e, ENGINE_FAILED, &err);
         }

@@ -90,6 +90,7 @@ struct engine {
     struct forward forward;
     struct stepper stepper;
     bool overlaps;        /* steps are enqueued ahead */
+    bool must_land;       /* but not now: an order waits until nothing flies */
     bool prefetches;      /* adapters of those that wait */
     struct step *flying;  /* enqueued, its results not taken; NULL: none */
     bool shares;          /* adapters and KV cache share their memory ... */
@@ -145,6 +146,8 @@ void engine_make_plan(struct engine *e, bool after);
 void engine_budget_open(struct engine *e, bool own_memory);
 int engine_budget_back_kv(struct engine *e, struct err *err);
 int engine_budget_balance(struct engine *e, bool *moved, struct err *err);
+/* With nothing flying: so many bytes more for adapters, if they can be had (*moved). */
+int engine_budget_make_room(struct engine *e, size_t n_bytes, bool *moved, struct err *err);
 void engine_budget_close(struct engine *e);
 
 /* Blocks of the KV cache that have memory now, but padding's. */
@@ -153,8 +156,10 @@ static inline int engine_n_blocks(const struct engine *e)
     return kv_pool_n_blocks(e->kv) - 1;
 }
 
-/* engine_orders.c: does what was ordered, or says that the engine is closing; wakes who waits. */
-void engine_obey(struct engine *e, struct engine_order *orders);
+/* engine_orders.c: does what was ordered, or says that the engine is closing; wakes who waits. What
+ * needs memory that only moves with nothing flying is put back, and e->must_land set; fails when
+ * the device does. */
+int engine_obey(struct engine *e, struct engine_order *orders, struct err *err);
 void engine_refuse(struct engine *e, struct engine_order *orders);
 
 /* engine_device.c: opens and closes everything that thread owns; close also after a failed open. */

@@ -690,7 +690,7 @@ int lora_pool_keep(struct lora_pool *p, const struct content_digest *content, bo
     if (keep && !s->kept && s->n_bytes > p->n_bytes_first / 2 - p->stats.bytes_kept)
         return err_set(err, ERR_TOO_LARGE,
                        "%zu bytes of adapters are kept on the device; with %zu more it would be "
-                       "over half of the %zu bytes that adapters have",
+                       "over half of the %zu bytes that adapters began with",
                        p->stats.bytes_kept, s->n_bytes, p->n_bytes_first);
     pthread_mutex_lock(&p->lock);
     set_kept(p, s, keep);

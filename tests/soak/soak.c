@@ -29,6 +29,9 @@
  * Teaching is one prefill for a sequence, and it is valid because prefill and decode agree bit for
  * bit (kernels/ops.h). --no-teaching regenerates everything instead.
  *
+ * --shared gives adapters and the KV cache no sizes of their own, so that memory goes to and fro
+ * between them under the same load.
+ *
  * --sabotage exchanges two entries of the adapter table in the middle of the churn: a wrong
  * adapter, without any other sign of it. The check must then fail.
  *
@@ -68,7 +71,7 @@ struct options {
     const char *backend, *shape;
     uint64_t n_tokens, seed, seconds;
     int n_streams, n_names, n_contents, n_pool, n_rows, kv_tokens, regenerate, n_threads;
-    bool teach, sabotage, preempt;
+    bool teach, sabotage, preempt, shared;
 };
 
 struct name {
@@ -632,6 +635,12 @@ static void tell_churn(const struct soak *s, const struct engine_stats *e, doubl
            " preemptions in %d blocks\n",
            e->n_adapter_uploads, e->n_adapter_evictions, (double)s->pool_bytes * 1e-6,
            (double)s->pool_bytes * 1e-6 / s->options.n_pool, e->n_preemptions, e->n_blocks);
+    if (e->brick_bytes > 0)
+        printf("shared: bricks of %.2f MB, %" PRIu64 " went to the KV cache and %" PRIu64
+               " to adapters, %" PRIu64 " blocks made way; now %.2f and %.2f MB\n",
+               (double)e->brick_bytes * 1e-6, e->n_bricks_to_kv, e->n_bricks_to_adapters,
+               e->n_blocks_moved, (double)e->kv_bytes_total * 1e-6,
+               (double)e->adapter_bytes_total * 1e-6);
     printf("prefix cache: %" PRIu64 " of %" PRIu64 " tokens of prompts found\n",
            e->n_prefix_hit_tokens, e->n_prefix_hit_tokens + e->n_prefix_miss_tokens);
     printf("steps: %" PRIu64 " (%" PRIu64 " with decoding, %" PRIu64 " replayed, %" PRIu64
@@ -683,22 +692,36 @@ static void check_memory_is_back(struct soak *s)
            stats.n_blocks);
 }
 
+/* With --shared it is only of use if they did. */
+static void check_moves(const struct engine_stats *e)
+{
+    if (e->n_bricks_to_kv + e->n_bricks_to_adapters > 0)
+        return;
+    fprintf(stderr, "soak: no memory moved between adapters and KV cache: %s\n",
+            e->brick_bytes > 0 ? "too few tokens" : "there is too little of it for bricks");
+    exit(2);
+}
+
 static void churn(struct soak *s)
 {
     const struct options *o = &s->options;
     size_t sum = 0;
     for (int i = 0; i < o->n_contents; i++)
         sum += s->bytes[i];
-    s->engine = open_engine(
-        s, (struct engine_options){
-               .kv_bytes = kv_bytes_of(s, o->kv_tokens > CONTEXT ? o->kv_tokens : CONTEXT),
-               .adapter_bytes = s->pool_bytes,
-               .adapter_host_bytes = sum,
-               .max_seqs = o->n_streams,
-               .max_rows = o->n_rows,
-               .max_waiting = 2 * o->n_streams + AFTER_SWAP + 1,
-               .debug_preempt = o->preempt,
-               .on_events = on_churn});
+    struct engine_options options = {
+        .kv_bytes = kv_bytes_of(s, o->kv_tokens > CONTEXT ? o->kv_tokens : CONTEXT),
+        .adapter_bytes = s->pool_bytes,
+        .adapter_host_bytes = sum,
+        .max_seqs = o->n_streams,
+        .max_rows = o->n_rows,
+        .max_waiting = 2 * o->n_streams + AFTER_SWAP + 1,
+        .debug_preempt = o->preempt,
+        .on_events = on_churn};
+    if (o->shared) { /* adapters begin with a quarter or a third: their pool, for any ensemble */
+        options.shared_bytes = 4 * s->pool_bytes;
+        options.kv_bytes = options.adapter_bytes = 0;
+    }
+    s->engine = open_engine(s, options);
     s->names = xcalloc((size_t)o->n_names, sizeof *s->names);
     for (int i = 0; i < o->n_names; i++)
         load(s, &s->names[i], below(s, o->n_contents));
@@ -716,6 +739,8 @@ static void churn(struct soak *s)
     struct engine_stats stats;
     engine_stats(s->engine, &stats);
     tell_churn(s, &stats, took);
+    if (o->shared)
+        check_moves(&stats);
     check_memory_is_back(s);
     engine_close(s->engine);
 }
@@ -861,6 +886,7 @@ static void help(void)
          "  --rows N            of a step; 3 for each stream\n"
          "  --kv TOKENS         of the KV cache; 40 for each stream\n"
          "  --preempt           a sequence every few steps, whether there is room or not\n"
+         "  --shared            adapters and KV cache share what --pool says, four times; no --kv\n"
          "  --regenerate N      percent of the sequences that are also decoded again; 2\n"
          "  --no-teaching       all are decoded again, none is scored\n"
          "  --sabotage          exchange two entries of the adapter table: the check must fail\n"
@@ -918,6 +944,8 @@ static struct options options_of(char **argv)
             o.teach = false;
         else if (strcmp(*a, "--preempt") == 0)
             o.preempt = true;
+        else if (strcmp(*a, "--shared") == 0)
+            o.shared = true;
         else if (strcmp(*a, "--sabotage") == 0)
             o.sabotage = true;
         else {

@@ -15,6 +15,7 @@ expect() { # STATUS FLAG...
 }
 expect 0 --tokens 12000 --regenerate 20
 expect 0 --tokens 4000 --preempt --regenerate 20 --seed 2
+expect 0 --tokens 40000 --shared --preempt --regenerate 5 --seed 5
 expect 1 --tokens 8000 --sabotage --seed 3
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]

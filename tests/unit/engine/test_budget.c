@@ -392,7 +392,7 @@ static void what_came_stays_for_a_while_though_both_sides_want_it(void **state)
     open_load(&run, load, options_of(SHARED_BYTES));
     run.watch_context = &watch;
     run.watch = watch_moves;
-    for (int i = 0; i < N_REQUESTS; i++)
+    for (int i = 0; i < N_REQUESTS * 2 / 3; i++)
         if (i % 4 == 0)
             submit(&run, load, LONG_TOKENS, 20, -1);
         else
@@ -454,13 +454,54 @@ static void an_adapter_larger_than_the_region_has_its_turn_under_load_that_never
     free(load);
 }
 
+/* By hand, too: an adapter larger than the region is warmed while sequences decode, steps ahead or
+ * not, when the blocks that had its memory are idle. */
+static void an_order_makes_room_for_an_adapter_while_others_decode(void **state)
+{
+    (void)state;
+    for (int ahead = 0; ahead < 2; ahead++) {
+        struct run run;
+        struct load *load = xcalloc(1, sizeof *load);
+        struct err err = {0};
+        struct engine_stats s;
+        struct engine_residency r;
+        struct engine_options o = options_of(SHARED_BYTES);
+        o.debug_overlap = ahead;
+        open_load(&run, load, o);
+        struct lora_adapter *large = lora_random(&run.engine->model->config, 12, DTYPE_BF16, 9);
+        struct content_digest content = large->content;
+        size_t n_bytes = large->n_bytes;
+        assert_ok(engine_adapter_add(run.engine, large, &err), err);
+        for (int i = 0; i < 3 * LONG; i++)
+            submit(&run, load, LONG_TOKENS, 10, -1);
+        run_wait(&run);
+        engine_stats(run.engine, &s);
+        assert_true(s.adapter_bytes_total < n_bytes);
+        struct answer *decoding = submit(&run, load, 20, 230, -1);
+        pthread_mutex_lock(&run.lock);
+        while (decoding->n_tokens < 100) /* adapters aren't quiet any more */
+            pthread_cond_wait(&run.changed, &run.lock);
+        pthread_mutex_unlock(&run.lock);
+        assert_ok(engine_adapter_keep(run.engine, &content, true, &err), err);
+        assert_int_equal(decoding->n_finished, 0);
+        assert_ok(engine_adapter_residency(run.engine, &content, &r, &err), err);
+        engine_stats(run.engine, &s);
+        assert_true(r.on_device && r.kept && s.adapter_bytes_total >= n_bytes);
+        assert_true((s.n_steps_ahead > 0) == (ahead != 0));
+        assert_ok(engine_adapter_keep(run.engine, &content, false, &err), err);
+        run_wait(&run);
+        run_close(&run);
+        free(load);
+    }
+}
+
 /* Wherever the device fails, also while memory moves, all end. */
 static void a_device_that_fails_while_memory_moves_ends_everything(void **state)
 {
     (void)state;
     struct load *load = xcalloc(1, sizeof *load);
     uint64_t n_moves = 0;
-    for (int n_waits = 30; n_waits < 110; n_waits += 7) {
+    for (int n_waits = 30; n_waits < 110; n_waits += 13) {
         struct run run;
         struct err err = {0};
         engine_debug_ops = deferring_ops(n_waits % 2 == 0, 64 << 20);
@@ -492,6 +533,7 @@ int main(void)
         cmocka_unit_test(memory_goes_to_and_fro_and_no_answer_changes),
         cmocka_unit_test(what_came_stays_for_a_while_though_both_sides_want_it),
         cmocka_unit_test(an_adapter_larger_than_the_region_has_its_turn_under_load_that_never_ends),
+        cmocka_unit_test(an_order_makes_room_for_an_adapter_while_others_decode),
         cmocka_unit_test(a_device_that_fails_while_memory_moves_ends_everything),
     };
     return cmocka_run_group_tests_name("budget", tests, NULL, NULL);
