@@ -35,7 +35,7 @@ struct backend {
     struct scratch lora_t;     /* the ranks' products between shrink and expand */
     struct scratch lora_offset;
     struct scratch x_int16, x_scale; /* the rows of x, rounded for be->int8 */
-    struct range *ranges; /* kernels/ranges.h */
+    struct range *ranges;            /* kernels/ranges.h */
 };
 
 void *scratch_reserve(struct scratch *s, size_t n_bytes);
