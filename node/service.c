@@ -33,6 +33,7 @@
 #include "node/http.h"
 #include "node/metrics.h"
 #include "node/sse.h"
+#include "node/workers.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -149,6 +150,7 @@ static struct answer *answer_create(struct service *s, struct http_exchange *x,
     a->deadline = deadline_of(s, a);
     size_t n_body;
     const void *body = http_body(x, &n_body);
+    a->n_body = n_body;
     a->request_hash = sha256(body, n_body);
     http_body_release(x);
     char hex[65];
@@ -647,6 +649,9 @@ static void *service_main(void *context)
 /* ---- life --------------------------------------------------------------------------------------
  */
 
+/* Large prompts at once, and how many may wait: as many requests as a node answers by default. */
+enum { PREPARERS = 2, PREPARERS_QUEUE = 1024 };
+
 struct service *service_create(const struct service_options *options)
 {
     struct service *s = xcalloc(1, sizeof *s);
@@ -666,6 +671,8 @@ int service_start(struct service *s, struct engine *engine, struct ledger *ledge
     s->engine = engine;
     s->ledger = ledger;
     service_fingerprint_make(s);
+    if (workers_create(&s->preparers, PREPARERS, PREPARERS_QUEUE, err) != 0)
+        return -1;
     if (pthread_create(&s->thread, NULL, service_main, s) != 0)
         return err_set(err, ERR_NO_MEMORY, "cannot start the service thread");
     pthread_mutex_lock(&s->lock);
@@ -686,6 +693,7 @@ void service_stop(struct service *s)
     /* A request that passed is_stopping before may still be on an http thread, or wait for an
      * adapter: n_answers counts it, and the thread doesn't end before that is zero. */
     pthread_join(s->thread, NULL);
+    workers_stop(s->preparers); /* nothing is left for them */
 }
 
 void service_free(struct service *s)
@@ -693,6 +701,8 @@ void service_free(struct service *s)
     if (s == NULL)
         return;
     BUG_IF(s->started && !s->stopping);
+    workers_stop(s->preparers);
+    workers_free(s->preparers);
     free(s->base_name);
     free(s->inbox.messages);
     free(s->inbox.events);
