@@ -467,6 +467,34 @@ await checks.test('a node with int8 weights says so wherever it names its model'
   checks.equal(await int8.stop(), 0, 'the node ends with 0');
 });
 
+await checks.test('the memory of adapters that are unloaded goes back to the system', async () => {
+  const from = path.join(root, 'tests/fixtures/adapters/demo-7m/code'), n = 24;
+  const tensors = fs.readFileSync(path.join(from, 'adapter_model.safetensors'));
+  for (let i = 0; i < n; i++) {
+    const to = path.join(dir, 'many', `m${i}`);
+    fs.mkdirSync(to, { recursive: true });
+    fs.copyFileSync(path.join(from, 'adapter_config.json'), path.join(to, 'adapter_config.json'));
+    tensors[tensors.length - 2] = i; // low bits of one number: contents of their own
+    fs.writeFileSync(path.join(to, 'adapter_model.safetensors'), tensors);
+  }
+  const many = await startServer(['serve', '--model', model, '--adapters-dir', path.join(dir, 'many'), '--listen', '127.0.0.1:0', '--data', path.join(dir, 'many-data')]);
+  const resident = () => Number(/VmRSS:\s+(\d+) kB/.exec(fs.readFileSync(`/proc/${many.child.pid}/status`, 'utf8'))[1]) * 1024;
+  const all = async (what) => {
+    for (let i = 0; i < n; i++) {
+      const answer = await post(`${many.url}/admin/v1/adapters/m${i}/${what}`, '{}');
+      if (answer.status !== 200) throw new Error(`${what}: ${answer.status} ${await answer.text()}`);
+    }
+    return { resident: resident(), host: (await rpc(many.url, 'node_status')).adapters.host.bytes };
+  };
+  await all('load');
+  await all('unload'); // what is taken once and kept, is kept by now
+  const [loaded, unloaded] = [await all('load'), await all('unload')];
+  const mib = (bytes) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
+  checks.equal(unloaded.host, 0, 'no byte is counted');
+  checks.ok(loaded.resident - unloaded.resident > 0.9 * loaded.host, 'nor kept', `${mib(loaded.host)} of adapters, resident ${mib(loaded.resident)} with and ${mib(unloaded.resident)} without`);
+  checks.equal(await many.stop(), 0, 'the node ends with 0');
+});
+
 await checks.test('SIGTERM lets a running answer finish', async () => {
   const stream = await client.completions.create({ model: 'verse', prompt: 'O', max_tokens: 120, ignore_eos: true, stream: true });
   let n = 0, receipt, stopping;
