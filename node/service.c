@@ -445,11 +445,14 @@ static void on_event(const struct engine_event *ev)
     BUG("engine event %d", (int)ev->kind);
 }
 
-/* Choices of one request differ by their seed; the first has the one that was asked for. */
-static uint64_t seed_of(const struct openai_request *r, size_t choice_of_prompt, uint64_t random)
+/* Choices of one request differ by their seed; each prompt's first has the one that was asked for,
+ * as it would have in a request of its own. Where none was, all differ: a prompt that is given
+ * twice is asked twice. */
+static uint64_t seed_of(const struct openai_request *r, uint32_t choice, uint64_t random)
 {
     uint64_t seed = r->seed_given ? r->seed : random;
-    return seed + UINT64_C(0x9E3779B97F4A7C15) * choice_of_prompt;
+    uint32_t nth = r->seed_given ? choice % (uint32_t)r->n : choice;
+    return seed + UINT64_C(0x9E3779B97F4A7C15) * nth;
 }
 
 static int submit(struct answer *a, struct choice *c, uint64_t random)
@@ -473,7 +476,7 @@ static int submit(struct answer *a, struct choice *c, uint64_t random)
                 .repetition_penalty = r->repetition_penalty,
                 .frequency_penalty = r->frequency_penalty,
                 .presence_penalty = r->presence_penalty,
-                .seed = seed_of(r, c->index % (uint32_t)r->n, random),
+                .seed = seed_of(r, c->index, random),
                 .n_top_logprobs = r->n_logprobs,
                 .bias_ids = r->bias_ids,
                 .bias_values = r->bias_values,

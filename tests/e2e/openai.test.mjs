@@ -195,6 +195,10 @@ await checks.test('a seed repeats an answer', async () => {
   const [a, b, c] = await Promise.all([ask(42), ask(42), ask(43)]);
   checks.equal(a, b, 'the same seed, the same words');
   checks.ok(a !== c, 'another seed, other words');
+  const twice = async (seed) => (await client.completions.create({ model: 'verse', prompt: ['My', 'My'], n: 2, max_tokens: 24, temperature: 1.2, seed })).choices.map((o) => o.text);
+  const [seeded, free] = await Promise.all([twice(42), twice()]);
+  checks.ok(seeded[0] === a && seeded[2] === a && seeded[1] === seeded[3] && seeded[1] !== a, 'a prompt beside others is answered as alone', JSON.stringify(seeded));
+  checks.equal(new Set(free).size, 4, 'without a seed a prompt that is given twice is asked twice');
 });
 
 await checks.test('requests for all voices at once get what they get alone', async () => {
