@@ -78,7 +78,7 @@ static int files_read(struct adapter_files *files, const char *dir, size_t max_b
     *files = (struct adapter_files){.config = BUF_INIT};
     char *path = xasprintf("%s/adapter_config.json", dir);
     char *pickle = xasprintf("%s/adapter_model.bin", dir);
-    int rc = file_read(path, LORA_CONFIG_MAX_BYTES, &files->config, err);
+    int rc = file_read_regular(path, LORA_CONFIG_MAX_BYTES, &files->config, err);
     if (rc == 0) {
         buf_reserve(&files->config, 1);
         rc = tensor_dir_open(&files->tensors, dir, "adapter_model", TENSOR_DIR_READ, max_bytes,

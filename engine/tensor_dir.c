@@ -81,8 +81,8 @@ static int file_open(struct tensor_dir_file *f, const char *dir, const char *nam
 {
     f->name = xstrdup(name);
     char *path = xasprintf("%s/%s", dir, name);
-    int rc = -1, fd = open(path, O_RDONLY | O_CLOEXEC);
-    struct stat st;
+    int rc = -1, fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    struct stat st; /* O_NONBLOCK: the open of a FIFO would wait */
     if (fd < 0) {
         err_set_errno(err, errno, "%s: cannot open", path);
     } else if (fstat(fd, &st) != 0) {

@@ -81,6 +81,7 @@ struct answer {
     _Atomic int refs;           /* owner, each message under way, the slots together */
     struct http_exchange *x;
     struct sha256_digest request_hash;
+    size_t n_body;                 /* bytes of the request's body */
     struct openai_request request; /* without its JSON once the prompts are tokenised */
     struct service_customer customer;
     /* What was asked for, in the request's order; see answer_resolve.c for how it gets here. */

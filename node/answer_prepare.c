@@ -1,16 +1,24 @@
 /* answer_prepare: what happens to a request before the service thread owns it, on an http or store
  * thread: limits are checked, the chat template is rendered, prompts
  * become token ids, and each choice gets its detokenizer and stop matcher. Then the JSON is
- * forgotten and a START message hands the answer over. See service.h for the whole. */
+ * forgotten and a START message hands the answer over. See service.h for the whole.
+ *
+ * A long prompt takes a while to become tokens: 4 MB of text a fifth of a second, 4 MB of spaces
+ * some seconds. On an http thread, that would hold up every stream of that thread, on a store
+ * thread every load behind it; so what comes from a large body goes to threads of its own. */
 #include "node/service_internal.h"
 
 #include "engine/chat_template/chat_template.h"
 #include "node/base/buf.h"
+#include "node/base/clock.h"
 #include "node/base/err.h"
+#include "node/workers.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { LARGE_BODY_BYTES = 32768 };
 
 static int encode_chat(struct answer *a, struct token_ids *out)
 {
@@ -181,8 +189,7 @@ static void forget_json(struct openai_request *r)
     r->n_stops = 0;
 }
 
-/* Everything after the model is known. Takes the owner's reference. */
-void answer_prepare(struct answer *a)
+static void prepare(struct answer *a)
 {
     if (check_limits(a) != 0 || encode_prompts(a) != 0) {
         answer_refuse(a);
@@ -193,4 +200,31 @@ void answer_prepare(struct answer *a)
     http_listen(a->x, service_on_http_event, a);
     /* From here the service thread owns the answer, and the owner's reference with it. */
     service_post(a->service, MESSAGE_START, a, NULL, NULL);
+}
+
+static void prepare_large(void *service, void *answer)
+{
+    struct answer *a = answer;
+    (void)service;
+    if (a->deadline.us != 0 && a->deadline.us <= clock_monotonic_us().us) {
+        api_error_set(&a->failure, ERR_TIMEOUT, NULL, "the request's time was up");
+        answer_refuse(a);
+    } else if (http_gone(a->x)) {
+        api_error_set(&a->failure, ERR_CANCELLED, NULL, "nobody waits for the answer");
+        answer_refuse(a);
+    } else {
+        prepare(a);
+    }
+}
+
+/* Everything after the model is known. Takes the owner's reference. */
+void answer_prepare(struct answer *a)
+{
+    if (a->n_body < LARGE_BODY_BYTES) {
+        prepare(a);
+    } else if (!workers_submit(a->service->preparers, prepare_large, a->service, a)) {
+        api_error_set(&a->failure, ERR_BUSY, NULL, "too many large prompts at the same time");
+        a->failure.retry_after_s = 2;
+        answer_refuse(a);
+    }
 }

@@ -33,6 +33,7 @@
 #include "node/http.h"
 #include "node/metrics.h"
 #include "node/sse.h"
+#include "node/workers.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -149,6 +150,7 @@ static struct answer *answer_create(struct service *s, struct http_exchange *x,
     a->deadline = deadline_of(s, a);
     size_t n_body;
     const void *body = http_body(x, &n_body);
+    a->n_body = n_body;
     a->request_hash = sha256(body, n_body);
     http_body_release(x);
     char hex[65];
@@ -443,11 +445,14 @@ static void on_event(const struct engine_event *ev)
     BUG("engine event %d", (int)ev->kind);
 }
 
-/* Choices of one request differ by their seed; the first has the one that was asked for. */
-static uint64_t seed_of(const struct openai_request *r, size_t choice_of_prompt, uint64_t random)
+/* Choices of one request differ by their seed; each prompt's first has the one that was asked for,
+ * as it would have in a request of its own. Where none was, all differ: a prompt that is given
+ * twice is asked twice. */
+static uint64_t seed_of(const struct openai_request *r, uint32_t choice, uint64_t random)
 {
     uint64_t seed = r->seed_given ? r->seed : random;
-    return seed + UINT64_C(0x9E3779B97F4A7C15) * choice_of_prompt;
+    uint32_t nth = r->seed_given ? choice % (uint32_t)r->n : choice;
+    return seed + UINT64_C(0x9E3779B97F4A7C15) * nth;
 }
 
 static int submit(struct answer *a, struct choice *c, uint64_t random)
@@ -471,7 +476,7 @@ static int submit(struct answer *a, struct choice *c, uint64_t random)
                 .repetition_penalty = r->repetition_penalty,
                 .frequency_penalty = r->frequency_penalty,
                 .presence_penalty = r->presence_penalty,
-                .seed = seed_of(r, c->index % (uint32_t)r->n, random),
+                .seed = seed_of(r, c->index, random),
                 .n_top_logprobs = r->n_logprobs,
                 .bias_ids = r->bias_ids,
                 .bias_values = r->bias_values,
@@ -647,6 +652,9 @@ static void *service_main(void *context)
 /* ---- life --------------------------------------------------------------------------------------
  */
 
+/* Large prompts at once, and how many may wait: as many requests as a node answers by default. */
+enum { PREPARERS = 2, PREPARERS_QUEUE = 1024 };
+
 struct service *service_create(const struct service_options *options)
 {
     struct service *s = xcalloc(1, sizeof *s);
@@ -666,6 +674,8 @@ int service_start(struct service *s, struct engine *engine, struct ledger *ledge
     s->engine = engine;
     s->ledger = ledger;
     service_fingerprint_make(s);
+    if (workers_create(&s->preparers, PREPARERS, PREPARERS_QUEUE, err) != 0)
+        return -1;
     if (pthread_create(&s->thread, NULL, service_main, s) != 0)
         return err_set(err, ERR_NO_MEMORY, "cannot start the service thread");
     pthread_mutex_lock(&s->lock);
@@ -686,6 +696,7 @@ void service_stop(struct service *s)
     /* A request that passed is_stopping before may still be on an http thread, or wait for an
      * adapter: n_answers counts it, and the thread doesn't end before that is zero. */
     pthread_join(s->thread, NULL);
+    workers_stop(s->preparers); /* nothing is left for them */
 }
 
 void service_free(struct service *s)
@@ -693,6 +704,8 @@ void service_free(struct service *s)
     if (s == NULL)
         return;
     BUG_IF(s->started && !s->stopping);
+    workers_stop(s->preparers);
+    workers_free(s->preparers);
     free(s->base_name);
     free(s->inbox.messages);
     free(s->inbox.events);

@@ -36,6 +36,7 @@ struct service {
     struct ledger *ledger;
     pthread_t thread;
     bool started;
+    struct workers *preparers; /* answer_prepare.c */
     _Atomic size_t n_loading;
 
     pthread_mutex_t lock; /* inbox, stopping, waiting, waiting_since */

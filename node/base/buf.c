@@ -148,11 +148,9 @@ char *buf_detach(struct buf *b)
     return s;
 }
 
-int file_read(const char *path, size_t max_bytes, struct buf *out, struct err *err)
+/* Reads to the end and closes fd. */
+static int read_all(int fd, const char *path, size_t max_bytes, struct buf *out, struct err *err)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return err_set_errno(err, errno, "%s", path);
     size_t len_before = out->len;
     for (;;) {
         size_t have = out->len - len_before;
@@ -178,6 +176,27 @@ int file_read(const char *path, size_t max_bytes, struct buf *out, struct err *e
     }
     close(fd);
     return 0;
+}
+
+int file_read(const char *path, size_t max_bytes, struct buf *out, struct err *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return err_set_errno(err, errno, "%s", path);
+    return read_all(fd, path, max_bytes, out, err);
+}
+
+int file_read_regular(const char *path, size_t max_bytes, struct buf *out, struct err *err)
+{
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO's open would wait */
+    if (fd < 0)
+        return err_set_errno(err, errno, "%s", path);
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+        close(fd);
+        return err_set(err, ERR_INVALID, "%s: is not a regular file", path);
+    }
+    return read_all(fd, path, max_bytes, out, err);
 }
 
 static int write_all(int fd, const uint8_t *p, size_t n)

@@ -37,6 +37,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +46,7 @@
 #include <unistd.h>
 
 /* Queries run beside the HTTP threads; more than these wait, more than the queue get 503. */
+enum { LARGE_PIECE_BYTES = 256 << 10 };
 enum { QUERY_THREADS = 2, QUERY_QUEUE = 256 };
 
 struct serving {
@@ -467,6 +469,10 @@ static int run_serve(const struct cli_args *a)
         strcmp(config_source(s.c, CONFIG_LOG_LEVEL), "default") != 0)
         log_set_level(level);
     raise_descriptor_limit();
+    /* What is large is given back to the system when it is freed: adapters that were unloaded,
+     * files that were read, bodies. By default the C library raises this bound as it sees large
+     * pieces come and go, and keeps them. */
+    mallopt(M_MMAP_THRESHOLD, LARGE_PIECE_BYTES);
     /* Blocked before any thread is made: all inherit it, and only this one waits for them. */
     sigset_t signals;
     sigemptyset(&signals);

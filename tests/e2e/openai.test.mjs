@@ -195,6 +195,10 @@ await checks.test('a seed repeats an answer', async () => {
   const [a, b, c] = await Promise.all([ask(42), ask(42), ask(43)]);
   checks.equal(a, b, 'the same seed, the same words');
   checks.ok(a !== c, 'another seed, other words');
+  const twice = async (seed) => (await client.completions.create({ model: 'verse', prompt: ['My', 'My'], n: 2, max_tokens: 24, temperature: 1.2, seed })).choices.map((o) => o.text);
+  const [seeded, free] = await Promise.all([twice(42), twice()]);
+  checks.ok(seeded[0] === a && seeded[2] === a && seeded[1] === seeded[3] && seeded[1] !== a, 'a prompt beside others is answered as alone', JSON.stringify(seeded));
+  checks.equal(new Set(free).size, 4, 'without a seed a prompt that is given twice is asked twice');
 });
 
 await checks.test('requests for all voices at once get what they get alone', async () => {
@@ -465,6 +469,34 @@ await checks.test('a node with int8 weights says so wherever it names its model'
   checks.equal(b.base.receipt_model_id, `0x${sha256(`${a.base.model_id.slice(2)}  int8, a scale an output column\n`).replace(/^0x/, '')}`, 'its receipts name a model of their own, that anyone can derive');
   checks.ok(/-file-/.test(a.answer.system_fingerprint) && /-int8-/.test(b.answer.system_fingerprint), 'the fingerprints differ', `${a.answer.system_fingerprint} ${b.answer.system_fingerprint}`);
   checks.equal(await int8.stop(), 0, 'the node ends with 0');
+});
+
+await checks.test('the memory of adapters that are unloaded goes back to the system', async () => {
+  const from = path.join(root, 'tests/fixtures/adapters/demo-7m/code'), n = 24;
+  const tensors = fs.readFileSync(path.join(from, 'adapter_model.safetensors'));
+  for (let i = 0; i < n; i++) {
+    const to = path.join(dir, 'many', `m${i}`);
+    fs.mkdirSync(to, { recursive: true });
+    fs.copyFileSync(path.join(from, 'adapter_config.json'), path.join(to, 'adapter_config.json'));
+    tensors[tensors.length - 2] = i; // low bits of one number: contents of their own
+    fs.writeFileSync(path.join(to, 'adapter_model.safetensors'), tensors);
+  }
+  const many = await startServer(['serve', '--model', model, '--adapters-dir', path.join(dir, 'many'), '--listen', '127.0.0.1:0', '--data', path.join(dir, 'many-data')]);
+  const resident = () => Number(/VmRSS:\s+(\d+) kB/.exec(fs.readFileSync(`/proc/${many.child.pid}/status`, 'utf8'))[1]) * 1024;
+  const all = async (what) => {
+    for (let i = 0; i < n; i++) {
+      const answer = await post(`${many.url}/admin/v1/adapters/m${i}/${what}`, '{}');
+      if (answer.status !== 200) throw new Error(`${what}: ${answer.status} ${await answer.text()}`);
+    }
+    return { resident: resident(), host: (await rpc(many.url, 'node_status')).adapters.host.bytes };
+  };
+  await all('load');
+  await all('unload'); // what is taken once and kept, is kept by now
+  const [loaded, unloaded] = [await all('load'), await all('unload')];
+  const mib = (bytes) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
+  checks.equal(unloaded.host, 0, 'no byte is counted');
+  checks.ok(loaded.resident - unloaded.resident > 0.9 * loaded.host, 'nor kept', `${mib(loaded.host)} of adapters, resident ${mib(loaded.resident)} with and ${mib(unloaded.resident)} without`);
+  checks.equal(await many.stop(), 0, 'the node ends with 0');
 });
 
 await checks.test('SIGTERM lets a running answer finish', async () => {

@@ -9,6 +9,8 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 /* ---- what a configuration means ---------------------------------------------------------- */
 
@@ -375,6 +377,30 @@ static void pickles_and_missing_files_are_refused_by_name(void **state)
     temp_dir_remove(dir);
 }
 
+/* A FIFO that nobody writes to would keep the thread that opens it, and whoever comes after. */
+static void what_is_no_file_is_refused_and_not_waited_for(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"adapter_config.json", "adapter_model.safetensors"};
+    for (int i = 0; i < 4; i++) {
+        const char *name = names[i / 2];
+        bool fifo = i % 2 == 0;
+        struct lora_adapter *a;
+        struct err err = {0};
+        char *dir = temp_dir_create(), *path = xasprintf("%s/%s", dir, name);
+        write_adapter(dir, &(struct wrong){.what = FINE});
+        assert_int_equal(unlink(path), 0);
+        assert_int_equal(fifo ? mkfifo(path, 0600) : mkdir(path, 0700), 0);
+        alarm(20); /* ends the program, should it wait */
+        assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err), -1);
+        alarm(0);
+        if (err.code != ERR_INVALID || strstr(err.message, path) == NULL)
+            fail_msg("%s as a %s: %s", name, fifo ? "FIFO" : "directory", err.message);
+        free(path);
+        temp_dir_remove(dir);
+    }
+}
+
 /* The digest as the header defines it, recomputed with the tools of a shell:
  *   cd DIR; for f in adapter_config.json adapter_model.safetensors; do
  *     echo "$(sha256sum <$f | cut -c1-64)  $(stat -c %s $f)  $f"; done | sha256sum */
@@ -429,6 +455,7 @@ int main(void)
         cmocka_unit_test(every_tensor_is_checked_against_the_base_model),
         cmocka_unit_test(a_truncated_file_is_refused_at_every_length),
         cmocka_unit_test(pickles_and_missing_files_are_refused_by_name),
+        cmocka_unit_test(what_is_no_file_is_refused_and_not_waited_for),
         cmocka_unit_test(content_digests_are_what_the_header_says),
         cmocka_unit_test(one_changed_byte_is_another_adapter),
     };

@@ -1073,6 +1073,66 @@ static void many_queries_are_answered_beside_a_stream(void **state)
     close(stream);
 }
 
+/* A request whose prompt takes long to become tokens, all but its last bytes: as many are whole at
+ * the same moment as somebody wants. */
+static int send_most_of_a_large_prompt(struct world *w, const char *tail)
+{
+    enum { N_SPACES = 300000 };
+    static const char head[] = "{\"model\":\"base\",\"prompt\":\"";
+    struct buf b = BUF_INIT;
+    buf_appendf(&b,
+                "POST /v1/completions HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\n"
+                "Content-Length: %zu\r\n\r\n%s%*s",
+                sizeof head - 1 + N_SPACES + strlen(tail), head, N_SPACES, "");
+    int fd = dial(w);
+    assert_int_equal(send(fd, b.data, b.len, MSG_NOSIGNAL), (ssize_t)b.len);
+    buf_release(&b);
+    return fd;
+}
+
+static void receive_refusal(int fd)
+{
+    struct buf raw = BUF_INIT;
+    receive(fd, &raw, NULL);
+    assert_non_null(strstr(buf_cstr(&raw), "context_length_exceeded"));
+    buf_release(&raw);
+    close(fd);
+}
+
+static void large_prompts_hold_up_nobody_else(void **state)
+{
+    struct world *w = *state;
+    enum { N = 8 }; /* more than there are HTTP threads */
+    static const char tail[] = "\"}", get[] = "GET /healthz HTTP/1.0\r\nHost: x\r\n\r\n";
+    int fds[N], fd;
+    fds[0] = send_most_of_a_large_prompt(w, tail);
+    struct monotonic_us began = clock_monotonic_us();
+    assert_int_equal(send(fds[0], tail, 2, MSG_NOSIGNAL), 2);
+    receive_refusal(fds[0]);
+    uint64_t alone_us = clock_elapsed_us(began, clock_monotonic_us()), longest_us = 0;
+    for (int i = 0; i < N; i++)
+        fds[i] = send_most_of_a_large_prompt(w, tail);
+    for (int i = 0; i < N; i++)
+        assert_int_equal(send(fds[i], tail, 2, MSG_NOSIGNAL), 2);
+    for (int i = 0; i < 4; i++) { /* on one HTTP thread or another */
+        struct buf raw = BUF_INIT;
+        fd = dial(w);
+        began = clock_monotonic_us();
+        assert_int_equal(send(fd, get, sizeof get - 1, MSG_NOSIGNAL), sizeof get - 1);
+        receive(fd, &raw, NULL);
+        uint64_t us = clock_elapsed_us(began, clock_monotonic_us());
+        longest_us = us > longest_us ? us : longest_us;
+        assert_non_null(strstr(buf_cstr(&raw), " 200 "));
+        buf_release(&raw);
+        close(fd);
+    }
+    for (int i = 0; i < N; i++)
+        receive_refusal(fds[i]);
+    printf("note: a large prompt takes %llu us; beside %d of them /healthz takes %llu us\n",
+           (unsigned long long)alone_us, N, (unsigned long long)longest_us);
+    assert_true(longest_us < alone_us / 2);
+}
+
 static void without_a_receipt_there_is_no_success(void **state)
 {
     struct world *w = *state;
@@ -1178,6 +1238,7 @@ int main(void)
         cmocka_unit_test(a_request_may_lower_its_priority_and_never_raise_it),
         cmocka_unit_test(a_full_queue_says_when_to_come_back),
         cmocka_unit_test(many_queries_are_answered_beside_a_stream),
+        cmocka_unit_test(large_prompts_hold_up_nobody_else),
         cmocka_unit_test(without_a_receipt_there_is_no_success),
         cmocka_unit_test(the_node_recovers_when_the_disk_does),
         cmocka_unit_test(stopping_bills_and_tells_what_was_written),
