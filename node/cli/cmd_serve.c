@@ -46,8 +46,8 @@
 #include <unistd.h>
 
 /* Queries run beside the HTTP threads; more than these wait, more than the queue get 503. */
-enum { LARGE_PIECE_BYTES = 256 << 10 };
 enum { QUERY_THREADS = 2, QUERY_QUEUE = 256 };
+enum { LARGE_PIECE_BYTES = 256 << 10 };
 
 struct serving {
     const struct config *c;
