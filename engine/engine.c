@@ -91,7 +91,7 @@ struct model_id int8_model_id(struct model_id base)
 
 static void describe(struct engine *e)
 {
-    bool int8 = e->options.weights != NULL && strcmp(e->options.weights, "int8") == 0;
+    bool int8 = engine_has_int8(&e->options);
     const struct model_config *c = &e->model->config;
     struct engine_model *m = &e->public_model;
     *m = (struct engine_model){.id = model_identity(e->model), /* hashed beside the upload */

@@ -69,7 +69,7 @@ static int open_backend(struct engine *e, struct backend_caps *caps, struct err 
         .max_rank = LORA_RANK_SUM_MAX,
         .max_seqs = o->max_seqs,
         .max_context = e->max_context,
-        .weights_int8 = o->weights != NULL && strcmp(o->weights, "int8") == 0,
+        .weights_int8 = engine_has_int8(o),
     };
     if (e->ops->open(&e->be, &options, err) != 0)
         return -1;

@@ -21,6 +21,7 @@
 #include "node/base/err.h"
 
 #include <pthread.h>
+#include <string.h>
 
 /* What engine_adapter_warm and its like ask of the engine thread; the caller's, who waits. */
 enum engine_order_kind { ORDER_WARM, ORDER_KEEP, ORDER_LET_GO, ORDER_EVICT };
@@ -149,6 +150,11 @@ int engine_budget_balance(struct engine *e, bool *moved, struct err *err);
 /* With nothing flying: so many bytes more for adapters, if they can be had (*moved). */
 int engine_budget_make_room(struct engine *e, size_t n_bytes, bool *moved, struct err *err);
 void engine_budget_close(struct engine *e);
+
+static inline bool engine_has_int8(const struct engine_options *o) /* weights, NULL or checked */
+{
+    return o->weights != NULL && strcmp(o->weights, "int8") == 0;
+}
 
 /* Blocks of the KV cache that have memory now, but padding's. */
 static inline int engine_n_blocks(const struct engine *e)

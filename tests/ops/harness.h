@@ -44,10 +44,10 @@ UNUSED static double linear_bound(bool int8, const char *isa)
     return int8 && strcmp(isa, "avx512vnni") == 0 ? 1e-8 : 1e-10;
 }
 
-UNUSED static void dev_open_weights(struct dev *d, const char *name, int n_threads, const char *isa,
-                                    bool int8)
+/* false, and *err says why: this build or this machine hasn't got the backend. */
+UNUSED static bool dev_try_open(struct dev *d, const char *name, int n_threads, bool int8,
+                                struct err *err)
 {
-    struct err err = {0};
     struct backend_options options = {.n_threads = n_threads,
                                       .max_rows = 64,
                                       .max_d = 512,
@@ -55,12 +55,18 @@ UNUSED static void dev_open_weights(struct dev *d, const char *name, int n_threa
                                       .max_seqs = 16,
                                       .max_context = 512,
                                       .weights_int8 = int8};
-    *d = (struct dev){.ops = ops_find(name, &err)};
-    if (d->ops == NULL)
-        fail_msg("ops_find(%s): %s", name, err.message);
+    *d = (struct dev){.ops = ops_find(name, err)};
+    return d->ops != NULL && d->ops->open(&d->be, &options, err) == 0;
+}
+
+UNUSED static void dev_open_weights(struct dev *d, const char *name, int n_threads, const char *isa,
+                                    bool int8)
+{
+    struct err err = {0};
     if (isa != NULL)
         setenv("TRIBUTARY_ISA", isa, 1);
-    assert_ok(d->ops->open(&d->be, &options, &err), err);
+    if (!dev_try_open(d, name, n_threads, int8, &err))
+        fail_msg("backend %s: %s", name, err.message);
 }
 
 UNUSED static void dev_open(struct dev *d, const char *name, int n_threads, const char *isa)

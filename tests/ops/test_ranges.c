@@ -11,14 +11,7 @@ enum { PIECES = 6 };
 static bool open_named(struct dev *d, const char *name)
 {
     struct err err = {0};
-    struct backend_options options = {.n_threads = 1,
-                                      .max_rows = 64,
-                                      .max_d = 512,
-                                      .max_rank = 64,
-                                      .max_seqs = 4,
-                                      .max_context = 512};
-    *d = (struct dev){.ops = ops_find(name, &err)};
-    if (d->ops != NULL && d->ops->open(&d->be, &options, &err) == 0)
+    if (dev_try_open(d, name, 1, false, &err))
         return true;
     print_message("note: ranges of %s not tested: %s\n", name, err.message);
     assert_true(strcmp(name, "ref") != 0 && strcmp(name, "cpu") != 0);
