@@ -722,6 +722,8 @@ static void show_memory(const struct bench *b, FILE *out)
 {
     const struct lora_pool *pool = b->engine->lora;
     const struct model_config *c = &b->shape->config;
+    int n_linears;
+    const struct lora_linear *linears = lora_pool_linears(pool, &n_linears);
     size_t n_spans = 0, n_overlaps = 0;
     struct span *spans = xcalloc((size_t)b->n_adapters * (size_t)model_n_sites(c) * 2 + 1,
                                  sizeof *spans);
@@ -734,21 +736,16 @@ static void show_memory(const struct bench *b, FILE *out)
             continue;
         }
         uintptr_t low = UINTPTR_MAX, high = 0;
-        for (int layer = 0; layer < c->n_layers; layer++)
-            for (int f = 0, site = 0; f < FUSED_KINDS; f++) {
-                int n_parts;
-                const struct lora_part *parts = lora_pool_parts(pool, layer, (enum fused_kind)f,
-                                                                &n_parts);
-                for (int p = 0; p < n_parts; p++, site++) {
-                    const struct lora_entry *e = &parts[p].entries[slot];
-                    size_t row = (size_t)e->rank * dtype_bytes((enum dtype)e->dtype);
-                    size_t n_a = row * (size_t)model_site_d_in(c, (enum site_kind)site);
-                    size_t n_b = row * (size_t)model_site_d_out(c, (enum site_kind)site);
-                    spans[n_spans++] = (struct span){e->a.addr, e->a.addr + n_a};
-                    spans[n_spans++] = (struct span){e->b.addr, e->b.addr + n_b};
-                    low = e->a.addr < low ? e->a.addr : low;
-                    high = e->b.addr + n_b > high ? e->b.addr + n_b : high;
-                }
+        for (int l = 0; l < n_linears; l++)
+            for (int p = 0; p < linears[l].n_parts; p++) {
+                const struct lora_entry *e = &linears[l].parts[p].entries[slot];
+                size_t row = (size_t)e->rank * dtype_bytes((enum dtype)e->dtype);
+                size_t n_a = row * (size_t)linears[l].d_in;
+                size_t n_b = row * (size_t)linears[l].parts[p].d_out;
+                spans[n_spans++] = (struct span){e->a.addr, e->a.addr + n_a};
+                spans[n_spans++] = (struct span){e->b.addr, e->b.addr + n_b};
+                low = e->a.addr < low ? e->a.addr : low;
+                high = e->b.addr + n_b > high ? e->b.addr + n_b : high;
             }
         fprintf(out,
                 "# adapter %3d %.16s slot %4d: %zu bytes within 0x%" PRIxPTR " to 0x%" PRIxPTR "\n",

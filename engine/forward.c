@@ -121,20 +121,22 @@ void forward_release(struct forward *f)
     *f = (struct forward){0};
 }
 
-/* The linears of a layer follow one another in the order of enum fused_kind. */
-static struct lora_args adapters(const struct forward *f, const struct step_batch *b,
-                                 const struct lora_pool *pool, int layer, enum fused_kind kind)
+static struct lora_args adapters(const struct step_batch *b, const struct lora_pool *pool,
+                                 int layer, enum fused_kind kind)
 {
-    static const enum site_kind sites[FUSED_KINDS] = {SITE_Q, SITE_O, SITE_GATE, SITE_DOWN};
-    struct lora_args lora = {.step = &b->lora};
-    lora.parts = lora_pool_parts(pool, layer, kind, &lora.n_parts);
-    enum fused_kind next = (enum fused_kind)((kind + 1) % FUSED_KINDS);
-    int next_layer = layer + (next == FUSED_QKV);
-    if (next_layer < f->config->n_layers) {
-        lora.next = lora_pool_parts(pool, next_layer, next, &lora.n_next);
-        lora.next_d_in = model_site_d_in(f->config, sites[next]);
-    }
-    return lora;
+    int n, i = layer * FUSED_KINDS + (int)kind;
+    const struct lora_linear *l = &lora_pool_linears(pool, &n)[i];
+    return (struct lora_args){
+        .step = &b->lora, .parts = l->parts, .n_parts = l->n_parts, .place = i + 1};
+}
+
+/* All adapters' entries come before the first layer's matrices (lora_pool_need). */
+static void look_up(const struct forward *f, const struct step_batch *b, struct lora_pool *pool)
+{
+    int n;
+    const struct lora_linear *linears = lora_pool_linears(pool, &n);
+    lora_pool_need(pool, 0);
+    f->ops->lora_look_up(f->be, &b->lora, linears, n);
 }
 
 /* One linear of a layer with the step's adapters; a step without adapters passes none on. */
@@ -142,7 +144,7 @@ static void linear(struct forward *f, struct devptr y, struct devptr x, const st
                    struct devptr bias, const struct step_batch *b, const struct lora_pool *pool,
                    int layer, enum fused_kind kind)
 {
-    struct lora_args lora = adapters(f, b, pool, layer, kind);
+    struct lora_args lora = adapters(b, pool, layer, kind);
     f->ops->linear(f->be, y, x, w, bias, b->batch.n_rows, false, b->has_lora ? &lora : NULL);
 }
 
@@ -160,6 +162,8 @@ void forward_run(struct forward *f, const struct step_batch *b, struct lora_pool
         .rotary_dim = c->head_dim, .cos_sin = f->weights->cos_sin, .norm_eps = c->norm_eps};
     struct devptr none = {0};
 
+    if (b->has_lora)
+        look_up(f, b, pool);
     ops->embed(be, f->residual, b->batch.d_token, f->weights->embed, n, 1.0f);
     for (int l = 0; l < c->n_layers; l++) {
         const struct layer_weights *w = &f->weights->layers[l];
@@ -175,7 +179,7 @@ void forward_run(struct forward *f, const struct step_batch *b, struct lora_pool
         ops->attention(be, f->attention, f->qkv, &f->kv[l], &b->batch, &shape);
         linear(f, f->x, f->attention, w->o, w->o_bias, b, pool, l, FUSED_O);
         ops->add_rmsnorm(be, f->x, f->residual, f->x, w->ffn_norm, n, c->hidden, c->norm_eps, 0);
-        struct lora_args lora = adapters(f, b, pool, l, FUSED_GATE_UP);
+        struct lora_args lora = adapters(b, pool, l, FUSED_GATE_UP);
         ops->linear_swiglu(be, f->ffn, f->gate_up, f->x, w->gate_up, w->gate_up_bias, n,
                            b->has_lora ? &lora : NULL);
         linear(f, f->x, f->ffn, w->down, w->down_bias, b, pool, l, FUSED_DOWN);

@@ -106,6 +106,7 @@ struct lora_pool {
     struct lora_entry *entries; /* [n_sites, n_slots], of host_alloc */
     struct devptr d_entries;    /* the same on the device */
     struct lora_part *parts;    /* [n_layers, SITE_KINDS] */
+    struct lora_linear *linears; /* [n_layers, FUSED_KINDS] */
     uint64_t n_fills, n_ticks;
     double age;
     size_t bytes_promised;
@@ -135,13 +136,16 @@ static struct devptr d_entry_at(const struct lora_pool *p, int site, int32_t slo
                                        sizeof(struct lora_entry));
 }
 
-static void build_parts(struct lora_pool *p)
+static void build_linears(struct lora_pool *p)
 {
     for (int layer = 0; layer < p->model->n_layers; layer++) {
         for (int f = 0; f < FUSED_KINDS; f++) {
-            int out_begin = 0;
+            int out_begin = 0, first = layer * SITE_KINDS + FUSED[f].first;
+            p->linears[layer * FUSED_KINDS + f] = (struct lora_linear){
+                &p->parts[first], FUSED[f].n_parts,
+                model_site_d_in(p->model, (enum site_kind)FUSED[f].first)};
             for (int i = 0; i < FUSED[f].n_parts; i++) {
-                int site = layer * SITE_KINDS + FUSED[f].first + i;
+                int site = first + i;
                 int d_out = model_site_d_out(p->model, (enum site_kind)(FUSED[f].first + i));
                 p->parts[site] = (struct lora_part){entry_at(p, site, 0), d_entry_at(p, site, 0),
                                                     out_begin, d_out};
@@ -205,6 +209,7 @@ int lora_pool_create(struct lora_pool **out, const struct model_config *model,
     pthread_mutex_init(&p->lock, NULL);
     size_t n_entries = (size_t)p->n_sites * (size_t)n_slots;
     p->parts = xcalloc((size_t)p->n_sites, sizeof *p->parts);
+    p->linears = xcalloc((size_t)(model->n_layers * FUSED_KINDS), sizeof *p->linears);
     if (ops->host_alloc(be, (void **)&p->entries, n_entries * sizeof *p->entries, err) != 0 ||
         ops->mem_alloc(be, &p->d_entries, n_entries * sizeof *p->entries, err) != 0 ||
         create_region(p, region, err) != 0) {
@@ -214,7 +219,7 @@ int lora_pool_create(struct lora_pool **out, const struct model_config *model,
     }
     memset(p->entries, 0, n_entries * sizeof *p->entries);
     ops->upload(be, p->d_entries, p->entries, n_entries * sizeof *p->entries);
-    build_parts(p);
+    build_linears(p);
     p->stats.bytes_total = p->n_bytes;
     p->stats.n_slots = n_slots;
     *out = p;
@@ -775,11 +780,10 @@ void lora_pool_check(const struct lora_pool *p, struct lora_pin pin,
     BUG_IF(s->generation != pin.generation || s->n_pins < 1 || !DIGEST_EQ(s->content, *content));
 }
 
-const struct lora_part *lora_pool_parts(const struct lora_pool *p, int layer, enum fused_kind kind,
-                                        int *n_parts)
+const struct lora_linear *lora_pool_linears(const struct lora_pool *p, int *n)
 {
-    *n_parts = FUSED[kind].n_parts;
-    return &p->parts[layer * SITE_KINDS + FUSED[kind].first];
+    *n = p->model->n_layers * FUSED_KINDS;
+    return p->linears;
 }
 
 void lora_pool_stats(const struct lora_pool *p, struct lora_pool_stats *out)
@@ -827,6 +831,7 @@ void lora_pool_free(struct lora_pool *p)
     free(p->chains);
     free(p->loading);
     free(p->parts);
+    free(p->linears);
     free(p->bricks);
     free(p->loss);
     free(p);

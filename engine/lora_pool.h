@@ -134,9 +134,8 @@ bool lora_pool_is_resident(const struct lora_pool *p, const struct content_diges
 size_t lora_pool_bytes_loading(const struct lora_pool *p); /* on their way */
 bool lora_pool_has_arrived(const struct lora_pool *p, const struct content_digest *content);
 
-/* What a linear call gets: [*n_parts]. */
-const struct lora_part *lora_pool_parts(const struct lora_pool *p, int layer, enum fused_kind kind,
-                                        int *n_parts);
+/* The model's linears, in the order in which a step asks for them: [n_layers, FUSED_KINDS]. */
+const struct lora_linear *lora_pool_linears(const struct lora_pool *p, int *n);
 
 void lora_pool_stats(const struct lora_pool *p, struct lora_pool_stats *out);
 

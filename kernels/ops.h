@@ -157,14 +157,17 @@ struct lora_part {
     int out_begin, d_out;             /* its columns of y */
 };
 
+/* A linear that adapters may touch. */
+struct lora_linear {
+    const struct lora_part *parts; /* host [n_parts] */
+    int n_parts, d_in;
+};
+
 struct lora_args { /* pass NULL for `lora` when no row of the step has an adapter */
     const struct lora_step *step;
     const struct lora_part *parts; /* host [n_parts] */
     int n_parts;
-    /* A hint, or NULL: the parts of the linear that will be asked for next with this step, and its
-     * d_in, so that a device may fetch its adapters ahead. */
-    const struct lora_part *next; /* host [n_next] */
-    int n_next, next_d_in;
+    int place; /* among those told to lora_look_up, from 1 on; 0: it wasn't told */
 };
 
 /* ---- attention ---------------------------------------------------------------------------------
@@ -308,6 +311,14 @@ struct ops {
     void (*add_rmsnorm)(struct backend *be, struct devptr y, struct devptr residual,
                         struct devptr x, struct devptr w, int n_rows, int d, float eps,
                         float w_offset);
+
+    /* Tells of all linears that will be asked for with this step, in the order in which they will
+     * be, so that a device can find their adapters at once and fetch them ahead. What it finds holds
+     * until the next call, and is used once: each linear whose place is given follows once at most.
+     * The adapters' entries must be there (lane_need before). Nobody has to call it. While recording
+     * the same linears as in the last call are told. */
+    void (*lora_look_up)(struct backend *be, const struct lora_step *step,
+                         const struct lora_linear *linears, int n_linears);
 
     /* y[i] = W x[i] + bias + sum over the row's segments of
      *        weight * scaling * B (A x[i])   for each part that the adapter touches.

@@ -284,6 +284,13 @@ static void cpu_lane_need(struct backend *be, uint64_t mark)
     (void)mark;
 }
 
+/* Here an adapter is found where it is used. */
+static void cpu_lora_look_up(struct backend *be, const struct lora_step *step,
+                             const struct lora_linear *linears, int n_linears)
+{
+    (void)be, (void)step, (void)linears, (void)n_linears;
+}
+
 static int cpu_sync(struct backend *be, struct err *err)
 {
     (void)be;
@@ -434,6 +441,7 @@ const struct ops ops_cpu = {
     .weight_free = cpu_weight_free,
     .embed = cpu_embed,
     .add_rmsnorm = cpu_add_rmsnorm,
+    .lora_look_up = cpu_lora_look_up,
     .linear = cpu_linear,
     .sgmv_shrink = cpu_sgmv_shrink,
     .sgmv_expand = cpu_sgmv_expand,

@@ -48,6 +48,20 @@ __device__ static inline void barrier_wait(uint64_t *b, uint32_t parity)
                  : "memory");
 }
 
+/* 16 bytes from global to shared memory, on their way; and an arrival of this thread when all that
+ * it has asked for so is there. */
+__device__ static inline void copy_16(void *to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+                 : "memory");
+}
+
+__device__ static inline void copies_arrive(uint64_t *b)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(b))
+                 : "memory");
+}
+
 /* ---- clusters
  * ------------------------------------------------------------------------------------- */
 

@@ -326,6 +326,7 @@ extern "C" const struct ops ops_cuda = {
     .weight_free = cuda_weight_free,
     .embed = cuda_embed,
     .add_rmsnorm = cuda_add_rmsnorm,
+    .lora_look_up = cuda_lora_look_up,
     .linear = cuda_linear,
     .linear_swiglu = cuda_linear_swiglu,
     .sgmv_shrink = cuda_sgmv_shrink,

@@ -23,7 +23,7 @@ struct linear_scratch {
     int t_stride;
     uint64_t *tag_chains, *tag_t; /* narrow, and the two below: see linear_args */
     int64_t n_tag_chains;
-    int *tag;
+    struct lora_looked *looked; /* lora_look_up.cu */
     int n_clusters[5][3];     /* resident together, of each narrow kernel, for 2, 4, 8 ranges */
     int n_wide_clusters[4];   /* the same of the wide kernels */
     int n_shrink_clusters[2]; /* likewise of lora.cu's, few rows and many; 0: not yet asked */
@@ -217,6 +217,8 @@ int cuda_linear_open(struct backend *be, struct err *err);
 void cuda_linear_close(struct backend *be);
 void cuda_linear(struct backend *be, struct devptr y, struct devptr x, const struct weight *w,
                  struct devptr bias, int n_rows, bool y_f32, const struct lora_args *lora);
+void cuda_lora_look_up(struct backend *be, const struct lora_step *step,
+                       const struct lora_linear *linears, int n_linears);
 void cuda_sgmv_shrink(struct backend *be, struct devptr t, struct devptr x, int n_rows, int d_in,
                       const struct lora_args *lora);
 void cuda_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int n_rows,

@@ -323,6 +323,44 @@ static void run_plain(struct backend *be, const struct weight *w, struct linear_
            256, 0, a, (int)w->dtype);
 }
 
+/* Rows in halves of NARROW_ROWS_MAX. */
+static void run_narrow(struct backend *be, const struct weight *w, struct linear_args &a,
+                       const struct lora_args *lora)
+{
+    const struct linear_args all = a;
+    int n_halves = ceil_div(all.n_rows, NARROW_ROWS_MAX);
+    size_t y_bytes = all.store == STORE_F32 ? sizeof(float) : sizeof(bf16);
+    y_bytes *= (size_t)(all.store == STORE_SWIGLU ? all.pair_width : all.d_out) * NARROW_ROWS_MAX;
+    a.n_chains = lora_n_chains(w->d_in);
+    a.tag_chains = be->linear->tag_chains;
+    a.tag_t = be->linear->tag_t;
+    a.n_tag_chains = be->linear->n_tag_chains;
+    if (lora != nullptr)
+        lora_find_all(be, lora, w->d_in);
+    for (int half = 0; half < n_halves; half++) {
+        int row = half * NARROW_ROWS_MAX, n = all.n_rows - row;
+        a.n_rows = n < NARROW_ROWS_MAX ? n : NARROW_ROWS_MAX;
+        a.x = all.x + (int64_t)row * all.d_in;
+        a.y = static_cast<char *>(all.y) + (size_t)half * y_bytes;
+        if (lora != nullptr) {
+            a.lora.found = lora_found_at(be, lora, half);
+            a.next = lora_next_of(be, lora, half, n_halves, &a.next_d_in);
+        }
+        int choice = narrow_choice(a.n_rows);
+        int resident = be->linear->n_clusters[choice][w->n_ranges == 8 ? 2 : w->n_ranges / 2 - 1];
+        switch (choice) {
+#define LAUNCH(i, n)                          \
+    case i:                                   \
+        launch_narrow<n>(be, w, a, resident); \
+        break;
+            FOR_EACH_NARROW(LAUNCH)
+#undef LAUNCH
+        default:
+            BUG("no such kernel");
+        }
+    }
+}
+
 static void run(struct backend *be, struct devptr y, struct devptr x, const struct weight *w,
                 struct devptr bias, int n_rows, enum store store, const struct lora_args *lora)
 {
@@ -337,8 +375,6 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
     a.d_in = w->d_in;
     a.store = store;
     a.lora = lora_view_of(be, lora);
-    a.next = lora_next_of(be, lora);
-    a.next_d_in = lora != nullptr ? lora->next_d_in : 0;
     if (!w->packed) {
         run_plain(be, w, a);
         return;
@@ -352,29 +388,16 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
     bool many = a.lora.d_n_segs == nullptr || !be->recording
                     ? a.lora.n_segs > (n_rows < 32 ? 32 : n_rows)
                     : false;
-    if (n_rows > NARROW_ROWS_MAX || many) {
+#ifndef VARIANT_ROWS
+#define VARIANT_ROWS NARROW_ROWS_MAX
+#endif
+    if (n_rows > VARIANT_ROWS || many) {
         if (a.lora.n_parts > 0)
             lora_shrink(be, a.lora, a.x, n_rows, a.d_in);
         run_wide(be, a);
         return;
     }
-    a.n_chains = lora_n_chains(w->d_in);
-    a.tag_chains = be->linear->tag_chains;
-    a.tag_t = be->linear->tag_t;
-    a.n_tag_chains = be->linear->n_tag_chains;
-    a.tag = be->linear->tag;
-    int choice = narrow_choice(n_rows);
-    int resident = be->linear->n_clusters[choice][w->n_ranges == 8 ? 2 : w->n_ranges / 2 - 1];
-    switch (choice) {
-#define LAUNCH(i, n)                          \
-    case i:                                   \
-        launch_narrow<n>(be, w, a, resident); \
-        break;
-        FOR_EACH_NARROW(LAUNCH)
-#undef LAUNCH
-    default:
-        BUG("no such kernel");
-    }
+    run_narrow(be, w, a, lora);
 }
 
 void cuda_linear(struct backend *be, struct devptr y, struct devptr x, const struct weight *w,
@@ -400,6 +423,19 @@ void cuda_linear_swiglu(struct backend *be, struct devptr y, struct devptr scrat
 
 enum { TAG_CHAINS_MAX = 4 << 20 };
 
+static size_t words_of_t(const struct linear_scratch *s)
+{
+    return (size_t)NARROW_ROWS_MAX * (size_t)(s->t_stride / 2);
+}
+
+cudaError_t lora_clear_words(struct backend *be)
+{
+    const struct linear_scratch *s = be->linear;
+    cudaError_t rc = fill_async(be, s->tag_chains, 0,
+                                (size_t)s->n_tag_chains * sizeof *s->tag_chains);
+    return rc == cudaSuccess ? fill_async(be, s->tag_t, 0, words_of_t(s) * sizeof *s->tag_t) : rc;
+}
+
 int cuda_linear_open(struct backend *be, struct err *err)
 {
     struct linear_scratch *s = be->linear = new linear_scratch{};
@@ -412,8 +448,6 @@ int cuda_linear_open(struct backend *be, struct err *err)
         s->n_tag_chains = TAG_CHAINS_MAX;
     size_t chain_bytes = (size_t)s->n_tag_chains * sizeof *s->tag_chains;
     size_t t_bytes = (size_t)o->max_rows * (size_t)s->t_stride * sizeof(bf16);
-    size_t tag_bytes = (size_t)NARROW_ROWS_MAX * (size_t)(s->t_stride / 2) * sizeof *s->tag_t;
-    const int tag[4] = {1};
     cudaDriverEntryPointQueryResult found;
     cudaError_t rc = cudaMalloc(&s->t, t_bytes);
     if (rc == cudaSuccess)
@@ -421,15 +455,9 @@ int cuda_linear_open(struct backend *be, struct err *err)
     if (rc == cudaSuccess)
         rc = cudaMalloc(&s->tag_chains, chain_bytes);
     if (rc == cudaSuccess)
-        rc = cudaMemset(s->tag_chains, 0, chain_bytes);
+        rc = cudaMalloc(&s->tag_t, words_of_t(s) * sizeof *s->tag_t);
     if (rc == cudaSuccess)
-        rc = cudaMalloc(&s->tag_t, tag_bytes);
-    if (rc == cudaSuccess)
-        rc = cudaMemset(s->tag_t, 0, tag_bytes);
-    if (rc == cudaSuccess)
-        rc = cudaMalloc(&s->tag, sizeof tag);
-    if (rc == cudaSuccess)
-        rc = cudaMemcpy(s->tag, tag, sizeof tag, cudaMemcpyHostToDevice);
+        rc = lora_look_up_open(be);
     if (rc != cudaSuccess)
         return err_set(err, ERR_NO_MEMORY, "cuda: scratch memory of %d rows for adapters: %s",
                        o->max_rows, cudaGetErrorString(rc));
@@ -460,6 +488,6 @@ void cuda_linear_close(struct backend *be)
     cudaFree(s->t);
     cudaFree(s->tag_chains);
     cudaFree(s->tag_t);
-    cudaFree(s->tag);
+    lora_look_up_close(be);
     delete s;
 }

@@ -6,6 +6,26 @@
 
 #include "kernels/cuda/linear_tile.cuh"
 
+/* What the linear found (lora.cuh), in shared memory: of each list as many as a launch can have. */
+template <int N, int SEGS> struct narrow_found {
+    struct lora_head head;
+    int32_t t_end[N];
+    struct lora_span spans[SEGS];
+    int32_t unit_end[SEGS * LORA_PARTS_MAX];
+    struct lora_cell cells[SEGS * LORA_PARTS_MAX];
+};
+
+/* The same for all N. */
+struct narrow_table {
+    const struct lora_span *spans; /* [n] */
+    const struct lora_cell *cells; /* [n, n_parts] */
+    const int32_t *unit_end;       /* [n, n_parts] */
+    const int32_t *t_end;          /* [rows] */
+    int n, n_units, rank, width;   /* lora_head has these */
+    bool plain;
+    uint32_t tag;
+};
+
 template <int N> struct narrow {
     static constexpr int STAGE = TILE_BYTES + N * TILE * 2;                   /* bytes */
     static constexpr int DEPTH = N <= 16 ? 6 : N == 32 ? 5 : N == 64 ? 3 : 2; /* of a ring */
@@ -61,8 +81,7 @@ template <int N> struct narrow {
     {
         return 1024 + (size_t)2 * DEPTH * STAGE + partial_bytes(n_ranges) +
                (lags(n_ranges) ? 3 : 1) * delta_bytes(n_ranges) + B_BYTES + T_BYTES +
-               lora_table_bytes(SEGS) + (SEGS * LORA_PARTS_MAX + N + 16) * sizeof(int) +
-               (4 * DEPTH + 8 + 2 * B_SLOTS) * 8;
+               sizeof(narrow_found<N, SEGS>) + (4 * DEPTH + 8 + 2 * B_SLOTS) * 8;
     }
 };
 
@@ -79,25 +98,22 @@ enum {
 /* ---- chains of t
  * --------------------------------------------------------------------------------------- */
 
-/* One chain, by a warp: c[n] = A[rank0 ..+16][k_begin .. k_end) x[row + 8 n ..+8]^T. d_in and
- * k_begin are multiples of 8. c0, c1: rank g, rows 2t, 2t + 1; c2, c3: rank g + 8. lora_chain is
- * for bf16; the way of other types is a function of its own, so that the other code stays small:
- * what doesn't fit the instruction cache comes from L2, behind the weights. */
-template <int NT> struct lora_chain_sums { /* see lora_sums */
-    float c[NT][4];
+/* One chain, by a warp: c = A[rank0 ..+16][k_begin .. k_end) x[row ..+8]^T. d_in and k_begin are
+ * multiples of 8. c0, c1: rank g, rows 2t, 2t + 1; c2, c3: rank g + 8. Of bf16 in two halves, so
+ * that A can be asked for early. The way of other types is a function of its own, so that the other
+ * code stays small: what doesn't fit the instruction cache comes from L2, behind the weights. */
+struct chain_sums { /* see lora_sums */
+    float c[4];
 };
 
-template <int NT>
-__device__ static __noinline__ struct lora_chain_sums<NT>
-lora_chain_planes(struct lora_cell cell, int rank0, int row, int row_end, const bf16 *x, int d_in,
-                  int k_begin, int k_end, int lane) {
-    struct lora_chain_sums<NT> sums;
-    float (&c)[NT][4] = sums.c;
+__device__ static __noinline__ struct chain_sums chain_planes(struct lora_cell cell, int rank0,
+                                                              int row, int row_end, const bf16 *x,
+                                                              int d_in, int k_begin, int k_end,
+                                                              int lane)
+{
+    struct chain_sums sums = {};
     int g = lane >> 2, t = lane & 3, r0 = rank0 + g, r1 = r0 + 8;
     const void *a = reinterpret_cast<const void *>(cell.a);
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-        c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
 #pragma unroll 1
     for (int k0 = k_begin; k0 < k_end; k0 += 32) {
         int k = k0 + 8 * t;
@@ -112,6 +128,9 @@ lora_chain_planes(struct lora_cell cell, int rank0, int row, int row_end, const 
                         ? load_as_float(a, (int64_t)r1 * d_in + k + e, cell.dtype)
                         : 0;
         }
+        uint4 b = make_uint4(0, 0, 0, 0);
+        if (k < k_end && row + g < row_end)
+            b = __ldcg(reinterpret_cast<const uint4 *>(x + (int64_t)(row + g) * d_in + k));
 #pragma unroll 1
         for (int plane = 0; plane < planes_of(cell.dtype); plane++) {
             uint32_t p0[4], p1[4];
@@ -120,71 +139,56 @@ lora_chain_planes(struct lora_cell cell, int rank0, int row, int row_end, const 
                 p0[e] = take_plane(f0[2 * e], f0[2 * e + 1]);
                 p1[e] = take_plane(f1[2 * e], f1[2 * e + 1]);
             }
-#pragma unroll
-            for (int n = 0; n < NT; n++) {
-                uint4 b = make_uint4(0, 0, 0, 0);
-                if (k < k_end && row + 8 * n + g < row_end)
-                    b = __ldcg(
-                        reinterpret_cast<const uint4 *>(x + (int64_t)(row + 8 * n + g) * d_in + k));
-                mma_bf16(c[n], p0[0], p1[0], p0[1], p1[1], b.x, b.y);
-                mma_bf16(c[n], p0[2], p1[2], p0[3], p1[3], b.z, b.w);
-            }
+            mma_bf16(sums.c, p0[0], p1[0], p0[1], p1[1], b.x, b.y);
+            mma_bf16(sums.c, p0[2], p1[2], p0[3], p1[3], b.z, b.w);
         }
     }
     return sums;
 }
 
-template <int NT>
-__device__ static inline void lora_chain(float (&c)[NT][4], const struct lora_cell &cell, int rank0,
-                                         int row, int row_end, const bf16 *x, int d_in, int k_begin,
-                                         int k_end, int lane)
+/* A of a chain, on its way to registers: a lane has rows g and g + 8 of 16, eight k at a time. */
+struct chain_a {
+    uint4 a0[LORA_CHAIN / 32], a1[LORA_CHAIN / 32];
+};
+
+/* bf16 only. */
+__device__ static inline void chain_ask_a(struct chain_a &q, const struct lora_cell &cell,
+                                          int rank0, int d_in, int k_begin, int k_end, int lane)
 {
-    constexpr int AHEAD = NT == 1 ? 8 : 2; /* chunks of 32 k in flight */
-    if (cell.dtype != DTYPE_BF16) {
-        struct lora_chain_sums<NT> sums = lora_chain_planes<NT>(cell, rank0, row, row_end, x, d_in,
-                                                                k_begin, k_end, lane);
-#pragma unroll
-        for (int n = 0; n < NT; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                c[n][i] = sums.c[n][i];
-        return;
-    }
-    int g = lane >> 2, t = lane & 3, r0 = rank0 + g, r1 = r0 + 8;
+    int r0 = rank0 + (lane >> 2), r1 = r0 + 8;
     const bf16 *a = reinterpret_cast<const bf16 *>(cell.a);
     bool live0 = r0 < cell.rank, live1 = r1 < cell.rank;
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-        c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
     const uint4 zero = make_uint4(0, 0, 0, 0);
-#pragma unroll 1
-    for (int k0 = k_begin; k0 < k_end; k0 += 32 * AHEAD) {
-        uint4 a0[AHEAD], a1[AHEAD], b[AHEAD][NT];
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            int k = k0 + 32 * i + 8 * t;
-            bool inside = k < k_end;
-            a0[i] = inside && live0
-                        ? __ldg(reinterpret_cast<const uint4 *>(a + (int64_t)r0 * d_in + k))
-                        : zero;
-            a1[i] = inside && live1
-                        ? __ldg(reinterpret_cast<const uint4 *>(a + (int64_t)r1 * d_in + k))
-                        : zero;
+    for (int i = 0; i < LORA_CHAIN / 32; i++) {
+        int k = k_begin + 32 * i + 8 * (lane & 3);
+        q.a0[i] = k < k_end && live0
+                      ? __ldg(reinterpret_cast<const uint4 *>(a + (int64_t)r0 * d_in + k))
+                      : zero;
+        q.a1[i] = k < k_end && live1
+                      ? __ldg(reinterpret_cast<const uint4 *>(a + (int64_t)r1 * d_in + k))
+                      : zero;
+    }
+}
+
+__device__ static inline void chain_sum(float (&c)[4], const struct chain_a &q, int row,
+                                        int row_end, const bf16 *x, int d_in, int k_begin,
+                                        int k_end, int lane)
+{
+    uint4 b[LORA_CHAIN / 32];
+    int mine = row + (lane >> 2);
 #pragma unroll
-            for (int n = 0; n < NT; n++)
-                b[i][n] = inside && row + 8 * n + g < row_end
-                              ? __ldcg(reinterpret_cast<const uint4 *>(
-                                    x + (int64_t)(row + 8 * n + g) * d_in + k))
-                              : zero;
-        }
+    for (int i = 0; i < LORA_CHAIN / 32; i++) {
+        int k = k_begin + 32 * i + 8 * (lane & 3);
+        b[i] = k < k_end && mine < row_end
+                   ? __ldcg(reinterpret_cast<const uint4 *>(x + (int64_t)mine * d_in + k))
+                   : make_uint4(0, 0, 0, 0);
+    }
+    c[0] = c[1] = c[2] = c[3] = 0;
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-#pragma unroll
-            for (int n = 0; n < NT; n++) {
-                mma_bf16(c[n], a0[i].x, a1[i].x, a0[i].y, a1[i].y, b[i][n].x, b[i][n].y);
-                mma_bf16(c[n], a0[i].z, a1[i].z, a0[i].w, a1[i].w, b[i][n].z, b[i][n].w);
-            }
-        }
+    for (int i = 0; i < LORA_CHAIN / 32; i++) {
+        mma_bf16(c, q.a0[i].x, q.a1[i].x, q.a0[i].y, q.a1[i].y, b[i].x, b[i].y);
+        mma_bf16(c, q.a0[i].z, q.a1[i].z, q.a0[i].w, q.a1[i].w, b[i].z, b[i].w);
     }
 }
 
@@ -217,7 +221,7 @@ __device__ static inline void lora_load_b_floats(float (&w)[8], const struct lor
 }
 
 /* The segments among base .. base + 31 whose part p has rows in the tiles: a bit each. */
-__device__ static inline unsigned lora_touching(const struct lora_table &table, int n_parts, int p,
+__device__ static inline unsigned lora_touching(const struct narrow_table &table, int n_parts, int p,
                                                 int base, const int (&row)[2], int lane)
 {
     bool touches = false;
@@ -256,7 +260,7 @@ struct lora_sums { /* by value through calls: what is pointed to can't stay in r
  * step is 16 ranks of a segment. No branches: a step too many multiplies zeros. */
 template <int BATCH, typename Load>
 __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
-                                         const struct lora_table &table, const struct lora_view &v,
+                                         const struct narrow_table &table, const struct lora_view &v,
                                          int p, int base, unsigned &left, int &next_rank,
                                          const struct lora_lane &o, int lane, Load &load)
 {
@@ -292,7 +296,7 @@ __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
 /* The same, one after the other, with any type and rank of B. */
 template <typename Load>
 __device__ static __noinline__ struct lora_sums
-lora_steps_planes(struct lora_sums sums, int row0, int row1, struct lora_table table,
+lora_steps_planes(struct lora_sums sums, int row0, int row1, struct narrow_table table,
                   const struct lora_view &v, int p, int base, unsigned left, struct lora_lane o,
                   int lane, Load load)
 {
@@ -330,7 +334,7 @@ lora_steps_planes(struct lora_sums sums, int row0, int row1, struct lora_table t
  * serves both tiles. load(cell, row, rank): four ranks of a row of t'. */
 template <typename Load>
 __device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
-                                         const struct lora_table &table, const struct lora_view &v,
+                                         const struct narrow_table &table, const struct lora_view &v,
                                          const int (&out)[2], int lane, Load load)
 {
 #pragma unroll
@@ -370,22 +374,6 @@ __device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
     }
 }
 
-/* What lora_delta wants to know of the table; by a warp, after that barrier. */
-__device__ static inline void lora_table_look(struct lora_table &table, int n_parts, int lane)
-{
-    bool plain = true;
-    int rank = 0, width = 0;
-    for (int i = lane; i < table.n * n_parts; i += 32) {
-        const struct lora_cell cell = table.cells[i];
-        plain = plain && cell.dtype == DTYPE_BF16 && cell.rank % 4 == 0 && cell.b % 16 == 0;
-        rank = cell.rank > rank ? cell.rank : rank;
-        width = cell.t_at + cell.rank > width ? cell.t_at + cell.rank : width;
-    }
-    table.plain = __all_sync(0xffffffffu, plain);
-    table.rank = __reduce_max_sync(0xffffffffu, rank);
-    table.width = __reduce_max_sync(0xffffffffu, width);
-}
-
 /* ---- t = A x, by the whole grid
  * ---------------------------------------------------------------------------------- */
 
@@ -395,12 +383,12 @@ struct shrink_unit { /* 16 ranks by 8 rows of t */
 };
 
 __device__ static inline struct shrink_unit shrink_unit_at(const struct lora_view &v,
-                                                           const struct lora_table &table,
-                                                           const int *unit_end, int unit)
+                                                           const struct narrow_table &table,
+                                                           int unit)
 {
     struct shrink_unit u;
-    int at = lora_find(unit_end, table.n * v.n_parts, unit);
-    int rest = unit - (at > 0 ? unit_end[at - 1] : 0);
+    int at = lora_find(table.unit_end, table.n * v.n_parts, unit);
+    int rest = unit - (at > 0 ? table.unit_end[at - 1] : 0);
     const struct lora_span span = table.spans[at / v.n_parts];
     int n_tiles = (span.row_end - span.row_begin + 7) / 8;
     u.cell = table.cells[at];
@@ -412,9 +400,7 @@ __device__ static inline struct shrink_unit shrink_unit_at(const struct lora_vie
 
 /* Words with a tag. What blocks hand one another within a launch are 64-bit words of 32 bits of
  * data and the launch's tag: who reads one that doesn't bear the tag reads it again. A word is
- * written and read whole, so there is no fence, no counter and no second trip. A launch's last
- * block moves the tag on, and clears a piece of the words so that none is as old as the tag's
- * range. */
+ * written and read whole, so there is no fence, no counter and no second trip. */
 __device__ static inline void put_word(uint64_t *to, uint32_t data, uint32_t tag)
 {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"((uint64_t)tag << 32 | data)
@@ -453,61 +439,97 @@ __device__ static inline void put_t(const struct linear_args &a, const struct sh
                  pack_bf16(u.cell.scale * lo, u.cell.scale * hi), tag);
 }
 
+/* t' of a unit, from its totals: c0, c1 are rank g, rows 2t, 2t + 1; c2, c3 rank g + 8. */
+__device__ static inline void put_totals(const struct linear_args &a,
+                                               const struct narrow_table &table, int unit,
+                                               const float (&total)[4], int lane)
+{
+    struct shrink_unit u = shrink_unit_at(a.lora, table, unit);
+    int g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        float next = __shfl_down_sync(0xffffffffu, total[j], 4); /* the rank after mine */
+        if (g % 2 == 0)
+            put_t(a, u, g + j / 2 * 8, 2 * t + j % 2, total[j], next, table.tag);
+    }
+}
+
 /* This block's share of t = A x. All chains of all units stand in one list, cut evenly over the
  * warps of the grid; chains are handed on as [unit, chain, 8 rows, 16 ranks] words. Where there
- * would be too many of them the list is cut between units, and no more is to be done. */
-__device__ static void narrow_chains(const struct linear_args &a, const struct lora_table &table,
-                                     const int *unit_end, int n_units, bool whole, uint32_t tag,
-                                     int warp, int lane)
+ * would be too many of them (whole) the list is cut between units, and no more is to be done. The
+ * first chain's A is asked for before the kernel before this one has ended. */
+__device__ static void narrow_chains(const struct linear_args &a, const struct narrow_table &table,
+                                     bool whole, int warp, int lane)
 {
     int g = lane >> 2, t = lane & 3, n_chains = a.n_chains,
         n_warps = ADAPTER_WARPS * (int)gridDim.x;
     /* The last blocks have the fewest tiles of outputs, some none: they begin. */
     int me = warp * (int)gridDim.x + (int)(gridDim.x - 1 - blockIdx.x);
     int grain = whole ? n_chains : 1;
-    int64_t pieces = (int64_t)n_units * n_chains / grain;
+    int64_t pieces = (int64_t)table.n_units * n_chains / grain;
     int at = (int)(me * pieces / n_warps) * grain;
     int end = (int)((me + 1) * pieces / n_warps) * grain;
     float total[4] = {}, slice[4] = {};
+    struct chain_a q;
+    int row, row_end;
+    bool bf16_a;
+    auto k_begin = [&] { return at % n_chains * LORA_CHAIN; };
+    auto k_end = [&] { return k_begin() + LORA_CHAIN < a.d_in ? k_begin() + LORA_CHAIN : a.d_in; };
+    auto ask = [&] {
+        if (at >= end)
+            return;
+        struct shrink_unit u = shrink_unit_at(a.lora, table, at / n_chains);
+        row = u.row;
+        row_end = u.row_end;
+        bf16_a = u.cell.dtype == DTYPE_BF16;
+        if (bf16_a)
+            chain_ask_a(q, u.cell, u.rank0, a.d_in, k_begin(), k_end(), lane);
+    };
+    ask();
+    pdl_wait();
 #pragma unroll 1
-    for (; at < end; at++) {
-        int unit = at / n_chains, i = at % n_chains, begin = i * LORA_CHAIN;
-        struct shrink_unit u = shrink_unit_at(a.lora, table, unit_end, unit);
-        float c[1][4];
-        lora_chain<1>(c, u.cell, u.rank0, u.row, u.row_end, a.x, a.d_in, begin,
-                      begin + LORA_CHAIN < a.d_in ? begin + LORA_CHAIN : a.d_in, lane);
+    while (at < end) {
+        float c[4];
+        int i = at % n_chains;
+        if (bf16_a) {
+            chain_sum(c, q, row, row_end, a.x, a.d_in, k_begin(), k_end(), lane);
+        } else {
+            struct shrink_unit u = shrink_unit_at(a.lora, table, at / n_chains);
+            struct chain_sums sums = chain_planes(u.cell, u.rank0, row, row_end, a.x, a.d_in,
+                                                  k_begin(), k_end(), lane);
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                c[j] = sums.c[j];
+        }
         if (!whole) {
             uint64_t *to = a.tag_chains + (int64_t)at * LORA_UNIT + 2 * t * 16 + g;
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                put_word(to + j % 2 * 16 + j / 2 * 8, __float_as_uint(c[0][j]), tag);
-            continue;
-        }
+                put_word(to + j % 2 * 16 + j / 2 * 8, __float_as_uint(c[j]), table.tag);
+        } else {
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            slice[j] = i % 4 == 0 ? c[0][j] : slice[j] + c[0][j];
-            if (i % 4 == 3)
-                total[j] = i == 3 ? slice[j] : total[j] + slice[j];
+            for (int j = 0; j < 4; j++) {
+                slice[j] = i % 4 == 0 ? c[j] : slice[j] + c[j];
+                if (i % 4 == 3)
+                    total[j] = i == 3 ? slice[j] : total[j] + slice[j];
+            }
+            if (i + 1 == n_chains)
+                put_totals(a, table, at / n_chains, total, lane);
         }
-        if (i + 1 < n_chains)
-            continue;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            float next = __shfl_down_sync(0xffffffffu, total[j], 4); /* the rank after mine */
-            if (g % 2 == 0)
-                put_t(a, u, g + j / 2 * 8, 2 * t + j % 2, total[j], next, tag);
-        }
+        at++;
+        ask();
     }
 }
 
 /* This block's share of t' = the sum of a unit's chains: a thread a sum. */
-__device__ static void narrow_sums(const struct linear_args &a, const struct lora_table &table,
-                                   const int *unit_end, int n_units, uint32_t tag, int thread)
+__device__ static void narrow_sums(const struct linear_args &a, const struct narrow_table &table,
+                                   int thread)
 {
     enum { AHEAD = 16 };
 #pragma unroll 1
-    for (int unit = (int)(gridDim.x - 1 - blockIdx.x); unit < n_units; unit += (int)gridDim.x) {
-        struct shrink_unit u = shrink_unit_at(a.lora, table, unit_end, unit);
+    for (int unit = (int)(gridDim.x - 1 - blockIdx.x); unit < table.n_units;
+         unit += (int)gridDim.x) {
+        struct shrink_unit u = shrink_unit_at(a.lora, table, unit);
         const uint64_t *chains = a.tag_chains + (int64_t)unit * a.n_chains * LORA_UNIT + thread;
         float total = 0;
 #pragma unroll 1
@@ -520,7 +542,8 @@ __device__ static void narrow_sums(const struct linear_args &a, const struct lor
 #pragma unroll
             for (int j = 0; j < AHEAD; j++)
                 c[j] = i + j < a.n_chains
-                           ? __uint_as_float(await_word(w[j], chains + (i + j) * LORA_UNIT, tag))
+                           ? __uint_as_float(
+                                 await_word(w[j], chains + (i + j) * LORA_UNIT, table.tag))
                            : 0;
 #pragma unroll
             for (int j = 0; j < AHEAD; j += 4) {
@@ -531,17 +554,14 @@ __device__ static void narrow_sums(const struct linear_args &a, const struct lor
         }
         float next = __shfl_down_sync(0xffffffffu, total, 1);
         if (thread % 2 == 0)
-            put_t(a, u, thread % 16, thread / 16, total, next, tag);
+            put_t(a, u, thread % 16, thread / 16, total, next, table.tag);
     }
 }
 
 /* The adapters' shared memory. */
 struct adapter_memory {
-    struct lora_table table;
-    int *unit_end;
-    int *t_end;                /* how much of t' each of my rows has */
-    char *b, *t, *deltas;      /* deltas: of a tile or two, as the warpgroups hold their sums */
-    uint64_t *table_full;      /* every lane that fills the table arrives */
+    struct narrow_table table;
+    char *b, *t, *deltas; /* deltas: of a tile or two, as the warpgroups hold their sums */
     uint64_t *b_full, *b_free; /* [B_SLOTS] */
     uint64_t *deltas_full, *deltas_free; /* [2], or [1] without a lag */
 };
@@ -551,7 +571,7 @@ struct adapter_memory {
  */
 template <int N>
 __device__ static inline bool narrow_staged(const struct linear_args &a,
-                                            const struct lora_table &table)
+                                            const struct narrow_table &table)
 {
     using shape = narrow<N>;
     int n_rows = 2 * shape::units_each(a.n_ranges) * 8;
@@ -570,7 +590,7 @@ __device__ static inline bool narrow_staged(const struct linear_args &a,
  * the order of the sums. By a warp. */
 template <typename Function>
 __device__ static inline void narrow_for_b(const struct linear_args &a,
-                                           const struct lora_table &table, int m_tile,
+                                           const struct narrow_table &table, int m_tile,
                                            const int (&row)[2], int lane, Function &&f)
 {
     int width = a.pair_width > 0 ? TILE / 2 : TILE;
@@ -647,39 +667,24 @@ __device__ static void narrow_fill_b(const struct linear_args &a, const struct a
 /* Copies t' of this block's rows into shared memory, as it comes. */
 template <int N>
 __device__ static void narrow_stage_t(const struct linear_args &a, const struct adapter_memory &m,
-                                      int width, uint32_t tag, int thread)
+                                      int width, int thread)
 {
     using shape = narrow<N>;
     enum { AHEAD = 8, THREADS = ADAPTER_WARPS * 32 };
     int units_each = shape::units_each(a.n_ranges), n_rows = 2 * units_each * 8;
-    int rank = cluster_rank(), n_parts = a.lora.n_parts, words = m.table.width / 2;
-    auto row_at = [&](int i) {
-        return 8 * (shape::range_of(rank, i / 8 / units_each) + i / 8 % units_each * a.n_ranges) +
-               i % 8;
-    };
-    for (int i = thread; i < n_rows; i += THREADS) {
-        int row = row_at(i), end = 0;
-        for (int s = 0; s < m.table.n; s++) {
-            struct lora_span span = m.table.spans[s];
-            if (row < span.row_begin || row >= span.row_end)
-                continue;
-            for (int p = 0; p < n_parts; p++) {
-                const struct lora_cell *cell = &m.table.cells[s * n_parts + p];
-                end = cell->rank > 0 ? cell->t_at + cell->rank : end;
-            }
-        }
-        m.t_end[i] = end;
-    }
-    named_sync(1, THREADS);
+    int rank = cluster_rank(), words = m.table.width / 2;
 #pragma unroll 1
     for (int i0 = thread; i0 < n_rows * words; i0 += AHEAD * THREADS) {
         uint64_t w[AHEAD];
         const uint64_t *from[AHEAD];
 #pragma unroll
         for (int j = 0; j < AHEAD; j++) {
-            int i = i0 + j * THREADS, r = i / words, at = i % words * 2;
-            bool is_there = i < n_rows * words && at < m.t_end[r];
-            from[j] = is_there ? word_of_t(a, row_at(r), at) : nullptr;
+            int i = i0 + j * THREADS, r = i / words, at = i % words * 2, unit = r / 8;
+            int row = 8 * (shape::range_of(rank, unit / units_each) +
+                           unit % units_each * a.n_ranges) +
+                      r % 8;
+            bool is_there = i < n_rows * words && row < N && at < m.table.t_end[row];
+            from[j] = is_there ? word_of_t(a, row, at) : nullptr;
             w[j] = is_there ? get_word(from[j]) : 0;
         }
 #pragma unroll
@@ -687,67 +692,72 @@ __device__ static void narrow_stage_t(const struct linear_args &a, const struct 
             int i = i0 + j * THREADS;
             if (from[j] != nullptr)
                 *reinterpret_cast<uint32_t *>(m.t + (i / words * width + i % words * 2) *
-                                                        2) = await_word(w[j], from[j], tag);
+                                                        2) = await_word(w[j], from[j],
+                                                                        m.table.tag);
         }
     }
     named_sync(1, THREADS);
 }
 
-/* When all of a block's adapters' warps have read all that they want: the last block of the grid
- * moves the tag on. */
-__device__ static void narrow_done(const struct linear_args &a, uint32_t tag, int *is_last,
-                                   int thread)
+/* Asks for what the linear found, by all lanes of the adapters' warps; full gets their arrivals
+ * when it is there. The lists are copied as far as they could be used; behind n_segs they hold
+ * something old. */
+template <int N>
+__device__ static void narrow_ask_found(const struct linear_args &a, void *to, uint64_t *full,
+                                        int thread)
 {
-    named_sync(1, ADAPTER_WARPS * 32);
-    if (thread == 0)
-        *is_last = atomicAdd(a.tag + 2, 1) == (int)gridDim.x - 1;
-    named_sync(1, ADAPTER_WARPS * 32);
-    if (*is_last == 0)
-        return;
-    int64_t n_t = (int64_t)NARROW_ROWS_MAX * (a.lora.t_stride / 2);
-    int64_t at = ((int64_t)tag * ADAPTER_WARPS * 32 + thread) % (n_t + a.n_tag_chains);
-    *(at < n_t ? a.tag_t + at : a.tag_chains + (at - n_t)) = 0;
-    if (thread == 0) {
-        a.tag[0] = tag + 1 != 0 ? (int)(tag + 1) : 1; /* 0 is the cleared words' */
-        a.tag[2] = 0;
-    }
+    using shape = narrow<N>;
+    typedef narrow_found<N, shape::SEGS> found;
+    const char *from = reinterpret_cast<const char *>(a.lora.found);
+    auto copy = [&](size_t at, size_t from_at, size_t bytes) {
+        for (int i = thread * 16; i < (int)bytes; i += ADAPTER_WARPS * 32 * 16)
+            copy_16(static_cast<char *>(to) + at + i, from + from_at + i);
+    };
+    size_t n_cells = (size_t)(shape::SEGS * a.lora.n_parts);
+    copy(0, 0, sizeof(struct lora_head));
+    copy(offsetof(found, t_end), offsetof(struct lora_found, t_end), N * sizeof(int32_t));
+    copy(offsetof(found, spans), offsetof(struct lora_found, spans),
+         shape::SEGS * sizeof(struct lora_span));
+    copy(offsetof(found, unit_end), offsetof(struct lora_found, unit_end),
+         n_cells * sizeof(int32_t));
+    copy(offsetof(found, cells), offsetof(struct lora_found, cells),
+         n_cells * sizeof(struct lora_cell));
+    copies_arrive(full);
+}
+
+/* By whoever reads it. */
+template <int N>
+__device__ static struct narrow_table narrow_await_found(const void *at, uint64_t *full)
+{
+    const narrow_found<N, narrow<N>::SEGS> *f =
+        static_cast<const narrow_found<N, narrow<N>::SEGS> *>(at);
+    barrier_wait(full, 0);
+    return {f->spans,        f->cells,     f->unit_end,   f->t_end,           f->head.n_segs,
+            f->head.n_units, f->head.rank, f->head.width, f->head.plain != 0, f->head.tag};
 }
 
 /* Everything else that the adapters' warps do. */
 template <int N>
-__device__ static void narrow_adapters(const struct linear_args &a, struct adapter_memory &m,
-                                       int n_segs)
+__device__ static void narrow_adapters(const struct linear_args &a, const struct adapter_memory &m)
 {
     using shape = narrow<N>;
     int cluster = cluster_size(), rank = cluster_rank(), n_clusters = (int)gridDim.x / cluster;
     int thread = (int)threadIdx.x - NARROW_ADAPTERS * 32, warp = thread >> 5, lane = thread & 31;
     int g = lane >> 2, t = lane & 3;
     int tile = (int)blockIdx.x / cluster;
-    int units_each = shape::units_each(a.n_ranges), n = n_segs * a.lora.n_parts;
-    struct lora_table &table = m.table;
+    int units_each = shape::units_each(a.n_ranges);
+    const struct narrow_table &table = m.table;
 
-    lora_table_fill(table, a.lora, 0, n_segs, thread, ADAPTER_WARPS * 32);
-    barrier_arrive(m.table_full);
-    named_sync(1, ADAPTER_WARPS * 32);
-    for (int i = thread; i < n; i += ADAPTER_WARPS * 32) {
-        struct lora_span span = table.spans[i / a.lora.n_parts];
-        m.unit_end[i] = (span.row_end - span.row_begin + 7) / 8 * ((table.cells[i].rank + 15) / 16);
-    }
-    lora_scan(m.unit_end, n, thread, ADAPTER_WARPS * 32, 1);
-    lora_table_look(table, a.lora.n_parts, lane);
     bool staged = narrow_staged<N>(a, table);
-    int n_units = m.unit_end[n - 1];
-    pdl_wait();
-    uint32_t tag = (uint32_t)get_word(reinterpret_cast<const uint64_t *>(a.tag));
-    bool whole = (int64_t)n_units * a.n_chains * LORA_UNIT > a.n_tag_chains;
-    narrow_chains(a, table, m.unit_end, n_units, whole, tag, warp, lane);
+    bool whole = (int64_t)table.n_units * a.n_chains * LORA_UNIT > a.n_tag_chains;
+    narrow_chains(a, table, whole, warp, lane);
     if (!whole)
-        narrow_sums(a, table, m.unit_end, n_units, tag, thread);
+        narrow_sums(a, table, thread);
     if (warp == ADAPTER_WARPS - 1 && a.next.n_parts > 0)
-        lora_prefetch_next(a.next, n_segs, a.next_d_in, lane);
+        lora_prefetch_next(a.next, table.n, a.next_d_in, lane);
     int width = table.width + 4; /* of a row of t' in shared memory: rows in different banks */
     if (staged)
-        narrow_stage_t<N>(a, m, width, tag, thread);
+        narrow_stage_t<N>(a, m, width, thread);
     int slot_bytes = table.rank * TILE * 2, n_slots = shape::B_BYTES / slot_bytes;
     n_slots = n_slots < shape::B_SLOTS ? n_slots : (int)shape::B_SLOTS;
     int slot = 0;
@@ -809,8 +819,8 @@ __device__ static void narrow_adapters(const struct linear_args &a, struct adapt
                            [&](const struct lora_cell &cell, int my_row, int r) {
                                const uint64_t *from = word_of_t(a, my_row, cell.t_at + r);
                                uint64_t w[2] = {get_word(from), get_word(from + 1)};
-                               return make_uint2(await_word(w[0], from, tag),
-                                                 await_word(w[1], from + 1, tag));
+                               return make_uint2(await_word(w[0], from, table.tag),
+                                                 await_word(w[1], from + 1, table.tag));
                            });
             }
             char *to = deltas + (wg * units_each + i) * shape::PIECE + (warp * 32 + lane) * 16;
@@ -822,7 +832,6 @@ __device__ static void narrow_adapters(const struct linear_args &a, struct adapt
         });
         barrier_arrive(&m.deltas_full[buffer]);
     }
-    narrow_done(a, tag, m.t_end, thread);
 }
 
 #endif

@@ -57,16 +57,14 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
     char *sums = deltas + 2 * shape::delta_bytes(a.n_ranges); /* with a lag */
     char *stage_b = deltas + (shape::lags(a.n_ranges) ? 3 : 1) * shape::delta_bytes(a.n_ranges);
     char *stage_t = stage_b + shape::B_BYTES;
-    char *tables = stage_t + shape::T_BYTES;
-    uint64_t *full = reinterpret_cast<uint64_t *>(tables + lora_table_bytes(shape::SEGS) +
-                                                  (shape::SEGS * LORA_PARTS_MAX + N + 16) *
-                                                      sizeof(int));
+    char *found = stage_t + shape::T_BYTES;
+    uint64_t *full = reinterpret_cast<uint64_t *>(found + sizeof(narrow_found<N, shape::SEGS>));
     uint64_t *empty = full + 2 * shape::DEPTH;
     uint64_t *partials_full = empty + 2 * shape::DEPTH; /* [2], of a warpgroup */
     uint64_t *partials_free = partials_full + 2;
     uint64_t *deltas_full = partials_free + 1, *deltas_free = deltas_full + 2;
-    uint64_t *table_full = deltas_free + 2;
-    uint64_t *b_full = table_full + 1, *b_free = b_full + shape::B_SLOTS;
+    uint64_t *found_full = deltas_free + 2;
+    uint64_t *b_full = found_full + 1, *b_free = b_full + shape::B_SLOTS;
 
     int cluster = cluster_size(), rank = cluster_rank();
     int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31;
@@ -83,7 +81,7 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
             barrier_init(&deltas_free[i], 8 * 32);
         }
         barrier_init(partials_free, 8 * cluster);
-        barrier_init(table_full, ADAPTER_WARPS * 32);
+        barrier_init(found_full, ADAPTER_WARPS * 32);
         for (int i = 0; i < shape::B_SLOTS; i++) {
             barrier_init(&b_full[i], 1);
             barrier_init(&b_free[i], ADAPTER_WARPS);
@@ -96,36 +94,33 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         __syncthreads();
 
     struct adapter_memory memory;
-    memory.table = lora_table_at(tables, shape::SEGS);
-    memory.unit_end = reinterpret_cast<int *>(tables + lora_table_bytes(shape::SEGS));
-    memory.t_end = memory.unit_end + shape::SEGS * LORA_PARTS_MAX;
     memory.b = stage_b;
     memory.t = stage_t;
     memory.deltas = deltas;
-    memory.table_full = table_full;
     memory.b_full = b_full;
     memory.b_free = b_free;
     memory.deltas_full = deltas_full;
     memory.deltas_free = deltas_free;
     if (warp >= NARROW_ADAPTERS) {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(shape::ADAPT_REGISTERS));
-        int n_segs = lora_n_segs(a.lora);
-        if (n_segs > shape::SEGS)
+        if (a.lora.n_parts == 0)
+            return;
+        narrow_ask_found<N>(a, found, found_full, (int)threadIdx.x - NARROW_ADAPTERS * 32);
+        memory.table = narrow_await_found<N>(found, found_full);
+        if (memory.table.n > shape::SEGS)
             __trap(); /* the caller broke ops.h: more segments than the table holds */
-        if (n_segs > 0)
-            narrow_adapters<N>(a, memory, n_segs);
+        if (memory.table.n > 0)
+            narrow_adapters<N>(a, memory);
         return;
     }
     if (warp >= NARROW_FILLERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(shape::FILL_REGISTERS));
         int i = warp - NARROW_FILLERS;
         if (i == 2) { /* fills B's */
-            memory.table.n = lora_n_segs(a.lora);
-            if (memory.table.n == 0)
+            if (a.lora.n_parts == 0)
                 return;
-            barrier_wait(table_full, 0);
-            lora_table_look(memory.table, a.lora.n_parts, lane);
-            if (narrow_staged<N>(a, memory.table))
+            memory.table = narrow_await_found<N>(found, found_full);
+            if (memory.table.n > 0 && narrow_staged<N>(a, memory.table))
                 narrow_fill_b<N>(a, memory, lane);
         } else if (i < 2 && lane == 0)
             narrow_fill<N>(a, &x_map, ring + i * shape::DEPTH * shape::STAGE,
@@ -147,7 +142,7 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
     char *mine = partials + wg * (a.n_ranges - 1) * units_each * shape::PIECE + thread * 16;
     const char *my_deltas = deltas + wg * units_each * shape::PIECE + thread * 16;
     char *my_sums = sums + wg * units_each * shape::PIECE + thread * 16;
-    bool adapters = lora_n_segs(a.lora) > 0, lag = adapters && shape::lags(a.n_ranges);
+    bool adapters = false, lag = false; /* known when the first tile has been summed */
 
     /* Adds bias and deltas to the sums of a tile, which lie in my place of the first partial or,
      * with a lag, in one of their own. */
@@ -203,6 +198,10 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
             }
         }
 
+        if (tile_no == 0 && a.lora.n_parts > 0) {
+            adapters = narrow_await_found<N>(found, found_full).n > 0;
+            lag = adapters && shape::lags(a.n_ranges);
+        }
         /* Hand the others their rows of my range. */
         if (thread == 0)
             barrier_expect(&partials_full[wg],

@@ -7,7 +7,7 @@
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-enum { NARROW_ROWS_MAX = 128 };
+enum { NARROW_ROWS_MAX = LORA_FOUND_ROWS };
 enum store { STORE_BF16, STORE_F32, STORE_SWIGLU };
 
 struct linear_args {
@@ -20,14 +20,13 @@ struct linear_args {
     int n_planes, n_ranges;
     enum store store;
     bool y_boxes;                /* wide: y leaves in boxes */
-    struct lora_view lora, next; /* next: of the linear after this one, a hint */
+    struct lora_view lora, next; /* next: of narrow's next launch, a hint */
     int next_d_in;
     /* Of narrow's adapters: words that its blocks hand one another, see there. */
     int n_chains;         /* of d_in, whole slices */
     uint64_t *tag_chains; /* [units, n_chains, LORA_UNIT], at most n_tag_chains in all */
     uint64_t *tag_t;      /* [NARROW_ROWS_MAX, t_stride / 2] */
     int64_t n_tag_chains;
-    int *tag; /* the tag, 0, blocks that are done */
 };
 
 /* ---- barriers and copies

@@ -40,15 +40,22 @@ enum {
     SUM_PITCH = 20, /* floats of a row's 16 ranks */
 };
 
-struct lora_view lora_view_of(struct backend *be, const struct lora_args *lora)
+struct lora_view lora_segs_of(const struct lora_step *step)
 {
     struct lora_view v = {};
+    BUG_IF(step->n_segs > LORA_SEGS_MAX);
+    v.segs = dev<const struct lora_seg>(step->d_segs);
+    v.d_n_segs = dev<const int32_t>(step->d_n_segs);
+    v.n_segs = step->n_segs;
+    return v;
+}
+
+struct lora_view lora_view_of(struct backend *be, const struct lora_args *lora)
+{
     if (lora == nullptr)
-        return v;
-    BUG_IF(lora->n_parts > LORA_PARTS_MAX || lora->step->n_segs > LORA_SEGS_MAX);
-    v.segs = dev<const struct lora_seg>(lora->step->d_segs);
-    v.d_n_segs = dev<const int32_t>(lora->step->d_n_segs);
-    v.n_segs = lora->step->n_segs;
+        return {};
+    BUG_IF(lora->n_parts > LORA_PARTS_MAX);
+    struct lora_view v = lora_segs_of(lora->step);
     v.n_parts = lora->n_parts;
     for (int i = 0; i < lora->n_parts; i++) {
         v.part[i].entries = dev<const struct lora_entry>(lora->parts[i].d_entries);
@@ -58,14 +65,6 @@ struct lora_view lora_view_of(struct backend *be, const struct lora_args *lora)
     v.t = be->linear->t;
     v.t_stride = be->linear->t_stride;
     return v;
-}
-
-struct lora_view lora_next_of(struct backend *be, const struct lora_args *lora)
-{
-    if (lora == nullptr || lora->next == nullptr)
-        return {};
-    struct lora_args next = {lora->step, lora->next, lora->n_next, nullptr, 0, 0};
-    return lora_view_of(be, &next);
 }
 
 /* ---- shrink

@@ -22,9 +22,10 @@
  * ranks of a chunk of 16, so that global memory is read 16 or 8 bytes a lane without staging.
  *
  * Finding things. segment -> slot -> entry -> matrix is a chain of dependent loads, each a trip to
- * L2. So a kernel first gathers what it needs of its segments into a table in shared memory, all at
- * once, before pdl_wait (nobody writes those while a step runs); then every load of a matrix is one
- * trip, and many are in flight. */
+ * L2. A step finds what its linears need at its beginning (lora_look_up.cu), and narrow's blocks
+ * copy it; the other kernels first gather what they need of their segments into a table in shared
+ * memory, all at once, before pdl_wait (nobody writes those while a step runs). Then every load of
+ * a matrix is one trip, and many are in flight. */
 #ifndef TRIBUTARY_KERNELS_CUDA_LORA_CUH
 #define TRIBUTARY_KERNELS_CUDA_LORA_CUH
 
@@ -37,6 +38,8 @@ enum {
     LORA_SEGS_MAX = 8192,        /* of a step */
     LORA_T_PAD = 4,              /* a part's t begins at a multiple of this */
     LORA_UNIT = 128,             /* sums of a unit of shrink: 16 ranks by 8 rows */
+    LORA_FOUND_ROWS = 128,       /* lora_found */
+    LORA_FOUND_SEGS = 128,
 };
 
 static inline int lora_n_chains(int d_in) /* those of the last slice may be empty */
@@ -55,6 +58,7 @@ struct lora_view {
     } part[LORA_PARTS_MAX];
     bf16 *t; /* t' [row, t_stride]; a row's segments and parts behind one another, each padded */
     int t_stride;
+    const struct lora_found *found; /* narrow's: what was looked up */
 };
 
 __device__ static inline int lora_n_segs(const struct lora_view &v)
@@ -73,9 +77,9 @@ __device__ static inline int lora_rank(const struct lora_view &v, int p, int slo
     return __ldg(&v.part[p].entries[slot].rank);
 }
 
-__device__ static inline struct lora_entry lora_entry_at(const struct lora_view &v, int p, int slot)
+__device__ static inline struct lora_entry lora_entry_of(const struct lora_entry *entries, int slot)
 {
-    const longlong2 *q = reinterpret_cast<const longlong2 *>(&v.part[p].entries[slot]);
+    const longlong2 *q = reinterpret_cast<const longlong2 *>(&entries[slot]);
     static_assert(sizeof(struct lora_entry) == 32, "read as two 16-byte words");
     longlong2 ab = __ldg(q), rest = __ldg(q + 1);
     struct lora_entry e;
@@ -86,6 +90,11 @@ __device__ static inline struct lora_entry lora_entry_at(const struct lora_view 
     e.dtype = (int32_t)rest.y;
     e.reserved = 0;
     return e;
+}
+
+__device__ static inline struct lora_entry lora_entry_at(const struct lora_view &v, int p, int slot)
+{
+    return lora_entry_of(v.part[p].entries, slot);
 }
 
 /* The first segment with a row at or after `row`, or n_segs. Segments ascend; those of an ensemble
@@ -146,9 +155,6 @@ struct lora_table {          /* in shared memory */
     struct lora_span *spans; /* [n] */
     struct lora_cell *cells; /* [n, n_parts] */
     int n;                   /* segments in it */
-    bool plain;              /* lora_table_look: all are bf16, ranks multiples of 4, B aligned */
-    int rank;                /* likewise: the largest */
-    int width;               /* likewise: of a row of t' */
 };
 
 static __host__ __device__ constexpr size_t lora_table_bytes(int n_segs)
@@ -162,8 +168,6 @@ __device__ static inline struct lora_table lora_table_at(void *memory, int capac
     t.cells = static_cast<struct lora_cell *>(memory);
     t.spans = reinterpret_cast<struct lora_span *>(t.cells + capacity * LORA_PARTS_MAX);
     t.n = 0;
-    t.plain = false;
-    t.rank = t.width = 0;
     return t;
 }
 
@@ -182,6 +186,28 @@ __device__ static inline void lora_table_fill(struct lora_table &table, const st
             table.spans[i / v.n_parts] = {seg.row_begin, seg.row_begin + seg.n_rows};
     }
 }
+
+/* What a linear found, of up to LORA_FOUND_ROWS rows: those below that many, or those from there on
+ * (numbered from 0 again). In device memory, by lora_look_up.cu; and its first entries in narrow's
+ * shared memory. */
+struct lora_head {
+    int32_t n_segs;  /* above LORA_FOUND_SEGS: too many, and nothing else is there */
+    int32_t n_units; /* of 16 ranks by 8 rows */
+    int32_t rank;    /* the largest */
+    int32_t width;   /* of a row of t' */
+    int32_t plain;   /* all are bf16, ranks multiples of 4, B aligned */
+    uint32_t tag;
+    uint32_t round; /* look-ups so far */
+    int32_t reserved;
+};
+
+struct alignas(16) lora_found {
+    struct lora_head head;
+    int32_t t_end[LORA_FOUND_ROWS]; /* how much of t' a row has */
+    struct lora_span spans[LORA_FOUND_SEGS];
+    int32_t unit_end[LORA_FOUND_SEGS * LORA_PARTS_MAX];    /* [n_segs, n_parts] running sums */
+    struct lora_cell cells[LORA_FOUND_SEGS * LORA_PARTS_MAX]; /* [n_segs, n_parts] */
+};
 
 /* ---- the matrix step
  * ------------------------------------------------------------------------------ */
@@ -279,14 +305,17 @@ __device__ static inline void lora_prefetch_next(const struct lora_view &v, int 
     if (n_segs * v.n_parts > 256)
         return;
     for (int i = lane; i < n_segs * v.n_parts; i += 32) {
-        int p = i % v.n_parts;
-        struct lora_seg seg = lora_seg_at(v, i / v.n_parts);
-        struct lora_entry e = lora_entry_at(v, p, seg.slot);
-        if (e.dtype == DTYPE_F32 || e.rank * n_segs > 2048 || seg.n_rows == 0)
+        const int4 *q = reinterpret_cast<const int4 *>(&v.found->cells[i]);
+        static_assert(sizeof(struct lora_cell) == 32, "read as two 16-byte words");
+        int4 raw[2] = {__ldcg(q), __ldcg(q + 1)};
+        struct lora_cell e;
+        memcpy(&e, raw, sizeof e);
+        if (e.dtype == DTYPE_F32 || e.rank * n_segs > 2048)
             continue; /* more than L2 could keep */
         for (int half = 0; half < 2; half++) {
-            uintptr_t at = half == 0 ? e.a.addr : e.b.addr;
-            uint32_t n = (uint32_t)e.rank * (uint32_t)(half == 0 ? d_in : v.part[p].d_out) * 2;
+            uintptr_t at = half == 0 ? e.a : e.b;
+            uint32_t n = (uint32_t)e.rank *
+                         (uint32_t)(half == 0 ? d_in : v.part[i % v.n_parts].d_out) * 2;
             if (half == 1 && n_segs > 4)
                 break;
             n &= ~15u;
@@ -304,12 +333,26 @@ __device__ static inline void lora_prefetch_next(const struct lora_view &v, int 
 
 /* lora.cu */
 int lora_open(struct err *err);
-/* lora NULL: a view of nothing. */
+/* Of the segments alone; and of a linear: lora NULL is a view of nothing. */
+struct lora_view lora_segs_of(const struct lora_step *step);
 struct lora_view lora_view_of(struct backend *be, const struct lora_args *lora);
-/* Of the linear that comes next, if that is known. */
-struct lora_view lora_next_of(struct backend *be, const struct lora_args *lora);
 /* t' of all segments. */
 void lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, int n_rows,
                  int d_in);
+
+/* lora_look_up.cu */
+cudaError_t lora_look_up_open(struct backend *be);
+void lora_look_up_close(struct backend *be);
+/* Makes sure, once for a linear, that what it finds has been looked up; it lies at lora_found_at:
+ * half 0 for the rows below LORA_FOUND_ROWS, 1 for those from there on. */
+void lora_find_all(struct backend *be, const struct lora_args *lora, int d_in);
+const struct lora_found *lora_found_at(const struct backend *be, const struct lora_args *lora,
+                                       int half);
+/* What narrow's next launch finds, and its d_in; n_parts 0: not known. */
+struct lora_view lora_next_of(struct backend *be, const struct lora_args *lora, int half,
+                              int n_halves, int *d_in);
+
+/* linear.cu: clears all words that bear tags. */
+cudaError_t lora_clear_words(struct backend *be);
 
 #endif

@@ -153,6 +153,13 @@ static void ref_lane_need(struct backend *be, uint64_t mark)
     (void)mark;
 }
 
+/* Here an adapter is found where it is used. */
+static void ref_lora_look_up(struct backend *be, const struct lora_step *step,
+                             const struct lora_linear *linears, int n_linears)
+{
+    (void)be, (void)step, (void)linears, (void)n_linears;
+}
+
 static int ref_weight_create(struct backend *be, struct weight **out, const void *const *parts,
                              const int *d_out, int n_parts, int d_in, enum dtype dtype,
                              struct err *err)
@@ -238,6 +245,7 @@ const struct ops ops_ref = {
     .weight_free = ref_weight_free,
     .embed = ref_embed,
     .add_rmsnorm = ref_add_rmsnorm,
+    .lora_look_up = ref_lora_look_up,
     .linear = ref_linear,
     .sgmv_shrink = ref_sgmv_shrink,
     .sgmv_expand = ref_sgmv_expand,

@@ -337,6 +337,10 @@ struct adapters {
     struct lora_entry *entries; /* [n_sets, n_parts, n_adapters] */
     struct lora_part *parts;    /* [n_sets, n_parts] */
     struct lora_args *args;     /* [n_sets] */
+    /* [n_told] the sets again and again, told to lora_look_up together, as a step does it with the
+     * linears of a model's layers; or NULL */
+    struct lora_linear *linears;
+    int n_told;
     struct devptr d_entries, d_segs, d_n_segs;
     int n_sets;
     double set_bytes; /* of A and B */
@@ -404,9 +408,15 @@ static struct adapters make_adapters(const struct bench *b, struct devptr pool, 
     return a;
 }
 
+enum { TOLD_MIN = 32 };
+
 /* The args point into a, so a must stand still. */
-static void join_args(struct adapters *a, int n_parts)
+static void join_args(struct adapters *a, int n_parts, int d_in)
 {
+    a->n_told = (TOLD_MIN + a->n_sets - 1) / a->n_sets * a->n_sets;
+    a->linears = xcalloc((size_t)a->n_told, sizeof *a->linears);
+    for (int i = 0; i < a->n_told; i++)
+        a->linears[i] = (struct lora_linear){&a->parts[i % a->n_sets * n_parts], n_parts, d_in};
     for (int s = 0; s < a->n_sets; s++)
         a->args[s] = (struct lora_args){
             .step = &a->step, .parts = &a->parts[s * n_parts], .n_parts = n_parts};
@@ -418,6 +428,7 @@ static void free_adapters(const struct bench *b, struct adapters *a)
     free(a->entries);
     free(a->parts);
     free(a->args);
+    free(a->linears);
     free(a->segs);
 }
 
@@ -446,7 +457,7 @@ static void bench_pair(const struct bench *b, struct devptr pool, size_t pool_by
     bool stays = n_adapters == 1 && rank == 16; /* in the L2 */
     struct adapters a = make_adapters(b, pool, pool_bytes, 0, stays ? 1 : 0, n_rows, n_adapters,
                                       rank, c.d_in, &d_out, 1);
-    join_args(&a, 1);
+    join_args(&a, 1, c.d_in);
     c.a = &a;
     c.n_rows = n_rows;
     c.d_out = d_out;
@@ -525,8 +536,16 @@ struct linear_call {
 static void linear_run(void *context, int i)
 {
     const struct linear_call *c = context;
+    const struct adapters *a = c->a;
+    struct lora_args lora = {0};
+    if (a != NULL) {
+        if (i % a->n_told == 0)
+            c->b->ops->lora_look_up(c->b->be, &a->step, a->linears, a->n_told);
+        lora = a->args[i % a->n_sets];
+        lora.place = i % a->n_told + 1;
+    }
     c->b->ops->linear(c->b->be, c->y, c->x, c->w[i % c->n_w], (struct devptr){0}, c->n_rows,
-                      c->y_f32, c->a != NULL ? &c->a->args[i % c->a->n_sets] : NULL);
+                      c->y_f32, a != NULL ? &lora : NULL);
 }
 
 static struct weight *make_weight(const struct bench *b, int d_in, const int *d_out, int n_parts)
@@ -613,7 +632,7 @@ static void bench_lora_rows(const struct bench *b, struct linear_call *c, struct
     bool stays = n_adapters == 1 && rank == 16;
     struct adapters a = make_adapters(b, pool, pool_bytes, 0, stays ? 1 : 0, c->n_rows, n_adapters,
                                       rank, d_in, &d_out, 1);
-    join_args(&a, 1);
+    join_args(&a, 1, d_in);
     c->a = &a;
     /* weights and adapters turn at different paces; all of both are visited */
     struct timing t = measure(b, linear_run, c, a.n_sets > c->n_w ? a.n_sets : c->n_w);
@@ -677,13 +696,27 @@ struct layer_call {
     const struct adapters *a; /* [PRODUCTS] or NULL */
 };
 
+/* Of a model of TOLD_MIN layers, whose adapters are looked up once. */
 static void layer_run(void *context, int i)
 {
     const struct layer_call *c = context;
-    (void)i; /* 436 MB of weights lie between two uses of anything */
-    for (int p = 0; p < PRODUCTS; p++)
+    int layer = i % TOLD_MIN; /* 436 MB of weights lie between two uses of anything */
+    if (c->a != NULL && layer == 0) {
+        struct lora_linear told[TOLD_MIN * PRODUCTS];
+        for (int k = 0; k < TOLD_MIN * PRODUCTS; k++)
+            told[k] = c->a[k % PRODUCTS].linears[0];
+        c->b->ops->lora_look_up(c->b->be, &c->a->step, told, TOLD_MIN * PRODUCTS);
+    }
+    for (int p = 0; p < PRODUCTS; p++) {
+        struct lora_args lora = {0};
+        if (c->a != NULL) {
+            lora = c->a[p].args[0];
+            lora.step = &c->a->step;
+            lora.place = layer * PRODUCTS + p + 1;
+        }
         c->b->ops->linear(c->b->be, c->y, c->x[p], c->w[p], (struct devptr){0}, c->n_rows, false,
-                          c->a != NULL ? c->a[p].args : NULL);
+                          c->a != NULL ? &lora : NULL);
+    }
 }
 
 static void bench_layer(const struct bench *b)
@@ -717,7 +750,7 @@ static void bench_layer(const struct bench *b)
         if (!is_wanted(b, product_rows[r]))
             continue;
         int rows = c.n_rows = product_rows[r];
-        struct timing base = measure(b, layer_run, &c, 1);
+        struct timing base = measure(b, layer_run, &c, TOLD_MIN);
         struct line l = {.group = "layer",
                          .op = "four products",
                          .rows = rows,
@@ -740,13 +773,13 @@ static void bench_layer(const struct bench *b)
                 for (int p = 0; p < PRODUCTS; p++) {
                     a[p] = make_adapters(b, pool, pool_bytes, begin, 1, rows, counts[n], ranks[k],
                                          d_in[p], d_out[p], products[p].n_parts);
-                    join_args(&a[p], products[p].n_parts);
+                    join_args(&a[p], products[p].n_parts, d_in[p]);
                     begin += aligned((size_t)a[p].set_bytes) +
                              (size_t)counts[n] * PARTS_MAX * 2 * ALIGN;
                     set_bytes += a[p].set_bytes;
                 }
                 c.a = a;
-                struct timing t = measure(b, layer_run, &c, 1);
+                struct timing t = measure(b, layer_run, &c, TOLD_MIN);
                 c.a = NULL;
                 struct line with = {.group = "layer",
                                     .op = "four with adapters",

@@ -269,9 +269,10 @@ static void assert_holds(const struct pool_fixture *f, int32_t slot, const struc
             [SITE_O] = FUSED_O,      [SITE_GATE] = FUSED_GATE_UP, [SITE_UP] = FUSED_GATE_UP,
             [SITE_DOWN] = FUSED_DOWN};
         static const int part[SITE_KINDS] = {0, 1, 2, 0, 0, 1, 0};
-        int kind = s->site % SITE_KINDS, n_parts;
-        const struct lora_part *parts = lora_pool_parts(f->pool, s->site / SITE_KINDS, fused[kind],
-                                                        &n_parts);
+        int kind = s->site % SITE_KINDS, n_linears;
+        int linear = s->site / SITE_KINDS * FUSED_KINDS + (int)fused[kind];
+        const struct lora_part *parts = lora_pool_linears(f->pool, &n_linears)[linear].parts;
+        assert_in_range(linear, 0, n_linears - 1);
         const struct lora_entry *e = &parts[part[kind]].entries[slot];
         assert_int_equal(e->rank, s->rank);
         size_t n_a = (size_t)s->rank * (size_t)model_site_d_in(&f->model, (enum site_kind)kind) * 2;
