@@ -48,6 +48,17 @@ __device__ static inline void barrier_wait(uint64_t *b, uint32_t parity)
                  : "memory");
 }
 
+/* From global to shared memory, in bulk, counted on the barrier: a multiple of 16, and so are the
+ * addresses. */
+__device__ static inline void copy_bytes(void *to, const void *from, uint32_t bytes,
+                                         uint64_t *barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
+
 /* 16 bytes from global to shared memory, on their way; and an arrival of this thread when all that
  * it has asked for so is there. */
 __device__ static inline void copy_16(void *to, const void *from)

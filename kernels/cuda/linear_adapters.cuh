@@ -7,23 +7,13 @@
 #include "kernels/cuda/linear_tile.cuh"
 
 /* What the linear found (lora.cuh), in shared memory: of each list as many as a launch can have. */
-template <int N, int SEGS> struct narrow_found {
+template <int N, int SEGS> struct alignas(16) narrow_found {
     struct lora_head head;
     int32_t t_end[N];
+    struct lora_run units[(N + 15) / 16 * 2]; /* an even number: they are copied by sixteen bytes */
     struct lora_span spans[SEGS];
     int32_t unit_end[SEGS * LORA_PARTS_MAX];
     struct lora_cell cells[SEGS * LORA_PARTS_MAX];
-};
-
-/* The same for all N. */
-struct narrow_table {
-    const struct lora_span *spans; /* [n] */
-    const struct lora_cell *cells; /* [n, n_parts] */
-    const int32_t *unit_end;       /* [n, n_parts] */
-    const int32_t *t_end;          /* [rows] */
-    int n, n_units, rank, width;   /* lora_head has these */
-    bool plain;
-    uint32_t tag;
 };
 
 template <int N> struct narrow {
@@ -37,12 +27,13 @@ template <int N> struct narrow {
     static constexpr int UNITS = N / 8;    /* m64n8 pieces of the accumulator */
     static constexpr int PIECE = 128 * 16; /* bytes of one in shared memory: a float4 a thread */
     static constexpr int SEGS = N < 32 ? 32 : N; /* of a step; more go the wide way */
+    typedef narrow_found<N, SEGS> found;
     /* The launch bound of 640 stands for 96 registers a thread: with them a small kernel that comes
      * next fits beside this one, and waits there. 512 stands for 128. The warpgroups divide them
      * anew. */
     static constexpr int BOUND = N <= 64 ? 640 : 512;
     static constexpr int REGISTERS = (N <= 64 ? 96 : 128) * 16; /* of a lane of all warps */
-    static constexpr int MULTIPLY_REGISTERS = N <= 64 ? 96 : 128, FILL_REGISTERS = 40;
+    static constexpr int MULTIPLY_REGISTERS = N <= 64 ? 96 : 128, FILL_REGISTERS = 48;
     static constexpr int ADAPT_REGISTERS =
         (REGISTERS - 8 * MULTIPLY_REGISTERS - 4 * FILL_REGISTERS) / 4;
 
@@ -66,6 +57,8 @@ template <int N> struct narrow {
     }
     /* B on its way to the adapters' warps, and t' of the rows that they compute. */
     static constexpr int B_BYTES = N <= 64 ? 32768 : 16384, B_SLOTS = 16;
+    static constexpr int GROUP = N <= 64 ? 4 : 2; /* segments that B comes of together, at most */
+    static constexpr int NOTE_BYTES = B_SLOTS * GROUP * LORA_PARTS_MAX * 16; /* b_note */
     static constexpr int T_BYTES = (N <= 32 ? 16 : 28) << 10; /* three parts of rank 64 */
     /* With adapters a tile is finished when the next one has been summed, where there is room to
      * keep it: the first tile's deltas come late. */
@@ -81,7 +74,7 @@ template <int N> struct narrow {
     {
         return 1024 + (size_t)2 * DEPTH * STAGE + partial_bytes(n_ranges) +
                (lags(n_ranges) ? 3 : 1) * delta_bytes(n_ranges) + B_BYTES + T_BYTES +
-               sizeof(narrow_found<N, SEGS>) + (4 * DEPTH + 8 + 2 * B_SLOTS) * 8;
+               sizeof(found) + NOTE_BYTES + (4 * DEPTH + 8 + 2 * B_SLOTS) * 8;
     }
 };
 
@@ -221,17 +214,18 @@ __device__ static inline void lora_load_b_floats(float (&w)[8], const struct lor
 }
 
 /* The segments among base .. base + 31 whose part p has rows in the tiles: a bit each. */
-__device__ static inline unsigned lora_touching(const struct narrow_table &table, int n_parts, int p,
+template <class Found>
+__device__ static inline unsigned lora_touching(const Found &found, int n_parts, int p,
                                                 int base, const int (&row)[2], int lane)
 {
     bool touches = false;
-    if (base + lane < table.n) {
-        struct lora_span span = table.spans[base + lane];
+    if (base + lane < found.head.n_segs) {
+        struct lora_span span = found.spans[base + lane];
 #pragma unroll
         for (int u = 0; u < 2; u++)
             touches |= span.row_begin < row[u] + 8 && span.row_end > row[u] && row[u] >= 0;
         touches = touches && span.row_begin < span.row_end &&
-                  table.cells[(base + lane) * n_parts + p].rank > 0;
+                  found.cells[(base + lane) * n_parts + p].rank > 0;
     }
     return __ballot_sync(0xffffffffu, touches);
 }
@@ -258,9 +252,9 @@ struct lora_sums { /* by value through calls: what is pointed to can't stay in r
 
 /* The next BATCH steps of the segments in left (a bit each), from rank next_rank of the first on; a
  * step is 16 ranks of a segment. No branches: a step too many multiplies zeros. */
-template <int BATCH, typename Load>
+template <int BATCH, class Found, typename Load>
 __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
-                                         const struct narrow_table &table, const struct lora_view &v,
+                                         const Found &found, const struct lora_view &v,
                                          int p, int base, unsigned &left, int &next_rank,
                                          const struct lora_lane &o, int lane, Load &load)
 {
@@ -270,8 +264,8 @@ __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
         int s = base + (left != 0 ? __ffs((int)left) - 1 : 0), r = next_rank + 4 * t;
-        const struct lora_cell cell = table.cells[s * v.n_parts + p];
-        const struct lora_span span = table.spans[s];
+        const struct lora_cell cell = found.cells[s * v.n_parts + p];
+        const struct lora_span span = found.spans[s];
         bool is_step = left != 0;
         lora_load_b(a[i][0], a[i][2], cell.b, cell.rank, o.o0, r, is_step && o.live0);
         lora_load_b(a[i][1], a[i][3], cell.b, cell.rank, o.o1, r, is_step && o.live1);
@@ -294,9 +288,9 @@ __device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
 }
 
 /* The same, one after the other, with any type and rank of B. */
-template <typename Load>
+template <class Found, typename Load>
 __device__ static __noinline__ struct lora_sums
-lora_steps_planes(struct lora_sums sums, int row0, int row1, struct narrow_table table,
+lora_steps_planes(struct lora_sums sums, int row0, int row1, const Found &found,
                   const struct lora_view &v, int p, int base, unsigned left, struct lora_lane o,
                   int lane, Load load)
 {
@@ -304,7 +298,7 @@ lora_steps_planes(struct lora_sums sums, int row0, int row1, struct narrow_table
     int g = lane >> 2, t = lane & 3;
     for (; left != 0; left &= left - 1) {
         int s = base + __ffs((int)left) - 1;
-        const struct lora_cell cell = table.cells[s * v.n_parts + p];
+        const struct lora_cell cell = found.cells[s * v.n_parts + p];
 #pragma unroll 1
         for (int r0 = 0; r0 < cell.rank; r0 += 16) {
             float w[8];
@@ -313,7 +307,7 @@ lora_steps_planes(struct lora_sums sums, int row0, int row1, struct narrow_table
             lora_load_b_floats(w, cell, o.o0, o.o1, o.live0, o.live1, r);
 #pragma unroll
             for (int u = 0; u < 2; u++)
-                f[u] = row[u] >= 0 ? lora_load_t(table.spans[s], cell, row[u] + g, r, load)
+                f[u] = row[u] >= 0 ? lora_load_t(found.spans[s], cell, row[u] + g, r, load)
                                    : make_uint2(0, 0);
 #pragma unroll 1
             for (int plane = 0; plane < planes_of(cell.dtype); plane++) {
@@ -332,9 +326,9 @@ lora_steps_planes(struct lora_sums sums, int row0, int row1, struct narrow_table
  * for 16 outputs, as m16n8 tiles, by a warp. out[0], out[1]: the outputs that the lane's rows g and
  * g + 8 are, or -1. The loads of several steps are in flight together, and each fragment of B
  * serves both tiles. load(cell, row, rank): four ranks of a row of t'. */
-template <typename Load>
+template <class Found, typename Load>
 __device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
-                                         const struct narrow_table &table, const struct lora_view &v,
+                                         const Found &found, const struct lora_view &v,
                                          const int (&out)[2], int lane, Load load)
 {
 #pragma unroll
@@ -349,15 +343,15 @@ __device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
         if (!__any_sync(0xffffffffu, o.live0 || o.live1))
             continue;
 #pragma unroll 1
-        for (int base = 0; base < table.n; base += 32) {
-            unsigned left = lora_touching(table, v.n_parts, p, base, row, lane);
+        for (int base = 0; base < found.head.n_segs; base += 32) {
+            unsigned left = lora_touching(found, v.n_parts, p, base, row, lane);
             int next_rank = 0;
-            if (!table.plain) {
+            if (!found.head.plain) {
                 struct lora_sums sums;
 #pragma unroll
                 for (int i = 0; i < 8; i++)
                     sums.c[i / 4][i % 4] = c[i / 4][i % 4];
-                sums = lora_steps_planes(sums, row[0], row[1], table, v, p, base, left, o, lane,
+                sums = lora_steps_planes(sums, row[0], row[1], found, v, p, base, left, o, lane,
                                          load);
 #pragma unroll
                 for (int i = 0; i < 8; i++)
@@ -365,10 +359,10 @@ __device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
                 continue;
             }
             while (left != 0) {
-                if (table.rank <= 16 && __popc(left) <= 2)
-                    lora_steps<2>(c, row, table, v, p, base, left, next_rank, o, lane, load);
+                if (found.head.rank <= 16 && __popc(left) <= 2)
+                    lora_steps<2>(c, row, found, v, p, base, left, next_rank, o, lane, load);
                 else
-                    lora_steps<8>(c, row, table, v, p, base, left, next_rank, o, lane, load);
+                    lora_steps<8>(c, row, found, v, p, base, left, next_rank, o, lane, load);
             }
         }
     }
@@ -382,16 +376,17 @@ struct shrink_unit { /* 16 ranks by 8 rows of t */
     int row, row_end, rank0;
 };
 
+template <class Found>
 __device__ static inline struct shrink_unit shrink_unit_at(const struct lora_view &v,
-                                                           const struct narrow_table &table,
+                                                           const Found &found,
                                                            int unit)
 {
     struct shrink_unit u;
-    int at = lora_find(table.unit_end, table.n * v.n_parts, unit);
-    int rest = unit - (at > 0 ? table.unit_end[at - 1] : 0);
-    const struct lora_span span = table.spans[at / v.n_parts];
+    int at = lora_find(found.unit_end, found.head.n_segs * v.n_parts, unit);
+    int rest = unit - (at > 0 ? found.unit_end[at - 1] : 0);
+    const struct lora_span span = found.spans[at / v.n_parts];
     int n_tiles = (span.row_end - span.row_begin + 7) / 8;
-    u.cell = table.cells[at];
+    u.cell = found.cells[at];
     u.row = span.row_begin + rest % n_tiles * 8;
     u.row_end = span.row_end;
     u.rank0 = rest / n_tiles * 16;
@@ -440,17 +435,18 @@ __device__ static inline void put_t(const struct linear_args &a, const struct sh
 }
 
 /* t' of a unit, from its totals: c0, c1 are rank g, rows 2t, 2t + 1; c2, c3 rank g + 8. */
+template <class Found>
 __device__ static inline void put_totals(const struct linear_args &a,
-                                               const struct narrow_table &table, int unit,
+                                               const Found &found, int unit,
                                                const float (&total)[4], int lane)
 {
-    struct shrink_unit u = shrink_unit_at(a.lora, table, unit);
+    struct shrink_unit u = shrink_unit_at(a.lora, found, unit);
     int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         float next = __shfl_down_sync(0xffffffffu, total[j], 4); /* the rank after mine */
         if (g % 2 == 0)
-            put_t(a, u, g + j / 2 * 8, 2 * t + j % 2, total[j], next, table.tag);
+            put_t(a, u, g + j / 2 * 8, 2 * t + j % 2, total[j], next, found.head.tag);
     }
 }
 
@@ -458,7 +454,8 @@ __device__ static inline void put_totals(const struct linear_args &a,
  * warps of the grid; chains are handed on as [unit, chain, 8 rows, 16 ranks] words. Where there
  * would be too many of them (whole) the list is cut between units, and no more is to be done. The
  * first chain's A is asked for before the kernel before this one has ended. */
-__device__ static void narrow_chains(const struct linear_args &a, const struct narrow_table &table,
+template <class Found>
+__device__ static void narrow_chains(const struct linear_args &a, const Found &found,
                                      bool whole, int warp, int lane)
 {
     int g = lane >> 2, t = lane & 3, n_chains = a.n_chains,
@@ -466,7 +463,7 @@ __device__ static void narrow_chains(const struct linear_args &a, const struct n
     /* The last blocks have the fewest tiles of outputs, some none: they begin. */
     int me = warp * (int)gridDim.x + (int)(gridDim.x - 1 - blockIdx.x);
     int grain = whole ? n_chains : 1;
-    int64_t pieces = (int64_t)table.n_units * n_chains / grain;
+    int64_t pieces = (int64_t)found.head.n_units * n_chains / grain;
     int at = (int)(me * pieces / n_warps) * grain;
     int end = (int)((me + 1) * pieces / n_warps) * grain;
     float total[4] = {}, slice[4] = {};
@@ -478,7 +475,7 @@ __device__ static void narrow_chains(const struct linear_args &a, const struct n
     auto ask = [&] {
         if (at >= end)
             return;
-        struct shrink_unit u = shrink_unit_at(a.lora, table, at / n_chains);
+        struct shrink_unit u = shrink_unit_at(a.lora, found, at / n_chains);
         row = u.row;
         row_end = u.row_end;
         bf16_a = u.cell.dtype == DTYPE_BF16;
@@ -494,7 +491,7 @@ __device__ static void narrow_chains(const struct linear_args &a, const struct n
         if (bf16_a) {
             chain_sum(c, q, row, row_end, a.x, a.d_in, k_begin(), k_end(), lane);
         } else {
-            struct shrink_unit u = shrink_unit_at(a.lora, table, at / n_chains);
+            struct shrink_unit u = shrink_unit_at(a.lora, found, at / n_chains);
             struct chain_sums sums = chain_planes(u.cell, u.rank0, row, row_end, a.x, a.d_in,
                                                   k_begin(), k_end(), lane);
 #pragma unroll
@@ -505,7 +502,7 @@ __device__ static void narrow_chains(const struct linear_args &a, const struct n
             uint64_t *to = a.tag_chains + (int64_t)at * LORA_UNIT + 2 * t * 16 + g;
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                put_word(to + j % 2 * 16 + j / 2 * 8, __float_as_uint(c[j]), table.tag);
+                put_word(to + j % 2 * 16 + j / 2 * 8, __float_as_uint(c[j]), found.head.tag);
         } else {
 #pragma unroll
             for (int j = 0; j < 4; j++) {
@@ -514,7 +511,7 @@ __device__ static void narrow_chains(const struct linear_args &a, const struct n
                     total[j] = i == 3 ? slice[j] : total[j] + slice[j];
             }
             if (i + 1 == n_chains)
-                put_totals(a, table, at / n_chains, total, lane);
+                put_totals(a, found, at / n_chains, total, lane);
         }
         at++;
         ask();
@@ -522,14 +519,15 @@ __device__ static void narrow_chains(const struct linear_args &a, const struct n
 }
 
 /* This block's share of t' = the sum of a unit's chains: a thread a sum. */
-__device__ static void narrow_sums(const struct linear_args &a, const struct narrow_table &table,
+template <class Found>
+__device__ static void narrow_sums(const struct linear_args &a, const Found &found,
                                    int thread)
 {
     enum { AHEAD = 16 };
 #pragma unroll 1
-    for (int unit = (int)(gridDim.x - 1 - blockIdx.x); unit < table.n_units;
+    for (int unit = (int)(gridDim.x - 1 - blockIdx.x); unit < found.head.n_units;
          unit += (int)gridDim.x) {
-        struct shrink_unit u = shrink_unit_at(a.lora, table, unit);
+        struct shrink_unit u = shrink_unit_at(a.lora, found, unit);
         const uint64_t *chains = a.tag_chains + (int64_t)unit * a.n_chains * LORA_UNIT + thread;
         float total = 0;
 #pragma unroll 1
@@ -543,7 +541,7 @@ __device__ static void narrow_sums(const struct linear_args &a, const struct nar
             for (int j = 0; j < AHEAD; j++)
                 c[j] = i + j < a.n_chains
                            ? __uint_as_float(
-                                 await_word(w[j], chains + (i + j) * LORA_UNIT, table.tag))
+                                 await_word(w[j], chains + (i + j) * LORA_UNIT, found.head.tag))
                            : 0;
 #pragma unroll
             for (int j = 0; j < AHEAD; j += 4) {
@@ -554,13 +552,14 @@ __device__ static void narrow_sums(const struct linear_args &a, const struct nar
         }
         float next = __shfl_down_sync(0xffffffffu, total, 1);
         if (thread % 2 == 0)
-            put_t(a, u, thread % 16, thread / 16, total, next, table.tag);
+            put_t(a, u, thread % 16, thread / 16, total, next, found.head.tag);
     }
 }
 
 /* The adapters' shared memory. */
-struct adapter_memory {
-    struct narrow_table table;
+template <int N> struct adapter_memory {
+    const typename narrow<N>::found *found;
+    struct b_note *notes; /* [B_SLOTS, GROUP, parts] */
     char *b, *t, *deltas; /* deltas: of a tile or two, as the warpgroups hold their sums */
     uint64_t *b_full, *b_free; /* [B_SLOTS] */
     uint64_t *deltas_full, *deltas_free; /* [2], or [1] without a lag */
@@ -571,12 +570,12 @@ struct adapter_memory {
  */
 template <int N>
 __device__ static inline bool narrow_staged(const struct linear_args &a,
-                                            const struct narrow_table &table)
+                                            const typename narrow<N>::found &found)
 {
     using shape = narrow<N>;
     int n_rows = 2 * shape::units_each(a.n_ranges) * 8;
-    bool ok = table.plain && table.rank > 0 && table.rank * TILE * 2 <= shape::B_BYTES &&
-              n_rows * (table.width + 4) * 2 <= shape::T_BYTES;
+    bool ok = found.head.plain && found.head.rank > 0 && found.head.rank * TILE * 2 <= shape::B_BYTES &&
+              n_rows * (found.head.width + 4) * 2 <= shape::T_BYTES;
     for (int p = 0; p < a.lora.n_parts; p++) {
         int begin = a.lora.part[p].out_begin, n = a.lora.part[p].d_out;
         ok = ok && begin % 8 == 0 && n % 8 == 0;
@@ -586,36 +585,108 @@ __device__ static inline bool narrow_staged(const struct linear_args &a,
     return ok;
 }
 
-/* Calls f(part, segment, first output of the part, end) for all of B that a tile's rows need, in
- * the order of the sums. By a warp. */
-template <typename Function>
-__device__ static inline void narrow_for_b(const struct linear_args &a,
-                                           const struct narrow_table &table, int m_tile,
-                                           const int (&row)[2], int lane, Function &&f)
+/* B comes in groups: of some segments, all that a tile's outputs need, a slot of the ring each. A
+ * group is 64 ranks or fewer, in steps of 16 ranks of a segment; or, of larger ranks, a segment. In
+ * a slot, a segment's outputs lie in the order in which y has them; in a tile of an interleaved
+ * pair, 32 of the first half and then 32 of the second. Each of the adapters' warps has 16.
+ *
+ * A warp is alone on its quarter of the multiprocessor, so what deltas cost is instructions, some
+ * five cycles each: 500 cycles for a segment, when each warp found out for itself where its pieces
+ * lie. The warp that brings B has time for that, and leaves a note for each piece. */
+struct b_note { /* of a part of a segment */
+    int32_t b;    /* where output 0 of the tile would be in the slot, in bytes */
+    int32_t t;    /* where its ranks begin in a row of t', in bytes */
+    int32_t rank;
+    int32_t rows; /* of two units of eight rows, which are its: a bit each */
+};
+
+struct b_ring {
+    int group;      /* segments of a group: 1, 2 or 4 */
+    int shift;      /* log2 of the steps of a segment */
+    int seg_bytes;  /* from one to the next in a slot */
+    int slot_bytes, n_slots;
+    int slot;       /* the next to be filled, or read */
+    uint32_t phase; /* of its barrier */
+};
+
+template <int N>
+__device__ static inline struct b_ring b_ring_of(const typename narrow<N>::found &found, uint32_t phase)
 {
-    int width = a.pair_width > 0 ? TILE / 2 : TILE;
-#pragma unroll 1
-    for (int p = 0; p < a.lora.n_parts; p++) {
-        int begin = a.lora.part[p].out_begin, n = a.lora.part[p].d_out;
-        int from = m_tile * width - begin;
-        if (a.pair_width > 0 && begin >= a.pair_width)
-            from += a.pair_width;
-        int to = from + width < n ? from + width : n;
-        from = from > 0 ? from : 0;
-        if (from >= to || m_tile >= a.n_m_tiles)
-            continue;
-#pragma unroll 1
-        for (int base = 0; base < table.n; base += 32)
-            for (unsigned left = lora_touching(table, a.lora.n_parts, p, base, row, lane);
-                 left != 0; left &= left - 1)
-                f(p, base + __ffs((int)left) - 1, from, to);
+    using shape = narrow<N>;
+    struct b_ring r;
+    r.shift = 0;
+    while (16 << r.shift < found.head.rank)
+        r.shift++;
+    int most = shape::GROUP >> r.shift;
+    /* Slots that can't be filled would be fewer slots. */
+    int wanted = found.head.run <= 1 ? 1 : found.head.run == 2 ? 2 : 4;
+    r.group = wanted < most ? wanted : most > 1 ? most : 1;
+    r.seg_bytes = found.head.rank * TILE * 2;
+    r.slot_bytes = r.group * r.seg_bytes;
+    r.n_slots = shape::B_BYTES / r.slot_bytes;
+    r.n_slots = r.n_slots < shape::B_SLOTS ? r.n_slots : (int)shape::B_SLOTS;
+    r.slot = 0;
+    r.phase = phase;
+    return r;
+}
+
+__device__ static inline void b_ring_next(struct b_ring &r)
+{
+    if (++r.slot == r.n_slots) {
+        r.slot = 0;
+        r.phase ^= 1;
     }
 }
 
-/* Calls f(warpgroup, its number of the first tile, tile of outputs, rows) for every two tiles of
- * deltas that this block needs of the cluster's tiles. */
+/* What a tile has of a part: its outputs from .. to - 1, of which the first is output `at` of the
+ * tile, in the order above. Nothing: from >= to. */
+struct tile_part {
+    int from, to, at;
+};
+
+__device__ static inline struct tile_part tile_part_of(const struct linear_args &a, int m_tile,
+                                                       int p)
+{
+    int width = a.pair_width > 0 ? TILE / 2 : TILE;
+    int begin = a.lora.part[p].out_begin, n = a.lora.part[p].d_out;
+    bool second = a.pair_width > 0 && begin >= a.pair_width;
+    int first = m_tile * width - begin + (second ? a.pair_width : 0);
+    struct tile_part x;
+    x.from = first > 0 ? first : 0;
+    x.to = first + width < n ? first + width : n;
+    x.at = x.from - first + (second ? TILE / 2 : 0);
+    return x;
+}
+
+/* The segments that have rows in two units of eight, ascending; each once. */
+struct two_runs {
+    int begin0, n0, begin1, n;
+};
+
+template <class Found>
+__device__ static inline struct two_runs two_runs_of(const Found &found,
+                                                     const int (&row)[2])
+{
+    struct lora_run first = found.units[row[0] / 8], second = {0, 0};
+    if (row[1] >= 0)
+        second = found.units[row[1] / 8];
+    struct two_runs r;
+    r.begin0 = first.begin;
+    r.n0 = first.end - first.begin;
+    r.begin1 = second.begin > first.end ? second.begin : first.end;
+    r.n = r.n0 + (second.end > r.begin1 ? second.end - r.begin1 : 0);
+    return r;
+}
+
+__device__ static inline int seg_of(const struct two_runs &r, int i)
+{
+    return i < r.n0 ? r.begin0 + i : r.begin1 + i - r.n0;
+}
+
+/* Calls f(warpgroup, its number of the first unit, rows) for every two units of eight rows whose
+ * deltas this block needs of each of the cluster's tiles. */
 template <int N, typename Function>
-__device__ static inline void narrow_for_deltas(const struct linear_args &a, int tile, int rank,
+__device__ static inline void narrow_for_deltas(const struct linear_args &a, int rank,
                                                 Function &&f)
 {
     using shape = narrow<N>;
@@ -626,53 +697,161 @@ __device__ static inline void narrow_for_deltas(const struct linear_args &a, int
 #pragma unroll 1
         for (int i = 0; u < n_row_units; i += 2, u += 2 * a.n_ranges) {
             const int row[2] = {8 * u, u + a.n_ranges < n_row_units ? 8 * (u + a.n_ranges) : -1};
-            f(wg, i, tile, row);
+            f(wg, i, row);
         }
     }
 }
 
-/* Brings B, by a warp of its own. */
+__device__ static inline int rows_of(const struct lora_span &span, int row)
+{
+    int begin = span.row_begin - row, end = span.row_end - row;
+    begin = begin < 0 ? 0 : begin > 8 ? 8 : begin;
+    end = end < 0 ? 0 : end > 8 ? 8 : end;
+    return row < 0 || begin >= end ? 0 : (1 << end) - (1 << begin);
+}
+
+/* Brings B, by a warp of its own: a lane has a part of a segment. */
 template <int N>
-__device__ static void narrow_fill_b(const struct linear_args &a, const struct adapter_memory &m,
+__device__ static void narrow_fill_b(const struct linear_args &a, const struct adapter_memory<N> &m,
                                      int lane)
 {
-    using shape = narrow<N>;
+    static_assert(narrow<N>::GROUP * LORA_PARTS_MAX <= 32, "a lane each");
     int cluster = cluster_size(), rank = cluster_rank(), n_clusters = (int)gridDim.x / cluster;
-    int slot_bytes = m.table.rank * TILE * 2, n_slots = shape::B_BYTES / slot_bytes;
-    n_slots = n_slots < shape::B_SLOTS ? n_slots : (int)shape::B_SLOTS;
-    int slot = 0;
-    uint32_t phase = 1; /* the first round waits for nobody */
-    for (int tile = (int)blockIdx.x / cluster; tile < a.n_m_tiles; tile += n_clusters)
-        narrow_for_deltas<N>(a, tile, rank, [&](int, int, int m_tile, const int(&row)[2]) {
-            narrow_for_b(a, m.table, m_tile, row, lane, [&](int p, int s, int from, int to) {
-                const struct lora_cell &cell = m.table.cells[s * a.lora.n_parts + p];
-                if (lane == 0) {
-                    uint32_t bytes = (uint32_t)(to - from) * (uint32_t)cell.rank * 2;
-                    barrier_wait(&m.b_free[slot], phase);
-                    barrier_expect(&m.b_full[slot], bytes);
-                    copy_weight(m.b + slot * slot_bytes,
-                                reinterpret_cast<const char *>(cell.b) +
-                                    (uint64_t)from * (unsigned)cell.rank * 2,
-                                bytes, &m.b_full[slot], evict_normal());
+    int n_parts = a.lora.n_parts, j = lane / n_parts, p = lane % n_parts;
+    struct b_ring ring = b_ring_of<N>(*m.found, 1); /* the first round waits for nobody */
+    int rank_most = m.found->head.rank;
+    for (int tile = (int)blockIdx.x / cluster; tile < a.n_m_tiles; tile += n_clusters) {
+        struct tile_part part = tile_part_of(a, tile, p);
+        narrow_for_deltas<N>(a, rank, [&](int, int, const int(&row)[2]) {
+            struct two_runs run = two_runs_of(*m.found, row);
+#pragma unroll 1
+            for (int k = 0; k < run.n; k += ring.group) {
+                uint32_t bytes = 0;
+                const char *from = nullptr;
+                struct b_note note = {};
+                int to = j * ring.seg_bytes + part.at * rank_most * 2;
+                if (j < ring.group && k + j < run.n && part.from < part.to) {
+                    int s = seg_of(run, k + j);
+                    const struct lora_cell *cell = &m.found->cells[s * n_parts + p];
+                    note.rank = cell->rank;
+                    note.t = cell->t_at * 2;
+                    note.b = to - part.at * note.rank * 2;
+                    note.rows = rows_of(m.found->spans[s], row[0]) |
+                                rows_of(m.found->spans[s], row[1]) << 8;
+                    bytes = (uint32_t)((part.to - part.from) * note.rank * 2);
+                    from = reinterpret_cast<const char *>(cell->b) +
+                           (uint64_t)part.from * (unsigned)note.rank * 2;
                 }
+                uint32_t all = __reduce_add_sync(0xffffffffu, bytes);
+                barrier_wait(&m.b_free[ring.slot], ring.phase);
+                if (j < ring.group)
+                    m.notes[(ring.slot * ring.group + j) * n_parts + p] = note;
                 __syncwarp();
-                if (++slot == n_slots) {
-                    slot = 0;
-                    phase ^= 1;
-                }
-            });
+                if (lane == 0)
+                    barrier_expect(&m.b_full[ring.slot], all);
+                __syncwarp();
+                if (bytes > 0)
+                    copy_bytes(m.b + ring.slot * ring.slot_bytes + to, from, bytes,
+                               &m.b_full[ring.slot]);
+                b_ring_next(ring);
+            }
         });
+    }
+}
+
+/* The part that a tile's outputs first .. first + 7 are of, or -1. */
+__device__ static inline int part_of(const struct linear_args &a, int m_tile, int first)
+{
+    int found = -1;
+#pragma unroll
+    for (int p = 0; p < LORA_PARTS_MAX; p++) {
+        struct tile_part part = tile_part_of(a, m_tile, p);
+        if (p < a.lora.n_parts && part.from < part.to && first >= part.at &&
+            first < part.at + part.to - part.from)
+            found = p;
+    }
+    return found;
+}
+
+__device__ static inline uint2 load_shared_8(uint32_t at)
+{
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
+    return v;
+}
+
+__device__ static inline struct b_note load_note(uint32_t at)
+{
+    struct b_note n;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(n.b), "=r"(n.t), "=r"(n.rank), "=r"(n.rows)
+                 : "r"(at));
+    return n;
+}
+
+/* Adds a group of segments to the deltas of two units of rows: of the outputs o and o + 8 (the
+ * lane's rows g and g + 8), where they are live. In shared memory: slot, notes (of the part, n_parts
+ * apart), and t' of the lane's row g in the first unit and, t_unit bytes on, in the second. */
+__device__ static inline void narrow_group(float (&c)[2][4], uint32_t slot, uint32_t notes,
+                                           int n_parts, int n_steps, int shift, int o, bool live0,
+                                           bool live1, uint32_t t, uint32_t t_unit, int lane)
+{
+    enum { STEPS = 2 };
+    int g = lane >> 2, t4 = lane % 4 * 4;
+#pragma unroll 1
+    for (int h = 0; h < n_steps; h += STEPS) {
+        uint2 x[STEPS], y[STEPS], f[STEPS][2];
+#pragma unroll
+        for (int i = 0; i < STEPS; i++) {
+            int j = (h + i) >> shift, r = t4 + (h + i - (j << shift)) * 16;
+            x[i] = y[i] = f[i][0] = f[i][1] = make_uint2(0, 0);
+            struct b_note note = {0, 0, 0, 0};
+            if (i == 0 || h + i < n_steps)
+                note = load_note(notes + (uint32_t)(j * n_parts) * sizeof note);
+            bool inside = r < note.rank;
+            uint32_t b = slot + (uint32_t)(note.b + (o * note.rank + r) * 2);
+            uint32_t at = t + (uint32_t)(note.t + r * 2);
+            if (inside && live0)
+                x[i] = load_shared_8(b);
+            if (inside && live1)
+                y[i] = load_shared_8(b + (uint32_t)note.rank * 16);
+            if (inside && (note.rows >> g & 1))
+                f[i][0] = load_shared_8(at);
+            if (inside && (note.rows >> g & 256))
+                f[i][1] = load_shared_8(at + t_unit);
+        }
+#pragma unroll
+        for (int i = 0; i < STEPS; i++)
+#pragma unroll
+            for (int u = 0; u < 2; u++)
+                mma_bf16(c[u], x[i].x, y[i].x, x[i].y, y[i].y, f[i][u].x, f[i][u].y);
+    }
+}
+
+/* Puts the deltas of a warp's 16 outputs where the warps that hold the sums have theirs. */
+__device__ static inline void put_deltas(char *to, const float (&c)[4], bool pair, int warp,
+                                         int lane)
+{
+    if (!pair) {
+        *reinterpret_cast<float4 *>(to + (warp * 32 + lane) * 16) = make_float4(c[0], c[1], c[2],
+                                                                                c[3]);
+        return;
+    }
+    /* Those have eight of each half (linear.cuh); this one has 16 of one. */
+    char *mine = to + (warp % 2 * 64 + lane) * 16 + warp / 2 * 8;
+    *reinterpret_cast<float2 *>(mine) = make_float2(c[0], c[1]);
+    *reinterpret_cast<float2 *>(mine + 32 * 16) = make_float2(c[2], c[3]);
 }
 
 /* Copies t' of this block's rows into shared memory, as it comes. */
 template <int N>
-__device__ static void narrow_stage_t(const struct linear_args &a, const struct adapter_memory &m,
+__device__ static void narrow_stage_t(const struct linear_args &a, const struct adapter_memory<N> &m,
                                       int width, int thread)
 {
     using shape = narrow<N>;
     enum { AHEAD = 8, THREADS = ADAPTER_WARPS * 32 };
     int units_each = shape::units_each(a.n_ranges), n_rows = 2 * units_each * 8;
-    int rank = cluster_rank(), words = m.table.width / 2;
+    int rank = cluster_rank(), words = m.found->head.width / 2;
 #pragma unroll 1
     for (int i0 = thread; i0 < n_rows * words; i0 += AHEAD * THREADS) {
         uint64_t w[AHEAD];
@@ -683,7 +862,7 @@ __device__ static void narrow_stage_t(const struct linear_args &a, const struct 
             int row = 8 * (shape::range_of(rank, unit / units_each) +
                            unit % units_each * a.n_ranges) +
                       r % 8;
-            bool is_there = i < n_rows * words && row < N && at < m.table.t_end[row];
+            bool is_there = i < n_rows * words && row < N && at < m.found->t_end[row];
             from[j] = is_there ? word_of_t(a, row, at) : nullptr;
             w[j] = is_there ? get_word(from[j]) : 0;
         }
@@ -693,7 +872,7 @@ __device__ static void narrow_stage_t(const struct linear_args &a, const struct 
             if (from[j] != nullptr)
                 *reinterpret_cast<uint32_t *>(m.t + (i / words * width + i % words * 2) *
                                                         2) = await_word(w[j], from[j],
-                                                                        m.table.tag);
+                                                                        m.found->head.tag);
         }
     }
     named_sync(1, THREADS);
@@ -707,7 +886,7 @@ __device__ static void narrow_ask_found(const struct linear_args &a, void *to, u
                                         int thread)
 {
     using shape = narrow<N>;
-    typedef narrow_found<N, shape::SEGS> found;
+    typedef typename shape::found found;
     const char *from = reinterpret_cast<const char *>(a.lora.found);
     auto copy = [&](size_t at, size_t from_at, size_t bytes) {
         for (int i = thread * 16; i < (int)bytes; i += ADAPTER_WARPS * 32 * 16)
@@ -716,6 +895,7 @@ __device__ static void narrow_ask_found(const struct linear_args &a, void *to, u
     size_t n_cells = (size_t)(shape::SEGS * a.lora.n_parts);
     copy(0, 0, sizeof(struct lora_head));
     copy(offsetof(found, t_end), offsetof(struct lora_found, t_end), N * sizeof(int32_t));
+    copy(offsetof(found, units), offsetof(struct lora_found, units), sizeof found::units);
     copy(offsetof(found, spans), offsetof(struct lora_found, spans),
          shape::SEGS * sizeof(struct lora_span));
     copy(offsetof(found, unit_end), offsetof(struct lora_found, unit_end),
@@ -725,112 +905,103 @@ __device__ static void narrow_ask_found(const struct linear_args &a, void *to, u
     copies_arrive(full);
 }
 
-/* By whoever reads it. */
-template <int N>
-__device__ static struct narrow_table narrow_await_found(const void *at, uint64_t *full)
+/* The deltas of 16 packed outputs, straight from memory. A function of its own, so that the other
+ * way keeps its registers. */
+template <class Found>
+__device__ static __noinline__ struct lora_sums narrow_direct(const struct linear_args &a,
+                                                              const Found &found, int packed_row,
+                                                              int row0, int row1, int lane)
 {
-    const narrow_found<N, narrow<N>::SEGS> *f =
-        static_cast<const narrow_found<N, narrow<N>::SEGS> *>(at);
-    barrier_wait(full, 0);
-    return {f->spans,        f->cells,     f->unit_end,   f->t_end,           f->head.n_segs,
-            f->head.n_units, f->head.rank, f->head.width, f->head.plain != 0, f->head.tag};
+    struct lora_sums sums = {};
+    const int row[2] = {row0, row1};
+    int out[2];
+    outputs_of(out, a, packed_row);
+    lora_delta(sums.c, row, found, a.lora, out, lane,
+               [&](const struct lora_cell &cell, int my_row, int r) {
+                   const uint64_t *from = word_of_t(a, my_row, cell.t_at + r);
+                   uint64_t w[2] = {get_word(from), get_word(from + 1)};
+                   return make_uint2(await_word(w[0], from, found.head.tag),
+                                     await_word(w[1], from + 1, found.head.tag));
+               });
+    return sums;
 }
 
 /* Everything else that the adapters' warps do. */
 template <int N>
-__device__ static void narrow_adapters(const struct linear_args &a, const struct adapter_memory &m)
+__device__ static void narrow_adapters(const struct linear_args &a, const struct adapter_memory<N> &m)
 {
     using shape = narrow<N>;
     int cluster = cluster_size(), rank = cluster_rank(), n_clusters = (int)gridDim.x / cluster;
     int thread = (int)threadIdx.x - NARROW_ADAPTERS * 32, warp = thread >> 5, lane = thread & 31;
-    int g = lane >> 2, t = lane & 3;
+    int g = lane >> 2;
     int tile = (int)blockIdx.x / cluster;
     int units_each = shape::units_each(a.n_ranges);
-    const struct narrow_table &table = m.table;
+    const typename shape::found &found = *m.found;
 
-    bool staged = narrow_staged<N>(a, table);
-    bool whole = (int64_t)table.n_units * a.n_chains * LORA_UNIT > a.n_tag_chains;
-    narrow_chains(a, table, whole, warp, lane);
+    bool staged = narrow_staged<N>(a, found);
+    bool whole = (int64_t)found.head.n_units * a.n_chains * LORA_UNIT > a.n_tag_chains;
+    narrow_chains(a, found, whole, warp, lane);
     if (!whole)
-        narrow_sums(a, table, thread);
+        narrow_sums(a, found, thread);
     if (warp == ADAPTER_WARPS - 1 && a.next.n_parts > 0)
-        lora_prefetch_next(a.next, table.n, a.next_d_in, lane);
-    int width = table.width + 4; /* of a row of t' in shared memory: rows in different banks */
+        lora_prefetch_next(a.next, found.head.n_segs, a.next_d_in, lane);
+    int width = found.head.width + 4; /* of a row of t' in shared memory: rows in different banks */
     if (staged)
         narrow_stage_t<N>(a, m, width, thread);
-    int slot_bytes = table.rank * TILE * 2, n_slots = shape::B_BYTES / slot_bytes;
-    n_slots = n_slots < shape::B_SLOTS ? n_slots : (int)shape::B_SLOTS;
-    int slot = 0;
-    uint32_t phase = 0;
+    struct b_ring ring = b_ring_of<N>(found, 0);
+    bool pair = a.pair_width > 0;
+    int n_parts = a.lora.n_parts;
     int n_buffers = shape::lags(a.n_ranges) ? 2 : 1;
     for (int tile_no = 0; tile < a.n_m_tiles; tile += n_clusters, tile_no++) {
         int buffer = tile_no % n_buffers, turn = tile_no / n_buffers;
         char *deltas = m.deltas + buffer * shape::delta_bytes(a.n_ranges);
         if (turn > 0)
             barrier_wait(&m.deltas_free[buffer], (turn - 1) & 1);
-        narrow_for_deltas<N>(a, tile, rank, [&](int wg, int i, int m_tile, const int(&row)[2]) {
+        int p0 = part_of(a, tile, warp * 16), p1 = part_of(a, tile, warp * 16 + 8);
+        narrow_for_deltas<N>(a, rank, [&](int wg, int i, const int(&row)[2]) {
             float c[2][4] = {};
-            int out[2];
-            outputs_of(out, a, m_tile * TILE + warp * 16 + g);
             if (staged) {
-                const char *my_t = m.t + ((wg * units_each + i) * 8 + g) * width * 2;
-                narrow_for_b(a, table, m_tile, row, lane, [&](int p, int s, int from, int to) {
-                    const struct lora_cell cell = table.cells[s * a.lora.n_parts + p];
-                    const struct lora_span span = table.spans[s];
-                    int o0 = out[0] - a.lora.part[p].out_begin;
-                    int o1 = out[1] - a.lora.part[p].out_begin;
-                    bool live0 = o0 >= from && o0 < to, live1 = o1 >= from && o1 < to;
-                    bool mine[2];
-#pragma unroll
-                    for (int u = 0; u < 2; u++)
-                        mine[u] = row[u] >= 0 && row[u] + g >= span.row_begin &&
-                                  row[u] + g < span.row_end;
-                    const char *b0 = m.b + slot * slot_bytes +
-                                     ((o0 - from) * cell.rank + 4 * t) * 2;
-                    const char *b1 = b0 + (o1 - o0) * cell.rank * 2;
-                    const char *t0 = my_t + (cell.t_at + 4 * t) * 2;
-                    barrier_wait(&m.b_full[slot], phase);
-#pragma unroll 2
-                    for (int r0 = 0; r0 < cell.rank; r0 += 16) {
-                        bool inside = r0 + 4 * t < cell.rank;
-                        uint2 x = make_uint2(0, 0), y = x, f[2] = {x, x};
-                        if (inside && live0)
-                            x = *reinterpret_cast<const uint2 *>(b0 + r0 * 2);
-                        if (inside && live1)
-                            y = *reinterpret_cast<const uint2 *>(b1 + r0 * 2);
-#pragma unroll
-                        for (int u = 0; u < 2; u++) {
-                            if (inside && mine[u])
-                                f[u] = *reinterpret_cast<const uint2 *>(t0 + u * 8 * width * 2 +
-                                                                        r0 * 2);
-                            mma_bf16(c[u], x.x, y.x, x.y, y.y, f[u].x, f[u].y);
-                        }
+                uint32_t t = shared_address(m.t) +
+                             (uint32_t)(((wg * units_each + i) * 8 + g) * width * 2);
+                int n = two_runs_of(found, row).n;
+#pragma unroll 1
+                for (int k = 0; k < n; k += ring.group) {
+                    uint32_t slot = shared_address(m.b) + (uint32_t)(ring.slot * ring.slot_bytes);
+                    uint32_t notes = shared_address(m.notes) +
+                                     (uint32_t)(ring.slot * ring.group * n_parts) *
+                                         sizeof(struct b_note);
+                    int n_steps = (n - k < ring.group ? n - k : ring.group) << ring.shift;
+                    barrier_wait(&m.b_full[ring.slot], ring.phase);
+                    /* Nearly always both eights of outputs are of one part. */
+#pragma unroll 1
+                    for (int eight = 0; eight < (p0 == p1 ? 1 : 2); eight++) {
+                        int p = eight == 0 ? p0 : p1;
+                        if (p >= 0)
+                            narrow_group(c, slot, notes + (uint32_t)p * sizeof(struct b_note),
+                                         n_parts, n_steps, ring.shift, warp * 16 + g, eight == 0,
+                                         eight == 1 || p0 == p1, t, (uint32_t)(width * 16), lane);
                     }
                     __syncwarp();
                     if (lane == 0)
-                        barrier_arrive(&m.b_free[slot]);
-                    if (++slot == n_slots) {
-                        slot = 0;
-                        phase ^= 1;
-                    }
-                });
+                        barrier_arrive(&m.b_free[ring.slot]);
+                    b_ring_next(ring);
+                }
             } else {
-                lora_delta(c, row, table, a.lora, out, lane,
-                           [&](const struct lora_cell &cell, int my_row, int r) {
-                               const uint64_t *from = word_of_t(a, my_row, cell.t_at + r);
-                               uint64_t w[2] = {get_word(from), get_word(from + 1)};
-                               return make_uint2(await_word(w[0], from, table.tag),
-                                                 await_word(w[1], from + 1, table.tag));
-                           });
+                struct lora_sums sums = narrow_direct(a, found, tile * TILE + warp * 16 + g,
+                                                      row[0], row[1], lane);
+#pragma unroll
+                for (int u = 0; u < 8; u++)
+                    c[u / 4][u % 4] = sums.c[u / 4][u % 4];
             }
-            char *to = deltas + (wg * units_each + i) * shape::PIECE + (warp * 32 + lane) * 16;
+            char *to = deltas + (wg * units_each + i) * shape::PIECE;
 #pragma unroll
             for (int u = 0; u < 2; u++)
                 if (row[u] >= 0)
-                    *reinterpret_cast<float4 *>(to + u * shape::PIECE) = make_float4(
-                        c[u][0], c[u][1], c[u][2], c[u][3]);
+                    put_deltas(to + u * shape::PIECE, c[u], pair && staged, warp, lane);
         });
-        barrier_arrive(&m.deltas_full[buffer]);
+        __syncwarp();
+        if (lane == 0)
+            barrier_arrive(&m.deltas_full[buffer]);
     }
 }
 

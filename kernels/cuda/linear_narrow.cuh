@@ -57,8 +57,10 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
     char *sums = deltas + 2 * shape::delta_bytes(a.n_ranges); /* with a lag */
     char *stage_b = deltas + (shape::lags(a.n_ranges) ? 3 : 1) * shape::delta_bytes(a.n_ranges);
     char *stage_t = stage_b + shape::B_BYTES;
-    char *found = stage_t + shape::T_BYTES;
-    uint64_t *full = reinterpret_cast<uint64_t *>(found + sizeof(narrow_found<N, shape::SEGS>));
+    typename shape::found *found = reinterpret_cast<typename shape::found *>(stage_t +
+                                                                             shape::T_BYTES);
+    char *notes = reinterpret_cast<char *>(found + 1);
+    uint64_t *full = reinterpret_cast<uint64_t *>(notes + shape::NOTE_BYTES);
     uint64_t *empty = full + 2 * shape::DEPTH;
     uint64_t *partials_full = empty + 2 * shape::DEPTH; /* [2], of a warpgroup */
     uint64_t *partials_free = partials_full + 2;
@@ -77,8 +79,8 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         for (int i = 0; i < 2; i++) {
             /* Of a cluster: the bytes. In a block alone: the other warpgroup's threads. */
             barrier_init(&partials_full[i], cluster > 1 ? 1 : 1 + 128);
-            barrier_init(&deltas_full[i], ADAPTER_WARPS * 32);
-            barrier_init(&deltas_free[i], 8 * 32);
+            barrier_init(&deltas_full[i], ADAPTER_WARPS);
+            barrier_init(&deltas_free[i], 8);
         }
         barrier_init(partials_free, 8 * cluster);
         barrier_init(found_full, ADAPTER_WARPS * 32);
@@ -93,7 +95,9 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
     else
         __syncthreads();
 
-    struct adapter_memory memory;
+    struct adapter_memory<N> memory;
+    memory.found = found;
+    memory.notes = reinterpret_cast<struct b_note *>(notes);
     memory.b = stage_b;
     memory.t = stage_t;
     memory.deltas = deltas;
@@ -106,10 +110,10 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         if (a.lora.n_parts == 0)
             return;
         narrow_ask_found<N>(a, found, found_full, (int)threadIdx.x - NARROW_ADAPTERS * 32);
-        memory.table = narrow_await_found<N>(found, found_full);
-        if (memory.table.n > shape::SEGS)
-            __trap(); /* the caller broke ops.h: more segments than the table holds */
-        if (memory.table.n > 0)
+        barrier_wait(found_full, 0);
+        if (found->head.n_segs > shape::SEGS)
+            __trap(); /* the caller broke ops.h: more segments than found holds */
+        if (found->head.n_segs > 0)
             narrow_adapters<N>(a, memory);
         return;
     }
@@ -119,8 +123,8 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         if (i == 2) { /* fills B's */
             if (a.lora.n_parts == 0)
                 return;
-            memory.table = narrow_await_found<N>(found, found_full);
-            if (memory.table.n > 0 && narrow_staged<N>(a, memory.table))
+            barrier_wait(found_full, 0);
+            if (found->head.n_segs > 0 && narrow_staged<N>(a, *found))
                 narrow_fill_b<N>(a, memory, lane);
         } else if (i < 2 && lane == 0)
             narrow_fill<N>(a, &x_map, ring + i * shape::DEPTH * shape::STAGE,
@@ -133,9 +137,11 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
     int thread = (int)threadIdx.x & 127, g = lane >> 2, t = lane & 3;
     int n_clusters = (int)gridDim.x / cluster;
     int units_each = shape::units_each(a.n_ranges);
-    /* Units are rows 0-7, 8-15, ...; mine are me, me + n_ranges, ... */
-    int n_row_units = (a.n_rows + 7) / 8;
-    int n_mine = n_row_units > me ? (n_row_units - me + a.n_ranges - 1) / a.n_ranges : 0;
+    /* Units are rows 0-7, 8-15, ...; mine are me, me + n_ranges, ... The code below is large when it
+     * divides, and what doesn't fit the instruction cache waits behind the weights. */
+    int n_row_units = (a.n_rows + 7) / 8, ranges_mask = a.n_ranges - 1;
+    int range_bits = a.n_ranges == 8 ? 3 : a.n_ranges == 4 ? 2 : 1;
+    int n_mine = n_row_units > me ? (n_row_units - me + ranges_mask) >> range_bits : 0;
     int begin = me * a.n_k / a.n_ranges, n = (me + 1) * a.n_k / a.n_ranges - begin;
     const char *slots = ring + wg * shape::DEPTH * shape::STAGE;
     uint64_t *my_full = full + wg * shape::DEPTH, *my_empty = empty + wg * shape::DEPTH;
@@ -168,7 +174,8 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
             }
             store_tile({v.x, v.y, v.z, v.w}, a, out, 8 * (me + i * a.n_ranges) + 2 * t);
         }
-        if (adapters)
+        __syncwarp();
+        if (adapters && lane == 0)
             barrier_arrive(&deltas_free[buffer]);
     };
 
@@ -199,7 +206,8 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         }
 
         if (tile_no == 0 && a.lora.n_parts > 0) {
-            adapters = narrow_await_found<N>(found, found_full).n > 0;
+            barrier_wait(found_full, 0);
+            adapters = found->head.n_segs > 0;
             lag = adapters && shape::lags(a.n_ranges);
         }
         /* Hand the others their rows of my range. */
@@ -208,21 +216,20 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
                            cluster > 1 ? (uint32_t)(n_mine * (a.n_ranges - 1) * shape::PIECE) : 0);
         if (tile_no > 0)
             barrier_wait(partials_free, (tile_no - 1) & 1);
-        auto place = [&](int u,
-                         int owner) { /* in the owner's block */
-                                      int from = me < owner ? me : me - 1;
-                                      return partials +
-                                             (((owner & 1) * (a.n_ranges - 1) + from) * units_each +
-                                              u / a.n_ranges) *
-                                                 shape::PIECE +
-                                             thread * 16;
+        /* Opaque, so that what follows isn't computed for all u before the loop, and kept. */
+        int zero = 0;
+        asm volatile("" : "+r"(zero));
+        auto place = [&](int u, int owner) { /* in the owner's block */
+            int from = me < owner ? me : me - 1;
+            int piece = ((owner & 1) * ranges_mask + from) * units_each + (u >> range_bits);
+            return partials + piece * shape::PIECE + thread * 16;
         };
         if (cluster > 1) {
 #pragma unroll
             for (int u = 0; u < shape::UNITS; u++) {
-                int owner = u % a.n_ranges;
+                int owner = (u + zero) & ranges_mask;
                 if (owner != me && u < n_row_units)
-                    store_remote(shared_address(place(u, owner)), owner >> 1,
+                    store_remote(shared_address(place(u + zero, owner)), owner >> 1,
                                  &partials_full[owner & 1], acc[4 * u], acc[4 * u + 1],
                                  acc[4 * u + 2], acc[4 * u + 3]);
             }
@@ -241,10 +248,11 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         /* Add up mine, from +0 on so that no sum is -0. */
 #pragma unroll
         for (int u = 0; u < shape::UNITS; u++) {
-            if (u % a.n_ranges != me || u >= n_row_units)
+            if (((u + zero) & ranges_mask) != me || u >= n_row_units)
                 continue;
-            char *at = mine + u / a.n_ranges * shape::PIECE;
+            char *at = mine + ((u + zero) >> range_bits) * shape::PIECE;
             float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 1
             for (int r = 0; r < a.n_ranges; r++) {
                 float4 v = make_float4(acc[4 * u], acc[4 * u + 1], acc[4 * u + 2], acc[4 * u + 3]);
                 if (r != me)
@@ -253,7 +261,7 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
                 sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
             }
             *reinterpret_cast<float4 *>((lag ? my_sums : mine) +
-                                        u / a.n_ranges * shape::PIECE) = sum;
+                                        ((u + zero) >> range_bits) * shape::PIECE) = sum;
         }
         if (!lag)
             finish(tile, tile_no);

@@ -112,15 +112,6 @@ __device__ static inline void cluster_wait()
     asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 }
 
-__device__ static inline void copy_bytes(void *to, uintptr_t from, uint32_t bytes,
-                                         uint64_t *barrier)
-{
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
-                 : "memory");
-}
-
 /* To the same place or another in block `rank` of the cluster, and counted there. */
 __device__ static inline void copy_to_block(uint32_t to, const void *from, uint32_t bytes,
                                             uint64_t *barrier, int rank)
@@ -206,7 +197,7 @@ __device__ static inline void shrink_copy(typename S::memory &m, struct shrink_c
     __syncwarp();
     if (lane < live)
         copy_bytes(m.ring[at.stage] + lane * STAGE_PITCH,
-                   tile.cell->a +
+                   reinterpret_cast<const char *>(tile.cell->a) +
                        ((uintptr_t)(tile.rank0 + lane) * (unsigned)d_in + (unsigned)at.k) * 2,
                    bytes, full);
     at.stage = at.stage + 1 == S::STAGES ? 0 : at.stage + 1;

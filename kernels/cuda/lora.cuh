@@ -198,12 +198,17 @@ struct lora_head {
     int32_t plain;   /* all are bf16, ranks multiples of 4, B aligned */
     uint32_t tag;
     uint32_t round; /* look-ups so far */
-    int32_t reserved;
+    int32_t run;    /* the most segments that have rows among eight (units) */
+};
+
+struct lora_run { /* segments begin .. end - 1; empty ones may be among them */
+    int32_t begin, end;
 };
 
 struct alignas(16) lora_found {
     struct lora_head head;
     int32_t t_end[LORA_FOUND_ROWS]; /* how much of t' a row has */
+    struct lora_run units[LORA_FOUND_ROWS / 8]; /* the segments that have rows among eight */
     struct lora_span spans[LORA_FOUND_SEGS];
     int32_t unit_end[LORA_FOUND_SEGS * LORA_PARTS_MAX];    /* [n_segs, n_parts] running sums */
     struct lora_cell cells[LORA_FOUND_SEGS * LORA_PARTS_MAX]; /* [n_segs, n_parts] */

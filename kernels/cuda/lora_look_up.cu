@@ -50,7 +50,7 @@ __global__ static void __launch_bounds__(THREADS)
     __shared__ struct lora_found f;
     __shared__ struct lora_seg segs[SEGS_BOTH];
     __shared__ struct linear_sites sites;
-    __shared__ int rank_max, width_max;
+    __shared__ int rank_max, width_max, run_max;
     int thread = (int)threadIdx.x, n_blocks = (int)(gridDim.x * gridDim.y);
     int row0 = (int)blockIdx.y * LORA_FOUND_ROWS;
     int place = (int)blockIdx.x + a.first_place, which = place * HALVES + (int)blockIdx.y;
@@ -60,7 +60,7 @@ __global__ static void __launch_bounds__(THREADS)
     uint32_t round = __ldcg(&to->head.round) + 1;
     if (thread == 0) {
         sites = a.sites != nullptr ? a.sites[blockIdx.x] : a.one;
-        rank_max = width_max = 0;
+        rank_max = width_max = run_max = 0;
     }
     int64_t n_words = a.n_words[0] + a.n_words[1];
     int64_t word = ((int64_t)round * n_blocks + (int)(blockIdx.y * gridDim.x + blockIdx.x)) *
@@ -124,16 +124,20 @@ __global__ static void __launch_bounds__(THREADS)
         atomicMax(&width_max, at + rank);
     }
     lora_scan(f.unit_end, n_cells, thread, THREADS, 1);
-    /* How much of t' my row has. */
-    int t_end = 0, low = 0, high = fits ? n : 0;
-    while (low < high) { /* the first segment that ends behind it */
-        int mid = (low + high) / 2;
-        if (f.spans[mid].row_end > thread)
-            high = mid;
-        else
-            low = mid + 1;
-    }
-    for (int s = low; s < n && fits; s++) {
+    /* How much of t' my row has, and which segments the eight rows from mine on. */
+    auto first_behind = [&](int row) { /* the first segment that ends behind it */
+        int low = 0, high = fits ? n : 0;
+        while (low < high) {
+            int mid = (low + high) / 2;
+            if (f.spans[mid].row_end > row)
+                high = mid;
+            else
+                low = mid + 1;
+        }
+        return low;
+    };
+    int t_end = 0;
+    for (int s = first_behind(thread); s < n && fits; s++) {
         struct lora_span span = f.spans[s];
         if (span.row_begin > thread)
             break;
@@ -142,7 +146,15 @@ __global__ static void __launch_bounds__(THREADS)
             t_end = cell->rank > 0 ? cell->t_at + cell->rank : t_end;
         }
     }
+    if (thread % 8 == 0) {
+        int begin = first_behind(thread), end = begin;
+        while (end < n && fits && f.spans[end].row_begin < thread + 8)
+            end++;
+        f.units[thread / 8] = {begin, end};
+        atomicMax(&run_max, end - begin);
+    }
     f.t_end[thread] = t_end;
+    __syncthreads();
     if (thread == 0) {
         f.head.n_segs = n;
         f.head.n_units = n_cells > 0 ? f.unit_end[n_cells - 1] : 0;
@@ -151,7 +163,7 @@ __global__ static void __launch_bounds__(THREADS)
         f.head.plain = all_plain;
         f.head.tag = 0x80000000u | (round * (uint32_t)a.n_found + (uint32_t)which);
         f.head.round = round;
-        f.head.reserved = 0;
+        f.head.run = run_max;
     }
     __syncthreads();
     auto copy = [&](size_t offset, size_t bytes) {
