@@ -219,7 +219,7 @@ static int take_memory(struct lora_adapter *a, struct host_memory *home, struct 
 {
     void *data;
     if (home == NULL)
-        data = aligned_alloc(LORA_ALIGN_BYTES, a->n_bytes);
+        data = host_memory_plain(a->n_bytes);
     else if (host_memory_take(home, &data, a->n_bytes, err) != 0)
         return -1;
     if (data == NULL)

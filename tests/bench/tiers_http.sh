@@ -7,8 +7,9 @@
 #
 # The pool of the device and the node's host memory hold a few adapters where they should be missed, all where not.
 # What is read from disk was written or read a moment ago, so it comes from the page cache unless DROP_CACHES names a
-# command that empties it. Environment: BUILD (build/release), SHAPE (8b), ADAPTERS (24), BACKEND (cuda), WORK (a
-# temporary folder with 20 GB and three times the adapters; removed), COMMIT.
+# command that empties it. Environment: BUILD (build/release), SHAPE (8b), ADAPTERS (24), RANK (16), BACKEND (cuda),
+# WORK (a temporary folder with 20 GB and three times the adapters; removed), COMMIT. Without a GPU, adapters of the same
+# size: SHAPE=110m RANK=256 BACKEND=cpu.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=${BUILD:-build/release} shape=${SHAPE:-8b} adapters=${ADAPTERS:-24} results=${1:-tests/bench/results}
@@ -66,7 +67,7 @@ ask() { # WHAT SECONDS WARM
 }
 
 mkdir -p "$results"
-"$build/tests/bench/make_random" "$shape" "$work" "$adapters" 16
+"$build/tests/bench/make_random" "$shape" "$work" "$adapters" "${RANK:-16}"
 vocab=$(sed -n 's/.*"vocab_size": \([0-9]*\).*/\1/p' "$work/model/config.json")
 size=$(stat -c %s "$work/adapter-00/adapter_model.safetensors")
 flags=()
