@@ -179,7 +179,7 @@ test-build: $(B)/release/tributary $(B)/release/tests/soak/soak $(B)/release/tes
 tsan: deps
 	@$(MAKE) --no-print-directory -j2 tsan-build
 	@TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" bash tests/run.sh $(addprefix $(B)/tsan/,$(TSAN_TESTS))
-TSAN_TESTS := $(filter tests/unit/base/% tests/unit/attribution/% tests/unit/node/% tests/unit/wallet/% tests/ops/% tests/unit/engine/test_engine%,$(ASAN_TESTS))
+TSAN_TESTS := $(filter tests/unit/base/% tests/unit/attribution/% tests/unit/node/% tests/unit/wallet/% tests/ops/% tests/unit/engine/test_engine% tests/unit/engine/test_tensor_read%,$(ASAN_TESTS))
 tsan-build: $(addprefix $(B)/tsan/,$(TSAN_TESTS))
 
 lint:

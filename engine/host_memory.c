@@ -16,12 +16,14 @@
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 enum {
     ALIGN_BYTES = 256,
     SLAB_BYTES = 256 << 20,
     SLABS_MAX = 1024,
     PIECES_MAX = 1 << 14, /* of a slab */
+    HUGE_PAGE_BYTES = 2 << 20,
 };
 
 struct slab {
@@ -92,6 +94,17 @@ void host_memory_free(struct host_memory *h)
     free(h);
 }
 
+void *host_memory_plain(size_t n_bytes)
+{
+    size_t n = aligned(n_bytes > 0 ? n_bytes : 1), huge = n & ~(size_t)(HUGE_PAGE_BYTES - 1);
+    void *p;
+    if (posix_memalign(&p, huge > 0 ? HUGE_PAGE_BYTES : ALIGN_BYTES, n) != 0)
+        return NULL;
+    if (huge > 0)
+        (void)madvise(p, huge, MADV_HUGEPAGE); /* advice: not every system takes it */
+    return p;
+}
+
 static void *take_pinned(struct host_memory *h, size_t n_bytes, struct err *err)
 {
     for (int i = 0;; i++) {
@@ -107,7 +120,7 @@ int host_memory_take(struct host_memory *h, void **out, size_t n_bytes, struct e
 {
     size_t n = aligned(n_bytes > 0 ? n_bytes : 1);
     pthread_mutex_lock(&h->lock);
-    void *p = h->pinned ? take_pinned(h, n, err) : aligned_alloc(ALIGN_BYTES, n);
+    void *p = h->pinned ? take_pinned(h, n, err) : host_memory_plain(n);
     if (p != NULL)
         h->used += n;
     pthread_mutex_unlock(&h->lock);

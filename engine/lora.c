@@ -1,8 +1,11 @@
 /* lora: see lora.h.
  *
- * Files are read once, into memory; the digest is computed over those bytes and the tensors are
- * taken from the same bytes. The matrices are then packed site by site, in the order of sites, each
- * at its true size, so that the device pool can copy an adapter in one piece or in few.
+ * The matrices lie packed site by site, in the order of sites, each at its true size, so that the
+ * device pool can copy an adapter in one piece or in few. The headers of the files say what is to
+ * come, so memory is taken for just that and each matrix is read to its place in it; the digest is
+ * computed over those very bytes. Touching new memory costs as much as hashing it or more (a page
+ * fault for every 4 kB, while pinned memory has had its own long ago), so nothing is read elsewhere
+ * and copied.
  *
  * contentDigest (engine.h): sha256 over lines "<sha256 hex>  <size>  <name>\n", ascending by name,
  * of adapter_config.json and the weight files, the index of shards included. */
@@ -29,7 +32,6 @@
 struct adapter_files {
     struct buf config;
     struct tensor_dir tensors;
-    struct content_digest content;
 };
 
 struct line {
@@ -72,8 +74,8 @@ static void files_release(struct adapter_files *files)
     tensor_dir_close(&files->tensors);
 }
 
-static int files_read(struct adapter_files *files, const char *dir, size_t max_bytes,
-                      struct err *err)
+static int files_open(struct adapter_files *files, const char *dir, enum tensor_dir_how how,
+                      size_t max_bytes, struct err *err)
 {
     *files = (struct adapter_files){.config = BUF_INIT};
     char *path = xasprintf("%s/adapter_config.json", dir);
@@ -81,8 +83,7 @@ static int files_read(struct adapter_files *files, const char *dir, size_t max_b
     int rc = file_read_regular(path, LORA_CONFIG_MAX_BYTES, &files->config, err);
     if (rc == 0) {
         buf_reserve(&files->config, 1);
-        rc = tensor_dir_open(&files->tensors, dir, "adapter_model", TENSOR_DIR_READ, max_bytes,
-                             err);
+        rc = tensor_dir_open(&files->tensors, dir, "adapter_model", how, max_bytes, err);
         if (rc != 0 && err != NULL && err->code == ERR_NOT_FOUND && access(pickle, F_OK) == 0)
             err_set(err, ERR_UNSUPPORTED,
                     "%s is a pickle, which can run code; save the adapter as safetensors", pickle);
@@ -93,16 +94,15 @@ static int files_read(struct adapter_files *files, const char *dir, size_t max_b
         files_release(files);
         return -1;
     }
-    files->content = digest_of(files);
     return 0;
 }
 
 int adapter_content_digest(const char *dir, struct content_digest *out, struct err *err)
 {
     struct adapter_files files;
-    if (files_read(&files, dir, SIZE_MAX, err) != 0)
+    if (files_open(&files, dir, TENSOR_DIR_READ, SIZE_MAX, err) != 0)
         return -1;
-    *out = files.content;
+    *out = digest_of(&files);
     files_release(&files);
     return 0;
 }
@@ -112,28 +112,6 @@ int adapter_content_digest(const char *dir, struct content_digest *out, struct e
 static size_t aligned(size_t n)
 {
     return (n + LORA_ALIGN_BYTES - 1) & ~(size_t)(LORA_ALIGN_BYTES - 1);
-}
-
-static bool all_finite(const struct tensor *t)
-{
-    size_t n = tensor_n_elements(t);
-    if (t->dtype == TENSOR_F32) {
-        for (size_t i = 0; i < n; i++) {
-            uint32_t bits;
-            memcpy(&bits, t->data + 4 * i, 4);
-            if ((bits & 0x7f800000u) == 0x7f800000u)
-                return false;
-        }
-        return true;
-    }
-    uint16_t exponent = t->dtype == TENSOR_F16 ? 0x7c00 : 0x7f80;
-    for (size_t i = 0; i < n; i++) {
-        uint16_t bits;
-        memcpy(&bits, t->data + 2 * i, 2);
-        if ((bits & exponent) == exponent)
-            return false;
-    }
-    return true;
 }
 
 static const struct tensor *find_matrix(const struct tensor_dir *d, const char *module,
@@ -161,8 +139,6 @@ static int check_matrix(const struct tensor_dir *d, const struct tensor **out, c
                        "tensor %s: shape is %s, base model and adapter_config.json ask for "
                        "[%" PRId64 ", %" PRId64 "]",
                        t->name, tensor_shape_text(t, shape, sizeof shape), d0, d1);
-    if (!all_finite(t))
-        return err_set(err, ERR_INVALID, "tensor %s: holds numbers that are not finite", t->name);
     *out = t;
     return 0;
 }
@@ -218,17 +194,23 @@ static void sum_ranks(struct lora_adapter *a)
     }
 }
 
-/* One matrix to [out, end), and zeros behind it. */
-static void pack(uint8_t *out, uint8_t *end, const struct tensor *t, enum dtype dtype)
+/* Where a matrix of n numbers is read whose place is to be `out`: of narrower ones the last lies at
+ * the end of that place, so that widening them from the first on overtakes none that is unread. */
+static uint8_t *reading_place(uint8_t *out, const struct tensor *t, enum dtype dtype)
+{
+    return out + tensor_n_elements(t) * dtype_bytes(dtype) - t->n_bytes;
+}
+
+/* One matrix that has been read, to [out, end), and zeros behind it. */
+static void settle(uint8_t *out, uint8_t *end, const struct tensor *t, enum dtype dtype)
 {
     size_t n = tensor_n_elements(t), n_bytes = n * dtype_bytes(dtype);
-    if (dtype_of(t) == dtype) {
-        memcpy(out, t->data, n_bytes);
-    } else {
+    if (dtype_of(t) != dtype) {
         BUG_IF(dtype != DTYPE_F32);
-        float *f = (float *)(void *)out;
-        for (size_t i = 0; i < n; i++)
-            f[i] = tensor_f32(t, i);
+        for (size_t i = 0; i < n; i++) {
+            float f = tensor_f32(t, i);
+            memcpy(out + i * sizeof f, &f, sizeof f);
+        }
     }
     memset(out + n_bytes, 0, (size_t)(end - out) - n_bytes);
 }
@@ -237,7 +219,7 @@ static int take_memory(struct lora_adapter *a, struct host_memory *home, struct 
 {
     void *data;
     if (home == NULL)
-        data = aligned_alloc(LORA_ALIGN_BYTES, a->n_bytes);
+        data = host_memory_plain(a->n_bytes);
     else if (host_memory_take(home, &data, a->n_bytes, err) != 0)
         return -1;
     if (data == NULL)
@@ -287,8 +269,8 @@ static int refuse_other_modules(const struct lora_config *config, struct err *er
 }
 
 static int build(struct lora_adapter *a, const struct model_config *model,
-                 const struct lora_config *config, const struct tensor_dir *d,
-                 struct host_memory *home, struct err *err)
+                 const struct lora_config *config, struct tensor_dir *d, struct host_memory *home,
+                 struct err *err)
 {
     int n_sites = model_n_sites(model), rc = -1;
     char module[SITE_NAME_BYTES];
@@ -332,8 +314,16 @@ static int build(struct lora_adapter *a, const struct model_config *model,
         goto out;
     for (int i = 0; i < a->n_sites; i++) {
         const struct lora_site *s = &a->sites[i];
-        pack(a->data + s->a_offset, a->data + s->b_offset, matrices[i].a, s->dtype);
-        pack(a->data + s->b_offset, a->data + s->end_offset, matrices[i].b, s->dtype);
+        const struct matrices *m = &matrices[i];
+        tensor_dir_place(d, m->a, reading_place(a->data + s->a_offset, m->a, s->dtype));
+        tensor_dir_place(d, m->b, reading_place(a->data + s->b_offset, m->b, s->dtype));
+    }
+    if (tensor_dir_read(d, err) != 0)
+        goto out;
+    for (int i = 0; i < a->n_sites; i++) {
+        const struct lora_site *s = &a->sites[i];
+        settle(a->data + s->a_offset, a->data + s->b_offset, matrices[i].a, s->dtype);
+        settle(a->data + s->b_offset, a->data + s->end_offset, matrices[i].b, s->dtype);
     }
     rc = 0;
 out:
@@ -346,14 +336,15 @@ int lora_open(struct lora_adapter **out, const struct model_config *model, const
 {
     struct adapter_files files;
     struct lora_config *config = NULL;
-    if (files_read(&files, dir, max_bytes, err) != 0)
+    if (files_open(&files, dir, TENSOR_DIR_HEADERS, max_bytes, err) != 0)
         return -1;
     struct lora_adapter *a = xcalloc(1, sizeof *a);
-    a->content = files.content;
     int rc = lora_config_parse(&config, (const char *)files.config.data, files.config.len,
                                "adapter_config.json", err);
     if (rc == 0)
         rc = build(a, model, config, &files.tensors, home, err);
+    if (rc == 0)
+        a->content = digest_of(&files);
     lora_config_free(config);
     files_release(&files);
     if (rc != 0) {

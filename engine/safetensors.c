@@ -429,20 +429,38 @@ static int check_layout(struct found *found, size_t n, const char *names, size_t
     return 0;
 }
 
+uint64_t safetensors_header_bytes(const uint8_t bytes[8])
+{
+    uint64_t n = 0;
+    for (int i = 7; i >= 0; i--)
+        n = n << 8 | bytes[i];
+    return n;
+}
+
 int safetensors_parse(struct safetensors *out, const uint8_t *bytes, size_t n, struct err *err)
 {
+    if (safetensors_parse_header(out, bytes, n, n, err) != 0)
+        return -1;
+    for (size_t i = 0; i < out->n_tensors; i++)
+        out->tensors[i].data = bytes + out->tensors[i].at;
+    return 0;
+}
+
+int safetensors_parse_header(struct safetensors *out, const uint8_t *bytes, size_t n, size_t n_file,
+                             struct err *err)
+{
     *out = (struct safetensors){0};
-    if (n < 8)
-        return err_set(err, ERR_INVALID, "the file has %zu bytes, a header needs 8", n);
-    uint64_t n_header = 0;
-    for (int i = 7; i >= 0; i--)
-        n_header = n_header << 8 | bytes[i];
+    if (n_file < 8)
+        return err_set(err, ERR_INVALID, "the file has %zu bytes, a header needs 8", n_file);
+    BUG_IF(n < 8);
+    uint64_t n_header = safetensors_header_bytes(bytes);
     if (n_header > SAFETENSORS_HEADER_MAX_BYTES)
         return err_set(err, ERR_TOO_LARGE, "header is %" PRIu64 " bytes, limit is %d", n_header,
                        SAFETENSORS_HEADER_MAX_BYTES);
-    if (n_header > n - 8)
+    if (n_header > n_file - 8)
         return err_set(err, ERR_INVALID, "header is %" PRIu64 " bytes, the file has %zu after it",
-                       n_header, n - 8);
+                       n_header, n_file - 8);
+    BUG_IF(n_header > n - 8);
 
     struct scan s = {bytes + 8, bytes + 8 + n_header, bytes + 8, err};
     struct buf text = BUF_INIT, names = BUF_INIT, found = BUF_INIT;
@@ -489,7 +507,7 @@ int safetensors_parse(struct safetensors *out, const uint8_t *bytes, size_t n, s
     }
 
     struct found *f = (struct found *)(void *)found.data;
-    size_t n_data = n - 8 - (size_t)n_header;
+    size_t n_data = n_file - 8 - (size_t)n_header;
     if (n_found == 0) {
         if (n_data != 0) {
             err_set(err, ERR_INVALID, "%zu bytes of data belong to no tensor", n_data);
@@ -504,7 +522,7 @@ int safetensors_parse(struct safetensors *out, const uint8_t *bytes, size_t n, s
     for (size_t i = 0; i < n_found; i++) {
         struct tensor *t = &out->tensors[i];
         t->name = out->names + f[i].name_at;
-        t->data = bytes + 8 + n_header + f[i].begin;
+        t->at = 8 + (size_t)n_header + f[i].begin;
         t->n_bytes = f[i].end - f[i].begin;
         t->dtype = f[i].dtype;
         t->n_dims = f[i].n_dims;

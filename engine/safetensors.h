@@ -52,8 +52,8 @@ enum tensor_dtype {
 
 struct tensor {
     const char *name;    /* NUL-terminated, without control characters */
-    const uint8_t *data; /* n_bytes; not aligned to anything */
-    size_t n_bytes;
+    const uint8_t *data; /* n_bytes; not aligned to anything. NULL: not read yet */
+    size_t at, n_bytes;  /* at: data's place in the file */
     int64_t shape[SAFETENSORS_DIMS_MAX];
     int n_dims; /* 0: a scalar */
     enum tensor_dtype dtype;
@@ -83,6 +83,11 @@ struct safetensors {
 /* bytes [n] is the whole file, which must outlive *out. Pure: no I/O. The error says what is wrong
  * and with which tensor; *out then holds nothing. */
 int safetensors_parse(struct safetensors *out, const uint8_t *bytes, size_t n, struct err *err);
+/* The same of a file of n_file bytes that begins with bytes [n], n being n_file or at least
+ * 8 + safetensors_header_bytes (when the file has that many): tensors have no data. */
+int safetensors_parse_header(struct safetensors *out, const uint8_t *bytes, size_t n, size_t n_file,
+                             struct err *err);
+uint64_t safetensors_header_bytes(const uint8_t bytes[8]); /* as the file says */
 void safetensors_release(struct safetensors *s);
 
 /* NULL when there is none of that name. */
@@ -91,20 +96,22 @@ const struct tensor *safetensors_find(const struct safetensors *s, const char *n
 /* ---- a directory: <stem>.safetensors, or shards with <stem>.safetensors.index.json ------- */
 
 enum tensor_dir_how {
-    TENSOR_DIR_MAP,  /* mmap: for the base model; files must not be truncated while open */
-    TENSOR_DIR_READ, /* read to memory and hash in one go: what is parsed is what was hashed */
+    TENSOR_DIR_MAP,     /* mmap: for the base model; files must not be truncated while open */
+    TENSOR_DIR_READ,    /* read to memory and hash in one go: what is parsed is what was hashed */
+    TENSOR_DIR_HEADERS, /* headers now, the tensors with tensor_dir_read, to where they belong */
 };
 
 struct tensor_dir_file {
-    char *name; /* without directory */
-    uint8_t *bytes;
-    size_t n_bytes;
-    struct sha256_digest
-        digest;                /* of TENSOR_DIR_READ; of a mapped one when model.c has hashed it */
-    struct safetensors parsed; /* no tensors: the index */
+    char *name;     /* without directory */
+    uint8_t *bytes; /* [n_bytes], of TENSOR_DIR_HEADERS [n_header] */
+    size_t n_bytes, n_header;
+    int fd;                      /* of TENSOR_DIR_HEADERS, else -1 */
+    struct sha256_digest digest; /* once read; of a mapped one when model.c has hashed it */
+    struct safetensors parsed;   /* no tensors: the index */
 };
 
 struct tensor_dir {
+    char *path;
     struct tensor_dir_file *files; /* [n_files]; when there is an index it is the first */
     size_t n_files;
     enum tensor_dir_how how;
@@ -116,6 +123,15 @@ struct tensor_dir {
 int tensor_dir_open(struct tensor_dir *out, const char *dir, const char *stem,
                     enum tensor_dir_how how, size_t max_bytes, struct err *err);
 void tensor_dir_close(struct tensor_dir *d); /* quiet when nothing is open */
+
+/* Of TENSOR_DIR_HEADERS: t, one of d's, will be read to data [t->n_bytes]. */
+void tensor_dir_place(struct tensor_dir *d, const struct tensor *t, uint8_t *data);
+/* Reads all tensors, each of which was placed, and hashes the files: what counts are the headers as
+ * they were parsed and the data as it lies in its places, whatever becomes of the files meanwhile.
+ * All must be F32, F16 or BF16; numbers that are not finite are refused. Uses a thread of its own
+ * for a moment; when it returns, failed or not, nobody writes to the places any more. */
+int tensor_dir_read(struct tensor_dir *d, struct err *err);
+
 const struct tensor *tensor_dir_find(const struct tensor_dir *d, const char *name);
 
 #endif

@@ -8,10 +8,12 @@
  * A base model is mapped: 16 GB are not copied, and the page cache is shared by all processes. Its
  * files belong to the operator. An adapter comes from strangers and through the network: it is read
  * into memory, hashed there, and parsed from there, so that no later change of the file can make
- * what runs differ from what was hashed. */
+ * what runs differ from what was hashed. What is to serve is read in two goes, headers first, so
+ * that its tensors come straight to where they are to lie (tensor_read.c). */
 #include "engine/safetensors.h"
 
 #include "engine/config_json.h"
+#include "engine/tensor_read.h"
 #include "node/base/err.h"
 #include "node/base/sha256.h"
 
@@ -75,11 +77,40 @@ static int file_load(struct tensor_dir_file *f, int fd, size_t n, const char *pa
     return 0;
 }
 
+/* The header, or what there is of it; keeps fd. The disk begins to bring the rest. */
+static int file_begin(struct tensor_dir_file *f, int fd, size_t n, const char *path,
+                      struct err *err)
+{
+    uint8_t first[8];
+    f->fd = fd;
+    f->n_bytes = n;
+    f->n_header = n < sizeof first ? n : sizeof first;
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* advice: it may be refused */
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
+    if (tensor_read_bytes(fd, first, 0, f->n_header, err) != 0)
+        return err_wrap(err, "%s", path);
+    if (n >= sizeof first) { /* what exceeds these bounds is refused when it is parsed */
+        uint64_t rest = safetensors_header_bytes(first);
+        if (rest <= SAFETENSORS_HEADER_MAX_BYTES && rest <= n - sizeof first)
+            f->n_header += (size_t)rest;
+    }
+    f->bytes = malloc(f->n_header > 0 ? f->n_header : 1);
+    if (f->bytes == NULL)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory for its header of %zu bytes", path,
+                       f->n_header);
+    size_t n_first = f->n_header < sizeof first ? f->n_header : sizeof first;
+    memcpy(f->bytes, first, n_first);
+    if (tensor_read_bytes(fd, f->bytes + n_first, n_first, f->n_header - n_first, err) != 0)
+        return err_wrap(err, "%s", path);
+    return 0;
+}
+
 /* Opens one file; *budget shrinks by its size when it is read. */
 static int file_open(struct tensor_dir_file *f, const char *dir, const char *name,
                      enum tensor_dir_how how, size_t *budget, struct err *err)
 {
     f->name = xstrdup(name);
+    f->fd = -1;
     char *path = xasprintf("%s/%s", dir, name);
     int rc = -1, fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat st; /* O_NONBLOCK: the open of a FIFO would wait */
@@ -96,9 +127,10 @@ static int file_open(struct tensor_dir_file *f, const char *dir, const char *nam
                 *budget);
     } else {
         *budget -= (size_t)st.st_size;
-        rc = file_load(f, fd, (size_t)st.st_size, path, err);
+        rc = how == TENSOR_DIR_READ ? file_load(f, fd, (size_t)st.st_size, path, err)
+                                    : file_begin(f, fd, (size_t)st.st_size, path, err);
     }
-    if (fd >= 0)
+    if (fd >= 0 && f->fd < 0)
         close(fd);
     free(path);
     return rc;
@@ -171,10 +203,13 @@ static int parse_all(struct tensor_dir *d, const char *dir, size_t first, struct
 {
     size_t n = 0;
     for (size_t i = first; i < d->n_files; i++) {
-        if (safetensors_parse(&d->files[i].parsed, d->files[i].bytes, d->files[i].n_bytes, err) !=
-            0)
-            return err_wrap(err, "%s/%s", dir, d->files[i].name);
-        n += d->files[i].parsed.n_tensors;
+        struct tensor_dir_file *f = &d->files[i];
+        int rc = d->how == TENSOR_DIR_HEADERS
+                     ? safetensors_parse_header(&f->parsed, f->bytes, f->n_header, f->n_bytes, err)
+                     : safetensors_parse(&f->parsed, f->bytes, f->n_bytes, err);
+        if (rc != 0)
+            return err_wrap(err, "%s/%s", dir, f->name);
+        n += f->parsed.n_tensors;
     }
     d->tensors = xcalloc(n, sizeof(struct tensor *));
     for (size_t i = first; i < d->n_files; i++)
@@ -191,7 +226,7 @@ static int parse_all(struct tensor_dir *d, const char *dir, size_t first, struct
 int tensor_dir_open(struct tensor_dir *out, const char *dir, const char *stem,
                     enum tensor_dir_how how, size_t max_bytes, struct err *err)
 {
-    *out = (struct tensor_dir){.how = how};
+    *out = (struct tensor_dir){.how = how, .path = xstrdup(dir)};
     struct tensor_dir *d = out;
     size_t budget = max_bytes;
     json_t *index = NULL;
@@ -251,8 +286,11 @@ void tensor_dir_close(struct tensor_dir *d)
         } else {
             free(f->bytes);
         }
+        if (f->name != NULL && d->how == TENSOR_DIR_HEADERS && f->fd >= 0)
+            close(f->fd);
         free(f->name);
     }
+    free(d->path);
     free(d->files);
     free(d->tensors);
     *d = (struct tensor_dir){0};

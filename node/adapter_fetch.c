@@ -254,10 +254,12 @@ void disk_scan(struct adapter_store *s)
         } else if (strlen(e->d_name) == 64 && hex_decode(digest.bytes, 32, e->d_name) == 0) {
             struct content *c = content_get(s, &digest);
             c->disk_bytes = dir_bytes(path, &c->used);
-            if (c->disk_bytes > 0)
+            if (c->disk_bytes > 0) {
                 s->disk_used += c->disk_bytes;
-            else
+            } else { /* a loss of power left names without bytes: not to be in a new fetch's way */
+                remove_dir(path);
                 content_settle(s, c);
+            }
         }
         free(path);
     }

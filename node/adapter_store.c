@@ -493,7 +493,8 @@ static json_t *show(void *context, const char *model)
 /* ---- create, start, stop, free -----------------------------------------------------------------
  */
 
-/* A load is mostly hashing, about 1.5 GB/s of a core; steps and sockets need cores, too. */
+/* A load is hashing, about 1.5 GB/s of a core, and a thread that reads ahead of it and needs a
+ * third of another (engine/tensor_read.c); steps and sockets need cores, too. */
 static int default_loaders(void)
 {
     long n = sysconf(_SC_NPROCESSORS_ONLN) / 4;

@@ -2,6 +2,8 @@
  *
  *     make_random SHAPE DIR [ADAPTERS [RANK]]
  *     make_random MODEL/ DIR ADAPTERS [RANK]      adapters only, for a model that is there
+ *     make_random only SHAPE DIR ADAPTERS [RANK]  adapters only, for a model that needs not be
+ * there
  *
  * Writes DIR/model (config.json, 32 shards or fewer, their index, tokenizer.json) and
  * DIR/adapter-00 and so on (PEFT layout), all different. The numbers are those of `tributary
@@ -294,6 +296,9 @@ static void *write_adapters(void *context)
 
 int main(int argc, char **argv)
 {
+    bool only = argc > 1 && strcmp(argv[1], "only") == 0;
+    argc -= only;
+    argv += only;
     if (argc < 3 || argc > 5)
         die("usage", "make_random SHAPE DIR [ADAPTERS [RANK]]");
     struct err err = {0};
@@ -309,9 +314,9 @@ int main(int argc, char **argv)
     if (config == NULL || all.n < 0 || all.n > 100000 || all.rank < 1 || all.rank > 1024)
         die(argv[1], "no such shape, or ADAPTERS or RANK is out of range");
     char *dir = xasprintf("%s/model", argv[2]);
-    if (dir_ensure(is_dir ? argv[2] : dir, &err) != 0)
+    if (dir_ensure(is_dir || only ? argv[2] : dir, &err) != 0)
         die(dir, err.message);
-    if (!is_dir)
+    if (!is_dir && !only)
         make_model(config, argv[1], dir);
     in_threads(write_adapters, &all);
     model_close(model);

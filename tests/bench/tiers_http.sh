@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # What a miss costs in each tier, over HTTP: time to first token when the adapter is on the device, in host memory,
 # on disk, and in a registry on loopback. A node with a random 8B model and random adapters of rank 16 on all linears;
-# one request at a time, every half second, each under the next adapter.
+# one request at a time, every half second, each under the next adapter. Beside it, what the node says of itself: the
+# mean of how long its requests waited until their adapter was in host memory.
 #
 #   tiers_http.sh [RESULTS]        RESULTS: tests/bench/results; writes tiers-{device,host,disk,registry}.csv
 #
 # The pool of the device and the node's host memory hold a few adapters where they should be missed, all where not.
 # What is read from disk was written or read a moment ago, so it comes from the page cache unless DROP_CACHES names a
-# command that empties it. Environment: BUILD (build/release), SHAPE (8b), ADAPTERS (24), BACKEND (cuda), WORK (a
-# temporary folder with 20 GB and three times the adapters; removed), COMMIT.
+# command that empties it. Environment: BUILD (build/release), SHAPE (8b), ADAPTERS (24), RANK (16), RATE (2 a second),
+# PROMPT (128 tokens), BACKEND (cuda), WORK (a temporary folder with 20 GB and three times the adapters; removed), COMMIT.
+# Without a GPU, adapters of the same size: SHAPE=110m RANK=256 PROMPT=1 RATE=1 BACKEND=cpu.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=${BUILD:-build/release} shape=${SHAPE:-8b} adapters=${ADAPTERS:-24} results=${1:-tests/bench/results}
-work=${WORK:-$(mktemp -d)}
+rate=${RATE:-2} work=${WORK:-$(mktemp -d)}
 node= registry=
 finish() {
     for child in $node $registry; do
@@ -51,10 +53,16 @@ found_in() { # TIER: requests whose adapter was found there, since the node bega
     curl -sf "$address/metrics" | sed -n "s/^tributary_adapter_requests_total{tier=\"$1\"} //p"
 }
 
-# As many seconds as adapters are asked for in turn, twice a second.
+ready_ms() { # TIER
+    curl -sf "$address/metrics" | awk -v tier="{tier=\"$1\"}" '
+        $1 == "tributary_adapter_ready_seconds_sum" tier {sum = $2} $1 == "tributary_adapter_ready_seconds_count" tier {n = $2}
+        END {printf "%.1f", (n > 0 ? sum * 1000 / n : 0)}'
+}
+
+# As many seconds as it takes to ask for each adapter once, in turn.
 ask() { # WHAT SECONDS WARM
-    "$build/tests/bench/load" "$address" --models "$work/names" --popularity distinct --rate 2 --cv 0 --prompt 128 \
-        --generate 8 --vocab "$vocab" --warm "$3" --seconds "$2" --csv "$results/tiers-$1.csv" \
+    "$build/tests/bench/load" "$address" --models "$work/names" --popularity distinct --rate "$rate" --cv 0 \
+        --prompt "${PROMPT:-128}" --generate 8 --vocab "$vocab" --warm "$3" --seconds "$2" --csv "$results/tiers-$1.csv" \
         --commit "${COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}" >"$work/said" ||
         { cat "$work/said" "$work/log" >&2; return 1; }
     sed -n 's/^ttft_p50_ms *//p' "$work/said" >"$work/p50-$1"
@@ -62,11 +70,11 @@ ask() { # WHAT SECONDS WARM
     asked=$(sed -n 's/^asked *//p' "$work/said") found=$(found_in "$1")
     [ "$found" -ge $((asked * 9 / 10)) ] || { echo "only $found of $asked requests were for the tier $1" >&2; return 1; }
     echo "== $1: $asked requests, $found found there with warming up, time to first token p50 $(cat "$work/p50-$1") ms," \
-        "p99 $(sed -n 's/^ttft_p99_ms *//p' "$work/said") ms"
+        "p99 $(sed -n 's/^ttft_p99_ms *//p' "$work/said") ms; adapters ready after $(ready_ms "$1") ms"
 }
 
 mkdir -p "$results"
-"$build/tests/bench/make_random" "$shape" "$work" "$adapters" 16
+"$build/tests/bench/make_random" "$shape" "$work" "$adapters" "${RANK:-16}"
 vocab=$(sed -n 's/.*"vocab_size": \([0-9]*\).*/\1/p' "$work/model/config.json")
 size=$(stat -c %s "$work/adapter-00/adapter_model.safetensors")
 flags=()
@@ -75,7 +83,7 @@ for dir in "$work"/adapter-*; do
     basename "$dir" >>"$work/names"
 done
 few=$((size * 4)) some=$((size * 6)) all=$((size * (adapters + 2)))
-half=$((adapters / 2)) # seconds for each adapter once
+half=$((adapters / rate)) # seconds for each adapter once
 
 serve "$all" "$all" "${flags[@]}"
 ask device "$half" "$half"

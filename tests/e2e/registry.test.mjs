@@ -326,6 +326,15 @@ await checks.test('the node is healthy after all this', async () => {
 });
 
 checks.equal(await node.stop(), 0, 'the node ends with status 0');
+
+await checks.test('names without bytes, which a loss of power leaves, are fetched anew', async () => {
+  const dir = path.join(world.dir, 'data', 'adapters', (await manifestOf('law')).contentDigest);
+  for (const name of fs.readdirSync(dir)) fs.truncateSync(path.join(dir, name));
+  const again = await world.serve(['--registry-refresh', '300ms'], { registryUrl: proxy.url });
+  const answer = await ask(again, 'law');
+  if (answer.status !== 200) throw new Error(JSON.stringify(answer.body));
+  checks.equal(await again.stop(), 0, 'the node ends with status 0');
+});
 proxy.server.close();
 await stop(world.registry.child);
 await stop(world.anvil.child);

@@ -1,0 +1,251 @@
+/* tensor_read: the tensors of files whose headers have been read; see safetensors.h.
+ *
+ *     a file   | header | tensor | tensor | tensor |    end to end, as the parser made sure
+ *     reader             ------> ------> ------>        to its place; looks at its numbers
+ *     caller    ------>  ------> ------>                takes the sha256 of header and places
+ *
+ * A SHA-256 is one chain, which no second thread makes faster: a core takes 50 to 65 ms for 84 MB,
+ * and for all else that is to be done with them less. So the caller does nothing but hash, in the
+ * order of the file, and a thread of its own reads ahead of it and looks at the numbers of a piece
+ * while that is in its core's cache. Files that are small aren't worth a thread: the caller then
+ * reads a piece, too, before he hashes it, as he does when there is no thread to be had.
+ *
+ * Whose turn it is: a piece is the reader's until n_ready has passed it; then nobody writes it. */
+#include "engine/tensor_read.h"
+
+#include "engine/safetensors.h"
+#include "node/base/buf.h"
+#include "node/base/err.h"
+#include "node/base/sha256.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { PIECE_BYTES = 256 << 10, ALONE_BYTES = 1 << 20, BLOCK = 1024 };
+
+struct piece {
+    const struct tensor_dir_file *file;
+    const struct tensor *tensor;
+    uint8_t *to;
+    size_t at, n_bytes; /* in the file */
+};
+
+struct reading {
+    const struct tensor_dir *dir;
+    struct piece *pieces; /* [n_pieces] in the order of files, then of their bytes */
+    size_t n_pieces;
+    bool alone;      /* there is no reader */
+    struct err *err; /* who reads writes it */
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    size_t n_ready; /* pieces that have been read; under the lock */
+    bool failed;    /* no more will be; under the lock */
+};
+
+int tensor_read_bytes(int fd, uint8_t *out, size_t at, size_t n, struct err *err)
+{
+    while (n > 0) {
+        ssize_t got = pread(fd, out, n, (off_t)at);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return err_set_errno(err, errno, "cannot read");
+        if (got == 0)
+            return err_set(err, ERR_IO, "became shorter while it was read");
+        out += got;
+        at += (size_t)got;
+        n -= (size_t)got;
+    }
+    return 0;
+}
+
+/* ---- numbers ----------------------------------------------------------------------------- */
+
+/* An exponent of ones, and nothing else, carries into the sign's place when its lowest bit is
+ * added. Blocks of a fixed size, so that the compiler makes vectors of them. */
+static bool finite_16(const uint8_t *p, size_t n, uint16_t exponent)
+{
+    uint16_t one = (uint16_t)(exponent & -exponent), seen = 0, bits;
+    for (; n >= BLOCK; n -= BLOCK, p += 2 * BLOCK) {
+        for (size_t i = 0; i < BLOCK; i++) {
+            memcpy(&bits, p + 2 * i, 2);
+            seen = (uint16_t)(seen | ((bits & exponent) + one));
+        }
+    }
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&bits, p + 2 * i, 2);
+        seen = (uint16_t)(seen | ((bits & exponent) + one));
+    }
+    return (seen & 0x8000u) == 0;
+}
+
+static bool finite_32(const uint8_t *p, size_t n)
+{
+    uint32_t exponent = 0x7f800000u, one = 0x00800000u, seen = 0, bits;
+    for (; n >= BLOCK; n -= BLOCK, p += 4 * BLOCK) {
+        for (size_t i = 0; i < BLOCK; i++) {
+            memcpy(&bits, p + 4 * i, 4);
+            seen |= (bits & exponent) + one;
+        }
+    }
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&bits, p + 4 * i, 4);
+        seen |= (bits & exponent) + one;
+    }
+    return (seen & 0x80000000u) == 0;
+}
+
+static bool all_finite(enum tensor_dtype dtype, const uint8_t *bytes, size_t n_bytes)
+{
+    switch (dtype) {
+    case TENSOR_F32:
+        return finite_32(bytes, n_bytes / 4);
+    case TENSOR_F16:
+        return finite_16(bytes, n_bytes / 2, 0x7c00);
+    case TENSOR_BF16:
+        return finite_16(bytes, n_bytes / 2, 0x7f80);
+    case TENSOR_F64:
+    case TENSOR_I64:
+    case TENSOR_U64:
+    case TENSOR_I32:
+    case TENSOR_U32:
+    case TENSOR_I16:
+    case TENSOR_U16:
+    case TENSOR_I8:
+    case TENSOR_U8:
+    case TENSOR_BOOL:
+    case TENSOR_F8_E4M3:
+    case TENSOR_F8_E5M2:
+        break;
+    }
+    BUG("tensor_dir_read of %s", tensor_dtype_name(dtype));
+}
+
+/* ---- pieces ------------------------------------------------------------------------------ */
+
+static int by_place(const void *a, const void *b)
+{
+    const struct tensor *x = *(const struct tensor *const *)a;
+    const struct tensor *y = *(const struct tensor *const *)b;
+    return x->at < y->at ? -1 : x->at > y->at;
+}
+
+static void add_pieces(struct reading *r, size_t *cap, const struct tensor_dir_file *f,
+                       const struct tensor *t)
+{
+    BUG_IF(t->data == NULL && t->n_bytes > 0);
+    for (size_t done = 0; done < t->n_bytes; r->n_pieces++) {
+        size_t left = t->n_bytes - done, n = left < PIECE_BYTES ? left : PIECE_BYTES;
+        if (r->n_pieces == *cap) {
+            *cap = *cap == 0 ? 1024 : *cap * 2;
+            r->pieces = xrealloc_array(r->pieces, *cap, sizeof *r->pieces);
+        }
+        r->pieces[r->n_pieces] = (struct piece){f, t, (uint8_t *)(uintptr_t)t->data + done,
+                                                t->at + done, n};
+        done += n;
+    }
+}
+
+/* The sum of their bytes. */
+static size_t cut(struct reading *r)
+{
+    size_t cap = 0, total = 0;
+    const struct tensor **order = xcalloc(r->dir->n_tensors, sizeof(struct tensor *));
+    for (size_t i = 0; i < r->dir->n_files; i++) {
+        const struct tensor_dir_file *f = &r->dir->files[i];
+        for (size_t k = 0; k < f->parsed.n_tensors; k++)
+            order[k] = &f->parsed.tensors[k];
+        qsort(order, f->parsed.n_tensors, sizeof(struct tensor *), by_place);
+        for (size_t k = 0; k < f->parsed.n_tensors; k++)
+            add_pieces(r, &cap, f, order[k]);
+        total += f->n_bytes;
+    }
+    free(order);
+    return total;
+}
+
+static int read_piece(const struct reading *r, const struct piece *p)
+{
+    if (tensor_read_bytes(p->file->fd, p->to, p->at, p->n_bytes, r->err) != 0)
+        return err_wrap(r->err, "%s/%s", r->dir->path, p->file->name);
+    if (!all_finite(p->tensor->dtype, p->to, p->n_bytes))
+        return err_set(r->err, ERR_INVALID, "tensor %s: holds numbers that are not finite",
+                       p->tensor->name);
+    return 0;
+}
+
+static void *reader_main(void *context)
+{
+    struct reading *r = context;
+    int rc = 0;
+    for (size_t i = 0; i < r->n_pieces && rc == 0; i++) {
+        rc = read_piece(r, &r->pieces[i]);
+        pthread_mutex_lock(&r->lock);
+        r->n_ready += rc == 0;
+        r->failed = rc != 0;
+        pthread_cond_signal(&r->more);
+        pthread_mutex_unlock(&r->lock);
+    }
+    return NULL;
+}
+
+/* Piece i has been read; false: it can't be. */
+static bool await(struct reading *r, size_t i)
+{
+    if (r->alone)
+        return read_piece(r, &r->pieces[i]) == 0;
+    pthread_mutex_lock(&r->lock);
+    while (r->n_ready <= i && !r->failed)
+        pthread_cond_wait(&r->more, &r->lock);
+    bool ready = r->n_ready > i;
+    pthread_mutex_unlock(&r->lock);
+    return ready;
+}
+
+static int hash_files(struct reading *r, struct tensor_dir *d)
+{
+    size_t at = 0;
+    for (size_t i = 0; i < d->n_files; i++) {
+        struct tensor_dir_file *f = &d->files[i];
+        struct sha256 hash;
+        if (f->fd < 0) /* the index, which was read whole */
+            continue;
+        sha256_init(&hash);
+        sha256_update(&hash, f->bytes, f->n_header);
+        for (; at < r->n_pieces && r->pieces[at].file == f; at++) {
+            if (!await(r, at))
+                return -1;
+            sha256_update(&hash, r->pieces[at].to, r->pieces[at].n_bytes);
+        }
+        f->digest = sha256_final(&hash);
+    }
+    return 0;
+}
+
+void tensor_dir_place(struct tensor_dir *d, const struct tensor *t, uint8_t *data)
+{
+    BUG_IF(d->how != TENSOR_DIR_HEADERS);
+    ((struct tensor *)(uintptr_t)t)->data = data;
+}
+
+int tensor_dir_read(struct tensor_dir *d, struct err *err)
+{
+    struct err why = {0};
+    struct reading r = {.dir = d, .err = &why};
+    pthread_t reader;
+    pthread_mutex_init(&r.lock, NULL);
+    pthread_cond_init(&r.more, NULL);
+    r.alone = cut(&r) < ALONE_BYTES || pthread_create(&reader, NULL, reader_main, &r) != 0;
+    int rc = hash_files(&r, d);
+    if (!r.alone)
+        pthread_join(reader, NULL);
+    pthread_cond_destroy(&r.more);
+    pthread_mutex_destroy(&r.lock);
+    free(r.pieces);
+    if (rc != 0 && err != NULL)
+        *err = why;
+    return rc;
+}
