@@ -237,6 +237,7 @@ static struct sched_seq shown(struct sim *s, const struct request *q, bool after
     seq.loading = !q->running && q->ready_ms > s->now_ms;
     seq.payer = payers_view_add(s->payers, q->seq.payer, !q->running && !seq.loading);
     seq.n_tokens += after && q->running;
+    seq.n_blocks_cached = seq.n_cached / BLOCK_TOKENS;
     seq.n_found = seq.n_found_idle = q->running ? 0 : blocks_found(s, q);
     return seq;
 }
