@@ -217,13 +217,44 @@ static void isolate(const struct isolation *k, int max_rows)
     compare(k->name, &o, 10 * n_per_s, k->ratio_max);
 }
 
-/* Row 8 of replay_rows.c: 32 places, blocks for each to be 1,040 tokens long, ten requests a second
- * of 128 in and 32 out beside ten times the capacity of 128 in and 64 out. */
-static void isolate_as_row_8(void)
+/* Row 8 of replay_rows.c: 32 places, blocks for each to be 1,040 tokens long. */
+static struct sim_options row_8(void)
 {
     struct sim_options o = base();
     o.max_seqs = 32;
     o.n_blocks = 32 * 1040 / 16;
+    return o;
+}
+
+/* Eight payers who ask for the same, more than they can get, against all of it as one payer's. */
+static void share_as_row_8(void)
+{
+    struct sim_options o = row_8();
+    o.n_classes = 1;
+    o.classes[0] = (struct sim_class){.rate = 500,
+                                      .cv = 1,
+                                      .prompt = {.p50 = 8, .p90 = 256, .uniform = true},
+                                      .answer = {.p50 = 8, .p90 = 256, .uniform = true},
+                                      .n_payers = 8,
+                                      .weight = 1};
+    struct sim_result fair = run("row 8, shares", &o);
+    o.by_age = true;
+    struct sim_result age = run("row 8, by age", &o);
+    double cost = 1 - tokens_per_s(&fair) / tokens_per_s(&age);
+    o.by_age = false;
+    double j = jain(&fair, &o);
+    printf(
+        "Eight payers with a queue each, 8 to 256 in and out: %.0f tokens/s, %.2f %% less than as "
+        "one payer; Jain's index %.4f.\n\n",
+        tokens_per_s(&fair), 100 * cost, j);
+    must(j >= 0.99, "row 8: Jain's index is %.4f", j);
+    must(cost <= 0.02, "row 8: shares cost %.2f %% of the throughput", 100 * cost);
+}
+
+/* Ten requests a second of 128 in and 32 out beside ten times the capacity of 128 in and 64 out. */
+static void isolate_as_row_8(void)
+{
+    struct sim_options o = row_8();
     o.classes[0] = (struct sim_class){
         .rate = 10, .cv = 1, .prompt = fixed(128), .answer = fixed(32), .n_payers = 1, .weight = 1};
     o.classes[1] = o.classes[0];
@@ -231,6 +262,12 @@ static void isolate_as_row_8(void)
     print_isolation_head("Row 8 of replay: one at 10 times the capacity of 32 places");
     compare("128 in, 32 out; 128 in, 64 out", &o, 10 * capacity(&o, &o.classes[1]), 1.5);
     printf("\n");
+}
+
+static void show_row_8(void)
+{
+    isolate_as_row_8();
+    share_as_row_8();
 }
 
 static void isolation(void)
@@ -413,8 +450,8 @@ struct part {
 };
 
 static const struct part PARTS[] = {
-    {"shares", shares},         {"row-8", isolate_as_row_8}, {"isolation", isolation},
-    {"priorities", priorities}, {"adapters", adapters},      {"preemption", preemption},
+    {"shares", shares},         {"row-8", show_row_8},  {"isolation", isolation},
+    {"priorities", priorities}, {"adapters", adapters}, {"preemption", preemption},
     {"newcomers", newcomers},
 };
 enum { N_PARTS = sizeof PARTS / sizeof PARTS[0] };
