@@ -179,14 +179,16 @@ static void compare(const char *name, struct sim_options *o, double n_per_s, dou
 {
     double rate = o->classes[0].rate;
     o->n_classes = 2;
-    o->classes[1].rate = 0;
-    o->n_requests = n_requests / 10 < 1000 ? 1000 : n_requests / 10;
-    struct sim_result alone = run(name, o);
     o->classes[1].rate = n_per_s;
     o->n_requests = n_requests;
     struct sim_result fair = run(name, o);
+    /* The same requests of the quiet one's: a few long prompts more or less make its p99. */
+    o->classes[1].rate = 0;
+    o->n_requests = (int)(fair.classes[0].n_finished / (1 - o->warmup_part)) + 1;
+    struct sim_result alone = run(name, o);
     /* By age who offers more gets more: the same mix, so that tokens compare with tokens. */
     o->by_age = true;
+    o->n_requests = n_requests;
     for (int i = 0; i < 2; i++)
         o->classes[i].rate = 10 * fair.classes[i].n_finished / fair.seconds;
     struct sim_result age = run(name, o);
