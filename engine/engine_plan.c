@@ -46,6 +46,7 @@ static void show_seq(struct engine *e, struct sched_state *state, struct sched_s
         .n_tokens = after ? s->n_tokens + 1 : s->n_tokens,
         .n_cached = after ? s->n_tokens : s->n_cached,
         .n_blocks = s->n_blocks,
+        .n_blocks_cached = s->running ? s->n_published : 0,
         .n_bypassed = s->n_bypassed,
         .n_adapters = s->n_adapters,
         .n_blocks_max = (s->n_total_max + BLOCK_TOKENS - 1) / BLOCK_TOKENS,

@@ -14,6 +14,10 @@
  * grow during a plan, so a queue whose place has become wrong is found out when it comes up, and
  * goes back.
  *
+ * Even steps. While somebody favoured is about, a step's prompts get no more rows than it takes to
+ * keep up with what comes (prompt_cap.h); so there is hardly a long step that somebody could come
+ * into.
+ *
  * Blocks. A sequence is admitted with all the blocks its known tokens need, and takes one more each
  * BLOCK_TOKENS tokens. Admission leaves one free block for each that may still grow, so that a step
  * later nobody need leave. When a decode finds no free block, the last in the order among those
@@ -190,6 +194,10 @@ struct planning {
     bool made_way; /* or tried in vain */
     bool ends;     /* the prompt of a favoured one comes to its end in this step */
     bool paused;   /* therefore others' prompts got nothing */
+    /* Keeping steps even */
+    struct prompt_cap_view cap_view;
+    int n_rows_cap;     /* that prompts may have: max_rows, or fewer */
+    int n_rows_prompts; /* that they have */
 };
 
 static void check(const struct sched_work *work, const struct sched_state *state)
@@ -360,15 +368,31 @@ static bool is_favoured(const struct planning *p, int payer, int priority)
     return priority > 0 || p->work->payers[payer].counter < p->state->level;
 }
 
+/* Its prompt isn't held back for others' sake. Who is favoured with a negative priority is nobody
+ * for whom those of a higher one should wait. */
+static bool is_uncapped(const struct planning *p, int payer, int priority)
+{
+    return priority >= 0 && is_favoured(p, payer, priority);
+}
+
+/* What prompts that are held back may have now. */
+static int rows_under_cap(const struct planning *p)
+{
+    int n = p->n_rows_cap - p->n_rows_prompts;
+    return min_of(n > 0 ? n : 0, p->n_rows_left);
+}
+
 static int pause_rows(const struct planning *p)
 {
     return p->state->max_rows / PAUSE_PART + (p->state->max_rows < PAUSE_PART);
 }
 
+/* Rows of a prompt are given. */
 static void charge(struct planning *p, int payer, int n_rows)
 {
     p->work->payers[payer].counter += n_rows * SCHED_COST_PROMPT / p->state->payers[payer].weight;
     p->n_rows_left -= n_rows;
+    p->n_rows_prompts += n_rows;
 }
 
 static void grant_decodes(struct planning *p)
@@ -481,6 +505,18 @@ static bool can_spare(const struct planning *p, int64_t n_rows)
     return (p->spent + n_rows) * SCHED_SPARE_PART <= p->state->carry.spare;
 }
 
+/* Rows to compute again if it is preempted; or, where nobody wants its blocks but its place, those
+ * that it doesn't find again in the prefix cache. Then it is the coming and going that costs: taken
+ * for a block. */
+static int rows_to_repeat(const struct sched_seq *s, bool keeps_blocks)
+{
+    int n_lost = s->n_cached - s->n_blocks_cached * BLOCK_TOKENS;
+    int least = min_of(s->n_cached, BLOCK_TOKENS);
+    if (!keeps_blocks)
+        return s->n_cached;
+    return n_lost > least ? n_lost : least;
+}
+
 /* Preempts those that a favoured sequence may displace, the last in the order first, until there
  * are a place and its blocks; or nobody, if that is not to be had for the spare rows. Once in a
  * plan. Blocks in use that it or admitted ones found may be used by those that go only: so all that
@@ -503,13 +539,14 @@ static bool make_way(struct planning *p, const struct sched_seq *s)
     }
     /* Popped ones gather behind the heap, in the same memory. */
     int n_all = leaving->n, n_free = p->n_blocks_free - p->n_growing - p->n_found_in_use;
+    bool keeps_blocks = n_free >= blocks_for(s->n_tokens);
     while (n == 0 || n_free < blocks_for(s->n_tokens)) {
         if (leaving->n == 0)
             return false;
         int last = heap_pop(p, leaving, leaves_before);
         leaving->items[n_all - ++n] = last;
         n_free += p->state->running[last].n_blocks - p->state->running[last].n_blocks_shared;
-        cost += p->state->running[last].n_cached;
+        cost += rows_to_repeat(&p->state->running[last], keeps_blocks);
         if (!can_spare(p, cost))
             return false;
     }
@@ -521,10 +558,10 @@ static bool make_way(struct planning *p, const struct sched_seq *s)
     return true;
 }
 
-static void admit(struct planning *p, int index, int n_blocks, size_t n_bytes)
+static void admit(struct planning *p, int index, int n_rows_max, int n_blocks, size_t n_bytes)
 {
     const struct sched_seq *s = &p->state->waiting[index];
-    int n_rows = min_of(s->n_tokens - s->n_found * BLOCK_TOKENS, p->n_rows_left);
+    int n_rows = min_of(s->n_tokens - s->n_found * BLOCK_TOKENS, n_rows_max);
     BUG_IF(n_rows < 1);
     p->n_blocks_free -= n_blocks + s->n_found_idle;
     p->n_blocks_listed += n_blocks + s->n_found;
@@ -532,7 +569,8 @@ static void admit(struct planning *p, int index, int n_blocks, size_t n_bytes)
     p->adapter_bytes_free -= n_bytes;
     for (int a = 0; a < s->n_adapters; a++)
         p->work->pins[s->adapters[a]]++;
-    p->ends |= n_rows == s->n_tokens && is_favoured(p, s->payer, s->priority);
+    p->ends |= n_rows == s->n_tokens - s->n_found * BLOCK_TOKENS &&
+               is_favoured(p, s->payer, s->priority);
     charge(p, s->payer, n_rows);
     p->work->payers[s->payer].n_running++;
     p->n_kept++;
@@ -542,8 +580,8 @@ static void admit(struct planning *p, int index, int n_blocks, size_t n_bytes)
     p->plan->n_bypassed = p->n_passed; /* those passed by later had nobody admitted behind them */
 }
 
-/* Admits a waiting sequence, or passes it by. */
-static void consider(struct planning *p, int index)
+/* Admits a waiting sequence, with n_rows_max rows at most, or passes it by. */
+static void consider(struct planning *p, int index, int n_rows_max)
 {
     const struct sched_state *state = p->state;
     const struct sched_seq *s = &state->waiting[index];
@@ -572,7 +610,7 @@ static void consider(struct planning *p, int index)
     if (fits || (is_favoured(p, s->payer, s->priority) && make_way(p, s))) {
         p->n_blocks_kept_left -= p->blocks_short && fits ? need : 0;
         p->closed = !fits; /* what others would find may have gone */
-        admit(p, index, n_blocks, n_bytes);
+        admit(p, index, n_rows_max, n_blocks, n_bytes);
         /* It may yet fail to be placed; then pins must go away for it, too. */
         p->barrier |= s->n_adapters > 0 && overdue;
         return;
@@ -584,15 +622,17 @@ static void consider(struct planning *p, int index)
         p->n_blocks_kept_left = state->n_blocks_kept;
     }
     p->tight = true;
-    p->closed = overdue || p->n_kept == state->max_seqs ||
-                (state->n_blocks_kept == 0 && state->n_seqs_kept == 0);
+    bool none_left = p->n_kept == state->max_seqs ||
+                     (state->n_blocks_kept == 0 && state->n_seqs_kept == 0);
+    p->closed = overdue || (none_left && state->carry.spare <= 0);
 }
 
-/* The oldest waiting one that wasn't looked at, if it is its turn; or NONE. */
+/* The oldest waiting one that wasn't looked at, if it is its turn; or NONE. Once somebody lacks
+ * blocks or a place, whoever is admitted is favoured, which is no turn. */
 static int oldest_to_admit(struct planning *p)
 {
     const struct sched_carry *carry = &p->state->carry;
-    if (p->closed || p->turn_taken || carry->turn_admissions > p->plan->n_admit ||
+    if (p->closed || p->tight || p->turn_taken || carry->turn_admissions > p->plan->n_admit ||
         carry->turn_rows > 0)
         return NONE;
     while (p->oldest < p->state->n_waiting && p->work->waiting[p->oldest].seen)
@@ -602,13 +642,29 @@ static int oldest_to_admit(struct planning *p)
 
 /* ---- rows and places, in the order ------------------------------------------------------- */
 
+/* Do others' prompts pause, because one of a favoured sequence comes to its end in this step? */
+static bool pauses(struct planning *p)
+{
+    const struct prompt_cap *cap = &p->state->carry.cap;
+    bool capped = p->n_rows_cap < p->state->max_rows;
+    if (p->paused || !p->ends || (capped && cap->paused))
+        return p->paused;
+    if (capped && prompt_cap_may_pause(cap, p->n_rows_left)) {
+        p->paused = true;
+    } else if (can_spare(p, pause_rows(p))) {
+        p->paused = true;
+        p->spent += pause_rows(p);
+    }
+    return p->paused;
+}
+
 /* One turn: rows for a prompt, or a waiting sequence considered; false when there is nobody. */
 static bool serve_next(struct planning *p)
 {
     int index = oldest_to_admit(p);
     if (index != NONE) {
         int n = p->plan->n_admit;
-        consider(p, index);
+        consider(p, index, p->n_rows_left);
         if (p->plan->n_admit > n) {
             p->turn_taken = true;
             p->plan->carry.turn_admissions = SCHED_TURN_ADMISSIONS;
@@ -626,17 +682,19 @@ static bool serve_next(struct planning *p)
     }
     if (!clean_queue(p, queue))
         return true;
-    if (p->ends && !is_favoured(p, queue->payer, queue->priority) && can_spare(p, pause_rows(p))) {
-        p->paused = true;
-        return true;
-    }
-    if (queue->running != NONE) {
-        grant_prompt(p, queue->running, p->n_rows_left);
+    bool favoured = is_favoured(p, queue->payer, queue->priority);
+    int n_rows_max = is_uncapped(p, queue->payer, queue->priority) ? p->n_rows_left
+                                                                   : rows_under_cap(p);
+    bool may_begin = favoured || !p->tight, runs = queue->running != NONE;
+    if (n_rows_max == 0 || (!runs && !may_begin))
+        return true; /* nobody of the queue gets anything */
+    if (!favoured && (runs || p->n_kept < p->state->max_seqs) && pauses(p))
+        return true; /* likewise */
+    if (runs) {
+        grant_prompt(p, queue->running, n_rows_max);
         queue->running = p->work->running[queue->running].next;
-    } else if (p->tight && !is_favoured(p, queue->payer, queue->priority)) {
-        return true; /* none of the queue is */
     } else {
-        consider(p, queue->waiting);
+        consider(p, queue->waiting, n_rows_max);
     }
     if (clean_queue(p, queue))
         push_queue(p, q);
@@ -645,28 +703,25 @@ static bool serve_next(struct planning *p)
 
 static void share_rows(struct planning *p)
 {
-    int kept = anchor(p);
+    int kept = anchor(p), max_rows = p->state->max_rows;
+    p->cap_view.decodes = p->n_rows_left < max_rows;
+    p->n_rows_cap = prompt_cap_rows(&p->state->carry.cap, max_rows, p->cap_view);
     p->closed = p->plan->n_preempt > 0 || p->n_rows_left == 0 ||
                 (p->n_kept == p->state->max_seqs && p->state->carry.spare <= 0);
     make_queues(p);
     if (kept != NONE && p->work->running[kept].n_rows == 0) {
-        int part = p->state->max_rows / ANCHOR_PART;
+        int part = max_rows / ANCHOR_PART;
         grant_prompt(p, kept, part > 0 ? part : 1);
     }
     for (int i = 0; i < p->state->n_waiting && !p->closed && p->n_rows_left > 0; i++)
         if (!p->work->waiting[i].seen && is_overdue(&p->state->waiting[i]))
-            consider(p, i);
+            consider(p, i, p->n_rows_left);
     p->work->heap.n = 0;
     for (int q = 0; q < p->work->n_queues; q++)
         if (clean_queue(p, &p->work->queues[q]))
             push_queue(p, q);
     while (p->n_rows_left > 0 && serve_next(p))
         ;
-}
-
-static int64_t pause_cost(const struct planning *p)
-{
-    return p->paused ? pause_rows(p) : 0;
 }
 
 static void carry_over(struct planning *p)
@@ -680,9 +735,12 @@ static void carry_over(struct planning *p)
                                  min_of(before->turn_admissions, p->plan->n_admit);
         after->turn_rows = before->turn_rows > n_rows ? before->turn_rows - n_rows : 0;
     }
-    after->spare = before->spare + n_rows - (p->spent + pause_cost(p)) * SCHED_SPARE_PART;
+    after->spare = before->spare + n_rows - p->spent * SCHED_SPARE_PART;
     if (after->spare > most)
         after->spare = most;
+    after->cap = before->cap;
+    if (n_rows > 0)
+        after->cap = prompt_cap_next(&before->cap, p->n_rows_prompts, p->cap_view.seen, p->paused);
 }
 
 static bool waits_before(const struct planning *p, int a, int b)
@@ -746,7 +804,14 @@ void sched_plan_make(struct sched_plan *plan, const struct sched_state *state)
         work->running[i] = (struct running_note){.next = NONE};
         work->payers[state->running[i].payer].n_running++;
         p.n_blocks_listed += state->running[i].n_blocks;
+        p.cap_view.seen |= is_uncapped(&p, state->running[i].payer, state->running[i].priority);
     }
+    int n_there = state->n_running;
+    for (int i = 0; i < state->n_waiting; i++) {
+        p.cap_view.seen |= is_uncapped(&p, state->waiting[i].payer, state->waiting[i].priority);
+        n_there += !state->waiting[i].loading;
+    }
+    p.cap_view.queues = n_there > state->max_seqs;
     if (state->force_preempt >= 0)
         preempt(&p, state->force_preempt);
     grant_blocks(&p);

@@ -13,6 +13,7 @@
 #define TRIBUTARY_ENGINE_SCHEDULER_H
 
 #include "engine/engine.h"
+#include "engine/prompt_cap.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -20,8 +21,9 @@
 
 enum {
     /* In so many plans may a sequence be passed by in favour of others behind it, because its
-     * adapters or its blocks don't fit; then it goes first, and nobody passes it. */
-    SCHED_BYPASS_MAX = 64,
+     * adapters or its blocks don't fit; then it goes first, and nobody passes it. (Under the cap
+     * admissions are spread over more plans, so fewer pass in each.) */
+    SCHED_BYPASS_MAX = 96,
     /* The oldest waiting sequence's turn, whatever the order says: after so many admissions, and so
      * many times the rows that the one before it had to compute. */
     SCHED_TURN_ADMISSIONS = 32,
@@ -50,6 +52,8 @@ struct sched_seq {
     bool loading; /* waiting: its adapters are on their way to the device. It is not considered,
                      and it is no bypass that others are */
     int n_blocks_shared; /* running: of n_blocks, used by others, too */
+    int n_blocks_cached; /* running: of n_blocks, its first that are in the prefix cache: preempted,
+                            it finds them again unless somebody took them */
     int n_found;      /* waiting: blocks it would find in the prefix cache: full ones, its first */
     int n_found_idle; /* of these, used by nobody: they count as free until it takes them */
 };
@@ -66,9 +70,10 @@ struct sched_payer {
 
 /* What a plan that was carried out hands to the next; zeroed at the beginning. */
 struct sched_carry {
-    int turn_admissions; /* until the oldest's turn: so many more, ... */
-    int64_t turn_rows;   /* ... and so many rows */
-    int64_t spare;       /* rows, times SCHED_SPARE_PART, that may be spent */
+    int turn_admissions;   /* until the oldest's turn: so many more, ... */
+    int64_t turn_rows;     /* ... and so many rows */
+    int64_t spare;         /* rows, times SCHED_SPARE_PART, that may be spent */
+    struct prompt_cap cap; /* of the rows that prompts get */
 };
 
 /* What a plan lacked: it would have preempted nobody, and admitted one more, with ... */
@@ -144,9 +149,15 @@ void sched_plan_release(struct sched_plan *p); /* quiet on a zeroed one */
  *     n_seqs_kept places and n_blocks_kept blocks free, so that such a one needn't wait for an end;
  *   - out of the spare rows a favoured one that lacks a place or blocks has others preempted, not
  *     favoured themselves, of no higher priority and never the oldest, if computing them again
- *     costs no more rows than that; and in the step in which a favoured one's prompt comes to its
- *     end, others' prompts pause, which costs the fixed part of a step, taken for a sixteenth of
- *     max_rows. So being quick for some costs everybody a SCHED_SPARE_PARTth at most;
+ *     costs no more rows than that (blocks in the prefix cache aren't computed again where it is
+ *     only the place that is lacking); and in the step in which a favoured one's prompt comes to
+ *     its end, others' prompts pause, which costs the fixed part of a step, taken for a sixteenth
+ *     of max_rows. So being quick for some costs everybody a SCHED_SPARE_PARTth at most;
+ *   - while somebody favoured, of no negative priority, is about, prompts get no more rows of a
+ *     step than prompt_cap_rows, unless they are such a one's, the oldest running sequence's part,
+ *     or those of a turn or of one passed by too often. Then, too, others' prompts pause while a
+ *     favoured one's comes to its end; that costs nothing where prompt_cap_may_pause, and is never
+ *     done in two steps in a row;
  *   - a sequence whose adapters don't fit is passed by; one whose blocks don't fit is passed by
  *     favoured ones only, within n_blocks_kept; each at most SCHED_BYPASS_MAX times;
  *   - whatever payers and priorities, the oldest that fits has its turn again and again

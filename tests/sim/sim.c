@@ -5,7 +5,12 @@
  *                                            plan, checked ───────────┴──admit──> running ──> done
  *
  * and takes a step's results at its end: rows become cached tokens, a sequence with all its tokens
- * cached gets one more. */
+ * cached gets one more. One step flies, and at most one is enqueued behind it.
+ *
+ * Blocks that go back are numbered as they do, and the oldest are taken first; so those of a
+ * preempted sequence are lost from its last one on when as many have gone back, less the free ones.
+ * (One that is found again leaves a gap, which counts as if an older one had been taken: this errs
+ * to the side of losing more.) */
 #include "tests/sim/sim.h"
 
 #include "engine/payers.h"
@@ -18,7 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CREDIT_STEPS = 4, KEPT_PART = 64 }; /* as the engine has them */
+enum { CREDIT_STEPS = 4, KEPT_PART = 64, AHEAD_MAX = 256 }; /* as the engine has them */
 
 /* ---- random numbers ---------------------------------------------------------------------- */
 
@@ -78,6 +83,8 @@ struct request {
     int class, payer, n_prompt, n_total, n_charged;
     double arrived_ms, ready_ms;
     uint64_t admitted_before; /* admissions when it came */
+    uint64_t left_at;         /* preempted: blocks that had gone back before its own, ... */
+    int n_left;               /* ... and of its own, full ones */
     bool running, had_first, was_admitted;
 };
 
@@ -102,6 +109,8 @@ struct sim {
     struct request **running, **waiting;
     int n_running, n_waiting;
     int n_blocks_free;
+    uint64_t n_blocks_back;       /* in all, and those that were free at the beginning */
+    int flying_seqs, flying_rows; /* of the step that flies; 0: none does */
     size_t bytes_pinned;
     double now_ms, measured_from_ms;
     uint64_t next_order, n_admitted, next_payer;
@@ -204,7 +213,7 @@ static void take_arrivals(struct sim *s)
                 (first < 0 || s->sources[i].next_ms < s->sources[first].next_ms))
                 first = i;
         if (s->sources[first].next_ms > s->now_ms) {
-            if (s->n_running + s->n_waiting > 0)
+            if (s->n_running + s->n_waiting + s->flying_rows > 0)
                 return;
             s->now_ms = s->sources[first].next_ms;
         }
@@ -214,15 +223,27 @@ static void take_arrivals(struct sim *s)
 
 /* ---- planning and checking --------------------------------------------------------------- */
 
-static struct sched_seq shown(struct sim *s, const struct request *q)
+/* Of the blocks that a preempted one left, those that nobody has taken. */
+static int blocks_found(const struct sim *s, const struct request *q)
+{
+    uint64_t n_taken = s->n_blocks_back - (uint64_t)s->n_blocks_free;
+    uint64_t n_lost = n_taken > q->left_at ? n_taken - q->left_at : 0;
+    return n_lost < (uint64_t)q->n_left ? q->n_left - (int)n_lost : 0;
+}
+
+static struct sched_seq shown(struct sim *s, const struct request *q, bool after)
 {
     struct sched_seq seq = q->seq;
     seq.loading = !q->running && q->ready_ms > s->now_ms;
     seq.payer = payers_view_add(s->payers, q->seq.payer, !q->running && !seq.loading);
+    seq.n_tokens += after && q->running;
+    seq.n_blocks_cached = seq.n_cached / BLOCK_TOKENS;
+    seq.n_found = seq.n_found_idle = q->running ? 0 : blocks_found(s, q);
     return seq;
 }
 
-static void plan(struct sim *s, struct sched_state *state)
+/* after: for the state behind the step that flies, in which every sequence draws. */
+static void plan(struct sim *s, struct sched_state *state, bool after)
 {
     const struct sim_options *o = s->o;
     bool shared = payers_n_known(s->payers) > 1;
@@ -244,9 +265,9 @@ static void plan(struct sim *s, struct sched_state *state)
                                   .force_preempt = -1};
     payers_view_begin(s->payers);
     for (int i = 0; i < s->n_running; i++)
-        s->sched_running[i] = shown(s, s->running[i]);
+        s->sched_running[i] = shown(s, s->running[i], after);
     for (int i = 0; i < s->n_waiting; i++)
-        s->sched_waiting[i] = shown(s, s->waiting[i]);
+        s->sched_waiting[i] = shown(s, s->waiting[i], after);
     state->payers = payers_view_end(s->payers, &state->n_payers);
     state->level = payers_level(s->payers);
     sched_plan_make(&s->plan, state);
@@ -290,7 +311,7 @@ static void check_plan(struct sim *s, const struct sched_state *state)
         BROKEN(s, "%d rows in a step", n_rows);
     if (n_rows == 0 && p->n_preempt == 0 && s->n_running + n_ready > 0)
         BROKEN(s, "nothing is computed at %.1f ms", s->now_ms);
-    if (p->n_admit > 0 && p->n_preempt > 0 && p->carry.spare >= state->carry.spare)
+    if (p->n_admit > 0 && p->n_preempt > 0 && p->want.n_blocks_running > 0)
         BROKEN(s, "admission beside preemption for want of blocks");
 }
 
@@ -331,6 +352,10 @@ static void check_wait(struct sim *s, const struct request *q)
 
 static void admit(struct sim *s, struct request *q)
 {
+    q->seq.n_blocks = blocks_found(s, q);
+    q->seq.n_cached = q->seq.n_blocks * BLOCK_TOKENS;
+    s->n_blocks_free -= q->seq.n_blocks;
+    q->n_left = 0;
     q->running = true;
     q->seq.n_bypassed = 0;
     payers_go(s->payers, q->seq.payer);
@@ -343,29 +368,32 @@ static void admit(struct sim *s, struct request *q)
 
 static void leave(struct sim *s, struct request *q)
 {
+    q->left_at = s->n_blocks_back;
+    q->n_left = q->seq.n_cached / BLOCK_TOKENS;
+    s->n_blocks_back += (uint64_t)q->seq.n_blocks;
     s->n_blocks_free += q->seq.n_blocks;
     q->seq.n_blocks = q->seq.n_cached = 0;
     q->running = false;
     pin(s, q, -1);
 }
 
-/* Returns the rows of the step. */
-static int carry_out(struct sim *s)
+/* What the plan admits takes what it finds before anybody takes a block, as in the engine. */
+static void carry_out(struct sim *s)
 {
     const struct sched_plan *p = &s->plan;
-    int n_rows = 0, n_running = s->n_running, n_waiting = s->n_waiting;
+    int n_running = s->n_running, n_waiting = s->n_waiting;
     s->carry = p->carry;
     for (int i = 0; i < p->n_preempt; i++) {
         leave(s, s->running[p->preempt[i]]);
         payers_wait(s->payers, s->running[p->preempt[i]]->seq.payer);
         s->r->n_preempted++;
     }
+    for (int i = 0; i < p->n_admit; i++)
+        admit(s, s->waiting[p->admit[i].index]);
     for (int i = 0; i < p->n_run; i++)
         grant(s, s->running[p->run[i].index], &p->run[i]);
-    for (int i = 0; i < p->n_admit; i++) {
-        admit(s, s->waiting[p->admit[i].index]);
+    for (int i = 0; i < p->n_admit; i++)
         grant(s, s->waiting[p->admit[i].index], &p->admit[i]);
-    }
     if (s->bytes_pinned > s->o->adapter_bytes)
         BROKEN(s, "%zu bytes of adapters are pinned", s->bytes_pinned);
     for (int i = 0; i < p->n_bypassed; i++) {
@@ -373,13 +401,15 @@ static int carry_out(struct sim *s)
         s->r->n_bypassed++;
     }
     /* Computed now, taken at the step's end. */
+    s->flying_seqs = p->n_run + p->n_admit;
+    s->flying_rows = 0;
     for (int i = 0; i < p->n_run; i++) {
         s->running[p->run[i].index]->seq.n_cached += p->run[i].n_rows;
-        n_rows += p->run[i].n_rows;
+        s->flying_rows += p->run[i].n_rows;
     }
     for (int i = 0; i < p->n_admit; i++) {
         s->waiting[p->admit[i].index]->seq.n_cached += p->admit[i].n_rows;
-        n_rows += p->admit[i].n_rows;
+        s->flying_rows += p->admit[i].n_rows;
     }
     s->n_running = s->n_waiting = 0;
     struct request *preempted[4096];
@@ -398,7 +428,6 @@ static int carry_out(struct sim *s)
     }
     for (int i = 0; i < n_preempted; i++)
         insert(s->waiting, &s->n_waiting, preempted[i]);
-    return n_rows;
 }
 
 /* ---- results ----------------------------------------------------------------------------- */
@@ -458,24 +487,64 @@ static void take_results(struct sim *s)
     s->n_running = kept;
 }
 
-static void step(struct sim *s)
+static double cost_ms(const struct sim_options *o, int n_rows)
+{
+    int i = 1;
+    while (i + 1 < SIM_COSTS_MAX && o->costs[i + 1].n_rows > 0 && o->costs[i].n_rows < n_rows)
+        i++;
+    const struct sim_cost *a = &o->costs[i - 1], *b = &o->costs[i];
+    return a->ms + (b->ms - a->ms) * (n_rows - a->n_rows) / (b->n_rows - a->n_rows);
+}
+
+/* Enqueues the step behind the one that flies: the same sequences, whoever ends in it. Returns its
+ * rows, or 0: it can't be. */
+static int follow_step(struct sim *s)
+{
+    struct sched_state state;
+    const struct sched_plan *p = &s->plan;
+    int n = s->flying_seqs;
+    if (n != s->n_running || n > AHEAD_MAX)
+        return 0;
+    for (int i = 0; i < n; i++)
+        if (s->running[i]->seq.n_cached < s->running[i]->seq.n_tokens)
+            return 0;
+    plan(s, &state, true);
+    check_plan(s, &state);
+    if (p->n_preempt > 0 || p->n_admit > 0 || p->n_run != n)
+        return 0;
+    s->carry = p->carry;
+    for (int i = 0; i < n; i++)
+        grant(s, s->running[p->run[i].index], &p->run[i]);
+    s->r->n_ahead++;
+    return n;
+}
+
+/* One turn of the engine's loop: begins a step if none flies, enqueues the next one where that can
+ * be, and waits for the first. */
+static void turn(struct sim *s)
 {
     struct sched_state state;
     take_arrivals(s);
-    plan(s, &state);
-    check_plan(s, &state);
-    int n_rows = carry_out(s);
-    if (n_rows == 0) { /* only preempted, or all that waits is loading */
+    if (s->flying_rows == 0) {
+        plan(s, &state, false);
+        check_plan(s, &state);
+        carry_out(s);
+    }
+    if (s->flying_rows == 0) { /* only preempted, or all that waits is loading */
         s->now_ms += 1;
         return;
     }
+    int n_follow = follow_step(s);
     s->r->n_steps++;
-    s->now_ms += s->o->step_ms + s->o->row_ms * n_rows;
+    s->now_ms += cost_ms(s->o, s->flying_rows);
     if (s->measures) {
-        s->n_rows += (uint64_t)n_rows;
+        s->n_rows += (uint64_t)s->flying_rows;
         s->n_runs += (uint64_t)s->n_running;
     }
     take_results(s);
+    for (int i = 0; i < s->n_running && n_follow > 0; i++)
+        s->running[i]->seq.n_cached++;
+    s->flying_seqs = s->flying_rows = n_follow;
 }
 
 /* ---- begin and end ----------------------------------------------------------------------- */
@@ -493,7 +562,9 @@ static void open_sources(struct sim *s)
             from->zipf[a] = (a > 0 ? from->zipf[a - 1] : 0) + 1.0 / (a + 1);
             s->adapters[c->first_adapter + a].n_bytes = c->adapter_bytes;
         }
-        from->ttft = xcalloc((size_t)(s->o->n_requests + s->o->max_seqs + 1), sizeof *from->ttft);
+        /* Of all that have ended, in the last step a few too many, and of all that are there. */
+        int n_first = s->o->n_requests + 2 * s->o->max_seqs + s->o->max_waiting + s->o->max_seqs;
+        from->ttft = xcalloc((size_t)n_first, sizeof *from->ttft);
         from->shares = xcalloc((size_t)c->n_payers + 1, sizeof *from->shares);
     }
 }
@@ -513,6 +584,7 @@ static void open_sim(struct sim *s)
     s->running = xcalloc((size_t)o->max_seqs, sizeof(struct request *));
     s->waiting = xcalloc(max_waiting, sizeof(struct request *));
     s->n_blocks_free = o->n_blocks;
+    s->n_blocks_back = (uint64_t)o->n_blocks;
     open_sources(s);
 }
 
@@ -581,7 +653,7 @@ void sim_run(struct sim_result *out, const struct sim_options *options)
             s.measured_from_ms = s.now_ms;
             n_steps_before = out->n_steps;
         }
-        step(&s);
+        turn(&s);
     }
     summarise(&s);
     double n_steps = (double)(out->n_steps - n_steps_before);
