@@ -198,10 +198,11 @@ class Llama(Server):
             return False
 
     def body(self, ids, adapter, n, **more):
-        if adapter is not None:
-            more["lora"] = [{"id": adapter, "scale": 1.0}]
+        # An adapter that isn't named has scale 0, but when none is named all are applied at 1, in spite
+        # of --lora-init-without-apply: "no adapter" is one of them at 0.
+        lora = [{"id": adapter or 0, "scale": 0.0 if adapter is None else 1.0}]
         return json.dumps({
-            "prompt": ids, "n_predict": n, "temperature": 0, "top_k": 1, "samplers": ["top_k"],
+            "lora": lora, "prompt": ids, "n_predict": n, "temperature": 0, "top_k": 1, "samplers": ["top_k"],
             "ignore_eos": True, "cache_prompt": False, "stream": True, **more})
 
     def n_tokens(self, event):
@@ -340,7 +341,7 @@ def tell(o, rows, same, cores, client_cores):
     print(f"Device: {cpu_text()}, {os.cpu_count()} cores in all; each server on cores "
           f"{','.join(map(str, cores))} with {len(cores)} threads, the client on "
           f"{','.join(map(str, client_cores))}. "
-          f"Commit {o.commit}; llama.cpp {first_line(o.llama_server, '--version')}. "
+          f"Commit {o.commit}; llama.cpp {first_line(o.llama_server, '--version').removeprefix('version: ')}. "
           f"{time.strftime('%Y-%m-%d', time.gmtime())}. Medians of {o.rounds} alternating rounds:\n")
     print("    python3 tests/bench/compare_llama.py LLAMA_SERVER " + " ".join(o.told) + "\n")
     print(same + "\n")

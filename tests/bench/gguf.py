@@ -20,6 +20,9 @@ A GGUF file (version 3; the format's own description is docs/gguf.md of the ggml
 Two things differ between the layouts. Names: LINEARS and NORMS below. And RoPE: Hugging Face turns
 element j of a head together with j + head_dim / 2, llama.cpp 2j together with 2j + 1, so the output
 rows of q and k change places (and so do the rows of their adapters' B).
+
+Tokens keep their text, but for bytes from 0x80 on, alone: they become words, since llama-server ends
+a request with an error where random ones don't make UTF-8.
 """
 import argparse
 import array
@@ -133,6 +136,13 @@ def place(name):
     return f"blk.{int(parts[2])}.{theirs}", module
 
 
+def whole(word):
+    """A token's text as tokenizer.json has it (GPT-2's alphabet of bytes); a word for a byte from
+    0x80 on. Bytes to 0x20 and 0x7f are U+0100 to U+0121 there."""
+    c = ord(word) if len(word) == 1 else 0
+    return f"\u0120b{c}" if 0x80 < c < 0x100 or c > 0x121 else word
+
+
 # ---- writing ---------------------------------------------------------------------------------
 
 def text(s):
@@ -215,7 +225,7 @@ def write_model(model_dir, out):
         pair("llama.rope.freq_base", F32, c["rope_theta"]),
         pair("tokenizer.ggml.model", STRING, "gpt2"),
         pair("tokenizer.ggml.pre", STRING, "gpt-2"),
-        pair_array("tokenizer.ggml.tokens", STRING, [word for word, _ in words]),
+        pair_array("tokenizer.ggml.tokens", STRING, [whole(word) for word, _ in words]),
         pair_array("tokenizer.ggml.token_type", I32, [TOKEN_NORMAL] * len(words)),
         pair_array("tokenizer.ggml.merges", STRING, []),
         pair("tokenizer.ggml.add_bos_token", BOOL, False),
