@@ -42,6 +42,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -380,6 +381,14 @@ def tell(o, rows, same, cores, client_cores):
     return all_met
 
 
+def write_csv(path, rows):
+    with open(path, "w", encoding="ascii") as f:
+        f.write(",".join(rows[0]) + "\n")
+        for r in rows:
+            f.write(",".join(f"{v:.3f}" if isinstance(v, float) else str(v)
+                             for v in r.values()) + "\n")
+
+
 def prepare(o):
     """The model and the adapters, in both forms, in the work folder."""
     if os.path.exists(os.path.join(o.work, "complete")):
@@ -406,12 +415,8 @@ def run(o, cores, client_cores):
                 turn.append(lambda: Llama(o, cores, n, kind == "distinct"))
             for make in turn if i % 2 == 0 else reversed(turn):
                 rows.append({"round": i} | measure(o, make, kind, n, n_answers))
-    if o.csv:
-        with open(o.csv, "w", encoding="ascii") as f:
-            f.write(",".join(rows[0]) + "\n")
-            for r in rows:
-                f.write(",".join(f"{v:.3f}" if isinstance(v, float) else str(v)
-                                 for v in r.values()) + "\n")
+                if o.csv:
+                    write_csv(o.csv, rows)
     return tell(o, rows, same, cores, client_cores)
 
 
@@ -440,6 +445,7 @@ def main():
     cores = o.cores or there[:2]
     client_cores = [c for c in there if c not in cores] or there
     os.sched_setaffinity(0, client_cores)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # and the servers, too
     with contextlib.ExitStack() as stack:
         if o.work is None:
             o.work = stack.enter_context(tempfile.TemporaryDirectory())
