@@ -4,13 +4,14 @@
     make bench-programs
     python3 tests/bench/compare_llama.py LLAMA_SERVER > tests/bench/results/cpu-llama-server.md
 
-LLAMA_SERVER is the server of a release build of llama.cpp for this CPU (GGML_NATIVE=ON, or the same
-instruction sets by name). Only Python's standard library is needed. Five rounds take half an hour;
-`--rounds 1 --requests 1` shows within minutes that it works. Progress goes to standard error,
-every single run to --csv FILE.
+LLAMA_SERVER is the server of a release build of llama.cpp for this CPU (GGML_NATIVE=ON, or the
+same instruction sets by name). Nothing else may run on the cores: its threads wait for each other
+by spinning, so a neighbour costs it far more than us. Only Python's standard library is needed.
+Five rounds take half an hour; `--rounds 1 --requests 0.1` shows within minutes that it works.
+Progress goes to standard error, every single run to --csv FILE.
 
-Both servers get the same random numbers of the 110M shape of `make bench` and the same 16 adapters of
-rank 16 on all linear modules: make_random writes them, gguf.py converts them (ours bf16, llama.cpp
+Both servers get the same random numbers of the 110M shape of `make bench` and the same 16 adapters
+of rank 16 on all linear modules: make_random writes them, gguf.py converts them (ours bf16, llama.cpp
 f16). Before anything is timed, both must find the same likeliest first tokens after the same prompt,
 with nearly the same probabilities, without an adapter and with each of the 16; and what an adapter
 changes must be far more than what the servers differ by. So the conversion is right, and
@@ -30,8 +31,8 @@ No request is left out, since llama-server serves unfairly: requests with differ
 different batches, the lowest slot is served first, and a stream in a higher one may wait until the
 lower ones have no more to ask.
 
-llama-server gets its best: no prompt cache (nothing repeats), no Web UI, one sampler, as many slots as
-streams, and no adapters where none is asked for; --llama-flag adds or overrides. Ours runs as it
+llama-server gets its best: no prompt cache (nothing repeats), no Web UI, one sampler, as many slots
+as streams, and no adapters where none is asked for; --llama-flag adds or overrides. Ours runs as it
 always does: every answer is metered, signed and on disk before its last event.
 """
 import argparse
@@ -199,12 +200,12 @@ class Llama(Server):
             return False
 
     def body(self, ids, adapter, n, **more):
-        # An adapter that isn't named has scale 0, but when none is named all are applied at 1, in spite
-        # of --lora-init-without-apply: "no adapter" is one of them at 0.
+        # An adapter that isn't named has scale 0, but when none is named all are applied at 1, in
+        # spite of --lora-init-without-apply: "no adapter" is one of them at 0.
         lora = [{"id": adapter or 0, "scale": 0.0 if adapter is None else 1.0}]
         return json.dumps({
-            "lora": lora, "prompt": ids, "n_predict": n, "temperature": 0, "top_k": 1, "samplers": ["top_k"],
-            "ignore_eos": True, "cache_prompt": False, "stream": True, **more})
+            "lora": lora, "prompt": ids, "n_predict": n, "temperature": 0, "top_k": 1,
+            "samplers": ["top_k"], "ignore_eos": True, "cache_prompt": False, "stream": True, **more})
 
     def n_tokens(self, event):
         return 0 if event["stop"] else len(event["tokens"])
@@ -338,11 +339,12 @@ def tell(o, rows, same, cores, client_cores):
                                  == (server, kind, n))
 
     ours, theirs = Tributary.name, Llama.name
+    version = first_line(o.llama_server, "--version").removeprefix("version: ")
     print("# CPU: side by side with llama.cpp's server\n")
     print(f"Device: {cpu_text()}, {os.cpu_count()} cores in all; each server on cores "
           f"{','.join(map(str, cores))} with {len(cores)} threads, the client on "
           f"{','.join(map(str, client_cores))}. "
-          f"Commit {o.commit}; llama.cpp {first_line(o.llama_server, '--version').removeprefix('version: ')}. "
+          f"Commit {o.commit}; llama.cpp {version}. "
           f"{time.strftime('%Y-%m-%d', time.gmtime())}. Medians of {o.rounds} alternating rounds:\n")
     print("    python3 tests/bench/compare_llama.py LLAMA_SERVER " + " ".join(o.told) + "\n")
     print(same + "\n")
@@ -366,7 +368,7 @@ def tell(o, rows, same, cores, client_cores):
     print("| asked for | bound | measured | |\n|---|---|---|---|")
     all_met = True
     for text, found, least in (
-            *((f"no adapter, {n} streams, output / llama-server's",
+            *((f"no adapter, streams {n}, output / llama-server's",
                out(ours, "base", n) / out(theirs, "base", n), 1.0) for n in (1, 8, 16)),
             ("16 different, output / one adapter for all",
              out(ours, "distinct", 16) / out(ours, "shared", 16), 0.9),
@@ -439,7 +441,8 @@ def main():
     parser.add_argument("--csv", help="file for every run")
     parser.add_argument("--commit", help="ours, told beside the numbers; else git says it")
     o = parser.parse_args()
-    o.told = [a for a in sys.argv[1:] if a != o.llama_server]
+    o.told = [f"--{name} {getattr(o, name)}" for name in ("rounds", "requests")] + \
+        [f"--llama-flag={flag}" for flag in o.llama_flag]
     o.commit = o.commit or first_line("git", "describe", "--always", "--dirty")
     there = sorted(os.sched_getaffinity(0))
     cores = o.cores or there[:2]

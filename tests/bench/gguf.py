@@ -6,9 +6,9 @@
 
 Reads what tests/bench/make_random writes: a Llama in Hugging Face layout (bf16, no biases, no scaled
 RoPE) and adapters in PEFT layout. Anything else is refused, not guessed. Writes matrices as f16,
-norms as f32, nothing else changed: numbers between 2^-14 and 65504 in size are the same in f16, since
-bf16 has fewer bits; smaller ones are rounded, larger ones refused. Only the standard library is
-needed.
+norms as f32, nothing else changed: numbers between 2^-14 and 65504 in size are the same in f16,
+since bf16 has fewer bits; smaller ones are rounded, larger ones refused. Only the standard library
+is needed.
 
 A GGUF file (version 3; the format's own description is docs/gguf.md of the ggml project):
 
