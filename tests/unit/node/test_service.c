@@ -440,6 +440,32 @@ static void a_stream_and_a_body_say_the_same(void **state)
     }
 }
 
+static void a_salt_shares_with_itself_alone(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        const char *salt; /* as JSON, to be copied into the body */
+        bool found;
+    } asked[] = {{"null", false},      {"null", true},          {"\"ann's own\"", false},
+                 {"\"bob's\"", false}, {"\"ann's own\"", true}, {"\"bob's\"", true},
+                 {"null", true}};
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        char *body = xasprintf("{\"model\":\"law\",\"prompt\":\"Tim and Sue saw a salt shaker. It "
+                               "was full, and it was not shared with anybody.\",\"max_tokens\":2"
+                               ",\"return_token_ids\":true,\"cache_salt\":%s}",
+                               asked[i].salt);
+        struct answer_seen a = ask(w, body);
+        check_receipt(body, &a, body);
+        const json_t *details = json_object_get(json_object_get(a.body, "usage"),
+                                                "prompt_tokens_details");
+        json_int_t n = json_integer_value(json_object_get(details, "cached_tokens"));
+        if ((n > 0) != asked[i].found)
+            fail_msg("request %zu, salt %s: %lld tokens were found", i, asked[i].salt, n);
+        answer_release(&a);
+        free(body);
+    }
+}
+
 static void a_stop_string_ends_text_and_bill(void **state)
 {
     struct world *w = *state;
@@ -1223,6 +1249,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_answer_carries_a_receipt_of_exactly_its_tokens),
         cmocka_unit_test(a_stream_and_a_body_say_the_same),
+        cmocka_unit_test(a_salt_shares_with_itself_alone),
         cmocka_unit_test(a_stop_string_ends_text_and_bill),
         cmocka_unit_test(scores_of_a_prompt_equal_those_of_its_generation),
         cmocka_unit_test(a_vanished_client_is_billed_what_its_socket_took),
