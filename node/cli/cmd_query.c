@@ -248,11 +248,7 @@ static int run_object(const struct cli_args *a, const char *method, json_t *para
 
 static int run_receipt(const struct cli_args *a)
 {
-    const char *id = cli_operand(a, 0);
-    if (strncmp(id, "chatcmpl-", 9) == 0)
-        id += 9;
-    else if (strncmp(id, "cmpl-", 5) == 0)
-        id += 5;
+    const char *id = rpc_call_request_id(cli_operand(a, 0));
     return run_object(a, "attribution_receipt", json_pack("{s:s}", "id", id));
 }
 
