@@ -197,7 +197,7 @@ static int run_batches(const struct cli_args *a)
         {"value", "value", false, false},
         {"committed", "committed", false, false},
         {"sealedMs", "sealed (UTC)", false, true},
-        {"transaction", "transaction", true, false},
+        {"txHash", "transaction", false, false},
     };
     return run_list(a, "attribution_batches", columns, sizeof columns / sizeof *columns, NULL);
 }
