@@ -531,7 +531,8 @@ static int resolve_indexed(struct adapter_store *s, const char *model, const str
         if (adapter_index_named(s->index, w->name, w->version, &e))
             return resolve_entry(s, &e, out, downloaded, err);
     } else {
-        struct item *i = item_find(s, model, false);
+        struct item *i = w->by == BY_ID ? hash_map_get(&s->by_id, w->digest, 32)
+                                        : item_find(s, model, false);
         struct err problem = {0};
         int rc = -1;
         if (i != NULL) {
@@ -558,6 +559,39 @@ static int resolve_indexed(struct adapter_store *s, const char *model, const str
     return err_set(err, ERR_NOT_FOUND, "there is no model \"%.100s\"", model);
 }
 
+/* A content digest becomes the id of its earliest registration (content_meant), if the chain knows
+ * one; when it can't be asked, what is here has to do. With the lock, let go of meanwhile. */
+static void mean_first(struct adapter_store *s, struct wanted *w)
+{
+    if (w->by != BY_CONTENT || s->rpc == NULL)
+        return;
+    struct contract_at where = registry_contract(s);
+    struct content_digest content;
+    struct adapter_id first;
+    struct err problem = {0};
+    memcpy(content.bytes, w->digest, 32);
+    pthread_mutex_unlock(&s->lock);
+    int rc = view_registry_first_by_content(&where, &first, content, &problem);
+    pthread_mutex_lock(&s->lock);
+    struct content *c = hash_map_get(&s->contents, content.bytes, 32);
+    if (c != NULL)
+        c->first_asked = clock_monotonic_us();
+    if (rc != 0) {
+        log_warn("registry", "whose a content was first: %s", problem.message);
+        return;
+    }
+    bool local = false;
+    if (c != NULL) {
+        c->first = first;
+        for (const struct item *i = c->items; i != NULL && !local; i = i->next)
+            local = i->dir != NULL;
+    }
+    if (bytes32_is_zero(first.bytes) || (local && hash_map_get(&s->by_id, first.bytes, 32) == NULL))
+        return;
+    w->by = BY_ID;
+    memcpy(w->digest, first.bytes, 32);
+}
+
 static int refresh(struct adapter_store *s, uint64_t max_age_us, struct err *err)
 {
     pthread_mutex_unlock(&s->lock);
@@ -579,6 +613,7 @@ void fetch_run(void *store, void *argument)
     if (rc == 0 && atomic_load(&s->cancelled)) {
         rc = err_set(&err, ERR_CANCELLED, "the node is shutting down");
     } else if (rc == 0) {
+        mean_first(s, &w);
         if (refresh(s, s->refresh_us, &err) != 0)
             rc = resolve_from_ledger(s, &w, &i, &err);
         else

@@ -69,6 +69,26 @@ bool item_is_checked(const struct adapter_store *s, const struct item *i)
             clock_elapsed_us(i->checked, clock_monotonic_us()) < s->refresh_us);
 }
 
+/* What a content's digest means: with a chain its earliest registration, which never changes once
+ * there is one. A later one may be somebody's copy that is after the royalties, whoever asked for
+ * it first here. fresh: NULL when the chain has to be asked, or when the earliest isn't here. */
+static struct item *content_meant(struct adapter_store *s, const struct content *c, bool fresh)
+{
+    if (s->rpc == NULL || s->index == NULL)
+        return c->items;
+    bool registered = !bytes32_is_zero(c->first.bytes);
+    if (!registered) {
+        bool known = c->first_asked.us != 0 &&
+                     clock_elapsed_us(c->first_asked, clock_monotonic_us()) < s->refresh_us;
+        return known || !fresh ? c->items : NULL;
+    }
+    struct item *i = hash_map_get(&s->by_id, c->first.bytes, 32);
+    if (i == NULL) /* the operator's own files, if there are some */
+        for (i = c->items; i != NULL && i->dir == NULL;)
+            i = i->next;
+    return i != NULL || fresh ? i : c->items;
+}
+
 struct item *item_find(struct adapter_store *s, const char *model, bool fresh)
 {
     struct item *i = hash_map_get(&s->local, model, strlen(model));
@@ -80,7 +100,7 @@ struct item *item_find(struct adapter_store *s, const char *model, bool fresh)
     switch (w.by) {
     case BY_CONTENT:
         c = hash_map_get(&s->contents, w.digest, 32);
-        return c != NULL ? c->items : NULL;
+        return c != NULL ? content_meant(s, c, fresh) : NULL;
     case BY_ID:
         return hash_map_get(&s->by_id, w.digest, 32);
     case BY_NAME:

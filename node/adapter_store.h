@@ -20,6 +20,9 @@
  *          -> ledger         the manifest, so that royalties can be split
  *     -> tensors             read, hashed again, checked against the base model by the engine
  *
+ * With a chain a contentDigest means its earliest registration: a copy that is registered later
+ * earns only what is asked for by its own name or id.
+ *
  * What fails is refused by name and nothing half-done is left in the way. Requests for one adapter
  * that isn't there share one load and one fetch. Reading from disk has threads of its own, so that
  * it never waits behind a slow registry.

@@ -254,6 +254,29 @@ await checks.test('a published but unregistered adapter is refused', async () =>
   });
 });
 
+await checks.test('a content digest means its earliest registration, whatever copies of it are there', async () => {
+  const files = path.join(root, 'tests/fixtures/adapters/demo-7m/verse');
+  const publish = (dir, name, key) => cli(['adapter', 'publish', dir, '--name', name, '--model', model, '--key', key, ...world.chainFlags, ...world.people.flags, '--registry', world.registry.url, '--json']);
+  for (const known of [false, true]) { // does the node serve the copy already?
+    const dir = path.join(world.dir, `poem-${known}`);
+    fs.cpSync(files, dir, { recursive: true });
+    fs.appendFileSync(path.join(dir, 'adapter_config.json'), known ? '\n\n' : '\n'); // a content of its own
+    const original = await publish(dir, `poem-${known}`, 'verse');
+    const copy = await publish(dir, `copy-${known}`, 'law');
+    if (original.contentDigest !== copy.contentDigest) throw new Error('the copy is none');
+    const paid = async (name) => (await until(name, async () => {
+      const { status, body } = await ask(node, name);
+      return status === 200 && body;
+    })).tributary.receipt.adapters[0].adapterId;
+    if (known && await paid(`copy-${known}`) !== copy.adapterId) throw new Error('the copy is not called by its name');
+    for (let i = 0; i < 2; i++) {
+      const id = await paid(original.contentDigest);
+      if (id !== original.adapterId) throw new Error(`asked for by digest, ${id === copy.adapterId ? 'the copy' : id} is paid (copy known: ${known})`);
+    }
+    if (await paid(copy.adapterId) !== copy.adapterId) throw new Error('the copy is not called by its id');
+  }
+});
+
 await checks.test('an adapter that its creator retires is refused, without a restart', async () => {
   await cli(['adapter', 'retire', world.published.med.adapterId, '--key', 'med', ...world.chainFlags, ...world.people.flags]);
   await until('the refusal', async () => {
