@@ -31,6 +31,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define MODEL   "tests/fixtures/models/stories260K"
@@ -879,6 +880,68 @@ static void a_fetch_does_not_block_other_requests(void **state)
     close(fd);
 }
 
+/* The files of law, with tensors that are all 1e38: each number is finite, their products aren't.
+ */
+static char *huge_adapter(struct world *w)
+{
+    struct err err = {0};
+    char *dir = xasprintf("%s/huge", w->dir), *path;
+    struct buf file = BUF_INIT;
+    uint64_t n_header;
+    assert_int_equal(mkdir(dir, 0700), 0);
+    assert_ok(file_read(ADAPTER "/adapter_model.safetensors", 1 << 24, &file, &err), err);
+    memcpy(&n_header, file.data, 8);
+    for (size_t i = 8 + n_header; i + 4 <= file.len; i += 4)
+        memcpy(file.data + i, &(float){1e38F}, 4);
+    path = xasprintf("%s/adapter_model.safetensors", dir);
+    assert_ok(file_write_atomic(path, file.data, file.len, 0600, &err), err);
+    free(path);
+    buf_release(&file);
+    assert_ok(file_read(ADAPTER "/adapter_config.json", 1 << 20, &file, &err), err);
+    path = xasprintf("%s/adapter_config.json", dir);
+    assert_ok(file_write_atomic(path, file.data, file.len, 0600, &err), err);
+    free(path);
+    buf_release(&file);
+    return dir;
+}
+
+static void what_is_no_number_is_neither_an_answer_nor_billed(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    char *dir = huge_adapter(w);
+    struct answer_seen sound = ask(w, "{\"model\":\"law\"," ONCE "," GREEDY "}");
+    assert_ok(adapter_store_add(w->node.adapters, "huge", dir, true, NULL, &err), err);
+    struct service_stats before, after;
+    service_stats(w->node.service, &before);
+    static const struct {
+        const char *body, *param;
+    } asked[] = {
+        {"{\"model\":\"huge\"," ONCE "," GREEDY "}", "model"},
+        {"{\"model\":\"huge\"," ONCE ",\"temperature\":1.5,\"n\":3}", "model"},
+        {"{\"adapters\":[{\"model\":\"law\"},{\"model\":\"huge\",\"weight\":-2}]," ONCE "}",
+         "adapters"},
+    };
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        struct answer_seen a = ask(w, asked[i].body);
+        const json_t *e = json_object_get(a.body, "error");
+        const char *param = json_string_value(json_object_get(e, "param"));
+        if (a.status != 400 || param == NULL || strcmp(param, asked[i].param) != 0)
+            fail_msg("%s: status %d, %s", asked[i].body, a.status, json_dumps(a.body, 0));
+        answer_release(&a);
+        struct answer_seen again = ask(w, "{\"model\":\"law\"," ONCE "," GREEDY "}");
+        if (!json_equal(choice_of(&again), choice_of(&sound)))
+            fail_msg("after %s others get other answers: %s", asked[i].body, again.text);
+        answer_release(&again);
+    }
+    service_stats(w->node.service, &after);
+    assert_int_equal(after.n_receipts, before.n_receipts + sizeof asked / sizeof *asked);
+    answer_release(&sound);
+    assert_ok(adapter_store_remove(w->node.adapters, "huge", &err), err);
+    everything_is_given_back(w);
+    free(dir);
+}
+
 static void what_cannot_be_answered_is_refused_by_name(void **state)
 {
     struct world *w = *state;
@@ -1260,6 +1323,7 @@ int main(void)
         cmocka_unit_test(time_runs_while_an_adapter_is_fetched),
         cmocka_unit_test(time_runs_while_an_answer_is_made_or_waits),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
+        cmocka_unit_test(what_is_no_number_is_neither_an_answer_nor_billed),
         cmocka_unit_test(what_cannot_be_answered_is_refused_by_name),
         cmocka_unit_test(an_adapters_own_limit_is_refused_by_its_name),
         cmocka_unit_test(a_request_may_lower_its_priority_and_never_raise_it),
