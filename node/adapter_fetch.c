@@ -68,6 +68,21 @@ static int read_manifest(struct adapter_store *s, struct found *f, const struct 
     return 0;
 }
 
+/* The house account pays the royalties of API-key customers. A receipt that it can't pay would hold
+ * up all that follow in its channel, and anybody may register an adapter at any rate. */
+static int check_royalty(const struct adapter_store *s, const char *name, struct amount prompt,
+                         struct amount completion, struct err *err)
+{
+    struct amount most = amount_cmp(prompt, completion) > 0 ? prompt : completion;
+    char asked[AMOUNT_TEXT_BYTES], paid[AMOUNT_TEXT_BYTES];
+    if (amount_is_zero(s->max_royalty_per_1k) || amount_cmp(most, s->max_royalty_per_1k) <= 0)
+        return 0;
+    return err_set(err, ERR_FORBIDDEN,
+                   "adapter %s asks for a royalty of %s for 1,000 tokens, this node pays at most "
+                   "%s (prices.max_royalty_per_1k)",
+                   name, amount_format(asked, most), amount_format(paid, s->max_royalty_per_1k));
+}
+
 static struct contract_at registry_contract(const struct adapter_store *s)
 {
     return (struct contract_at){.rpc = s->rpc, .address = s->deployment->adapter_registry};
@@ -348,7 +363,9 @@ static int bring_in(struct adapter_store *s, const struct index_entry *e, struct
                            f->m.name);
         f->id = manifest_adapter_id(s->deployment->chain_id, s->deployment->adapter_registry,
                                     f->m.creator, f->m.base_model, f->hash);
-        if (check_registration(s, f->m.name, f->id, &f->m, err) != 0)
+        if (check_registration(s, f->m.name, f->id, &f->m, err) != 0 ||
+            check_royalty(s, f->m.name, f->m.royalty_prompt_per_1k, f->m.royalty_completion_per_1k,
+                          err) != 0)
             return -1;
     }
     if (check_sizes(s, f, &total, err) != 0)
@@ -430,6 +447,13 @@ static int check_item(struct adapter_store *s, struct item *i, struct err *err)
             i->checked = clock_monotonic_us();
         else
             log_warn("registry", "%s", problem.message);
+        struct ledger_adapter known; /* under another limit, perhaps */
+        if (ledger_adapter_by_id(s->ledger, &known, i->id, NULL) == 0 &&
+            check_royalty(s, i->name, known.royalty_prompt_per_1k, known.royalty_completion_per_1k,
+                          err) != 0) {
+            i->checked.us = 0;
+            return -1;
+        }
     }
     if (i->dir == NULL && !i->content->loaded && i->content->disk_bytes == 0)
         return err_set(err, ERR_IO, "adapter %s: its files are not on disk", i->name);

@@ -528,6 +528,7 @@ struct adapter_store *adapter_store_create(const struct adapter_store_options *o
     s->base_name = xstrdup(options->base_name);
     s->refresh_us = options->refresh_ms * 1000;
     s->cache_bytes = options->cache_bytes;
+    s->max_royalty_per_1k = options->max_royalty_per_1k;
     s->n_loaders = options->n_loaders > 0 ? options->n_loaders : default_loaders();
     s->n_fetchers = options->n_fetchers > 0 ? options->n_fetchers : FETCHERS;
     s->max_fetch_waiters = options->max_waiting > 0 ? options->max_waiting : WAITING_MAX;

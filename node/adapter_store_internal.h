@@ -116,6 +116,7 @@ struct adapter_store {
     char *data_dir, *root; /* root: DATA/adapters */
     char *base_name;
     uint64_t refresh_us, cache_bytes;
+    struct amount max_royalty_per_1k;
     size_t max_fetch_waiters;
     int n_loaders, n_fetchers;
     struct engine *engine;

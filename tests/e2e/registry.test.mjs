@@ -277,6 +277,18 @@ await checks.test('a content digest means its earliest registration, whatever co
   }
 });
 
+await checks.test('a royalty that would empty the house account is refused by name', async () => {
+  const dir = path.join(root, 'tests/fixtures/adapters/demo-7m/verse');
+  for (const [name, rate, wanted] of [['dear', '1000tok', 200], ['greedy', '1000.000000000000000001tok', 403], ['absurd', (2n ** 128n - 1n).toString(), 403]]) {
+    await cli(['adapter', 'publish', dir, '--name', name, '--model', model, '--key', 'verse', '--royalty-completion', rate, ...world.chainFlags, ...world.people.flags, '--registry', world.registry.url]);
+    const { status, body } = await until(`${name} to be offered`, async () => {
+      const a = await ask(node, name);
+      return a.status !== 404 && a;
+    });
+    if (status !== wanted || (status === 403 && !/max_royalty_per_1k/.test(body.error.message))) throw new Error(`${name}: ${status} ${JSON.stringify(body)}`);
+  }
+});
+
 await checks.test('an adapter that its creator retires is refused, without a restart', async () => {
   await cli(['adapter', 'retire', world.published.med.adapterId, '--key', 'med', ...world.chainFlags, ...world.people.flags]);
   await until('the refusal', async () => {
