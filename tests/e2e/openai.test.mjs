@@ -458,6 +458,16 @@ await checks.test('what can never serve is refused at the start', async () => {
   checks.ok(!fs.existsSync(data), 'a forgotten --model leaves no data directory behind');
 });
 
+await checks.test('the template of a configuration can be read, as it is and with all its options', async () => {
+  const { out } = await run(tributary, ['config', '--template'], { cwd: dir });
+  for (const [name, text] of [['as it is', out], ['all options', out.replace(/^#(?=\w+ = )/gm, '')]]) {
+    const file = path.join(dir, 'template.conf');
+    fs.writeFileSync(file, text);
+    const { code, err } = await run(tributary, ['config', '--config', file], { cwd: dir });
+    checks.equal([code, err], [0, ''], name);
+  }
+});
+
 await checks.test('a node with int8 weights says so wherever it names its model', async () => {
   const question = { model: 'law', prompt: 'The people', max_tokens: 8, temperature: 0 };
   const law = path.join(root, 'tests/fixtures/adapters/demo-7m/law');
