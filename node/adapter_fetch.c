@@ -583,37 +583,57 @@ static int resolve_indexed(struct adapter_store *s, const char *model, const str
     return err_set(err, ERR_NOT_FOUND, "there is no model \"%.100s\"", model);
 }
 
+/* Asks the chain for a content's earliest registration; -1: it can't be asked. With the lock, let
+ * go of meanwhile. */
+static int ask_first(struct adapter_store *s, struct content_digest content,
+                     struct adapter_id *first)
+{
+    struct contract_at where = registry_contract(s);
+    struct err problem = {0};
+    pthread_mutex_unlock(&s->lock);
+    int rc = view_registry_first_by_content(&where, first, content, &problem);
+    pthread_mutex_lock(&s->lock);
+    if (rc != 0)
+        log_warn("registry", "whose a content was first: %s", problem.message);
+    struct content *c = hash_map_get(&s->contents, content.bytes, 32);
+    if (c != NULL) {
+        c->first_asked = clock_monotonic_us();
+        if (rc == 0)
+            c->first = *first;
+    }
+    return rc;
+}
+
 /* A content digest becomes the id of its earliest registration (content_meant), if the chain knows
  * one; when it can't be asked, what is here has to do. With the lock, let go of meanwhile. */
 static void mean_first(struct adapter_store *s, struct wanted *w)
 {
-    if (w->by != BY_CONTENT || s->rpc == NULL)
-        return;
-    struct contract_at where = registry_contract(s);
     struct content_digest content;
     struct adapter_id first;
-    struct err problem = {0};
-    memcpy(content.bytes, w->digest, 32);
-    pthread_mutex_unlock(&s->lock);
-    int rc = view_registry_first_by_content(&where, &first, content, &problem);
-    pthread_mutex_lock(&s->lock);
-    struct content *c = hash_map_get(&s->contents, content.bytes, 32);
-    if (c != NULL)
-        c->first_asked = clock_monotonic_us();
-    if (rc != 0) {
-        log_warn("registry", "whose a content was first: %s", problem.message);
+    if (w->by != BY_CONTENT || s->rpc == NULL)
         return;
-    }
-    bool local = false;
-    if (c != NULL) {
-        c->first = first;
-        for (const struct item *i = c->items; i != NULL && !local; i = i->next)
-            local = i->dir != NULL;
-    }
-    if (bytes32_is_zero(first.bytes) || (local && hash_map_get(&s->by_id, first.bytes, 32) == NULL))
+    memcpy(content.bytes, w->digest, 32);
+    if (ask_first(s, content, &first) != 0 || bytes32_is_zero(first.bytes))
+        return;
+    const struct content *c = hash_map_get(&s->contents, content.bytes, 32);
+    const struct item *local = c != NULL ? c->items : NULL;
+    while (local != NULL && local->dir == NULL)
+        local = local->next;
+    if (local != NULL && hash_map_get(&s->by_id, first.bytes, 32) == NULL)
         return;
     w->by = BY_ID;
     memcpy(w->digest, first.bytes, 32);
+}
+
+/* A local adapter under this name, once the chain has said whose its content is; NULL: there is
+ * none. With the lock, let go of meanwhile. */
+static struct item *local_first(struct adapter_store *s, const char *name)
+{
+    struct adapter_id first;
+    const struct item *i = hash_map_get(&s->local, name, strlen(name));
+    if (i != NULL && i->content != NULL && s->rpc != NULL)
+        ask_first(s, i->content->digest, &first);
+    return hash_map_get(&s->local, name, strlen(name)); /* it may have been removed meanwhile */
 }
 
 static int refresh(struct adapter_store *s, uint64_t max_age_us, struct err *err)
@@ -636,7 +656,7 @@ void fetch_run(void *store, void *argument)
     pthread_mutex_lock(&s->lock);
     if (rc == 0 && atomic_load(&s->cancelled)) {
         rc = err_set(&err, ERR_CANCELLED, "the node is shutting down");
-    } else if (rc == 0) {
+    } else if (rc == 0 && (i = local_first(s, f->model)) == NULL) {
         mean_first(s, &w);
         if (refresh(s, s->refresh_us, &err) != 0)
             rc = resolve_from_ledger(s, &w, &i, &err);

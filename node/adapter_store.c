@@ -233,6 +233,30 @@ void waiters_tell(struct adapter_store *s, struct waiters *ready)
     }
 }
 
+/* The earliest registration of a content, if its manifest is known here. With the lock. */
+static bool content_registered(const struct adapter_store *s, const struct content *c,
+                               struct ledger_adapter *out)
+{
+    if (bytes32_is_zero(c->first.bytes)) /* the chain wasn't asked, or couldn't be */
+        return ledger_adapter_by_content(s->ledger, out, c->digest, NULL) == 0;
+    return ledger_adapter_by_id(s->ledger, out, c->first, NULL) == 0;
+}
+
+/* Whether the chain has to be asked whose a local adapter is: somebody registered its content. The
+ * fetchers ask, and take no name that could not be a registry's. */
+static bool first_is_wanted(const struct adapter_store *s, const struct item *i)
+{
+    const struct content *c = i->content;
+    struct ledger_adapter known;
+    struct wanted w;
+    return i->dir != NULL && c != NULL && s->rpc != NULL && s->index != NULL &&
+           bytes32_is_zero(c->first.bytes) &&
+           (c->first_asked.us == 0 ||
+            clock_elapsed_us(c->first_asked, clock_monotonic_us()) >= s->refresh_us) &&
+           wanted_parse(&w, i->name, NULL) == 0 &&
+           ledger_adapter_by_content(s->ledger, &known, c->digest, NULL) == 0;
+}
+
 /* ---- resolving ---------------------------------------------------------------------------------
  */
 
@@ -243,8 +267,7 @@ void item_use(struct adapter_store *s, struct item *i, struct waiter *w, struct 
     memcpy(w->out.name, i->name, sizeof w->out.name);
     w->out.id = i->id;
     /* Registered or not, a local adapter is served; it earns for its earliest registration. */
-    if (i->dir != NULL && c != NULL &&
-        ledger_adapter_by_content(s->ledger, &known, c->digest, NULL) == 0)
+    if (i->dir != NULL && c != NULL && content_registered(s, c, &known))
         w->out.id = known.id;
     if (c == NULL || !c->loaded) {
         load_join(s, i, w, ready);
@@ -268,7 +291,7 @@ static void begin(struct adapter_store *s, const char *model, service_resolved_f
     struct waiters ready = {0};
     pthread_mutex_lock(&s->lock);
     struct item *i = item_find(s, model, true);
-    if (i != NULL && item_is_checked(s, i))
+    if (i != NULL && item_is_checked(s, i) && !first_is_wanted(s, i))
         item_use(s, i, w, &ready);
     else
         fetch_begin(s, w, &ready);

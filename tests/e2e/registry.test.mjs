@@ -274,6 +274,9 @@ await checks.test('a content digest means its earliest registration, whatever co
       if (id !== original.adapterId) throw new Error(`asked for by digest, ${id === copy.adapterId ? 'the copy' : id} is paid (copy known: ${known})`);
     }
     if (await paid(copy.adapterId) !== copy.adapterId) throw new Error('the copy is not called by its id');
+    await cli(['adapter', 'add', `own-${known}`, dir, '--node', node.url]);
+    if (await paid(`own-${known}`) !== original.adapterId) throw new Error(`the operator's own files earn for the copy (known: ${known})`);
+    await cli(['adapter', 'remove', `own-${known}`, '--node', node.url]);
   }
 });
 
