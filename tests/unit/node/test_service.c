@@ -1201,6 +1201,7 @@ static void large_prompts_hold_up_nobody_else(void **state)
     uint64_t alone_us = clock_elapsed_us(began, clock_monotonic_us()), longest_us = 0;
     for (int i = 0; i < N; i++)
         fds[i] = send_most_of_a_large_prompt(w, tail);
+    struct monotonic_us all_began = clock_monotonic_us();
     for (int i = 0; i < N; i++)
         assert_int_equal(send(fds[i], tail, 2, MSG_NOSIGNAL), 2);
     for (int i = 0; i < 4; i++) { /* on one HTTP thread or another */
@@ -1217,9 +1218,15 @@ static void large_prompts_hold_up_nobody_else(void **state)
     }
     for (int i = 0; i < N; i++)
         receive_refusal(fds[i]);
-    printf("note: a large prompt takes %llu us; beside %d of them /healthz takes %llu us\n",
-           (unsigned long long)alone_us, N, (unsigned long long)longest_us);
-    assert_true(longest_us < alone_us / 2);
+    uint64_t all_us = clock_elapsed_us(all_began, clock_monotonic_us());
+    printf(
+        "note: a large prompt takes %llu us, %d of them %llu us; beside them /healthz takes %llu "
+        "us\n",
+        (unsigned long long)alone_us, N, (unsigned long long)all_us,
+        (unsigned long long)longest_us);
+    /* On the HTTP threads it would come behind most of them; the machine's other work makes both
+     * longer. */
+    assert_true(longest_us < all_us / 2);
 }
 
 static void without_a_receipt_there_is_no_success(void **state)
