@@ -125,7 +125,9 @@ enum engine_finish {
     ENGINE_FINISH_LENGTH,    /* max_tokens, or the context is full */
     ENGINE_FINISH_CANCELLED, /* engine_cancel */
     ENGINE_FINISH_DEADLINE,
-    ENGINE_FINISH_ERROR, /* the device failed, or the engine is closing */
+    ENGINE_FINISH_NOT_FINITE, /* all logits are NaN or infinite: there is no token to draw; the
+                                 adapters or their weights do that to a sound model */
+    ENGINE_FINISH_ERROR,      /* the device failed, or the engine is closing */
 };
 
 enum engine_event_kind { ENGINE_EVENT_TOKEN, ENGINE_EVENT_PROMPT, ENGINE_EVENT_FINISHED };

@@ -48,6 +48,7 @@
 #include "node/base/err.h"
 #include "node/base/log.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -419,6 +420,10 @@ static void take_draw(struct engine *e, struct sequence *s, const struct sample_
 {
     bool stop = is_stop(e, s, r->token);
     BUG_IF(r->token < 0 || r->token >= e->model->config.vocab || s->n_tokens == s->n_total_max);
+    if (!isfinite(r->logprob)) { /* of the raw logits, so it is finite where one of them is */
+        sequence_finish(e, s, ENGINE_FINISH_NOT_FINITE);
+        return;
+    }
     token_event(e, ENGINE_EVENT_TOKEN, s, s->n_tokens, r, stop);
     payers_charge(e->payers, s->payer, SCHED_COST_GENERATED);
     s->tokens[s->n_tokens++] = r->token;

@@ -68,6 +68,21 @@ static int read_manifest(struct adapter_store *s, struct found *f, const struct 
     return 0;
 }
 
+/* The house account pays the royalties of API-key customers. A receipt that it can't pay would hold
+ * up all that follow in its channel, and anybody may register an adapter at any rate. */
+static int check_royalty(const struct adapter_store *s, const char *name, struct amount prompt,
+                         struct amount completion, struct err *err)
+{
+    struct amount most = amount_cmp(prompt, completion) > 0 ? prompt : completion;
+    char asked[AMOUNT_TEXT_BYTES], paid[AMOUNT_TEXT_BYTES];
+    if (amount_is_zero(s->max_royalty_per_1k) || amount_cmp(most, s->max_royalty_per_1k) <= 0)
+        return 0;
+    return err_set(err, ERR_FORBIDDEN,
+                   "adapter %s asks for a royalty of %s for 1,000 tokens, this node pays at most "
+                   "%s (prices.max_royalty_per_1k)",
+                   name, amount_format(asked, most), amount_format(paid, s->max_royalty_per_1k));
+}
+
 static struct contract_at registry_contract(const struct adapter_store *s)
 {
     return (struct contract_at){.rpc = s->rpc, .address = s->deployment->adapter_registry};
@@ -350,7 +365,9 @@ static int bring_in(struct adapter_store *s, const struct index_entry *e, struct
                            f->m.name);
         f->id = manifest_adapter_id(s->deployment->chain_id, s->deployment->adapter_registry,
                                     f->m.creator, f->m.base_model, f->hash);
-        if (check_registration(s, f->m.name, f->id, &f->m, err) != 0)
+        if (check_registration(s, f->m.name, f->id, &f->m, err) != 0 ||
+            check_royalty(s, f->m.name, f->m.royalty_prompt_per_1k, f->m.royalty_completion_per_1k,
+                          err) != 0)
             return -1;
     }
     if (check_sizes(s, f, &total, err) != 0)
@@ -432,6 +449,13 @@ static int check_item(struct adapter_store *s, struct item *i, struct err *err)
             i->checked = clock_monotonic_us();
         else
             log_warn("registry", "%s", problem.message);
+        struct ledger_adapter known; /* under another limit, perhaps */
+        if (ledger_adapter_by_id(s->ledger, &known, i->id, NULL) == 0 &&
+            check_royalty(s, i->name, known.royalty_prompt_per_1k, known.royalty_completion_per_1k,
+                          err) != 0) {
+            i->checked.us = 0;
+            return -1;
+        }
     }
     if (i->dir == NULL && !i->content->loaded && i->content->disk_bytes == 0)
         return err_set(err, ERR_IO, "adapter %s: its files are not on disk", i->name);
@@ -533,7 +557,8 @@ static int resolve_indexed(struct adapter_store *s, const char *model, const str
         if (adapter_index_named(s->index, w->name, w->version, &e))
             return resolve_entry(s, &e, out, downloaded, err);
     } else {
-        struct item *i = item_find(s, model, false);
+        struct item *i = w->by == BY_ID ? hash_map_get(&s->by_id, w->digest, 32)
+                                        : item_find(s, model, false);
         struct err problem = {0};
         int rc = -1;
         if (i != NULL) {
@@ -560,6 +585,59 @@ static int resolve_indexed(struct adapter_store *s, const char *model, const str
     return err_set(err, ERR_NOT_FOUND, "there is no model \"%.100s\"", model);
 }
 
+/* Asks the chain for a content's earliest registration; -1: it can't be asked. With the lock, let
+ * go of meanwhile. */
+static int ask_first(struct adapter_store *s, struct content_digest content,
+                     struct adapter_id *first)
+{
+    struct contract_at where = registry_contract(s);
+    struct err problem = {0};
+    pthread_mutex_unlock(&s->lock);
+    int rc = view_registry_first_by_content(&where, first, content, &problem);
+    pthread_mutex_lock(&s->lock);
+    if (rc != 0)
+        log_warn("registry", "whose a content was first: %s", problem.message);
+    struct content *c = hash_map_get(&s->contents, content.bytes, 32);
+    if (c != NULL) {
+        c->first_asked = clock_monotonic_us();
+        if (rc == 0)
+            c->first = *first;
+    }
+    return rc;
+}
+
+/* A content digest becomes the id of its earliest registration (content_meant), if the chain knows
+ * one; when it can't be asked, what is here has to do. With the lock, let go of meanwhile. */
+static void mean_first(struct adapter_store *s, struct wanted *w)
+{
+    struct content_digest content;
+    struct adapter_id first;
+    if (w->by != BY_CONTENT || s->rpc == NULL)
+        return;
+    memcpy(content.bytes, w->digest, 32);
+    if (ask_first(s, content, &first) != 0 || bytes32_is_zero(first.bytes))
+        return;
+    const struct content *c = hash_map_get(&s->contents, content.bytes, 32);
+    const struct item *local = c != NULL ? c->items : NULL;
+    while (local != NULL && local->dir == NULL)
+        local = local->next;
+    if (local != NULL && hash_map_get(&s->by_id, first.bytes, 32) == NULL)
+        return;
+    w->by = BY_ID;
+    memcpy(w->digest, first.bytes, 32);
+}
+
+/* A local adapter under this name, once the chain has said whose its content is; NULL: there is
+ * none. With the lock, let go of meanwhile. */
+static struct item *local_first(struct adapter_store *s, const char *name)
+{
+    struct adapter_id first;
+    const struct item *i = hash_map_get(&s->local, name, strlen(name));
+    if (i != NULL && i->content != NULL && s->rpc != NULL)
+        ask_first(s, i->content->digest, &first);
+    return hash_map_get(&s->local, name, strlen(name)); /* it may have been removed meanwhile */
+}
+
 static int refresh(struct adapter_store *s, uint64_t max_age_us, struct err *err)
 {
     pthread_mutex_unlock(&s->lock);
@@ -580,7 +658,8 @@ void fetch_run(void *store, void *argument)
     pthread_mutex_lock(&s->lock);
     if (rc == 0 && atomic_load(&s->cancelled)) {
         rc = err_set(&err, ERR_CANCELLED, "the node is shutting down");
-    } else if (rc == 0) {
+    } else if (rc == 0 && (i = local_first(s, f->model)) == NULL) {
+        mean_first(s, &w);
         if (refresh(s, s->refresh_us, &err) != 0)
             rc = resolve_from_ledger(s, &w, &i, &err);
         else

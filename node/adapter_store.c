@@ -69,6 +69,26 @@ bool item_is_checked(const struct adapter_store *s, const struct item *i)
             clock_elapsed_us(i->checked, clock_monotonic_us()) < s->refresh_us);
 }
 
+/* What a content's digest means: with a chain its earliest registration, which never changes once
+ * there is one. A later one may be somebody's copy that is after the royalties, whoever asked for
+ * it first here. fresh: NULL when the chain has to be asked, or when the earliest isn't here. */
+static struct item *content_meant(struct adapter_store *s, const struct content *c, bool fresh)
+{
+    if (s->rpc == NULL || s->index == NULL)
+        return c->items;
+    bool registered = !bytes32_is_zero(c->first.bytes);
+    if (!registered) {
+        bool known = c->first_asked.us != 0 &&
+                     clock_elapsed_us(c->first_asked, clock_monotonic_us()) < s->refresh_us;
+        return known || !fresh ? c->items : NULL;
+    }
+    struct item *i = hash_map_get(&s->by_id, c->first.bytes, 32);
+    if (i == NULL) /* the operator's own files, if there are some */
+        for (i = c->items; i != NULL && i->dir == NULL;)
+            i = i->next;
+    return i != NULL || fresh ? i : c->items;
+}
+
 struct item *item_find(struct adapter_store *s, const char *model, bool fresh)
 {
     struct item *i = hash_map_get(&s->local, model, strlen(model));
@@ -80,7 +100,7 @@ struct item *item_find(struct adapter_store *s, const char *model, bool fresh)
     switch (w.by) {
     case BY_CONTENT:
         c = hash_map_get(&s->contents, w.digest, 32);
-        return c != NULL ? c->items : NULL;
+        return c != NULL ? content_meant(s, c, fresh) : NULL;
     case BY_ID:
         return hash_map_get(&s->by_id, w.digest, 32);
     case BY_NAME:
@@ -213,6 +233,30 @@ void waiters_tell(struct adapter_store *s, struct waiters *ready)
     }
 }
 
+/* The earliest registration of a content, if its manifest is known here. With the lock. */
+static bool content_registered(const struct adapter_store *s, const struct content *c,
+                               struct ledger_adapter *out)
+{
+    if (bytes32_is_zero(c->first.bytes)) /* the chain wasn't asked, or couldn't be */
+        return ledger_adapter_by_content(s->ledger, out, c->digest, NULL) == 0;
+    return ledger_adapter_by_id(s->ledger, out, c->first, NULL) == 0;
+}
+
+/* Whether the chain has to be asked whose a local adapter is: somebody registered its content. The
+ * fetchers ask, and take no name that could not be a registry's. */
+static bool first_is_wanted(const struct adapter_store *s, const struct item *i)
+{
+    const struct content *c = i->content;
+    struct ledger_adapter known;
+    struct wanted w;
+    return i->dir != NULL && c != NULL && s->rpc != NULL && s->index != NULL &&
+           bytes32_is_zero(c->first.bytes) &&
+           (c->first_asked.us == 0 ||
+            clock_elapsed_us(c->first_asked, clock_monotonic_us()) >= s->refresh_us) &&
+           wanted_parse(&w, i->name, NULL) == 0 &&
+           ledger_adapter_by_content(s->ledger, &known, c->digest, NULL) == 0;
+}
+
 /* ---- resolving ---------------------------------------------------------------------------------
  */
 
@@ -223,8 +267,7 @@ void item_use(struct adapter_store *s, struct item *i, struct waiter *w, struct 
     memcpy(w->out.name, i->name, sizeof w->out.name);
     w->out.id = i->id;
     /* Registered or not, a local adapter is served; it earns for its earliest registration. */
-    if (i->dir != NULL && c != NULL &&
-        ledger_adapter_by_content(s->ledger, &known, c->digest, NULL) == 0)
+    if (i->dir != NULL && c != NULL && content_registered(s, c, &known))
         w->out.id = known.id;
     if (c == NULL || !c->loaded) {
         load_join(s, i, w, ready);
@@ -248,7 +291,7 @@ static void begin(struct adapter_store *s, const char *model, service_resolved_f
     struct waiters ready = {0};
     pthread_mutex_lock(&s->lock);
     struct item *i = item_find(s, model, true);
-    if (i != NULL && item_is_checked(s, i))
+    if (i != NULL && item_is_checked(s, i) && !first_is_wanted(s, i))
         item_use(s, i, w, &ready);
     else
         fetch_begin(s, w, &ready);
@@ -509,6 +552,7 @@ struct adapter_store *adapter_store_create(const struct adapter_store_options *o
     s->base_name = xstrdup(options->base_name);
     s->refresh_us = options->refresh_ms * 1000;
     s->cache_bytes = options->cache_bytes;
+    s->max_royalty_per_1k = options->max_royalty_per_1k;
     s->n_loaders = options->n_loaders > 0 ? options->n_loaders : default_loaders();
     s->n_fetchers = options->n_fetchers > 0 ? options->n_fetchers : FETCHERS;
     s->max_fetch_waiters = options->max_waiting > 0 ? options->max_waiting : WAITING_MAX;

@@ -20,6 +20,9 @@
  *          -> ledger         the manifest, so that royalties can be split
  *     -> tensors             read, hashed again, checked against the base model by the engine
  *
+ * With a chain a contentDigest means its earliest registration: a copy that is registered later
+ * earns only what is asked for by its own name or id.
+ *
  * What fails is refused by name and nothing half-done is left in the way. Requests for one adapter
  * that isn't there share one load and one fetch. Reading from disk has threads of its own, so that
  * it never waits behind a slow registry.
@@ -33,6 +36,7 @@
 #ifndef TRIBUTARY_NODE_ADAPTER_STORE_H
 #define TRIBUTARY_NODE_ADAPTER_STORE_H
 
+#include "node/base/amount.h"
 #include "node/service.h"
 
 #include <stdint.h>
@@ -54,6 +58,7 @@ struct adapter_store_options {
     size_t n_registries;
     uint64_t refresh_ms;
     uint64_t cache_bytes;
+    struct amount max_royalty_per_1k; /* of adapters from registries; 0: no limit */
     int n_loaders;      /* threads that read from disk; 0: a quarter of the cores, 2 to 8 */
     int n_fetchers;     /* threads that ask registries and the chain; 0: 8 */
     size_t max_waiting; /* requests that wait for registries; 0: 256, then ERR_BUSY */

@@ -49,6 +49,9 @@ struct waiters { /* in order of arrival; zeroed: none */
 struct content {
     struct content_digest digest;
     struct item *items; /* those that mean it, the earliest first */
+    /* Whom it is when it is asked for by digest: the earliest registration, as the chain said. */
+    struct adapter_id first;         /* zero: none */
+    struct monotonic_us first_asked; /* 0: never */
     /* Facts; n_bytes 0: not looked at yet. */
     size_t n_bytes;
     int rank_max, n_sites;
@@ -113,6 +116,7 @@ struct adapter_store {
     char *data_dir, *root; /* root: DATA/adapters */
     char *base_name;
     uint64_t refresh_us, cache_bytes;
+    struct amount max_royalty_per_1k;
     size_t max_fetch_waiters;
     int n_loaders, n_fetchers;
     struct engine *engine;

@@ -137,6 +137,11 @@ static int add_line(struct api_keys *k, char *line, const char *path, int number
         if (text[0] != '\0' && add_field(&key, text, &seen, err) != 0)
             return err_wrap(err, "%s:%d", path, number);
     }
+    for (size_t i = 0; i < k->n; i++) { /* only one of the lines would count */
+        if (memcmp(k->keys[i].sha256, key.sha256, 32) == 0)
+            return err_set(err, ERR_INVALID, "%s:%d: this key is that of %s, too", path, number,
+                           k->keys[i].name);
+    }
     if (k->n == API_KEYS_MAX)
         return err_set(err, ERR_TOO_LARGE, "%s has more than %d keys", path, API_KEYS_MAX);
     key.name = xstrndup(line, name_len);

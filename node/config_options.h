@@ -120,6 +120,8 @@ X(PRICES_PROMPT_PER_1K, "prices", "prompt_per_1k", AMOUNT, "1000000000000000", 0
   "Compute fee for 1,000 prompt tokens.") \
 X(PRICES_COMPLETION_PER_1K, "prices", "completion_per_1k", AMOUNT, "2000000000000000", 0, 0, "smallest unit of the token", "price-completion", "AMOUNT", \
   "Compute fee for 1,000 completion tokens.") \
+X(PRICES_MAX_ROYALTY_PER_1K, "prices", "max_royalty_per_1k", AMOUNT, "1000000000000000000000", 0, 0, "smallest unit of the token", NULL, "AMOUNT", \
+  "Fetched adapters whose royalty for 1,000 prompt or completion tokens is higher are not served: the house account would have to pay it. 0: no limit.") \
 /* ---- chain ---- */ \
 X(CHAIN_ID, "chain", "id", INT, "0", 0, 9007199254740991, "", "chain-id", "N", \
   "The settlement chain; 0: none, receipts stay local.") \

@@ -19,6 +19,7 @@ const char *format_finish(const struct choice *c)
         return "length";
     case ENGINE_FINISH_CANCELLED:
     case ENGINE_FINISH_DEADLINE:
+    case ENGINE_FINISH_NOT_FINITE:
     case ENGINE_FINISH_ERROR:
         return "error";
     }

@@ -628,7 +628,8 @@ static int parse_cache_salt(struct openai_request *r, struct api_error *e)
     if (n < 1 || n > OPENAI_CACHE_SALT_BYTES_MAX)
         return api_error_set(e, ERR_INVALID, "cache_salt", "'cache_salt' must have 1 to %d bytes",
                              OPENAI_CACHE_SALT_BYTES_MAX);
-    r->cache_salt = json_string_value(salt);
+    /* Submitting needs it when the JSON is forgotten. */
+    r->cache_salt = arena_strndup(&r->arena, json_string_value(salt), n);
     return 0;
 }
 

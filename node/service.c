@@ -388,6 +388,17 @@ unsigned service_retry_after_s(struct service *s)
     return pace_retry_after_s(atomic_load(&s->us_per_end), (size_t)e.n_waiting);
 }
 
+static void not_finite(struct answer *a)
+{
+    log_warn("service", "model %s: its logits are not finite", a->model_name);
+    if (a->n_adapters > 0)
+        api_error_set(&a->failure, ERR_INVALID, a->is_ensemble ? "adapters" : "model",
+                      "%s takes the base model out of its numbers: there are no finite logits",
+                      a->model_name);
+    else
+        api_error_set(&a->failure, ERR_INTERNAL, NULL, "the model has no finite logits");
+}
+
 static void on_finished(struct choice *c, const struct engine_event *ev)
 {
     struct answer *a = c->answer;
@@ -404,6 +415,8 @@ static void on_finished(struct choice *c, const struct engine_event *ev)
         a->failed = true;
         if (finish == ENGINE_FINISH_DEADLINE)
             api_error_set(&a->failure, ERR_TIMEOUT, NULL, "the request's time was up");
+        else if (finish == ENGINE_FINISH_NOT_FINITE)
+            not_finite(a);
         else
             api_error_set(&a->failure, ERR_INTERNAL, NULL,
                           "the engine could not finish the answer");

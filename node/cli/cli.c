@@ -224,8 +224,7 @@ void cli_print_json(const struct json_t *value)
 /* ---- help --------------------------------------------------------------------------------------
  */
 
-/* Prints text indented, wrapped at 80 columns; a newline in the text ends a paragraph. */
-static void print_wrapped(FILE *to, int indent, const char *text)
+void cli_print_wrapped(FILE *to, const char *margin, const char *text)
 {
     int column = 0;
     while (*text != '\0') {
@@ -242,7 +241,7 @@ static void print_wrapped(FILE *to, int indent, const char *text)
                 column = 0;
             }
             if (column == 0)
-                column = fprintf(to, "%*s", indent, "");
+                column = fprintf(to, "%s", margin);
             else
                 column += fprintf(to, " ");
             column += fprintf(to, "%.*s", (int)n, text);
@@ -261,7 +260,7 @@ static void print_option(FILE *to, const char *name, const char *value, const ch
     fprintf(to, "    --%s%s%s\n", name, value != NULL ? " " : "", value != NULL ? value : "");
     struct buf b = BUF_INIT;
     buf_appendf(&b, "%s%s%s", help, tail[0] != '\0' ? " " : "", tail);
-    print_wrapped(to, 8, buf_cstr(&b));
+    cli_print_wrapped(to, "        ", buf_cstr(&b));
     buf_release(&b);
 }
 
@@ -275,7 +274,7 @@ void cli_print_help(FILE *to, const struct cli_command *c, const char *words)
         fprintf(to, "    %s %s\n", words, c->synopsis);
     }
     fprintf(to, "\nDESCRIPTION\n");
-    print_wrapped(to, 4, c->description);
+    cli_print_wrapped(to, "    ", c->description);
     if (c->subcommands != NULL) {
         fprintf(to, "\nCOMMANDS\n");
         for (const struct cli_command *s = c->subcommands; s->name != NULL; s++)

@@ -70,6 +70,8 @@ int cli_fail(const struct cli_args *a, const struct err *err);
 /* A command line that makes no sense: the sentence and a pointer to --help; returns EX_USAGE. */
 int cli_usage(const struct cli_args *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* Text in lines of at most 80 columns, each behind the margin; a newline ends a paragraph. */
+void cli_print_wrapped(FILE *to, const char *margin, const char *text);
 /* A table for people: columns aligned, numbers to the right. cells [n_rows * n_columns], row by
  * row; a cell that looks like a number is set to the right. */
 void cli_print_table(FILE *to, const char *const *titles, size_t n_columns,

@@ -45,7 +45,9 @@ static void print_template(void)
         char env[64], flag[64];
         if (strcmp(section, o->section) != 0)
             printf("\n[%s]\n", section = o->section);
-        printf("\n# %s\n# (%s%s%s; %s; --%s)\n#%s = %s\n", o->help, config_type_name(o->type),
+        printf("\n");
+        cli_print_wrapped(stdout, "# ", o->help); /* the file's reader takes short lines only */
+        printf("# (%s%s%s; %s; --%s)\n#%s = %s\n", config_type_name(o->type),
                o->unit[0] != '\0' ? ", " : "", o->unit, config_env_name(o, env),
                config_flag_name(o, flag), o->key, o->otherwise);
     }

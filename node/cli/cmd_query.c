@@ -197,7 +197,7 @@ static int run_batches(const struct cli_args *a)
         {"value", "value", false, false},
         {"committed", "committed", false, false},
         {"sealedMs", "sealed (UTC)", false, true},
-        {"transaction", "transaction", true, false},
+        {"txHash", "transaction", false, false},
     };
     return run_list(a, "attribution_batches", columns, sizeof columns / sizeof *columns, NULL);
 }
@@ -248,11 +248,7 @@ static int run_object(const struct cli_args *a, const char *method, json_t *para
 
 static int run_receipt(const struct cli_args *a)
 {
-    const char *id = cli_operand(a, 0);
-    if (strncmp(id, "chatcmpl-", 9) == 0)
-        id += 9;
-    else if (strncmp(id, "cmpl-", 5) == 0)
-        id += 5;
+    const char *id = rpc_call_request_id(cli_operand(a, 0));
     return run_object(a, "attribution_receipt", json_pack("{s:s}", "id", id));
 }
 

@@ -239,6 +239,7 @@ static void create_store(struct serving *s)
         .n_registries = n,
         .refresh_ms = (uint64_t)config_int(s->c, CONFIG_REGISTRY_REFRESH),
         .cache_bytes = (uint64_t)config_int(s->c, CONFIG_REGISTRY_CACHE_BYTES),
+        .max_royalty_per_1k = config_amount(s->c, CONFIG_PRICES_MAX_ROYALTY_PER_1K),
         .rpc = s->deployment.chain_id != 0 ? s->rpc : NULL,
         .deployment = &s->deployment,
         .metrics = s->node.metrics,

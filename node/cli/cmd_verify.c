@@ -267,14 +267,14 @@ static int read_file(struct check *c, const char *path, struct err *err)
 
 static int find_receipt(struct check *c, const char *node, struct err *err)
 {
-    const char *what = cli_operand(c->args, 0);
+    const char *what = cli_operand(c->args, 0), *digits = rpc_call_request_id(what);
     uint8_t id[32];
     struct stat st;
     if (stat(what, &st) == 0)
         return read_file(c, what, err);
-    if (hex_decode(id, 32, what) != 0)
+    if (hex_decode(id, 32, digits) != 0)
         return err_set(err, ERR_NOT_FOUND, "%s: no such file, and no id of 64 digits", what);
-    json_t *o = rpc_call_method(node, "attribution_receipt", json_pack("{s:s}", "id", what), err);
+    json_t *o = rpc_call_method(node, "attribution_receipt", json_pack("{s:s}", "id", digits), err);
     int rc = o == NULL ? -1 : receipt_from_json(&c->r, o, &c->arena, err);
     json_decref(o);
     return rc;
@@ -331,7 +331,14 @@ static int run(const struct cli_args *a)
         json_decref(c.steps);
         return cli_usage(a, "verify what? (a receipt's file or id, or --all)");
     }
-    int rc = c.has_chain ? chain_session_open(&c.chain, a, CHAIN_CONTRACTS, &err) : 0;
+    int rc = 0;
+    if (c.has_chain)
+        rc = chain_session_open(&c.chain, a, CHAIN_CONTRACTS, &err);
+    else if (config_string_or_null(cli_config(a), CONFIG_CHAIN_DEPLOYMENT) != NULL)
+        /* Whoever names the contracts wants them asked, and would take silence for "it agrees". */
+        rc = err_set(&err, ERR_INVALID,
+                     "contracts are named, but no endpoint of their chain: add --rpc URL, or leave "
+                     "out --deployment (chain.deployment)");
     if (rc == 0)
         rc = all ? verify_all(&c, &err) : verify_one(&c, &err);
     if (!all && cli_has(a, "json")) {
@@ -367,6 +374,8 @@ const struct cli_command cmd_verify = {
         "it, "
         "its place in a batch, and, where an endpoint is given, the operator's key, the batch and "
         "the redeemed vouchers on chain. The node is asked, and believed in nothing.\n\n"
+        "RECEIPT.json may be an answer that carries its receipt, too. ID is as in tributary "
+        "receipt: the request's, the answer's (\"chatcmpl-...\"), or the receipt's hash.\n\n"
         "Exit status 0: everything that could be checked holds. 65: something doesn't; the "
         "sentence "
         "says what.",

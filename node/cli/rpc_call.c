@@ -17,6 +17,13 @@ const char *rpc_call_node(const struct cli_args *a)
                      from_environment != NULL ? from_environment : "http://127.0.0.1:8080");
 }
 
+const char *rpc_call_request_id(const char *id)
+{
+    if (strncmp(id, "chatcmpl-", 9) == 0)
+        return id + 9;
+    return strncmp(id, "cmpl-", 5) == 0 ? id + 5 : id;
+}
+
 static int fetch(const char *node_url, const struct buf *body, struct buf *answer, struct err *err)
 {
     struct http_client *client = http_client_create();

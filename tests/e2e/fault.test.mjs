@@ -159,6 +159,9 @@ await checks.test('the chain has each batch once, in order, and equals the node'
   onChain.forEach((b, i) => {
     if (Number(b.seq) !== i || b.batchHash.toLowerCase() !== batches[i].batchHash.toLowerCase()) throw new Error(`batch ${i}: ${b.seq} ${b.batchHash}`);
   });
+  const table = await cli(['batches', '--node', node.url]);
+  for (const log of logs)
+    if (!table.includes(log.transactionHash)) throw new Error(`tributary batches doesn't name transaction ${log.transactionHash}:\n${table}`);
   console.log(`note: ${onChain.length} batches settled`);
 });
 

@@ -347,6 +347,18 @@ await checks.test('usage adds up to the receipts', async () => {
   checks.equal(broken.length, 0, 'each receipt names the one before it and the sum so far');
 });
 
+await checks.test('a receipt is verified by its answer\'s id, its own hash, or the answer in a file', async () => {
+  const answer = await client.completions.create({ model: 'law', prompt: 'We', max_tokens: 2 });
+  const file = path.join(dir, 'answer.json');
+  fs.writeFileSync(file, JSON.stringify(answer));
+  for (const what of [answer.id, answer.tributary.receipt.requestId, answer.tributary.receiptHash, file]) {
+    const { code, out, err } = await run(tributary, ['verify', what, '--node', node.url]);
+    checks.ok(code === 0 && out.includes('2 completion tokens'), `verify ${path.basename(what).slice(0, 20)}`, out + err);
+  }
+  const { code, err } = await run(tributary, ['verify', file, '--node', node.url, '--deployment', path.join(dir, 'deployment.json')]);
+  checks.ok(code === 65 && err.includes('--rpc'), 'contracts without an endpoint are not passed over in silence', `${code} ${err}`);
+});
+
 await checks.test('JSON-RPC as its specification says', async () => {
   const call = async (body) => { const r = await post(`${node.url}/rpc`, body); return r.status === 204 ? null : r.json(); };
   const code = async (body) => (await call(body)).error?.code;
@@ -444,6 +456,16 @@ await checks.test('what can never serve is refused at the start', async () => {
   const nameless = await run(tributary, ['serve', '--data', data], { cwd: dir });
   checks.ok(nameless.code === 65 && nameless.err.includes('--model DIR'), 'no model', `exit ${nameless.code}: ${nameless.err}`);
   checks.ok(!fs.existsSync(data), 'a forgotten --model leaves no data directory behind');
+});
+
+await checks.test('the template of a configuration can be read, as it is and with all its options', async () => {
+  const { out } = await run(tributary, ['config', '--template'], { cwd: dir });
+  for (const [name, text] of [['as it is', out], ['all options', out.replace(/^#(?=\w+ = )/gm, '')]]) {
+    const file = path.join(dir, 'template.conf');
+    fs.writeFileSync(file, text);
+    const { code, err } = await run(tributary, ['config', '--config', file], { cwd: dir });
+    checks.equal([code, err], [0, ''], name);
+  }
 });
 
 await checks.test('a node with int8 weights says so wherever it names its model', async () => {

@@ -254,6 +254,44 @@ await checks.test('a published but unregistered adapter is refused', async () =>
   });
 });
 
+await checks.test('a content digest means its earliest registration, whatever copies of it are there', async () => {
+  const files = path.join(root, 'tests/fixtures/adapters/demo-7m/verse');
+  const publish = (dir, name, key) => cli(['adapter', 'publish', dir, '--name', name, '--model', model, '--key', key, ...world.chainFlags, ...world.people.flags, '--registry', world.registry.url, '--json']);
+  for (const known of [false, true]) { // does the node serve the copy already?
+    const dir = path.join(world.dir, `poem-${known}`);
+    fs.cpSync(files, dir, { recursive: true });
+    fs.appendFileSync(path.join(dir, 'adapter_config.json'), known ? '\n\n' : '\n'); // a content of its own
+    const original = await publish(dir, `poem-${known}`, 'verse');
+    const copy = await publish(dir, `copy-${known}`, 'law');
+    if (original.contentDigest !== copy.contentDigest) throw new Error('the copy is none');
+    const paid = async (name) => (await until(name, async () => {
+      const { status, body } = await ask(node, name);
+      return status === 200 && body;
+    })).tributary.receipt.adapters[0].adapterId;
+    if (known && await paid(`copy-${known}`) !== copy.adapterId) throw new Error('the copy is not called by its name');
+    for (let i = 0; i < 2; i++) {
+      const id = await paid(original.contentDigest);
+      if (id !== original.adapterId) throw new Error(`asked for by digest, ${id === copy.adapterId ? 'the copy' : id} is paid (copy known: ${known})`);
+    }
+    if (await paid(copy.adapterId) !== copy.adapterId) throw new Error('the copy is not called by its id');
+    await cli(['adapter', 'add', `own-${known}`, dir, '--node', node.url]);
+    if (await paid(`own-${known}`) !== original.adapterId) throw new Error(`the operator's own files earn for the copy (known: ${known})`);
+    await cli(['adapter', 'remove', `own-${known}`, '--node', node.url]);
+  }
+});
+
+await checks.test('a royalty that would empty the house account is refused by name', async () => {
+  const dir = path.join(root, 'tests/fixtures/adapters/demo-7m/verse');
+  for (const [name, rate, wanted] of [['dear', '1000tok', 200], ['greedy', '1000.000000000000000001tok', 403], ['absurd', (2n ** 128n - 1n).toString(), 403]]) {
+    await cli(['adapter', 'publish', dir, '--name', name, '--model', model, '--key', 'verse', '--royalty-completion', rate, ...world.chainFlags, ...world.people.flags, '--registry', world.registry.url]);
+    const { status, body } = await until(`${name} to be offered`, async () => {
+      const a = await ask(node, name);
+      return a.status !== 404 && a;
+    });
+    if (status !== wanted || (status === 403 && !/max_royalty_per_1k/.test(body.error.message))) throw new Error(`${name}: ${status} ${JSON.stringify(body)}`);
+  }
+});
+
 await checks.test('an adapter that its creator retires is refused, without a restart', async () => {
   await cli(['adapter', 'retire', world.published.med.adapterId, '--key', 'med', ...world.chainFlags, ...world.people.flags]);
   await until('the refusal', async () => {

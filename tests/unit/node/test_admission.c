@@ -555,6 +555,7 @@ static void a_key_file_with_a_fault_is_refused_by_its_line(void **state)
         {"a 0000000000000000000000000000000000000000000000000000000000000000\n"
          "a 1000000000000000000000000000000000000000000000000000000000000000\n",
          ":2: the name a is there twice"},
+        {"a " HASH "\nb " HASH " rps=1\n", ":2: this key is that of a, too"},
         {"a " HASH " weight=0\n", ":1: weight=0: weight must be a number from 0.001 to 1000"},
         {"a " HASH " weight=1e3\n", ":1: weight=1e3: weight must be"},
         {"a " HASH " weight=nan\n", "weight=nan"},

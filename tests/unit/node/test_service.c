@@ -31,6 +31,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define MODEL   "tests/fixtures/models/stories260K"
@@ -437,6 +438,32 @@ static void a_stream_and_a_body_say_the_same(void **state)
         answer_release(&b);
         free(plain);
         free(streamed);
+    }
+}
+
+static void a_salt_shares_with_itself_alone(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        const char *salt; /* as JSON, to be copied into the body */
+        bool found;
+    } asked[] = {{"null", false},      {"null", true},          {"\"ann's own\"", false},
+                 {"\"bob's\"", false}, {"\"ann's own\"", true}, {"\"bob's\"", true},
+                 {"null", true}};
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        char *body = xasprintf("{\"model\":\"law\",\"prompt\":\"Tim and Sue saw a salt shaker. It "
+                               "was full, and it was not shared with anybody.\",\"max_tokens\":2"
+                               ",\"return_token_ids\":true,\"cache_salt\":%s}",
+                               asked[i].salt);
+        struct answer_seen a = ask(w, body);
+        check_receipt(body, &a, body);
+        const json_t *details = json_object_get(json_object_get(a.body, "usage"),
+                                                "prompt_tokens_details");
+        json_int_t n = json_integer_value(json_object_get(details, "cached_tokens"));
+        if ((n > 0) != asked[i].found)
+            fail_msg("request %zu, salt %s: %lld tokens were found", i, asked[i].salt, n);
+        answer_release(&a);
+        free(body);
     }
 }
 
@@ -853,6 +880,68 @@ static void a_fetch_does_not_block_other_requests(void **state)
     close(fd);
 }
 
+/* The files of law, with tensors that are all 1e38: each number is finite, their products aren't.
+ */
+static char *huge_adapter(struct world *w)
+{
+    struct err err = {0};
+    char *dir = xasprintf("%s/huge", w->dir), *path;
+    struct buf file = BUF_INIT;
+    uint64_t n_header;
+    assert_int_equal(mkdir(dir, 0700), 0);
+    assert_ok(file_read(ADAPTER "/adapter_model.safetensors", 1 << 24, &file, &err), err);
+    memcpy(&n_header, file.data, 8);
+    for (size_t i = 8 + n_header; i + 4 <= file.len; i += 4)
+        memcpy(file.data + i, &(float){1e38F}, 4);
+    path = xasprintf("%s/adapter_model.safetensors", dir);
+    assert_ok(file_write_atomic(path, file.data, file.len, 0600, &err), err);
+    free(path);
+    buf_release(&file);
+    assert_ok(file_read(ADAPTER "/adapter_config.json", 1 << 20, &file, &err), err);
+    path = xasprintf("%s/adapter_config.json", dir);
+    assert_ok(file_write_atomic(path, file.data, file.len, 0600, &err), err);
+    free(path);
+    buf_release(&file);
+    return dir;
+}
+
+static void what_is_no_number_is_neither_an_answer_nor_billed(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    char *dir = huge_adapter(w);
+    struct answer_seen sound = ask(w, "{\"model\":\"law\"," ONCE "," GREEDY "}");
+    assert_ok(adapter_store_add(w->node.adapters, "huge", dir, true, NULL, &err), err);
+    struct service_stats before, after;
+    service_stats(w->node.service, &before);
+    static const struct {
+        const char *body, *param;
+    } asked[] = {
+        {"{\"model\":\"huge\"," ONCE "," GREEDY "}", "model"},
+        {"{\"model\":\"huge\"," ONCE ",\"temperature\":1.5,\"n\":3}", "model"},
+        {"{\"adapters\":[{\"model\":\"law\"},{\"model\":\"huge\",\"weight\":-2}]," ONCE "}",
+         "adapters"},
+    };
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        struct answer_seen a = ask(w, asked[i].body);
+        const json_t *e = json_object_get(a.body, "error");
+        const char *param = json_string_value(json_object_get(e, "param"));
+        if (a.status != 400 || param == NULL || strcmp(param, asked[i].param) != 0)
+            fail_msg("%s: status %d, %s", asked[i].body, a.status, json_dumps(a.body, 0));
+        answer_release(&a);
+        struct answer_seen again = ask(w, "{\"model\":\"law\"," ONCE "," GREEDY "}");
+        if (!json_equal(choice_of(&again), choice_of(&sound)))
+            fail_msg("after %s others get other answers: %s", asked[i].body, again.text);
+        answer_release(&again);
+    }
+    service_stats(w->node.service, &after);
+    assert_int_equal(after.n_receipts, before.n_receipts + sizeof asked / sizeof *asked);
+    answer_release(&sound);
+    assert_ok(adapter_store_remove(w->node.adapters, "huge", &err), err);
+    everything_is_given_back(w);
+    free(dir);
+}
+
 static void what_cannot_be_answered_is_refused_by_name(void **state)
 {
     struct world *w = *state;
@@ -1112,6 +1201,7 @@ static void large_prompts_hold_up_nobody_else(void **state)
     uint64_t alone_us = clock_elapsed_us(began, clock_monotonic_us()), longest_us = 0;
     for (int i = 0; i < N; i++)
         fds[i] = send_most_of_a_large_prompt(w, tail);
+    struct monotonic_us all_began = clock_monotonic_us();
     for (int i = 0; i < N; i++)
         assert_int_equal(send(fds[i], tail, 2, MSG_NOSIGNAL), 2);
     for (int i = 0; i < 4; i++) { /* on one HTTP thread or another */
@@ -1128,9 +1218,15 @@ static void large_prompts_hold_up_nobody_else(void **state)
     }
     for (int i = 0; i < N; i++)
         receive_refusal(fds[i]);
-    printf("note: a large prompt takes %llu us; beside %d of them /healthz takes %llu us\n",
-           (unsigned long long)alone_us, N, (unsigned long long)longest_us);
-    assert_true(longest_us < alone_us / 2);
+    uint64_t all_us = clock_elapsed_us(all_began, clock_monotonic_us());
+    printf(
+        "note: a large prompt takes %llu us, %d of them %llu us; beside them /healthz takes %llu "
+        "us\n",
+        (unsigned long long)alone_us, N, (unsigned long long)all_us,
+        (unsigned long long)longest_us);
+    /* On the HTTP threads it would come behind most of them; the machine's other work makes both
+     * longer. */
+    assert_true(longest_us < all_us / 2);
 }
 
 static void without_a_receipt_there_is_no_success(void **state)
@@ -1223,6 +1319,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_answer_carries_a_receipt_of_exactly_its_tokens),
         cmocka_unit_test(a_stream_and_a_body_say_the_same),
+        cmocka_unit_test(a_salt_shares_with_itself_alone),
         cmocka_unit_test(a_stop_string_ends_text_and_bill),
         cmocka_unit_test(scores_of_a_prompt_equal_those_of_its_generation),
         cmocka_unit_test(a_vanished_client_is_billed_what_its_socket_took),
@@ -1233,6 +1330,7 @@ int main(void)
         cmocka_unit_test(time_runs_while_an_adapter_is_fetched),
         cmocka_unit_test(time_runs_while_an_answer_is_made_or_waits),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
+        cmocka_unit_test(what_is_no_number_is_neither_an_answer_nor_billed),
         cmocka_unit_test(what_cannot_be_answered_is_refused_by_name),
         cmocka_unit_test(an_adapters_own_limit_is_refused_by_its_name),
         cmocka_unit_test(a_request_may_lower_its_priority_and_never_raise_it),
