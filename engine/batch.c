@@ -145,10 +145,16 @@ void step_batch_release(struct step_batch *b)
 
 /* ---- order ------------------------------------------------------------------------------- */
 
+/* Rows of many adapters together, and first, where a device may take them in a way of their own;
+ * then those of one adapter together. */
 static int by_adapter(const void *a, const void *b)
 {
     const struct sequence *x = ((const struct batch_seq *)a)->sequence;
     const struct sequence *y = ((const struct batch_seq *)b)->sequence;
+    bool lone_x = x->n_adapters > 0 && ((const struct batch_seq *)a)->n_rows == 1;
+    bool lone_y = y->n_adapters > 0 && ((const struct batch_seq *)b)->n_rows == 1;
+    if (lone_x != lone_y)
+        return lone_x ? -1 : 1;
     int class_x = x->n_adapters < 2 ? x->n_adapters : 2,
         class_y = y->n_adapters < 2 ? y->n_adapters : 2;
     if (class_x != class_y)

@@ -102,10 +102,10 @@ struct lora_pool {
     int n_slots, n_sites;
     int32_t *chains; /* [n_chains] first slot with that hash, or -1; n_chains is a power of two */
     uint32_t n_chains;
-    int32_t empty;              /* first of the list of empty slots */
-    struct lora_entry *entries; /* [n_sites, n_slots], of host_alloc */
-    struct devptr d_entries;    /* the same on the device */
-    struct lora_part *parts;    /* [n_layers, SITE_KINDS] */
+    int32_t empty;               /* first of the list of empty slots */
+    struct lora_entry *entries;  /* [n_sites, n_slots], of host_alloc */
+    struct devptr d_entries;     /* the same on the device */
+    struct lora_part *parts;     /* [n_layers, SITE_KINDS] */
     struct lora_linear *linears; /* [n_layers, FUSED_KINDS] */
     uint64_t n_fills, n_ticks;
     double age;

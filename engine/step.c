@@ -74,7 +74,8 @@ void stepper_release(struct stepper *t)
         return;
     for (int i = 0; i < 2; i++) {
         for (int k = 0; k < t->n_buckets; k++)
-            t->ops->recording_free(t->be, t->steps[i].recordings[k]);
+            for (int many = 0; many < 2; many++)
+                t->ops->recording_free(t->be, t->steps[i].recordings[k][many]);
         step_batch_release(&t->steps[i].batch);
         sampler_release(&t->steps[i].sampler);
     }
@@ -105,6 +106,8 @@ bool stepper_is_decode(const struct stepper *t, const struct batch_seq *seqs, in
         return false;
     int n_segs = 0; /* a recorded step has at most one a row (ops.h); ensembles may have more */
     for (int i = 0; i < n; i++) {
+        if (n > LORA_ALONE_ROWS && seqs[i].sequence->n_adapters > 1)
+            return false;
         n_segs += seqs[i].sequence->n_adapters;
         /* The last known token's row scores nothing: there is no token behind it. */
         if (seqs[i].n_rows != 1 || !batch_seq_draws(&seqs[i]) ||
@@ -118,7 +121,6 @@ void stepper_enqueue(struct stepper *t, struct step *s, int n_seqs, bool follows
 {
     bool decode = stepper_is_decode(t, s->batch.seqs, n_seqs), padded = decode && t->pads;
     int bucket = padded ? bucket_for(t, n_seqs) : 0;
-    struct recording *recording = padded ? s->recordings[bucket] : NULL;
     BUG_IF(follows && !decode);
     int n_padded = padded ? t->buckets[bucket] : 0;
     s->enqueued = clock_monotonic_us();
@@ -127,6 +129,8 @@ void stepper_enqueue(struct stepper *t, struct step *s, int n_seqs, bool follows
         step_batch_upload_padding(&s->batch);
     t->n_padded = n_padded;
     sampler_prepare(&s->sampler, &s->batch);
+    bool many = n_padded > LORA_ALONE_ROWS && s->batch.lora.n_segs > LORA_SEGS_FEW;
+    struct recording *recording = padded ? s->recordings[bucket][many] : NULL;
     if (recording != NULL && s->sampler.hook == NULL) {
         if (!follows)
             step_batch_upload_tokens(&s->batch);
@@ -179,16 +183,18 @@ static int warm_up(struct stepper *t, struct step *s, int n_rows, struct err *er
     return t->ops->sync(t->be, err);
 }
 
-static void record(struct stepper *t, struct step *s, int bucket)
+static void record(struct stepper *t, struct step *s, int bucket, bool many)
 {
     struct err err = {0};
-    build_empty(t, s, t->buckets[bucket]);
+    int n_rows = t->buckets[bucket];
+    build_empty(t, s, n_rows);
+    s->batch.lora.n_segs = n_rows > LORA_ALONE_ROWS && !many ? LORA_SEGS_FEW : n_rows;
     if (!t->ops->record_begin(t->be))
         return;
     step_batch_upload_rest(&s->batch);
     compute(t, s, false);
-    if (t->ops->record_end(t->be, &s->recordings[bucket], &err) != 0)
-        log_warn("engine", "steps of %d rows run unrecorded: %s", t->buckets[bucket], err.message);
+    if (t->ops->record_end(t->be, &s->recordings[bucket][many], &err) != 0)
+        log_warn("engine", "steps of %d rows run unrecorded: %s", n_rows, err.message);
     else
         t->recorded = true;
 }
@@ -215,7 +221,8 @@ int stepper_record(struct stepper *t, struct err *err)
         if (warm_up(t, &t->steps[0], t->buckets[k], err) != 0)
             return err_wrap(err, "a first step of %d rows", t->buckets[k]);
         for (int i = 0; i < 2; i++)
-            record(t, &t->steps[i], k);
+            for (int many = 0; many <= (t->buckets[k] > LORA_ALONE_ROWS); many++)
+                record(t, &t->steps[i], k, many);
     }
     t->pads |= t->recorded;
     log_info("engine", "recorded decode steps of up to %d rows in %llu ms",

@@ -19,8 +19,10 @@ enum { STEP_BUCKETS_MAX = 13, STEP_DECODE_ROWS_MAX = 256 };
 struct step {
     struct step_batch batch;
     struct sampler sampler;
-    struct recording *recordings[STEP_BUCKETS_MAX]; /* of a decode step of that size, or NULL */
-    uint64_t mark;                                  /* behind it in the stream */
+    /* Of a decode step of that size, or NULL: [0] with any adapters; of large ones (ops.h) with
+     * few, and [1] with many. */
+    struct recording *recordings[STEP_BUCKETS_MAX][2];
+    uint64_t mark; /* behind it in the stream */
     struct monotonic_us enqueued;
 };
 

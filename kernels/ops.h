@@ -130,13 +130,21 @@ struct lora_seg {
     float weight; /* multiplies the delta; 1 for a single adapter */
 };
 
+enum {
+    LORA_ALONE_ROWS = 128,
+    /* A step of more rows is worth recording twice: for no more segments than so many, and for
+     * more. */
+    LORA_SEGS_FEW = 32,
+};
+
 struct lora_step {
     int n_segs;
     const struct lora_seg *segs; /* host */
     struct devptr d_segs;        /* struct lora_seg [n_segs] */
     /* i32, or addr 0: the number of segments where the device reads it, so that a recorded step
-     * serves whatever adapters come: at most 8 times n_rows, and in a replay at most n_rows. While
-     * recording n_segs and segs are not looked at. */
+     * serves whatever adapters come: at most 8 times n_rows, and in a replay at most n_rows; of
+     * more than LORA_ALONE_ROWS rows, at most one a row. While recording segs is not looked at, and
+     * n_segs is the most that a replay will have. */
     struct devptr d_n_segs;
 };
 
@@ -313,10 +321,10 @@ struct ops {
                         float w_offset);
 
     /* Tells of all linears that will be asked for with this step, in the order in which they will
-     * be, so that a device can find their adapters at once and fetch them ahead. What it finds holds
-     * until the next call, and is used once: each linear whose place is given follows once at most.
-     * The adapters' entries must be there (lane_need before). Nobody has to call it. While recording
-     * the same linears as in the last call are told. */
+     * be, so that a device can find their adapters at once and fetch them ahead. What it finds
+     * holds until the next call, and is used once: each linear whose place is given follows once at
+     * most. The adapters' entries must be there (lane_need before). Nobody has to call it. While
+     * recording the same linears as in the last call are told. */
     void (*lora_look_up)(struct backend *be, const struct lora_step *step,
                          const struct lora_linear *linears, int n_linears);
 

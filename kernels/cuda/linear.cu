@@ -256,7 +256,7 @@ template <class S> static cudaError_t wide_open(struct backend *be, int *limit)
 
 template <class S> static int wide_items(const struct linear_args &a)
 {
-    return ceil_div(a.n_m_tiles, 2 * S::CLUSTER) * ceil_div(a.n_rows, S::N);
+    return ceil_div(a.n_m_tiles, 2 * S::CLUSTER) * ceil_div(a.n_rows - a.row0, S::N);
 }
 
 template <class S> static void launch_wide(struct backend *be, struct linear_args &a, int limit)
@@ -361,6 +361,36 @@ static void run_narrow(struct backend *be, const struct weight *w, struct linear
     }
 }
 
+/* How many rows, from the first on, are narrow's: all of up to NARROW_ROWS_MAX; and of more, whole
+ * halves under so many adapters that wide would take longer (7 us a segment of rank 16 and layer of
+ * an 8B model). */
+static int narrow_rows(const struct backend *be, const struct lora_args *lora, int n_rows)
+{
+    if (n_rows > NARROW_ROWS_MAX && lora == nullptr)
+        return 0;
+    if (lora == nullptr)
+        return n_rows;
+    const struct lora_step *step = lora->step;
+    if (be->recording) /* no more segments than rows (ops.h), so they fit */
+        return n_rows <= NARROW_ROWS_MAX ||
+                       (n_rows <= 2 * NARROW_ROWS_MAX && step->n_segs > LORA_SEGS_FEW)
+                   ? n_rows
+                   : 0;
+    int rows = 0;
+    for (int half = 0; half < 2 && rows < n_rows; half++) {
+        int begin = rows, end = begin + NARROW_ROWS_MAX < n_rows ? begin + NARROW_ROWS_MAX : n_rows;
+        int n = 0;
+        for (int s = 0; s < step->n_segs; s++)
+            n += step->segs[s].row_begin < end &&
+                 step->segs[s].row_begin + step->segs[s].n_rows >= begin;
+        bool fits = n <= (end - begin < 32 ? 32 : end - begin);
+        if (!fits || (n <= LORA_SEGS_FEW && end < n_rows))
+            break;
+        rows = end;
+    }
+    return rows;
+}
+
 static void run(struct backend *be, struct devptr y, struct devptr x, const struct weight *w,
                 struct devptr bias, int n_rows, enum store store, const struct lora_args *lora)
 {
@@ -384,20 +414,28 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
     a.n_planes = w->n_planes;
     a.n_k = w->n_k_tiles * w->n_planes;
     a.n_ranges = w->n_ranges;
-    /* A recorded step has at most a segment a row (ops.h), so the table holds them. */
-    bool many = a.lora.d_n_segs == nullptr || !be->recording
-                    ? a.lora.n_segs > (n_rows < 32 ? 32 : n_rows)
-                    : false;
-#ifndef VARIANT_ROWS
-#define VARIANT_ROWS NARROW_ROWS_MAX
-#endif
-    if (n_rows > VARIANT_ROWS || many) {
-        if (a.lora.n_parts > 0)
-            lora_shrink(be, a.lora, a.x, n_rows, a.d_in);
-        run_wide(be, a);
-        return;
+    int narrow_end = narrow_rows(be, lora, n_rows);
+    if (narrow_end > 0) {
+        struct linear_args first = a;
+        first.n_rows = narrow_end;
+        run_narrow(be, w, first, lora);
     }
-    run_narrow(be, w, a, lora);
+    if (narrow_end == n_rows)
+        return;
+    a.row0 = narrow_end;
+    if (lora != nullptr) {
+        if (narrow_end > 0) { /* not while recording, so the host knows the segments */
+            int s = 0;
+            while (s < a.lora.n_segs &&
+                   lora->step->segs[s].row_begin + lora->step->segs[s].n_rows <= narrow_end)
+                s++;
+            a.lora.segs += s;
+            a.lora.n_segs -= s;
+            a.lora.d_n_segs = nullptr;
+        }
+        lora_shrink(be, a.lora, a.x, n_rows, a.d_in);
+    }
+    run_wide(be, a);
 }
 
 void cuda_linear(struct backend *be, struct devptr y, struct devptr x, const struct weight *w,

@@ -215,8 +215,8 @@ __device__ static inline void lora_load_b_floats(float (&w)[8], const struct lor
 
 /* The segments among base .. base + 31 whose part p has rows in the tiles: a bit each. */
 template <class Found>
-__device__ static inline unsigned lora_touching(const Found &found, int n_parts, int p,
-                                                int base, const int (&row)[2], int lane)
+__device__ static inline unsigned lora_touching(const Found &found, int n_parts, int p, int base,
+                                                const int (&row)[2], int lane)
 {
     bool touches = false;
     if (base + lane < found.head.n_segs) {
@@ -253,10 +253,10 @@ struct lora_sums { /* by value through calls: what is pointed to can't stay in r
 /* The next BATCH steps of the segments in left (a bit each), from rank next_rank of the first on; a
  * step is 16 ranks of a segment. No branches: a step too many multiplies zeros. */
 template <int BATCH, class Found, typename Load>
-__device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2],
-                                         const Found &found, const struct lora_view &v,
-                                         int p, int base, unsigned &left, int &next_rank,
-                                         const struct lora_lane &o, int lane, Load &load)
+__device__ static inline void lora_steps(float (&c)[2][4], const int (&row)[2], const Found &found,
+                                         const struct lora_view &v, int p, int base, unsigned &left,
+                                         int &next_rank, const struct lora_lane &o, int lane,
+                                         Load &load)
 {
     int g = lane >> 2, t = lane & 3;
     uint32_t a[BATCH][4];
@@ -327,9 +327,9 @@ lora_steps_planes(struct lora_sums sums, int row0, int row1, const Found &found,
  * g + 8 are, or -1. The loads of several steps are in flight together, and each fragment of B
  * serves both tiles. load(cell, row, rank): four ranks of a row of t'. */
 template <class Found, typename Load>
-__device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2],
-                                         const Found &found, const struct lora_view &v,
-                                         const int (&out)[2], int lane, Load load)
+__device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2], const Found &found,
+                                         const struct lora_view &v, const int (&out)[2], int lane,
+                                         Load load)
 {
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -378,8 +378,7 @@ struct shrink_unit { /* 16 ranks by 8 rows of t */
 
 template <class Found>
 __device__ static inline struct shrink_unit shrink_unit_at(const struct lora_view &v,
-                                                           const Found &found,
-                                                           int unit)
+                                                           const Found &found, int unit)
 {
     struct shrink_unit u;
     int at = lora_find(found.unit_end, found.head.n_segs * v.n_parts, unit);
@@ -436,9 +435,8 @@ __device__ static inline void put_t(const struct linear_args &a, const struct sh
 
 /* t' of a unit, from its totals: c0, c1 are rank g, rows 2t, 2t + 1; c2, c3 rank g + 8. */
 template <class Found>
-__device__ static inline void put_totals(const struct linear_args &a,
-                                               const Found &found, int unit,
-                                               const float (&total)[4], int lane)
+__device__ static inline void put_totals(const struct linear_args &a, const Found &found, int unit,
+                                         const float (&total)[4], int lane)
 {
     struct shrink_unit u = shrink_unit_at(a.lora, found, unit);
     int g = lane >> 2, t = lane & 3;
@@ -455,8 +453,8 @@ __device__ static inline void put_totals(const struct linear_args &a,
  * would be too many of them (whole) the list is cut between units, and no more is to be done. The
  * first chain's A is asked for before the kernel before this one has ended. */
 template <class Found>
-__device__ static void narrow_chains(const struct linear_args &a, const Found &found,
-                                     bool whole, int warp, int lane)
+__device__ static void narrow_chains(const struct linear_args &a, const Found &found, bool whole,
+                                     int warp, int lane)
 {
     int g = lane >> 2, t = lane & 3, n_chains = a.n_chains,
         n_warps = ADAPTER_WARPS * (int)gridDim.x;
@@ -520,8 +518,7 @@ __device__ static void narrow_chains(const struct linear_args &a, const Found &f
 
 /* This block's share of t' = the sum of a unit's chains: a thread a sum. */
 template <class Found>
-__device__ static void narrow_sums(const struct linear_args &a, const Found &found,
-                                   int thread)
+__device__ static void narrow_sums(const struct linear_args &a, const Found &found, int thread)
 {
     enum { AHEAD = 16 };
 #pragma unroll 1
@@ -539,10 +536,9 @@ __device__ static void narrow_sums(const struct linear_args &a, const Found &fou
                 w[j] = i + j < a.n_chains ? get_word(chains + (i + j) * LORA_UNIT) : 0;
 #pragma unroll
             for (int j = 0; j < AHEAD; j++)
-                c[j] = i + j < a.n_chains
-                           ? __uint_as_float(
-                                 await_word(w[j], chains + (i + j) * LORA_UNIT, found.head.tag))
-                           : 0;
+                c[j] = i + j < a.n_chains ? __uint_as_float(await_word(
+                                                w[j], chains + (i + j) * LORA_UNIT, found.head.tag))
+                                          : 0;
 #pragma unroll
             for (int j = 0; j < AHEAD; j += 4) {
                 float slice = ((c[j] + c[j + 1]) + c[j + 2]) + c[j + 3];
@@ -559,8 +555,8 @@ __device__ static void narrow_sums(const struct linear_args &a, const Found &fou
 /* The adapters' shared memory. */
 template <int N> struct adapter_memory {
     const typename narrow<N>::found *found;
-    struct b_note *notes; /* [B_SLOTS, GROUP, parts] */
-    char *b, *t, *deltas; /* deltas: of a tile or two, as the warpgroups hold their sums */
+    struct b_note *notes;      /* [B_SLOTS, GROUP, parts] */
+    char *b, *t, *deltas;      /* deltas: of a tile or two, as the warpgroups hold their sums */
     uint64_t *b_full, *b_free; /* [B_SLOTS] */
     uint64_t *deltas_full, *deltas_free; /* [2], or [1] without a lag */
 };
@@ -574,7 +570,8 @@ __device__ static inline bool narrow_staged(const struct linear_args &a,
 {
     using shape = narrow<N>;
     int n_rows = 2 * shape::units_each(a.n_ranges) * 8;
-    bool ok = found.head.plain && found.head.rank > 0 && found.head.rank * TILE * 2 <= shape::B_BYTES &&
+    bool ok = found.head.plain && found.head.rank > 0 &&
+              found.head.rank * TILE * 2 <= shape::B_BYTES &&
               n_rows * (found.head.width + 4) * 2 <= shape::T_BYTES;
     for (int p = 0; p < a.lora.n_parts; p++) {
         int begin = a.lora.part[p].out_begin, n = a.lora.part[p].d_out;
@@ -594,23 +591,24 @@ __device__ static inline bool narrow_staged(const struct linear_args &a,
  * five cycles each: 500 cycles for a segment, when each warp found out for itself where its pieces
  * lie. The warp that brings B has time for that, and leaves a note for each piece. */
 struct b_note { /* of a part of a segment */
-    int32_t b;    /* where output 0 of the tile would be in the slot, in bytes */
-    int32_t t;    /* where its ranks begin in a row of t', in bytes */
+    int32_t b;  /* where output 0 of the tile would be in the slot, in bytes */
+    int32_t t;  /* where its ranks begin in a row of t', in bytes */
     int32_t rank;
     int32_t rows; /* of two units of eight rows, which are its: a bit each */
 };
 
 struct b_ring {
-    int group;      /* segments of a group: 1, 2 or 4 */
-    int shift;      /* log2 of the steps of a segment */
-    int seg_bytes;  /* from one to the next in a slot */
+    int group;     /* segments of a group: 1, 2 or 4 */
+    int shift;     /* log2 of the steps of a segment */
+    int seg_bytes; /* from one to the next in a slot */
     int slot_bytes, n_slots;
     int slot;       /* the next to be filled, or read */
     uint32_t phase; /* of its barrier */
 };
 
 template <int N>
-__device__ static inline struct b_ring b_ring_of(const typename narrow<N>::found &found, uint32_t phase)
+__device__ static inline struct b_ring b_ring_of(const typename narrow<N>::found &found,
+                                                 uint32_t phase)
 {
     using shape = narrow<N>;
     struct b_ring r;
@@ -664,8 +662,7 @@ struct two_runs {
 };
 
 template <class Found>
-__device__ static inline struct two_runs two_runs_of(const Found &found,
-                                                     const int (&row)[2])
+__device__ static inline struct two_runs two_runs_of(const Found &found, const int (&row)[2])
 {
     struct lora_run first = found.units[row[0] / 8], second = {0, 0};
     if (row[1] >= 0)
@@ -686,8 +683,7 @@ __device__ static inline int seg_of(const struct two_runs &r, int i)
 /* Calls f(warpgroup, its number of the first unit, rows) for every two units of eight rows whose
  * deltas this block needs of each of the cluster's tiles. */
 template <int N, typename Function>
-__device__ static inline void narrow_for_deltas(const struct linear_args &a, int rank,
-                                                Function &&f)
+__device__ static inline void narrow_for_deltas(const struct linear_args &a, int rank, Function &&f)
 {
     using shape = narrow<N>;
     int n_row_units = (a.n_rows + 7) / 8;
@@ -790,8 +786,9 @@ __device__ static inline struct b_note load_note(uint32_t at)
 }
 
 /* Adds a group of segments to the deltas of two units of rows: of the outputs o and o + 8 (the
- * lane's rows g and g + 8), where they are live. In shared memory: slot, notes (of the part, n_parts
- * apart), and t' of the lane's row g in the first unit and, t_unit bytes on, in the second. */
+ * lane's rows g and g + 8), where they are live. In shared memory: slot, notes (of the part,
+ * n_parts apart), and t' of the lane's row g in the first unit and, t_unit bytes on, in the second.
+ */
 __device__ static inline void narrow_group(float (&c)[2][4], uint32_t slot, uint32_t notes,
                                            int n_parts, int n_steps, int shift, int o, bool live0,
                                            bool live1, uint32_t t, uint32_t t_unit, int lane)
@@ -845,8 +842,8 @@ __device__ static inline void put_deltas(char *to, const float (&c)[4], bool pai
 
 /* Copies t' of this block's rows into shared memory, as it comes. */
 template <int N>
-__device__ static void narrow_stage_t(const struct linear_args &a, const struct adapter_memory<N> &m,
-                                      int width, int thread)
+__device__ static void narrow_stage_t(const struct linear_args &a,
+                                      const struct adapter_memory<N> &m, int width, int thread)
 {
     using shape = narrow<N>;
     enum { AHEAD = 8, THREADS = ADAPTER_WARPS * 32 };
@@ -870,9 +867,8 @@ __device__ static void narrow_stage_t(const struct linear_args &a, const struct 
         for (int j = 0; j < AHEAD; j++) {
             int i = i0 + j * THREADS;
             if (from[j] != nullptr)
-                *reinterpret_cast<uint32_t *>(m.t + (i / words * width + i % words * 2) *
-                                                        2) = await_word(w[j], from[j],
-                                                                        m.found->head.tag);
+                *reinterpret_cast<uint32_t *>(m.t + (i / words * width + i % words * 2) * 2) =
+                    await_word(w[j], from[j], m.found->head.tag);
         }
     }
     named_sync(1, THREADS);
@@ -928,7 +924,8 @@ __device__ static __noinline__ struct lora_sums narrow_direct(const struct linea
 
 /* Everything else that the adapters' warps do. */
 template <int N>
-__device__ static void narrow_adapters(const struct linear_args &a, const struct adapter_memory<N> &m)
+__device__ static void narrow_adapters(const struct linear_args &a,
+                                       const struct adapter_memory<N> &m)
 {
     using shape = narrow<N>;
     int cluster = cluster_size(), rank = cluster_rank(), n_clusters = (int)gridDim.x / cluster;
@@ -987,8 +984,8 @@ __device__ static void narrow_adapters(const struct linear_args &a, const struct
                     b_ring_next(ring);
                 }
             } else {
-                struct lora_sums sums = narrow_direct(a, found, tile * TILE + warp * 16 + g,
-                                                      row[0], row[1], lane);
+                struct lora_sums sums = narrow_direct(a, found, tile * TILE + warp * 16 + g, row[0],
+                                                      row[1], lane);
 #pragma unroll
                 for (int u = 0; u < 8; u++)
                     c[u / 4][u % 4] = sums.c[u / 4][u % 4];

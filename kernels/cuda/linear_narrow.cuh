@@ -137,8 +137,8 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
     int thread = (int)threadIdx.x & 127, g = lane >> 2, t = lane & 3;
     int n_clusters = (int)gridDim.x / cluster;
     int units_each = shape::units_each(a.n_ranges);
-    /* Units are rows 0-7, 8-15, ...; mine are me, me + n_ranges, ... The code below is large when it
-     * divides, and what doesn't fit the instruction cache waits behind the weights. */
+    /* Units are rows 0-7, 8-15, ...; mine are me, me + n_ranges, ... The code below is large when
+     * it divides, and what doesn't fit the instruction cache waits behind the weights. */
     int n_row_units = (a.n_rows + 7) / 8, ranges_mask = a.n_ranges - 1;
     int range_bits = a.n_ranges == 8 ? 3 : a.n_ranges == 4 ? 2 : 1;
     int n_mine = n_row_units > me ? (n_row_units - me + ranges_mask) >> range_bits : 0;
@@ -220,9 +220,11 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         int zero = 0;
         asm volatile("" : "+r"(zero));
         auto place = [&](int u, int owner) { /* in the owner's block */
-            int from = me < owner ? me : me - 1;
-            int piece = ((owner & 1) * ranges_mask + from) * units_each + (u >> range_bits);
-            return partials + piece * shape::PIECE + thread * 16;
+                                             int from = me < owner ? me : me - 1;
+                                             int piece = ((owner & 1) * ranges_mask + from) *
+                                                             units_each +
+                                                         (u >> range_bits);
+                                             return partials + piece * shape::PIECE + thread * 16;
         };
         if (cluster > 1) {
 #pragma unroll

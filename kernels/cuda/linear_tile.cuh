@@ -19,6 +19,7 @@ struct linear_args {
     int n_m_tiles, n_k; /* n_k: k tiles times planes */
     int n_planes, n_ranges;
     enum store store;
+    int row0;                    /* wide: the first row that it computes */
     bool y_boxes;                /* wide: y leaves in boxes */
     struct lora_view lora, next; /* next: of narrow's next launch, a hint */
     int next_d_in;

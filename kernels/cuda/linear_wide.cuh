@@ -399,7 +399,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
     int rank = cluster_rank(), cluster = (int)blockIdx.x / S::CLUSTER;
     int n_clusters = (int)gridDim.x / S::CLUSTER;
     int n_groups = (a.n_m_tiles + 2 * S::CLUSTER - 1) / (2 * S::CLUSTER); /* of clusters */
-    int n_row_tiles = (a.n_rows + N - 1) / N;
+    int n_row_tiles = (a.n_rows - a.row0 + N - 1) / N;
     int n_items = n_groups * n_row_tiles;
     pdl_trigger();
     if (threadIdx.x == 0) {
@@ -440,7 +440,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
                     copy_weight(to + TILE_BYTES, w1 + (int64_t)k * TILE_BYTES, TILE_BYTES,
                                 &full[stage], policy);
                     copy_box_to_all(to + 2 * TILE_BYTES + rank * (N / 2) * TILE * 2, &x_map,
-                                    k / a.n_planes * TILE, row_tile * N + rank * (N / 2),
+                                    k / a.n_planes * TILE, a.row0 + row_tile * N + rank * (N / 2),
                                     &full[stage], (1 << S::CLUSTER) - 1);
                     if (++stage == S::STAGES) {
                         stage = 0;
@@ -470,14 +470,14 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
                 int m_tile = (group * S::CLUSTER + rank) * 2;
                 if (n_segs > 0) {
                     barrier_wait(area_free, phase ^ 1);
-                    wide_fill<S>(filling, a, n_segs, m_tile * TILE, row_tile * N, helper);
+                    wide_fill<S>(filling, a, n_segs, m_tile * TILE, a.row0 + row_tile * N, helper);
                 }
                 if (wg < 2 && (helper & 31) == 0) {
                     barrier_wait(&staged[wg], phase);
                     if (a.y_boxes && m_tile + wg < a.n_m_tiles)
                         store_box(&y_map, steps.at + wg * S::STAGING,
                                   (m_tile + wg) * (a.store == STORE_SWIGLU ? TILE / 2 : TILE),
-                                  row_tile * N);
+                                  a.row0 + row_tile * N);
                     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
                     barrier_arrive(area_free);
                 }
@@ -537,7 +537,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
 
             int group, row_tile;
             wide_item<S::BAND>(item, n_groups, n_row_tiles, &group, &row_tile);
-            int m_tile = (group * S::CLUSTER + rank) * 2 + wg, row0 = row_tile * N;
+            int m_tile = (group * S::CLUSTER + rank) * 2 + wg, row0 = a.row0 + row_tile * N;
             int out[2];
             outputs_of(out, a, m_tile * TILE + (thread >> 5) * 16 + (lane >> 2));
             if (m_tile >= a.n_m_tiles)

@@ -33,12 +33,12 @@
 
 enum {
     LORA_PARTS_MAX = 3,
-    LORA_CHAIN = 256,            /* k of one warp's chain */
-    LORA_SLICE = 4 * LORA_CHAIN, /* k of a slice */
-    LORA_SEGS_MAX = 8192,        /* of a step */
-    LORA_T_PAD = 4,              /* a part's t begins at a multiple of this */
-    LORA_UNIT = 128,             /* sums of a unit of shrink: 16 ranks by 8 rows */
-    LORA_FOUND_ROWS = 128,       /* lora_found */
+    LORA_CHAIN = 256,                  /* k of one warp's chain */
+    LORA_SLICE = 4 * LORA_CHAIN,       /* k of a slice */
+    LORA_SEGS_MAX = 8192,              /* of a step */
+    LORA_T_PAD = 4,                    /* a part's t begins at a multiple of this */
+    LORA_UNIT = 128,                   /* sums of a unit of shrink: 16 ranks by 8 rows */
+    LORA_FOUND_ROWS = LORA_ALONE_ROWS, /* lora_found */
     LORA_FOUND_SEGS = 128,
 };
 
@@ -207,10 +207,10 @@ struct lora_run { /* segments begin .. end - 1; empty ones may be among them */
 
 struct alignas(16) lora_found {
     struct lora_head head;
-    int32_t t_end[LORA_FOUND_ROWS]; /* how much of t' a row has */
+    int32_t t_end[LORA_FOUND_ROWS];             /* how much of t' a row has */
     struct lora_run units[LORA_FOUND_ROWS / 8]; /* the segments that have rows among eight */
     struct lora_span spans[LORA_FOUND_SEGS];
-    int32_t unit_end[LORA_FOUND_SEGS * LORA_PARTS_MAX];    /* [n_segs, n_parts] running sums */
+    int32_t unit_end[LORA_FOUND_SEGS * LORA_PARTS_MAX];       /* [n_segs, n_parts] running sums */
     struct lora_cell cells[LORA_FOUND_SEGS * LORA_PARTS_MAX]; /* [n_segs, n_parts] */
 };
 

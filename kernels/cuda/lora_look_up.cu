@@ -18,7 +18,7 @@
 
 #include <cstring>
 
-enum { THREADS = 128, HALVES = 2, SEGS_BOTH = HALVES * LORA_FOUND_SEGS };
+enum { THREADS = 128, HALVES = 2, SEGS = 3 * THREADS }; /* looked at: more than both halves' */
 
 struct linear_sites { /* a linear, as it was told */
     const struct lora_entry *entries[LORA_PARTS_MAX];
@@ -27,11 +27,11 @@ struct linear_sites { /* a linear, as it was told */
 
 /* Place 0 is for a linear that wasn't told; those that were have 1 to n. */
 struct lora_looked {
-    int n;                          /* places, without 0 */
-    struct linear_sites *sites;     /* [n] */
-    struct linear_sites *d_sites;   /* the same on the device */
-    bool *open;                     /* [n] looked up, and not yet asked for */
-    struct lora_found *d_found;     /* [n + 1, HALVES] */
+    int n;                        /* places, without 0 */
+    struct linear_sites *sites;   /* [n] */
+    struct linear_sites *d_sites; /* the same on the device */
+    bool *open;                   /* [n] looked up, and not yet asked for */
+    struct lora_found *d_found;   /* [n + 1, HALVES] */
 };
 
 struct look_up_args {
@@ -48,7 +48,7 @@ __global__ static void __launch_bounds__(THREADS)
     look_up_kernel(const __grid_constant__ struct look_up_args a)
 {
     __shared__ struct lora_found f;
-    __shared__ struct lora_seg segs[SEGS_BOTH];
+    __shared__ struct lora_seg segs[SEGS];
     __shared__ struct linear_sites sites;
     __shared__ int rank_max, width_max, run_max;
     int thread = (int)threadIdx.x, n_blocks = (int)(gridDim.x * gridDim.y);
@@ -63,29 +63,23 @@ __global__ static void __launch_bounds__(THREADS)
         rank_max = width_max = run_max = 0;
     }
     int64_t n_words = a.n_words[0] + a.n_words[1];
-    int64_t word = ((int64_t)round * n_blocks + (int)(blockIdx.y * gridDim.x + blockIdx.x)) *
-                       THREADS + thread;
+    int64_t word =
+        ((int64_t)round * n_blocks + (int)(blockIdx.y * gridDim.x + blockIdx.x)) * THREADS + thread;
     word %= n_words;
     *(word < a.n_words[0] ? a.words[0] + word : a.words[1] + (word - a.n_words[0])) = 0;
 
     /* Mine: from the first that ends behind row0 to the last that begins before the end. */
-    int first = 0, n = n_all;
-    bool fits = n_all <= SEGS_BOTH;
-    if (fits) {
-        int n_before = 0, n_begun = 0;
-        for (int i = 0; i < HALVES; i++) {
-            int s = i * THREADS + thread;
-            bool is = s < n_all;
-            if (is)
-                segs[s] = lora_seg_at(a.v, s);
-            n_before += __syncthreads_count(is && row0 > 0 &&
-                                            segs[s].row_begin + segs[s].n_rows <= row0);
-            n_begun += __syncthreads_count(is && segs[s].row_begin < row0 + LORA_FOUND_ROWS);
-        }
-        first = n_before;
-        n = n_begun > n_before ? n_begun - n_before : 0;
-        fits = n <= LORA_FOUND_SEGS;
+    int n_looked = n_all < SEGS ? n_all : SEGS, first = 0, n = 0;
+    for (int s0 = 0; s0 < SEGS; s0 += THREADS) {
+        int s = s0 + thread;
+        bool is = s < n_looked;
+        if (is)
+            segs[s] = lora_seg_at(a.v, s);
+        first += __syncthreads_count(is && row0 > 0 && segs[s].row_begin + segs[s].n_rows <= row0);
+        n += __syncthreads_count(is && segs[s].row_begin < row0 + LORA_FOUND_ROWS);
     }
+    n = n > first ? n - first : 0;
+    bool fits = n <= LORA_FOUND_SEGS;
     __syncthreads();
     static_assert(THREADS == LORA_FOUND_SEGS && THREADS == LORA_FOUND_ROWS, "one each");
     int n_parts = sites.n_parts, n_cells = fits ? n * n_parts : 0;
@@ -126,15 +120,15 @@ __global__ static void __launch_bounds__(THREADS)
     lora_scan(f.unit_end, n_cells, thread, THREADS, 1);
     /* How much of t' my row has, and which segments the eight rows from mine on. */
     auto first_behind = [&](int row) { /* the first segment that ends behind it */
-        int low = 0, high = fits ? n : 0;
-        while (low < high) {
-            int mid = (low + high) / 2;
-            if (f.spans[mid].row_end > row)
-                high = mid;
-            else
-                low = mid + 1;
-        }
-        return low;
+                                       int low = 0, high = fits ? n : 0;
+                                       while (low < high) {
+                                           int mid = (low + high) / 2;
+                                           if (f.spans[mid].row_end > row)
+                                               high = mid;
+                                           else
+                                               low = mid + 1;
+                                       }
+                                       return low;
     };
     int t_end = 0;
     for (int s = first_behind(thread); s < n && fits; s++) {

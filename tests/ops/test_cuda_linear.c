@@ -5,7 +5,7 @@
 /* ---- linear
  * ---------------------------------------------------------------------------------------------- */
 
-enum { SLOTS = 4 };
+enum { SLOTS = 4, SEGS_MAX = 250 };
 
 struct linear_case {
     const char *what;
@@ -15,7 +15,7 @@ struct linear_case {
     bool bias, y_f32;
     int rank[SLOTS][3];
     int n_segs;
-    struct lora_seg segs[8];
+    struct lora_seg segs[SEGS_MAX];
 };
 
 static const struct linear_case linear_cases[] = {
@@ -260,15 +260,63 @@ static const struct linear_case linear_cases[] = {
      {{0, 200, 0, 1}, {200, 100, 1, 1}}},
 };
 
+/* n_alone rows of an adapter each, then one of n_rest rows, if any. */
+static struct linear_case with_many(const char *what, int d_in, int d_out, int d_second,
+                                    int n_alone, int n_rest)
+{
+    struct linear_case c = {.what = what,
+                            .d_in = d_in,
+                            .n_parts = d_second > 0 ? 2 : 1,
+                            .d_out = {d_out, d_second},
+                            .weight = DTYPE_BF16,
+                            .adapter = DTYPE_BF16,
+                            .n_rows = n_alone + n_rest,
+                            .rank = {{16, 8}, {8, 16}, {40, 0}, {4, 64}},
+                            .n_segs = n_alone + (n_rest > 0)};
+    for (int i = 0; i < n_alone; i++)
+        c.segs[i] = (struct lora_seg){i, 1, i * 7 % 4, 1 + (float)(i % 3)};
+    if (n_rest > 0)
+        c.segs[n_alone] = (struct lora_seg){n_alone, n_rest, 1, 1};
+    return c;
+}
+
+/* linear_cases, and what is too long to be written down. */
+static const struct linear_case *case_at(size_t i)
+{
+    static struct linear_case c;
+    switch (i - COUNT(linear_cases)) {
+    case 0:
+        c = with_many("64 rows, each its own", 512, 256, 0, 64, 0);
+        return &c;
+    case 1:
+        c = with_many("128 rows, each its own, of gate and up", 1024, 640, 640, 128, 0);
+        return &c;
+    case 2:
+        c = with_many("200 rows, each its own", 4096, 512, 64, 200, 0);
+        return &c;
+    case 3:
+        c = with_many("128 rows, each its own, and a prompt", 512, 4096, 256, 128, 180);
+        return &c;
+    case 4:
+        c = with_many("190 rows, each its own, and a prompt", 512, 1024, 1024, 190, 250);
+        return &c;
+    case 5:
+        c = with_many("few rows of their own before a prompt", 512, 1024, 0, 20, 250);
+        return &c;
+    default:
+        return i < COUNT(linear_cases) ? &linear_cases[i] : NULL;
+    }
+}
+
 /* The weights of the last case, which every run of it needs. */
 static struct {
-    const struct linear_case *c;
+    const char *what;
     void *parts[3];
 } made;
 
 static void make_weights(const struct linear_case *c)
 {
-    if (made.c == c)
+    if (c != NULL && made.what == c->what)
         return;
     for (int p = 0; p < 3; p++) {
         free(made.parts[p]);
@@ -277,7 +325,7 @@ static void make_weights(const struct linear_case *c)
     for (int p = 0; c != NULL && p < c->n_parts; p++)
         made.parts[p] = random_as(c->weight, (size_t)c->d_out[p] * (size_t)c->d_in, 3 + (uint64_t)p,
                                   1.0f / sqrtf((float)c->d_in));
-    made.c = c;
+    made.what = c != NULL ? c->what : NULL;
 }
 
 /* One run of a case on rows [first, first + n) of its input, with the segments that touch them;
@@ -323,7 +371,7 @@ static float *run_linear(struct dev *d, const struct linear_case *c, int first, 
                                            begin, c->d_out[p]};
         begin += c->d_out[p];
     }
-    struct lora_seg segs[8];
+    struct lora_seg segs[SEGS_MAX];
     int n_segs = 0;
     for (int i = 0; i < c->n_segs; i++) {
         int from = c->segs[i].row_begin < first ? first : c->segs[i].row_begin;
@@ -367,8 +415,8 @@ static void linear_with_adapters_agrees_with_ref(void **state)
 {
     (void)state;
     NEEDS_GPU();
-    for (size_t i = 0; i < COUNT(linear_cases); i++) {
-        const struct linear_case *c = &linear_cases[i];
+    const struct linear_case *c;
+    for (size_t i = 0; (c = case_at(i)) != NULL; i++) {
         int total = c->d_out[0] + c->d_out[1] + c->d_out[2];
         float *y = run_linear(&gpu, c, 0, c->n_rows, true);
         float *r = run_linear(&ref, c, 0, c->n_rows, true);
@@ -383,8 +431,8 @@ static void a_row_of_linear_has_the_same_bits_alone_and_in_any_batch(void **stat
 {
     (void)state;
     NEEDS_GPU();
-    for (size_t i = 0; i < COUNT(linear_cases); i++) {
-        const struct linear_case *c = &linear_cases[i];
+    const struct linear_case *c;
+    for (size_t i = 0; (c = case_at(i)) != NULL; i++) {
         size_t total = (size_t)(c->d_out[0] + c->d_out[1] + c->d_out[2]);
         float *whole = run_linear(&gpu, c, 0, c->n_rows, false);
         static const int sizes[] = {1, 2, 5, 9, 17, 33, 65, 128, 130, 200, 310};
