@@ -168,16 +168,24 @@ static int by_adapter(const void *a, const void *b)
     return x->id < y->id ? -1 : x->id > y->id;
 }
 
+static int by_place(const void *a, const void *b)
+{
+    return ((const struct batch_seq *)a)->sequence->place -
+           ((const struct batch_seq *)b)->sequence->place;
+}
+
 /* Insertion sort: n is small, nearly ordered from step to step, and qsort may allocate. */
-static void sort_seqs(struct batch_seq *seqs, int n)
+static void sort_seqs(struct batch_seq *seqs, int n, int (*order)(const void *a, const void *b))
 {
     for (int i = 1; i < n; i++) {
         struct batch_seq s = seqs[i];
         int j = i;
-        for (; j > 0 && by_adapter(&seqs[j - 1], &s) > 0; j--)
+        for (; j > 0 && order(&seqs[j - 1], &s) > 0; j--)
             seqs[j] = seqs[j - 1];
         seqs[j] = s;
     }
+    for (int i = 0; i < n; i++)
+        seqs[i].sequence->place = i;
 }
 
 /* ---- filling ----------------------------------------------------------------------------- */
@@ -274,12 +282,13 @@ static void choose_logit_rows(struct step_batch *b, bool padded)
     BUG_IF(padded && b->n_score > 0);
 }
 
-void step_batch_build(struct step_batch *b, int n_seqs, int n_padded, const struct lora_pool *pool)
+void step_batch_build(struct step_batch *b, int n_seqs, int n_padded, const struct lora_pool *pool,
+                      bool as_before)
 {
     bool padded = n_padded > 0;
     BUG_IF(n_seqs < (padded ? 0 : 1) || n_seqs > b->max_seqs || n_padded > b->max_seqs ||
            (padded && n_seqs > n_padded));
-    sort_seqs(b->seqs, n_seqs);
+    sort_seqs(b->seqs, n_seqs, as_before ? by_place : by_adapter);
     struct extent x = {0};
     for (int s = 0; s < n_seqs; s++) {
         const struct sequence *q = b->seqs[s].sequence;

@@ -71,11 +71,15 @@ void step_batch_release(struct step_batch *b); /* quiet on zeroed */
  * of one adapter lie together, and fills everything. Sequences must have the blocks for their rows,
  * and living pins. The lora pool is asked about every pin (lora_pool rule 5).
  *
+ * as_before: all were in the batch that was built last, which had no others, and have the same
+ * order as there.
+ *
  * n_padded > 0: every sequence computes one row and draws; the batch is filled up to n_padded
  * sequences of one row, which read and write pad_block only and whose tokens nobody looks at.
  * Everything in it then lies where n_padded alone says, so that a recording finds it; n_seqs may be
  * 0. */
-void step_batch_build(struct step_batch *b, int n_seqs, int n_padded, const struct lora_pool *pool);
+void step_batch_build(struct step_batch *b, int n_seqs, int n_padded, const struct lora_pool *pool,
+                      bool as_before);
 
 /* Enqueue the way to the device: of the tokens of all rows, of those of padding alone, and of
  * everything else. */

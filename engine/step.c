@@ -21,9 +21,9 @@
  *
  * Tokens. Every step leaves the tokens it draws where the batch has its tokens on the device, in
  * the order of its draws. When all its sequences drew and the next step is a decode step over the
- * same sequences, that is exactly the next step's tokens in the order of its rows (batches order
- * the same sequences the same way). So the next step can be enqueued before the host has seen them:
- * it uploads everything but the tokens. Padding drew no tokens if the step before had none, or less
+ * same sequences, that is exactly the next step's tokens in the order of its rows, because its
+ * sequences keep their order. So the next step can be enqueued before the host has seen them: it
+ * uploads everything but the tokens. Padding drew no tokens if the step before had none, or less
  * of it; then its tokens are uploaded. Otherwise all tokens are, in front of the replay. */
 #include "engine/step.h"
 
@@ -124,7 +124,7 @@ void stepper_enqueue(struct stepper *t, struct step *s, int n_seqs, bool follows
     BUG_IF(follows && !decode);
     int n_padded = padded ? t->buckets[bucket] : 0;
     s->enqueued = clock_monotonic_us();
-    step_batch_build(&s->batch, n_seqs, n_padded, t->lora);
+    step_batch_build(&s->batch, n_seqs, n_padded, t->lora, follows);
     if (follows && n_padded > t->n_padded)
         step_batch_upload_padding(&s->batch);
     t->n_padded = n_padded;
@@ -166,7 +166,7 @@ void stepper_set_hook(struct stepper *t, logits_hook *hook, void *context)
 /* A decode step of padding alone, with adapters to be looked for. */
 static void build_empty(struct stepper *t, struct step *s, int n_rows)
 {
-    step_batch_build(&s->batch, 0, n_rows, t->lora);
+    step_batch_build(&s->batch, 0, n_rows, t->lora, false);
     sampler_prepare(&s->sampler, &s->batch);
     s->batch.has_lora = true;
 }
