@@ -361,6 +361,19 @@ static void run_narrow(struct backend *be, const struct weight *w, struct linear
     }
 }
 
+/* Has an adapter of the step anything here? Asked of large steps, which are computed another way
+ * if not; a recording doesn't know. */
+static bool is_touched(const struct backend *be, const struct lora_args *lora, int n_rows)
+{
+    if (be->recording || n_rows <= NARROW_ROWS_MAX)
+        return true;
+    for (int s = 0; s < lora->step->n_segs; s++)
+        for (int p = 0; p < lora->n_parts; p++)
+            if (lora->parts[p].entries[lora->step->segs[s].slot].rank > 0)
+                return true;
+    return false;
+}
+
 /* How many rows, from the first on, are narrow's: all of up to NARROW_ROWS_MAX; and of more, whole
  * halves under so many adapters that wide would take longer (7 us a segment of rank 16 and layer of
  * an 8B model). */
@@ -395,6 +408,8 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
                 struct devptr bias, int n_rows, enum store store, const struct lora_args *lora)
 {
     BUG_IF(n_rows > be->options.max_rows);
+    if (lora != nullptr && !is_touched(be, lora, n_rows))
+        lora = nullptr;
     struct linear_args a = {};
     a.y = dev<void>(y);
     a.x = dev<bf16>(x);
