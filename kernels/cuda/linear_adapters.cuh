@@ -742,9 +742,10 @@ __device__ static void narrow_fill_b(const struct linear_args &a, const struct a
                 barrier_wait(&m.b_free[ring.slot], ring.phase);
                 if (j < ring.group)
                     m.notes[(ring.slot * ring.group + j) * n_parts + p] = note;
-                __syncwarp();
                 if (lane == 0)
                     barrier_expect(&m.b_full[ring.slot], all);
+                else
+                    barrier_arrive(&m.b_full[ring.slot]);
                 __syncwarp();
                 if (bytes > 0)
                     copy_bytes(m.b + ring.slot * ring.slot_bytes + to, from, bytes,
@@ -996,9 +997,7 @@ __device__ static void narrow_adapters(const struct linear_args &a,
                 if (row[u] >= 0)
                     put_deltas(to + u * shape::PIECE, c[u], pair && staged, warp, lane);
         });
-        __syncwarp();
-        if (lane == 0)
-            barrier_arrive(&m.deltas_full[buffer]);
+        barrier_arrive(&m.deltas_full[buffer]);
     }
 }
 

@@ -79,13 +79,13 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         for (int i = 0; i < 2; i++) {
             /* Of a cluster: the bytes. In a block alone: the other warpgroup's threads. */
             barrier_init(&partials_full[i], cluster > 1 ? 1 : 1 + 128);
-            barrier_init(&deltas_full[i], ADAPTER_WARPS);
-            barrier_init(&deltas_free[i], 8);
+            barrier_init(&deltas_full[i], ADAPTER_WARPS * 32);
+            barrier_init(&deltas_free[i], 8 * 32);
         }
         barrier_init(partials_free, 8 * cluster);
         barrier_init(found_full, ADAPTER_WARPS * 32);
         for (int i = 0; i < shape::B_SLOTS; i++) {
-            barrier_init(&b_full[i], 1);
+            barrier_init(&b_full[i], 32);
             barrier_init(&b_free[i], ADAPTER_WARPS);
         }
         barrier_init_done();
@@ -174,8 +174,7 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
             }
             store_tile({v.x, v.y, v.z, v.w}, a, out, 8 * (me + i * a.n_ranges) + 2 * t);
         }
-        __syncwarp();
-        if (adapters && lane == 0)
+        if (adapters)
             barrier_arrive(&deltas_free[buffer]);
     };
 
