@@ -221,7 +221,7 @@ int stepper_record(struct stepper *t, struct err *err)
         if (warm_up(t, &t->steps[0], t->buckets[k], err) != 0)
             return err_wrap(err, "a first step of %d rows", t->buckets[k]);
         for (int i = 0; i < 2; i++)
-            for (int many = 0; many <= (t->buckets[k] > LORA_ALONE_ROWS); many++)
+            for (int many = 0; many < (t->buckets[k] > LORA_ALONE_ROWS ? 2 : 1); many++)
                 record(t, &t->steps[i], k, many);
     }
     t->pads |= t->recorded;
