@@ -24,22 +24,27 @@
  *     the adapters' warps     t = A x, all blocks together | the delta of each tile, a tile ahead
  *     the two warpgroups      first tile of W x ............ + delta | second tile ... + delta
  *
- * All chains of t (lora.cuh) are dealt out evenly to these warps of the whole grid; each unit of 16
- * ranks by 8 rows has a block that adds up its chains to t'; and each block takes t' of its rows to
- * shared memory. What blocks hand on so are words that bear the launch's number beside the data
- * (put_word), so that who waits for one reads it until it is there: two trips through L2, and no
- * fence. A warp brings B in bulk. The deltas B t' of a tile lie in shared memory before its own
- * sums are ready, but for the first tile's; so with adapters a tile is finished when the next one
- * has been summed. All blocks of the grid are resident together (the grid is no larger), so every
- * wait ends. A trip takes as long as what is under way to a multiprocessor is deep (Little: 64 KiB
- * at 23 GB/s are 2.7 us), which is why the rings hold back. Adapters cost no launch, and a step
- * without any reads one integer.
+ * Where the step's adapters lie has been looked up for all linears together (lora_look_up.cu), and
+ * the first A is on its way before the kernel before has ended. All chains of t (lora.cuh) are
+ * dealt out evenly to these warps of the whole grid; each unit of 16 ranks by 8 rows has a block
+ * that adds up its chains to t'; and each block takes t' of its rows to shared memory. What blocks
+ * hand on so are words that bear the launch's tag beside the data (put_word), so that who waits for
+ * one reads it until it is there: two trips through L2, and no fence. A warp brings B in bulk, some
+ * segments at a time, with notes where each lies. The deltas B t' of a tile lie in shared memory
+ * before its own sums are ready, but for the first tile's; so with adapters a tile is finished when
+ * the next one has been summed. All blocks of the grid are resident together (the grid is no
+ * larger), so every wait ends. A trip takes as long as what is under way to a multiprocessor is
+ * deep (Little: 64 KiB at 23 GB/s are 2.7 us), which is why the rings hold back. Adapters cost no
+ * launch in a linear, and a step without any reads one copy of what was (not) found.
  *
  * wide (more rows: prefill). Bound by arithmetic, and by what L2 can deliver: a thread block sums
  * 128 outputs by up to 192 rows, each of two warpgroups 64 outputs; two thread blocks with the same
  * rows and neighbouring outputs form a cluster, each fetches half of x for both. Ranges are summed
  * one after the other into a second set of registers. t' comes from lora_shrink; its expansion is a
  * last, short range, whose operands spare warps bring meanwhile. linear_wide.cuh has the rest.
+ *
+ * Large steps under many adapters are shared: narrow takes the first rows in halves of 128, as long
+ * as they have so many adapters that wide would be slower, and wide the rest (narrow_rows).
  *
  * Nothing here is chosen by a library or by a clock.
  *
@@ -52,20 +57,26 @@
  *   adapters fetched ahead, no spills          146       161                214               367
  *     the same on another card                 146       172                229               384
  *   warps of their own for the adapters        147       178                185               352
+ *   on an H200:                                108       151                161               317
+ *     the end of a tile without divisions      106       144                152
+ *     adapters looked up once a step                                                          331
+ *     B by groups, gate and up by halves                                                      245
+ *     notes of where B lies                                                                   225
  *
- * (The last two rows are one kind of card on two days; cards differ by a tenth.) Tried and dropped:
- * two tiles of outputs to a range of K, so that x passes half as often (each product alone 4 to 25
- * % faster at 64 rows, but not in a row: clusters of eight wait for one another to start). And a
- * ring of B for each of the adapters' warps, filled by its own lanes, each warp with rows of its
- * own, and t by slices, which takes a trip less: 5 to 10 % faster for 64 and 128 different
- * adapters, but 3 % slower for a shared one, 14 % for 32 and 15 to 25 % for all of rank 64.
+ * (Cards differ by a tenth, and days.) What was learned from a trace of the last ones: a warp is
+ * alone on its quarter of the multiprocessor, so a chain of a hundred instructions takes 500 cycles
+ * whatever the memory does, and the deltas of a tile took twice as long as its weights. Code that
+ * doesn't fit the instruction cache costs even those who run little of it.
  *
- * Where the time of all different goes is known since: on an H200, 64 rows, 64 adapters of rank 16,
- * that version took 295 us for the four products (150 without adapters), 275 without reading B, 250
- * without reading A, 233 without either. So more than half of what adapters add is neither bytes
- * nor products; the next to try is the table (lora_table_fill): three or four dependent loads a
- * cell, in rounds of 128 cells, each as late as the weights that are under way. The kernel before
- * could leave it ready in memory.
+ * Tried and dropped: two tiles of outputs to a range of K, so that x passes half as often (each
+ * product alone 4 to 25 % faster at 64 rows, but not in a row: clusters of eight wait for one
+ * another to start). A ring of B for each of the adapters' warps, filled by its own lanes, each
+ * warp with rows of its own, and t by slices. Skipping the steps of a unit that has no row of a
+ * segment: the branches cost more than the zeros.
+ *
+ * What is left at 64 rows and 64 adapters (H200, qkv, us after the kernel before has ended): chains
+ * 16, sums 4, t' to shared memory 3, then the deltas; so the chains, whose loads of A are 32 KiB in
+ * flight a multiprocessor, are next, by bulk copies into the room of t' and the deltas.
  *
  * The kernels are in linear_narrow.cuh and linear_wide.cuh; this file launches them, and has the
  * plain path for weights that aren't packed. */
