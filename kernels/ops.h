@@ -323,8 +323,10 @@ struct ops {
     /* Tells of all linears that will be asked for with this step, in the order in which they will
      * be, so that a device can find their adapters at once and fetch them ahead. What it finds
      * holds until the next call, and is used once: each linear whose place is given follows once at
-     * most. The adapters' entries must be there (lane_need before). Nobody has to call it. While
-     * recording the same linears as in the last call are told. */
+     * most. The adapters' entries must be there (lane_need before). Nobody has to call it. linears
+     * and what they point to are read during the call; recordings remember them, so while
+     * recording, and as long as there are recordings with a call in them, the same ones are told.
+     */
     void (*lora_look_up)(struct backend *be, const struct lora_step *step,
                          const struct lora_linear *linears, int n_linears);
 

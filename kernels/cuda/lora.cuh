@@ -157,20 +157,6 @@ struct lora_table {          /* in shared memory */
     int n;                   /* segments in it */
 };
 
-static __host__ __device__ constexpr size_t lora_table_bytes(int n_segs)
-{
-    return (size_t)n_segs * (sizeof(struct lora_span) + LORA_PARTS_MAX * sizeof(struct lora_cell));
-}
-
-__device__ static inline struct lora_table lora_table_at(void *memory, int capacity)
-{
-    struct lora_table t;
-    t.cells = static_cast<struct lora_cell *>(memory);
-    t.spans = reinterpret_cast<struct lora_span *>(t.cells + capacity * LORA_PARTS_MAX);
-    t.n = 0;
-    return t;
-}
-
 /* Gathers segments first .. first + n - 1. The caller puts a barrier behind it. */
 __device__ static inline void lora_table_fill(struct lora_table &table, const struct lora_view &v,
                                               int first, int n, int thread, int n_threads)

@@ -265,7 +265,7 @@ void cuda_lora_look_up(struct backend *be, const struct lora_step *step,
     look_up(be, step, nullptr);
 }
 
-/* A view of a place, with its found of rows from 128 half on. */
+/* A view of a place, with what it found for a half of the rows. */
 static struct lora_view view_of_place(struct backend *be, const struct lora_step *step, int place,
                                       int half)
 {

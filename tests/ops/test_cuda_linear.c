@@ -280,32 +280,27 @@ static struct linear_case with_many(const char *what, int d_in, int d_out, int d
     return c;
 }
 
-/* linear_cases, and what is too long to be written down. */
+/* linear_cases, and what is too long to be written down. Good until the next call. */
 static const struct linear_case *case_at(size_t i)
 {
+    static const struct {
+        const char *what;
+        int d_in, d_out, d_second, n_alone, n_rest;
+    } many[] = {{"64 rows, each its own", 512, 256, 0, 64, 0},
+                {"128 rows, each its own, of gate and up", 1024, 640, 640, 128, 0},
+                {"200 rows, each its own", 4096, 512, 64, 200, 0},
+                {"128 rows, each its own, and a prompt", 512, 4096, 256, 128, 180},
+                {"190 rows, each its own, and a prompt", 512, 1024, 1024, 190, 250},
+                {"few rows of their own before a prompt", 512, 1024, 0, 20, 250}};
     static struct linear_case c;
-    switch (i - COUNT(linear_cases)) {
-    case 0:
-        c = with_many("64 rows, each its own", 512, 256, 0, 64, 0);
-        return &c;
-    case 1:
-        c = with_many("128 rows, each its own, of gate and up", 1024, 640, 640, 128, 0);
-        return &c;
-    case 2:
-        c = with_many("200 rows, each its own", 4096, 512, 64, 200, 0);
-        return &c;
-    case 3:
-        c = with_many("128 rows, each its own, and a prompt", 512, 4096, 256, 128, 180);
-        return &c;
-    case 4:
-        c = with_many("190 rows, each its own, and a prompt", 512, 1024, 1024, 190, 250);
-        return &c;
-    case 5:
-        c = with_many("few rows of their own before a prompt", 512, 1024, 0, 20, 250);
-        return &c;
-    default:
-        return i < COUNT(linear_cases) ? &linear_cases[i] : NULL;
-    }
+    if (i < COUNT(linear_cases))
+        return &linear_cases[i];
+    i -= COUNT(linear_cases);
+    if (i >= COUNT(many))
+        return NULL;
+    c = with_many(many[i].what, many[i].d_in, many[i].d_out, many[i].d_second, many[i].n_alone,
+                  many[i].n_rest);
+    return &c;
 }
 
 /* The weights of the last case, which every run of it needs. */
