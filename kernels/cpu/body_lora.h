@@ -9,7 +9,18 @@
  * expand, y += factor * B t: B's rows are only `rank` long, too short to be summed across lanes.
  * A tile of up to 64 columns is transposed (and widened) once into scratch [rank][64], which stays
  * in the first-level cache and serves all rows of the segment; then each y[i, c] is a lane that
- * adds t[i, k] * B[c, k] for k = 0, 1, 2 ..., and is added to y by one FMA. */
+ * adds t[i, k] * B[c, k] for k = 0, 1, 2 ..., and is added to y by one FMA. With AVX-512 a single
+ * row takes the transposed squares out of registers, in the same order.
+ *
+ * Sixteen rows with an adapter each (cpu_linear.c cuts them as few rows by many columns, so that B
+ * is read in long runs) read 16 x 5.6 MB a step of the 110 M shape, 2.6 ms at 35 GB/s. What they
+ * take more than sixteen rows under one adapter, ms a step (two threads of a shared Zen 5 VM,
+ * medians of 4):
+ *
+ *     64 columns after each tile of the product         7.8   (2 KB of B at a place)
+ *     512 columns, all products before                  5.1
+ *     squares of 16 x 16, two k a lane                  3.5
+ *     one row out of registers                          3.1 */
 #ifndef TRIBUTARY_KERNELS_CPU_BODY_LORA_H
 #define TRIBUTARY_KERNELS_CPU_BODY_LORA_H
 
@@ -92,6 +103,106 @@ static void shrink(float *t, int ldt, const float *x, int d_in, const void *a, e
     }
 }
 
+#if defined(__AVX512F__)
+
+/* out[k], lane c = B[c][k] of 16 columns and 16 k, of which n_cols and n_k exist; the others are
+ * zero. Two k share a 32-bit lane until the end, so 24 shuffles move 256 elements. */
+INLINE void transpose_square(vec out[16], const uint16_t *b, size_t ldb, const enum dtype type,
+                             const int n_cols, const int n_k)
+{
+    __m512i a[8], c[8];
+    UNROLL for (int i = 0; i < 8; i++)
+    {
+        const int low = i / 4 * 8 + i % 4, high = low + 4; /* columns, in the halves of a[i] */
+        __m256i half[2];
+        UNROLL for (int h = 0; h < 2; h++)
+        {
+            const int column = h == 0 ? low : high;
+            __mmask16 there = column < n_cols ? (__mmask16)((1u << n_k) - 1u) : 0;
+            half[h] = _mm256_maskz_loadu_epi16(there, b + (size_t)column * ldb);
+        }
+        a[i] = _mm512_inserti64x4(_mm512_castsi256_si512(half[0]), half[1], 1);
+    }
+    /* 4 x 4 squares of 32-bit lanes: a[4 g + j] to lane j of each 128 bits ... */
+    UNROLL for (int g = 0; g < 8; g += 4)
+    {
+        __m512i p = _mm512_unpacklo_epi32(a[g], a[g + 1]);
+        __m512i q = _mm512_unpackhi_epi32(a[g], a[g + 1]);
+        __m512i r = _mm512_unpacklo_epi32(a[g + 2], a[g + 3]);
+        __m512i s = _mm512_unpackhi_epi32(a[g + 2], a[g + 3]);
+        c[g] = _mm512_unpacklo_epi64(p, r);
+        c[g + 1] = _mm512_unpackhi_epi64(p, r);
+        c[g + 2] = _mm512_unpacklo_epi64(q, s);
+        c[g + 3] = _mm512_unpackhi_epi64(q, s);
+    }
+    /* ... whose even 128 bits are k = 2 j, 2 j + 1, and whose odd ones are 8 more. */
+    UNROLL for (int j = 0; j < 4; j++)
+    {
+        a[j] = _mm512_shuffle_i64x2(c[j], c[4 + j], 0x88);
+        a[4 + j] = _mm512_shuffle_i64x2(c[j], c[4 + j], 0xdd);
+    }
+    UNROLL for (int i = 0; i < 8; i++) vec_unpair(type, &out[2 * i], &out[2 * i + 1], a[i]);
+}
+
+/* All columns to scratch, as transpose_tile; returns how many those are. */
+INLINE int transpose_squares(float *scratch, const uint16_t *b, const enum dtype type, int rank,
+                             int n_cols)
+{
+    for (int column = 0; column < n_cols; column += 16)
+        for (int k = 0; k < rank; k += 16) {
+            const uint16_t *from = b + (size_t)column * (size_t)rank + k;
+            float *to = scratch + (size_t)k * LORA_TILE_COLS + column;
+            vec out[16];
+            if (rank - k >= 16 && n_cols - column >= 16) {
+                transpose_square(out, from, (size_t)rank, type, 16, 16);
+                UNROLL for (int i = 0; i < 16; i++) vec_store(to + i * LORA_TILE_COLS, out[i]);
+                continue;
+            }
+            transpose_square(out, from, (size_t)rank, type, n_cols - column,
+                             rank - k < 16 ? rank - k : 16);
+            UNROLL for (int i = 0; i < 16; i++) if (i < rank - k)
+                vec_store(to + i * LORA_TILE_COLS, out[i]);
+        }
+    return n_cols;
+}
+
+/* One row without scratch. */
+INLINE void expand_alone_as(float *y, int n_cols, const float *t, const uint16_t *b,
+                            const enum dtype type, int rank, float factor)
+{
+    for (int column = 0; column < n_cols; column += 16) {
+        vec acc = vec_zero();
+        for (int k = 0; k < rank; k += 16) {
+            const uint16_t *from = b + (size_t)column * (size_t)rank + k;
+            vec out[16];
+            if (rank - k >= 16 && n_cols - column >= 16) {
+                transpose_square(out, from, (size_t)rank, type, 16, 16);
+                UNROLL for (int i = 0; i < 16; i++) acc = vec_fma(vec_set1(t[k + i]), out[i], acc);
+                continue;
+            }
+            transpose_square(out, from, (size_t)rank, type, n_cols - column,
+                             rank - k < 16 ? rank - k : 16);
+            UNROLL for (int i = 0; i < 16; i++) if (i < rank - k)
+                acc = vec_fma(vec_set1(t[k + i]), out[i], acc);
+        }
+        int n = n_cols - column < 16 ? n_cols - column : 16;
+        vec_store_n(y + column, vec_fma(vec_set1(factor), acc, vec_load_n(y + column, n)), n);
+    }
+}
+
+/* expand for one row; false, and nothing done, for f32. */
+static bool expand_alone(float *y, int n_cols, const float *t, const void *b, enum dtype dtype,
+                         int rank, float factor)
+{
+    if (dtype == DTYPE_F16)
+        expand_alone_as(y, n_cols, t, b, DTYPE_F16, rank, factor);
+    else if (dtype == DTYPE_BF16)
+        expand_alone_as(y, n_cols, t, b, DTYPE_BF16, rank, factor);
+    return dtype != DTYPE_F32;
+}
+
+#else
+
 /* An 8 x 8 square of 16-bit elements, rows ldb apart, to 8 rows of 8 f32, LORA_TILE_COLS apart. */
 INLINE void transpose_square(float *out, const uint16_t *b, size_t ldb, const enum dtype type)
 {
@@ -123,22 +234,39 @@ INLINE void transpose_square(float *out, const uint16_t *b, size_t ldb, const en
     }
 }
 
-/* scratch[k][c] = B[c][k]; columns from n_cols to the next multiple of LANES are zero. */
-INLINE void transpose_tile(float *scratch, const void *b, const enum dtype type, int rank,
-                           int n_cols)
+/* Whole squares of columns to scratch, as transpose_tile; returns how many columns those are. */
+INLINE int transpose_squares(float *scratch, const uint16_t *b, const enum dtype type, int rank,
+                             int n_cols)
 {
     int column = 0;
-    for (; type != DTYPE_F32 && column + 8 <= n_cols; column += 8) {
+    for (; column + 8 <= n_cols; column += 8) {
         int k = 0;
         for (; k + 8 <= rank; k += 8)
             transpose_square(scratch + (size_t)k * LORA_TILE_COLS + column,
-                             (const uint16_t *)b + (size_t)column * (size_t)rank + k, (size_t)rank,
-                             type);
+                             b + (size_t)column * (size_t)rank + k, (size_t)rank, type);
         for (; k < rank; k++)
             for (int c = column; c < column + 8; c++)
                 scratch[(size_t)k * LORA_TILE_COLS + (size_t)c] = element_f32(
                     b, type, (size_t)c * (size_t)rank + (size_t)k);
     }
+    return column;
+}
+
+/* expand for one row, if that is worth code of its own: false, and nothing done. */
+static bool expand_alone(float *y, int n_cols, const float *t, const void *b, enum dtype dtype,
+                         int rank, float factor)
+{
+    (void)y, (void)n_cols, (void)t, (void)b, (void)dtype, (void)rank, (void)factor;
+    return false;
+}
+
+#endif
+
+/* scratch[k][c] = B[c][k]; columns from n_cols to the next multiple of LANES are zero. */
+INLINE void transpose_tile(float *scratch, const void *b, const enum dtype type, int rank,
+                           int n_cols)
+{
+    int column = type == DTYPE_F32 ? 0 : transpose_squares(scratch, b, type, rank, n_cols);
     for (; column < n_cols; column++)
         for (int k = 0; k < rank; k++)
             scratch[(size_t)k * LORA_TILE_COLS + (size_t)column] = element_f32(
@@ -179,6 +307,8 @@ INLINE void expand_block(float *y, int ldy, int n_cols, const float *t, int rank
 static void expand(float *y, int ldy, int n_cols, const float *t, const void *b, enum dtype dtype,
                    int rank, int n_rows, float factor, float *scratch)
 {
+    if (n_rows == 1 && expand_alone(y, n_cols, t, b, dtype, rank, factor))
+        return;
     switch (dtype) {
     case DTYPE_F32:
         transpose_tile(scratch, b, DTYPE_F32, rank, n_cols);

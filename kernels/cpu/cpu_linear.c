@@ -6,6 +6,10 @@
  * one pass over all segments and parts has computed t = A x (shrink). Two passes, one barrier; a
  * third one before them rounds x where integers multiply int8 weights (adapters see x itself).
  *
+ * With few rows the B of many adapters is the bulk of what expand reads, and 64 columns of one are
+ * 2 KB, too short a run for memory. y stays warm anyway, so expand is a pass of its own, by few
+ * rows and many columns. The order of the sums is the same.
+ *
  * Row blocks hold at most ROW_BLOCK rows, so that their x stays in the second-level cache while the
  * weights stream past; one step of up to ROW_BLOCK rows reads the weights from memory once. */
 #include "kernels/cpu/cpu.h"
@@ -16,7 +20,9 @@
 
 enum {
     ROW_BLOCK = GEMM_ROWS_MAX,
-    PREFETCH_ROWS = 32,    /* a decode step's size: one segment is few rows */
+    FEW_ROWS = 32,         /* a decode step's size: one segment is few rows */
+    FEW_COLUMNS = 512,     /* of one tile of expand in such a step */
+    FEW_TILE_ROWS = 8,     /* of the same */
     SHRINK_ROWS = 16,      /* of one task */
     SHRINK_RANKS = 8,      /* of one task */
     ROUND_ROWS = 8,        /* of one tile */
@@ -115,24 +121,6 @@ static void shrink_run(struct backend *be, struct linear_job *job, double work)
     tiles_run(be, (int)n_tasks, work, shrink_tile, job);
 }
 
-/* Asks for what segment `seg` of expand_columns reads of B. With one row a segment, B is the bulk
- * of the work and comes from memory in pieces too short for the hardware prefetchers. */
-static void expand_prefetch(const struct linear_job *job, int seg, int column_begin, int column_end)
-{
-    for (int p = 0; seg < job->lora->step->n_segs && p < job->lora->n_parts; p++) {
-        const struct lora_part *part = &job->lora->parts[p];
-        const struct lora_entry *entry = entry_of(job->lora, seg, p);
-        int c0 = column_begin > part->out_begin ? column_begin : part->out_begin;
-        int c1 = min_int(column_end, part->out_begin + part->d_out);
-        if (entry->rank == 0 || c0 >= c1)
-            continue;
-        size_t row_bytes = (size_t)entry->rank * dtype_bytes((enum dtype)entry->dtype);
-        const char *b = (const char *)entry->b.addr + (size_t)(c0 - part->out_begin) * row_bytes;
-        for (size_t i = 0; i < (size_t)(c1 - c0) * row_bytes; i += 64)
-            __builtin_prefetch(b + i);
-    }
-}
-
 /* y[rows, columns] += each segment's delta, segments in order. */
 static void expand_columns(const struct linear_job *job, int row_begin, int row_end,
                            int column_begin, int column_end, float *scratch)
@@ -140,8 +128,6 @@ static void expand_columns(const struct linear_job *job, int row_begin, int row_
     const struct lora_args *lora = job->lora;
     for (int s = 0; s < lora->step->n_segs; s++) {
         const struct lora_seg *seg = &lora->step->segs[s];
-        if (row_end - row_begin <= PREFETCH_ROWS)
-            expand_prefetch(job, s + 1, column_begin, column_end);
         int from = row_begin > seg->row_begin ? row_begin : seg->row_begin;
         int to = min_int(row_end, seg->row_begin + seg->n_rows);
         if (from >= to)
@@ -153,17 +139,28 @@ static void expand_columns(const struct linear_job *job, int row_begin, int row_
             int c1 = min_int(column_end, part->out_begin + part->d_out);
             if (entry->rank == 0 || c0 >= c1)
                 continue;
-            size_t rank = (size_t)entry->rank;
-            job->be->isa->expand(
-                job->gemm.y + (size_t)from * (size_t)job->d_out + c0, job->d_out, c1 - c0,
-                job->t + job->t_offset[s * lora->n_parts + p] +
-                    (size_t)(from - seg->row_begin) * rank,
-                (const char *)entry->b.addr +
-                    (size_t)(c0 - part->out_begin) * rank * dtype_bytes((enum dtype)entry->dtype),
-                (enum dtype)entry->dtype, entry->rank, to - from, seg->weight * entry->scaling,
-                scratch);
+            const float *t = job->t + job->t_offset[s * lora->n_parts + p] +
+                             (size_t)(from - seg->row_begin) * (size_t)entry->rank;
+            size_t b_row = (size_t)entry->rank * dtype_bytes((enum dtype)entry->dtype);
+            for (int c = c0; c < c1; c += LORA_TILE_COLS)
+                job->be->isa->expand(job->gemm.y + (size_t)from * (size_t)job->d_out + c,
+                                     job->d_out, min_int(c1 - c, LORA_TILE_COLS), t,
+                                     (const char *)entry->b.addr +
+                                         (size_t)(c - part->out_begin) * b_row,
+                                     (enum dtype)entry->dtype, entry->rank, to - from,
+                                     seg->weight * entry->scaling, scratch);
         }
     }
+}
+
+/* A step of few rows by few rows and many columns. */
+static void expand_tile(void *context, int tile, int thread)
+{
+    const struct linear_job *job = context;
+    int n_columns = (job->d_out + FEW_COLUMNS - 1) / FEW_COLUMNS;
+    int row = tile / n_columns * FEW_TILE_ROWS, column = tile % n_columns * FEW_COLUMNS;
+    expand_columns(job, row, min_int(row + FEW_TILE_ROWS, job->n_rows), column,
+                   min_int(column + FEW_COLUMNS, job->d_out), job->be->of_thread[thread].memory);
 }
 
 static void round_tile(void *context, int tile, int thread)
@@ -197,7 +194,7 @@ static void linear_tile(void *context, int tile, int thread)
         job->be->int8->gemm(&job->gemm, row, row_end, columns);
     else if (job->gemm.w != NULL)
         job->be->isa->gemm(&job->gemm, row, row_end, columns);
-    if (job->lora != NULL)
+    if (job->lora != NULL && job->n_rows > FEW_ROWS)
         expand_columns(job, row, row_end, columns * LORA_TILE_COLS,
                        min_int((columns + 1) * LORA_TILE_COLS, job->d_out),
                        job->be->of_thread[thread].memory);
@@ -207,7 +204,13 @@ static void linear_run(struct backend *be, struct linear_job *job, double work)
 {
     job->n_row_blocks = (job->n_rows + ROW_BLOCK - 1) / ROW_BLOCK;
     job->n_column_tiles = (job->d_out + LORA_TILE_COLS - 1) / LORA_TILE_COLS;
-    tiles_run(be, job->n_row_blocks * job->n_column_tiles, work, linear_tile, job);
+    if (job->gemm.w != NULL || job->n_rows > FEW_ROWS)
+        tiles_run(be, job->n_row_blocks * job->n_column_tiles, work, linear_tile, job);
+    if (job->lora != NULL && job->n_rows <= FEW_ROWS)
+        tiles_run(be,
+                  (job->n_rows + FEW_TILE_ROWS - 1) / FEW_TILE_ROWS *
+                      ((job->d_out + FEW_COLUMNS - 1) / FEW_COLUMNS),
+                  work, expand_tile, job);
 }
 
 void cpu_linear(struct backend *be, struct devptr y, struct devptr x, const struct weight *w,

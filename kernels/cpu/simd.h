@@ -140,6 +140,17 @@ INLINE vec vec_pair_high(const void *p)
     return _mm512_castsi512_ps(
         _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32((int)0xffff0000u)));
 }
+/* The same of a pair of either 16-bit type in a register. */
+INLINE void vec_unpair(const enum dtype t, vec *low, vec *high, __m512i pair)
+{
+    if (t == DTYPE_F16) {
+        *low = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pair));
+        *high = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pair, 16)));
+    } else {
+        *low = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+        *high = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000u)));
+    }
+}
 INLINE __m256 fold_512(vec x) /* lane i + lane i + 8 */
 {
     return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));

@@ -2,7 +2,7 @@
  * shapes, mixed ranks and empty segments, and bit-equality of a row whatever is around it. */
 #include "tests/ops/harness.h"
 
-enum { PARTS_MAX = 3, SEGS_MAX = 6, SLOTS = 4 };
+enum { PARTS_MAX = 3, SEGS_MAX = 8, SLOTS = 4 };
 
 struct linear_case {
     const char *what;
@@ -120,7 +120,7 @@ static const struct linear_case cases[] = {
      4,
      {{0, 2, 0, 1}, {3, 5, 0, 0.25f}, {3, 5, 1, 0.75f}, {3, 5, 2, -0.5f}},
      false},
-    {"adapters large enough to be asked for ahead",
+    {"large adapters",
      512,
      2,
      {300, 300},
@@ -144,6 +144,35 @@ static const struct linear_case cases[] = {
      2,
      {{2, 100, 0, 1}, {102, 40, 1, 1}},
      false},
+    {.what = "few rows, many columns, adapters of single rows and over borders, an ensemble",
+     .d_in = 48,
+     .n_parts = 3,
+     .d_out = {700, 333, 500},
+     .weight = DTYPE_BF16,
+     .adapter = DTYPE_BF16,
+     .n_rows = 21,
+     .bias = true,
+     .rank = {{16, 16, 16}, {17, 0, 33}, {3, 32, 8}, {40, 1, 15}},
+     .n_segs = 8,
+     .segs = {{0, 1, 0, 1},
+              {1, 1, 1, 1},
+              {2, 1, 2, 1},
+              {5, 6, 3, 1},
+              {12, 1, 1, 0.5f},
+              {12, 1, 0, 0.5f},
+              {15, 1, 3, 1},
+              {16, 5, 2, 1}}},
+    {.what = "single rows, many columns, f16",
+     .d_in = 33,
+     .n_parts = 1,
+     .d_out = {1101},
+     .weight = DTYPE_F16,
+     .adapter = DTYPE_F16,
+     .n_rows = 32,
+     .rank = {{16}, {18}, {7}, {64}},
+     .n_segs = 6,
+     .segs =
+         {{0, 1, 0, 1}, {8, 1, 1, 1}, {9, 1, 2, 1}, {17, 1, 3, 1}, {30, 1, 0, 1}, {31, 1, 1, 1}}},
     {.what = "int8, one row, one column",
      .d_in = 1,
      .n_parts = 1,
