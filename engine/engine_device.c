@@ -216,6 +216,8 @@ static int open_weights(struct engine *e, const struct backend_caps *caps, struc
                                       : LOGIT_ROWS_HOST;
     if (weights_create(&e->weights, e->model, e->ops, e->be, e->max_context, err) != 0)
         return -1;
+    if (!caps->loads_in_place)
+        model_forget_random(e->model);
     return forward_create(&e->forward, &e->model->config, &e->weights, e->ops, e->be, o->max_rows,
                           min_of(logit_rows, o->max_rows), err);
 }

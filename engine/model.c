@@ -442,3 +442,14 @@ int model_random(struct model **out, const struct model_config *config, const ch
     *out = m;
     return 0;
 }
+
+void model_forget_random(struct model *m)
+{
+    if (m->tensors.how != TENSOR_DIR_READ)
+        return;
+    struct tensor_dir_file *f = &m->tensors.files[0];
+    for (size_t i = 0; i < f->parsed.n_tensors; i++)
+        f->parsed.tensors[i].data = NULL;
+    free(f->bytes);
+    f->bytes = NULL;
+}

@@ -96,4 +96,9 @@ void model_close(struct model *m);
 int model_random(struct model **out, const struct model_config *config, const char *name,
                  uint64_t seed, struct err *err);
 
+/* Gives the memory of a random model's weights back, whose tensors then are without data. A model
+ * of files keeps its mappings: their pages are the system's to drop, and the id may still need
+ * them. */
+void model_forget_random(struct model *m);
+
 #endif
