@@ -147,6 +147,10 @@ int run_measure(struct rig *rig, const struct run_options *options, struct run_r
 /* Every adapter comes to the device once, if all fit, so that no measurement waits for that. */
 int run_touch_all(struct rig *rig, struct err *err);
 
+/* Brings the pool to where uniform requests over all adapters keep it: full, if they don't all fit.
+ * Without it a short run would find room for whatever it misses. */
+int run_fill_pool(struct rig *rig, struct err *err);
+
 /* ---- telling ----------------------------------------------------------------------------- */
 
 struct report {

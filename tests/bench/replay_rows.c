@@ -310,15 +310,20 @@ static int many_spec(const struct rows *r, struct rig_spec *spec, struct err *er
     return 0;
 }
 
+/* adapter_seed: a trace of its own. Another run's adapters would be on the device already. */
 static int many_run(struct rows *r, const struct rig_spec *larger, double rate, double cv,
-                    const char *name, double seconds, double *done_s, struct err *err)
+                    uint64_t adapter_seed, const char *name, double seconds, double *done_s,
+                    struct err *err)
 {
     struct run_options o = new_run("5", name, seconds, 1);
-    o.groups[0] = (struct group){
-        .name = "uniform",
-        .n_streams = rate > 0 ? 0 : shrunk(r, MANY_STREAMS, 4),
-        .larger = larger,
-        .workload = {.seed = MANY_SEED, .rate = rate, .cv = cv, .n_adapters = rig_count(larger)}};
+    o.groups[0] = (struct group){.name = "uniform",
+                                 .n_streams = rate > 0 ? 0 : shrunk(r, MANY_STREAMS, 4),
+                                 .larger = larger,
+                                 .workload = {.seed = MANY_SEED,
+                                              .adapter_seed = adapter_seed,
+                                              .rate = rate,
+                                              .cv = cv,
+                                              .n_adapters = rig_count(larger)}};
     uniform_lengths(r, &o.groups[0].workload, 8, 512);
     if (measure(r, &o, r->a, err) != 0)
         return -1;
@@ -343,17 +348,17 @@ static int row_many(struct rows *r, struct err *err)
     if (rig_open(r->rig, &control, err) != 0)
         return -1;
     for (int i = 0; i < N_ARRIVALS; i++) {
-        if (many_run(r, &spec, rate, arrivals[i].cv, arrivals[i].resident, seconds, &resident[i],
-                     err) != 0)
+        if (many_run(r, &spec, rate, arrivals[i].cv, (uint64_t)i + 1, arrivals[i].resident, seconds,
+                     &resident[i], err) != 0)
             return -1;
         if (i == 0)
             rate = fmax(1, 1.2 * resident[0]); /* more than it can: throughput is capacity */
     }
-    if (rig_open(r->rig, &spec, err) != 0)
+    if (rig_open(r->rig, &spec, err) != 0 || run_fill_pool(r->rig, err) != 0)
         return -1;
     for (int i = 0; i < N_ARRIVALS; i++) {
-        if (many_run(r, &spec, i == 0 ? 0 : rate, arrivals[i].cv, arrivals[i].name, seconds, &done,
-                     err) != 0)
+        if (many_run(r, &spec, i == 0 ? 0 : rate, arrivals[i].cv, (uint64_t)i + 1, arrivals[i].name,
+                     seconds, &done, err) != 0)
             return -1;
         double share = percent(done, resident[i]) + 100;
         report_note(
@@ -652,7 +657,7 @@ static int row_cost(struct rows *r, struct err *err)
             rig_divide(&spec, counts[i].divisor);
         else if (rig_parse_classes(&spec, "1:r16:qkvo", err) != 0)
             return -1;
-        if (rig_open(r->rig, &spec, err) != 0)
+        if (rig_open(r->rig, &spec, err) != 0 || run_fill_pool(r->rig, err) != 0)
             return -1;
         struct run_options o = new_run("11", counts[i].name, seconds, 1);
         o.groups[0] = (struct group){.name = "uniform",

@@ -29,7 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SILENCE_MS = 5000 };
+enum { SILENCE_MS = 5000, FILL_TURNS = 2, TOUCH_SEED = 77 };
 
 struct flight {                     /* a request on its way */
     struct flight *previous, *next; /* of all that are; or of those that ended */
@@ -556,29 +556,59 @@ int run_measure(struct rig *rig, const struct run_options *options, struct run_r
     return rc;
 }
 
-int run_touch_all(struct rig *rig, struct err *err)
+/* Requests of one token each, for what they bring to the device. */
+static int touch(struct rig *rig, struct run_result *out, uint64_t n_requests,
+                 enum workload_popularity popularity, struct err *err)
 {
-    struct engine_stats stats;
-    int n = rig->n_adapters;
-    engine_stats(rig->engine, &stats);
-    if (n == 0 || stats.adapter_bytes_total < rig->adapter_bytes)
-        return 0;
     struct run_options o = {.row = "-",
                             .name = "touch",
-                            .n_requests = (uint64_t)n,
+                            .n_requests = n_requests,
                             .n_groups = 1,
                             .groups = {{.name = "touch",
-                                        .n_streams = n < 64 ? n : 64,
-                                        .workload = {.n_adapters = n,
-                                                     .popularity = POPULARITY_DISTINCT,
+                                        .n_streams = n_requests < 64 ? (int)n_requests : 64,
+                                        .workload = {.seed = TOUCH_SEED,
+                                                     .n_adapters = rig->n_adapters,
+                                                     .popularity = popularity,
                                                      .lengths = LENGTHS_FIXED,
                                                      .length_a = 1,
                                                      .length_b = 1}}}};
+    return run_measure(rig, &o, out, err);
+}
+
+static bool all_fit(const struct rig *rig)
+{
+    struct engine_stats stats;
+    engine_stats(rig->engine, &stats);
+    return stats.adapter_bytes_total >= rig->adapter_bytes;
+}
+
+int run_touch_all(struct rig *rig, struct err *err)
+{
+    int n = rig->n_adapters;
+    if (n == 0 || !all_fit(rig))
+        return 0;
     struct run_result *r = xcalloc(1, sizeof *r);
-    int rc = run_measure(rig, &o, r, err);
+    int rc = touch(rig, r, (uint64_t)n, POPULARITY_DISTINCT, err);
     if (rc == 0 && r->n_resident != n)
         fprintf(stderr, "replay: %d of %d adapters are on the device although all should fit\n",
                 r->n_resident, n);
+    free(r);
+    return rc;
+}
+
+int run_fill_pool(struct rig *rig, struct err *err)
+{
+    struct engine_stats stats;
+    if (rig->n_adapters == 0 || all_fit(rig))
+        return 0;
+    engine_stats(rig->engine, &stats);
+    double share = (double)stats.adapter_bytes_total / (double)rig->adapter_bytes;
+    struct run_result *r = xcalloc(1, sizeof *r);
+    int rc = touch(rig, r, (uint64_t)(FILL_TURNS * share * rig->n_adapters) + 1, POPULARITY_UNIFORM,
+                   err);
+    if (rc == 0 && r->n_evictions == 0)
+        fprintf(stderr, "replay: %d adapters are on the device, and none had to go\n",
+                r->n_resident);
     free(r);
     return rc;
 }

@@ -4,7 +4,7 @@
 #
 #   residency_gpu.sh [BUILD [RESULTS [ROW ...]]]      BUILD: build/release, RESULTS: tests/bench/results
 #
-# ROW: 4 to 11; all of them. replay.c says what each is. Rows 5 and 11 want 130 GB of host memory; next to each other
+# ROW: 4 to 11; all of them. replay.c says what each is. Rows 5 and 11 want 110 GB of host memory; next to each other
 # they share one process and its adapters ("5,11" is a row too). Row 10 is tests/soak. Environment: BACKEND (cuda);
 # SECONDS_4, SECONDS_5, ... (the rows' own), a bound on the time each measures, setting up not included; REPLAY
 # (further flags of replay, as --shape tiny --shrink 100 for a try on a CPU); SOAK (those of soak; for the whole row

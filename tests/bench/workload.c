@@ -225,6 +225,9 @@ int workload_create(struct workload **out, const struct workload_options *option
     uint64_t seed = options->seed;
     for (int i = 0; i < STREAMS; i++)
         w->random[i] = random_next(&seed);
+    uint64_t adapter_seed = options->adapter_seed;
+    if (adapter_seed != 0)
+        w->random[ADAPTERS] = random_next(&adapter_seed);
     if (options->popularity == POPULARITY_ZIPF || options->popularity == POPULARITY_PUNICA)
         sum_weights(w);
     *out = w;

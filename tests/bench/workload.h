@@ -66,9 +66,10 @@ enum workload_lengths {
 
 struct workload_options {
     uint64_t seed;
-    double rate;    /* requests a second; 0: all at time 0 (a closed loop paces itself) */
-    double cv;      /* of the times between them; 1: Poisson */
-    int n_adapters; /* 0: the base model, adapter -1 */
+    uint64_t adapter_seed; /* of the adapters alone; 0: they follow seed, too */
+    double rate;           /* requests a second; 0: all at time 0 (a closed loop paces itself) */
+    double cv;             /* of the times between them; 1: Poisson */
+    int n_adapters;        /* 0: the base model, adapter -1 */
     enum workload_popularity popularity;
     double popularity_parameter; /* S, A or R above; unused by the others */
     enum workload_lengths lengths;
