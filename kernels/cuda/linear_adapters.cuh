@@ -416,6 +416,28 @@ __device__ static inline uint32_t await_word(uint64_t w, const uint64_t *from, u
     return (uint32_t)w;
 }
 
+/* Reads N words, from(j) each (null: none), until all bear the tag. Those that don't yet are asked
+ * for again together: one after the other each would take a trip of its own, though they are there
+ * by then. */
+template <int N, typename From>
+__device__ static inline void await_words(uint64_t (&w)[N], uint32_t tag, From &&from)
+{
+    bool all;
+#pragma unroll
+    for (int j = 0; j < N; j++)
+        w[j] = 0;
+    do {
+        all = true;
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            if (from(j) != nullptr && (uint32_t)(w[j] >> 32) != tag)
+                w[j] = get_word(from(j));
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            all = all && (from(j) == nullptr || (uint32_t)(w[j] >> 32) == tag);
+    } while (!all);
+}
+
 /* t' lies as [row, t_stride / 2] words of two ranks. */
 __device__ static inline uint64_t *word_of_t(const struct linear_args &a, int row, int at)
 {
@@ -520,7 +542,7 @@ __device__ static void narrow_chains(const struct linear_args &a, const Found &f
 template <class Found>
 __device__ static void narrow_sums(const struct linear_args &a, const Found &found, int thread)
 {
-    enum { AHEAD = 16 };
+    enum { AHEAD = 16 }; /* whole slices */
 #pragma unroll 1
     for (int unit = (int)(gridDim.x - 1 - blockIdx.x); unit < found.head.n_units;
          unit += (int)gridDim.x) {
@@ -531,14 +553,12 @@ __device__ static void narrow_sums(const struct linear_args &a, const Found &fou
         for (int i = 0; i < a.n_chains; i += AHEAD) {
             uint64_t w[AHEAD];
             float c[AHEAD];
+            await_words(w, found.head.tag, [&](int j) {
+                return i + j < a.n_chains ? chains + (i + j) * LORA_UNIT : nullptr;
+            });
 #pragma unroll
             for (int j = 0; j < AHEAD; j++)
-                w[j] = i + j < a.n_chains ? get_word(chains + (i + j) * LORA_UNIT) : 0;
-#pragma unroll
-            for (int j = 0; j < AHEAD; j++)
-                c[j] = i + j < a.n_chains ? __uint_as_float(await_word(
-                                                w[j], chains + (i + j) * LORA_UNIT, found.head.tag))
-                                          : 0;
+                c[j] = __uint_as_float((uint32_t)w[j]); /* none: 0 */
 #pragma unroll
             for (int j = 0; j < AHEAD; j += 4) {
                 float slice = ((c[j] + c[j + 1]) + c[j + 2]) + c[j + 3];
@@ -862,14 +882,14 @@ __device__ static void narrow_stage_t(const struct linear_args &a,
                       r % 8;
             bool is_there = i < n_rows * words && row < N && at < m.found->t_end[row];
             from[j] = is_there ? word_of_t(a, row, at) : nullptr;
-            w[j] = is_there ? get_word(from[j]) : 0;
         }
+        await_words(w, m.found->head.tag, [&](int j) { return from[j]; });
 #pragma unroll
         for (int j = 0; j < AHEAD; j++) {
             int i = i0 + j * THREADS;
             if (from[j] != nullptr)
-                *reinterpret_cast<uint32_t *>(m.t + (i / words * width + i % words * 2) * 2) =
-                    await_word(w[j], from[j], m.found->head.tag);
+                *reinterpret_cast<uint32_t *>(m.t + (i / words * width + i % words * 2) *
+                                                        2) = (uint32_t)w[j];
         }
     }
     named_sync(1, THREADS);

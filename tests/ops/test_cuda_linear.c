@@ -108,6 +108,30 @@ static const struct linear_case linear_cases[] = {
      {{16}, {64}, {3}, {0}},
      3,
      {{0, 1, 0, 1}, {3, 70, 1, 1}, {80, 20, 2, 1}}},
+    {"one adapter at a time, q, k and v of an 8B model",
+     4096,
+     3,
+     {4096, 1024, 1024},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     130,
+     true,
+     false,
+     {{16, 16, 16}, {12, 0, 4}, {16, 16, 0}, {0}},
+     3,
+     {{3, 58, 0, 1}, {64, 40, 1, -0.5f}, {104, 26, 2, 1}}},
+    {"one adapter but for one row, 14 slices in eight ranges",
+     14336,
+     1,
+     {320},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     64,
+     false,
+     false,
+     {{16}, {12}, {0}, {0}},
+     2,
+     {{0, 1, 0, 1}, {1, 63, 1, 1}}},
     {"gate and up, interleaved, 260 rows",
      1024,
      2,
@@ -452,8 +476,8 @@ static void linear_swiglu_agrees_with_ref_and_with_itself(void **state)
     NEEDS_GPU();
     static const struct {
         int d_in, d, n_rows, rank; /* of the last half's adapter */
-    } shapes[] = {{64, 64, 3, 0},      {768, 2048, 17, 16}, {4096, 512, 70, 0}, {512, 136, 300, 0},
-                  {512, 264, 300, 24}, {512, 72, 200, 5},   {172, 64, 9, 0}};
+    } shapes[] = {{64, 64, 3, 0},     {768, 2048, 17, 16}, {4096, 512, 70, 0}, {4096, 640, 60, 16},
+                  {512, 136, 300, 0}, {512, 264, 300, 24}, {512, 72, 200, 5},  {172, 64, 9, 0}};
     for (size_t k = 0; k < COUNT(shapes); k++) {
         int d_in = shapes[k].d_in, d = shapes[k].d, n = shapes[k].n_rows;
         size_t n_x = (size_t)(n * d_in), n_y = (size_t)(n * d);
