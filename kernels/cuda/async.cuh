@@ -90,11 +90,22 @@ __device__ static inline int cluster_size()
     return n;
 }
 
-/* All threads of the cluster have come here; says nothing about memory. */
+/* All threads of the cluster arrive; who waits knows that all have. Not a fence: release and
+ * acquire at the cluster are fences of the whole device. */
+__device__ static inline void cluster_arrive()
+{
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+
+__device__ static inline void cluster_wait()
+{
+    asm volatile("barrier.cluster.wait;" ::: "memory");
+}
+
 __device__ static inline void cluster_meet()
 {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::
-                     : "memory");
+    cluster_arrive();
+    cluster_wait();
 }
 
 /* Stores 16 bytes at the same place in block `rank` and counts them on that block's barrier: who

@@ -62,6 +62,7 @@
  *     adapters looked up once a step                                                          331
  *     B by groups, gate and up by halves                                                      245
  *     notes of where B lies                                                                   225
+ *     missing words asked for all at once      108       145                150               221
  *
  * (Cards differ by a tenth, and days.) What was learned from a trace of the last ones: a warp is
  * alone on its quarter of the multiprocessor, so a chain of a hundred instructions takes 500 cycles
@@ -72,11 +73,18 @@
  * product alone 4 to 25 % faster at 64 rows, but not in a row: clusters of eight wait for one
  * another to start). A ring of B for each of the adapters' warps, filled by its own lanes, each
  * warp with rows of its own, and t by slices. Skipping the steps of a unit that has no row of a
- * segment: the branches cost more than the zeros.
+ * segment: the branches cost more than the zeros. One adapter's t by every cluster for itself, out
+ * of the x of its first tile (no trip through L2; but x comes in the order of the ring, to its last
+ * piece at the tile's end, and o and down have one tile a cluster: 198 for 152 at 64 rows). Words
+ * asked for in turns, half a trip apart (152 for 150). Loads before the blocks of a cluster have
+ * met (2 % slower for all). Fewer stages on their way at 32 rows (base 3 % slower; at 8 it costs
+ * 0.5 %, and one adapter gains 1).
  *
  * What is left at 64 rows and 64 adapters (H200, qkv, us after the kernel before has ended): chains
  * 16, sums 4, t' to shared memory 3, then the deltas; so the chains, whose loads of A are 32 KiB in
- * flight a multiprocessor, are next, by bulk copies into the room of t' and the deltas.
+ * flight a multiprocessor, are next, by bulk copies into the room of t' and the deltas. At 64 rows
+ * and one adapter: chains 5, sums 9.5, t' 14 in qkv, whose first tile then waits for 3.6 (and o's
+ * only tile for 1 to 3); in gate_up and down nobody waits.
  *
  * The kernels are in linear_narrow.cuh and linear_wide.cuh; this file launches them, and has the
  * plain path for weights that aren't packed. */

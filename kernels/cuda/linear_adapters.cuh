@@ -19,11 +19,10 @@ template <int N, int SEGS> struct alignas(16) narrow_found {
 template <int N> struct narrow {
     static constexpr int STAGE = TILE_BYTES + N * TILE * 2;                   /* bytes */
     static constexpr int DEPTH = N <= 16 ? 6 : N == 32 ? 5 : N == 64 ? 3 : 2; /* of a ring */
-    /* Stages on their way at a time, 64 KiB a block: enough to keep memory busy. More would make
-     * all other loads wait behind them; the ring is deeper to ride over the ends of tiles. */
-    static constexpr int FLIGHT = ((64 << 10) - 1) / (2 * STAGE) + 1 < DEPTH
-                                      ? ((64 << 10) - 1) / (2 * STAGE) + 1
-                                      : DEPTH;
+    /* Stages of each ring on their way at a time, 54 to 96 KiB a block: enough to keep memory busy.
+     * More would make all other loads wait behind them; the ring is deeper to ride over the ends of
+     * tiles. */
+    static constexpr int FLIGHT = N <= 32 ? 3 : 2;
     static constexpr int UNITS = N / 8;    /* m64n8 pieces of the accumulator */
     static constexpr int PIECE = 128 * 16; /* bytes of one in shared memory: a float4 a thread */
     static constexpr int SEGS = N < 32 ? 32 : N; /* of a step; more go the wide way */
@@ -406,14 +405,6 @@ __device__ static inline uint64_t get_word(const uint64_t *from)
     uint64_t w;
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(w) : "l"(from) : "memory");
     return w;
-}
-
-/* w, or what is there when the tag is. */
-__device__ static inline uint32_t await_word(uint64_t w, const uint64_t *from, uint32_t tag)
-{
-    while ((uint32_t)(w >> 32) != tag)
-        w = get_word(from);
-    return (uint32_t)w;
 }
 
 /* Reads N words, from(j) each (null: none), until all bear the tag. Those that don't yet are asked
@@ -936,9 +927,9 @@ __device__ static __noinline__ struct lora_sums narrow_direct(const struct linea
     lora_delta(sums.c, row, found, a.lora, out, lane,
                [&](const struct lora_cell &cell, int my_row, int r) {
                    const uint64_t *from = word_of_t(a, my_row, cell.t_at + r);
-                   uint64_t w[2] = {get_word(from), get_word(from + 1)};
-                   return make_uint2(await_word(w[0], from, found.head.tag),
-                                     await_word(w[1], from + 1, found.head.tag));
+                   uint64_t w[2];
+                   await_words(w, found.head.tag, [&](int j) { return from + j; });
+                   return make_uint2((uint32_t)w[0], (uint32_t)w[1]);
                });
     return sums;
 }

@@ -102,16 +102,6 @@ struct shrink_shape {
 typedef shrink_shape<1, 1, 1, 2, 2, 96> shrink_few;
 typedef shrink_shape<4, 2, 16, 3, 1, 255> shrink_many;
 
-__device__ static inline void cluster_arrive()
-{
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-
-__device__ static inline void cluster_wait()
-{
-    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-}
-
 /* To the same place or another in block `rank` of the cluster, and counted there. */
 __device__ static inline void copy_to_block(uint32_t to, const void *from, uint32_t bytes,
                                             uint64_t *barrier, int rank)

@@ -151,17 +151,6 @@ __device__ static inline void barriers_init(struct sample_shared *s)
     barrier_init_done();
 }
 
-/* Not a fence: release and acquire at the cluster are fences of the whole device. */
-__device__ static inline void cluster_arrive()
-{
-    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-}
-
-__device__ static inline void cluster_wait()
-{
-    asm volatile("barrier.cluster.wait;" ::: "memory");
-}
-
 /* Stores at the same place in the thread block `rank` of the cluster, and counts the bytes on that
  * one's barrier: who waits there sees them. */
 __device__ static inline void send_one(uint64_t *to, int rank, uint64_t *barrier, uint64_t a)
