@@ -39,12 +39,14 @@ struct service {
     struct workers *preparers; /* answer_prepare.c */
     _Atomic size_t n_loading;
 
-    pthread_mutex_t lock; /* inbox, stopping, waiting, waiting_since */
+    pthread_mutex_t lock; /* the members from here to calls_up */
     pthread_cond_t arrived;
     struct inbox inbox;
     bool stopping;
     struct answer *waiting;            /* for their models */
     uint64_t waiting_since_us;         /* when the oldest message came; 0: empty */
+    struct answer *line, *gatherer;    /* see answer_resolve.c */
+    bool calls_up;                     /* somebody calls up whoever is next in the line */
     _Atomic uint64_t working_since_us; /* 0: idle */
 
     /* service thread */
