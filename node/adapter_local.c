@@ -129,6 +129,12 @@ int adapter_store_add(struct adapter_store *s, const char *name, const char *dir
     char *path = realpath(dir, NULL);
     if (path == NULL)
         return err_set(err, ERR_NOT_FOUND, "adapter %s: %s: no such directory", name, dir);
+    struct stat st;
+    if (stat(path, &st) == 0 && !S_ISDIR(st.st_mode)) {
+        err_set(err, ERR_INVALID, "adapter %s: %s: not a directory", name, path);
+        free(path);
+        return -1;
+    }
     local_files(path, stamp); /* before the reading: what changes meanwhile has another next time */
     if (files_read(s, path, &seen, &loaded, &us, err) != 0) {
         free(path);
