@@ -284,7 +284,7 @@ int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter
                                   .n_bytes = a->n_bytes};
     memcpy(info.targets, a->targets, sizeof info.targets);
     if (engine_adapter_add(e, a, err) != 0)
-        return err_wrap(err, "adapter %s", dir);
+        return -1;
     if (out != NULL)
         *out = info;
     return 0;

@@ -399,9 +399,9 @@ static int refuse_changed(struct adapter_store *s, struct load *l,
     hex_encode(was, l->content->digest.bytes, 32);
     hex_encode(is, facts->content.bytes, 32);
     return err_set(err, ERR_CONFLICT,
-                   "the files in %s have changed: their digest is %.16s.., it was registered as "
-                   "%.16s..; register it again (tributary adapter add)",
-                   l->dir, is, was);
+                   "its files have changed: their digest is %.16s.., it was registered as %.16s..; "
+                   "register it again (tributary adapter add)",
+                   is, was);
 }
 
 /* Hands the loaded content to all who wait for it. With the lock. */
@@ -455,9 +455,11 @@ static void load_run(void *store, void *argument)
         load_serve(s, l, content_get(s, &facts.content), &ready);
     } else {
         s->n_failed++;
+        bool told = err.code != ERR_CANCELLED && err.code != ERR_BUSY;
+        if (told) /* where the files lie is for the operator alone */
+            log_warn("adapters", "adapter %s (%s): %s", l->name, l->dir, err.message);
         err_wrap(&err, "adapter %s", l->name);
-        if (err.code != ERR_CANCELLED && err.code != ERR_BUSY) {
-            log_warn("adapters", "%s", err.message);
+        if (told) {
             fetch_again(s, l, &ready);
         }
         waiters_fail(&l->waiters, &err, &ready);

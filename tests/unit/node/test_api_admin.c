@@ -199,6 +199,11 @@ static void an_adapter_is_added_loaded_pinned_unloaded_and_removed(void **state)
     assert_int_equal(after.adapter_host_bytes_used, 0);
     expect(w, HTTP_POST, "", nothing, 404, "adapter none: ");
     expect(w, HTTP_POST, "", file, 400, where);
+    char *empty = xasprintf("{\"name\":\"none\",\"dir\":\"%s\"}", w->dir);
+    char *what = xasprintf("adapter none (%s): adapter_config.json: No such file", w->dir);
+    expect(w, HTTP_POST, "", empty, 404, what);
+    free(empty);
+    free(what);
     expect(w, HTTP_POST, "", beyond, 404, "adapter none: ");
     free(law);
     free(code);
