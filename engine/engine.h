@@ -206,6 +206,13 @@ int adapter_content_digest(const char *dir, struct content_digest *out, struct e
 int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter *out,
                         struct err *err);
 
+/* The same; as long as there is no room for it (ERR_BUSY, ERR_NO_MEMORY) again(context) says
+ * whether to go on, having waited or made room. What was read and checked is kept meanwhile, beside
+ * what adapter_host_bytes counts, and is loaded under its own digest whatever becomes of the files.
+ */
+int engine_adapter_load_when(struct engine *e, const char *dir, bool (*again)(void *context),
+                             void *context, struct engine_adapter *out, struct err *err);
+
 /* The same reading and checks, and nothing is kept: for those who want to know an adapter's digest
  * and size before they need it. Any thread; blocks while it reads. */
 int engine_adapter_check(struct engine *e, const char *dir, struct engine_adapter *out,
