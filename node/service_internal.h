@@ -97,8 +97,15 @@ void answers_expire(struct service *s);
 
 /* From a known model to a START message, or a refusal. Takes the owner's reference. */
 void answer_prepare(struct answer *a);
-/* Characters of UTF-8 text. */
-uint32_t answer_count_chars(const char *s, size_t n);
+
+/* ---- answer_offsets.c --------------------------------------------------------------------------
+ */
+
+/* Before the token of s is pushed to the detokenizer. */
+void offsets_begin(struct choice *c, struct score *s);
+/* The detokenizer has given a piece (n 0: none); n_known: tokens that were pushed and have scores,
+ * the prompt's included. */
+void offsets_settle(struct choice *c, size_t n_known, const char *piece, size_t n);
 
 /* ---- service_names.c ---------------------------------------------------------------------------
  */

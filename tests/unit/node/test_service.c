@@ -569,6 +569,38 @@ static json_t *receipt_of(struct world *w, const char *answer_id)
     return NULL;
 }
 
+/* <0xE2> is token 229, and so on; 1 is the beginning of a text, 412 is "a". */
+static void a_token_begins_in_the_text_where_its_first_bytes_character_does(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        const char *ids, *text, *offsets;
+    } rows[] = {
+        {"[1,412,412]", "aa", "[0,0,1]"},
+        {"[1,229,133,175,198,172,412,412]", "\u20ac\u00e9aa", "[0,0,0,0,1,1,2,3]"},
+        {"[1,412,229,133,175,198,172]", "a\u20ac\u00e9", "[0,0,1,1,1,2,2]"}, /* to the end */
+        {"[1,229,412]", "\ufffda", "[0,0,1]"},
+        {"[1,412,229,133,412]", "a\ufffd\ufffda", "[0,0,1,2,3]"},
+        {"[1,229,133,175,258,412]", "\ufffd\ufffd\ufffd\ufffda", "[0,0,1,2,3,4]"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char *body = xasprintf("{\"model\":\"base\",\"prompt\":%s,\"max_tokens\":0,\"echo\":true,"
+                               "\"logprobs\":0}",
+                               rows[i].ids);
+        struct answer_seen a = ask(w, body);
+        const json_t *choice = json_array_get(json_object_get(a.body, "choices"), 0);
+        char *offsets = json_dumps(
+            json_object_get(json_object_get(choice, "logprobs"), "text_offset"), JSON_COMPACT);
+        if (strcmp(a.text, rows[i].text) != 0 || offsets == NULL ||
+            strcmp(offsets, rows[i].offsets) != 0)
+            fail_msg("%s: \"%s\" %s, expected \"%s\" %s", rows[i].ids, a.text,
+                     offsets != NULL ? offsets : "", rows[i].text, rows[i].offsets);
+        free(offsets);
+        free(body);
+        answer_release(&a);
+    }
+}
+
 static void a_vanished_client_is_billed_what_its_socket_took(void **state)
 {
     struct world *w = *state;
@@ -1388,6 +1420,7 @@ int main(void)
         cmocka_unit_test(a_salt_shares_with_itself_alone),
         cmocka_unit_test(a_stop_string_ends_text_and_bill),
         cmocka_unit_test(scores_of_a_prompt_equal_those_of_its_generation),
+        cmocka_unit_test(a_token_begins_in_the_text_where_its_first_bytes_character_does),
         cmocka_unit_test(a_vanished_client_is_billed_what_its_socket_took),
         cmocka_unit_test(a_client_that_leaves_before_the_first_byte_is_billed_nothing),
         cmocka_unit_test(many_at_once_get_the_words_they_get_alone),
