@@ -256,38 +256,67 @@ const struct chat_template *engine_chat_template(const struct engine *e)
 
 /* ---- adapters ---------------------------------------------------------------------------- */
 
+/* On failure adapter stays the caller's. */
+static int add(struct engine *e, struct lora_adapter *adapter, struct err *err)
+{
+    if (adapter->n_bytes > e->adapter_pool_bytes)
+        return err_set(err, ERR_TOO_LARGE,
+                       "adapter needs %zu bytes, the device has %zu for adapters", adapter->n_bytes,
+                       e->adapter_pool_bytes);
+    if (adapter->home == NULL && !host_memory_has(e->host, adapter->data) &&
+        lora_move(adapter, e->host, err) != 0)
+        return -1;
+    return loaded_adapters_add(e->adapters, adapter, err);
+}
+
 int engine_adapter_add(struct engine *e, struct lora_adapter *adapter, struct err *err)
 {
-    if (adapter->n_bytes > e->adapter_pool_bytes) {
-        err_set(err, ERR_TOO_LARGE, "adapter needs %zu bytes, the device has %zu for adapters",
-                adapter->n_bytes, e->adapter_pool_bytes);
+    int rc = add(e, adapter, err);
+    if (rc != 0)
         lora_close(adapter);
-        return -1;
+    return rc;
+}
+
+int engine_adapter_load_when(struct engine *e, const char *dir, bool (*again)(void *context),
+                             void *context, struct engine_adapter *out, struct err *err)
+{
+    struct lora_adapter *a = NULL;
+    struct engine_adapter info = {0};
+    struct err why = {0};
+    int rc;
+    do {
+        rc = a != NULL ? 0
+                       : lora_open(&a, &e->model->config, dir, e->options.adapter_host_bytes,
+                                   e->host, &why);
+        if (rc == 0) {
+            info = (struct engine_adapter){.content = a->content,
+                                           .rank_max = a->rank_max,
+                                           .n_sites = a->n_sites,
+                                           .n_bytes = a->n_bytes};
+            memcpy(info.targets, a->targets, sizeof info.targets);
+            rc = add(e, a, &why);
+        }
+    } while (rc != 0 && (why.code == ERR_BUSY || why.code == ERR_NO_MEMORY) && again(context));
+    if (rc != 0) {
+        lora_close(a);
+        if (err != NULL)
+            *err = why;
+    } else if (out != NULL) {
+        *out = info;
     }
-    if (adapter->home == NULL && !host_memory_has(e->host, adapter->data) &&
-        lora_move(adapter, e->host, err) != 0) {
-        lora_close(adapter);
-        return -1;
-    }
-    return loaded_adapters_add(e->adapters, adapter, err);
+    return rc;
+}
+
+static bool never(void *context)
+{
+    (void)context;
+    return false;
 }
 
 int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter *out,
                         struct err *err)
 {
-    struct lora_adapter *a;
-    if (lora_open(&a, &e->model->config, dir, e->options.adapter_host_bytes, e->host, err) != 0)
-        return -1;
-    struct engine_adapter info = {.content = a->content,
-                                  .rank_max = a->rank_max,
-                                  .n_sites = a->n_sites,
-                                  .n_bytes = a->n_bytes};
-    memcpy(info.targets, a->targets, sizeof info.targets);
-    if (engine_adapter_add(e, a, err) != 0)
-        return err_wrap(err, "adapter %s", dir);
-    if (out != NULL)
-        *out = info;
-    return 0;
+    return engine_adapter_load_when(e, dir, never, NULL, out, err);
 }
 
 int engine_adapter_drop(struct engine *e, const struct content_digest *content, struct err *err)

@@ -201,18 +201,26 @@ int adapter_content_digest(const char *dir, struct content_digest *out, struct e
 
 /* Reads and checks the adapter in dir (PEFT layout) against the base model and makes it usable by
  * its digest. Loading one that is loaded already counts one more reference. Reads files in the
- * calling thread: running sequences are not disturbed. The error names the file, tensor or key. */
+ * calling thread: running sequences are not disturbed. The error names the file, tensor or key; not
+ * dir, which is nothing to tell whoever asked for the adapter. */
 int engine_adapter_load(struct engine *e, const char *dir, struct engine_adapter *out,
                         struct err *err);
+
+/* The same; as long as there is no room for it (ERR_BUSY, ERR_NO_MEMORY) again(context) says
+ * whether to go on, having waited or made room. What was read and checked is kept meanwhile, beside
+ * what adapter_host_bytes counts, and is loaded under its own digest whatever becomes of the files.
+ */
+int engine_adapter_load_when(struct engine *e, const char *dir, bool (*again)(void *context),
+                             void *context, struct engine_adapter *out, struct err *err);
 
 /* The same reading and checks, and nothing is kept: for those who want to know an adapter's digest
  * and size before they need it. Any thread; blocks while it reads. */
 int engine_adapter_check(struct engine *e, const char *dir, struct engine_adapter *out,
                          struct err *err);
 
-/* For creators: the same checks against a model in model_dir, without an engine. model (may be
- * NULL) gets the base model's id and name [128]. Slow for a large model: its id is a hash over all
- * its weights. */
+/* For creators: the same checks against a model in model_dir, without an engine; the error names
+ * the directory, too. model (may be NULL) gets the base model's id and name [128]. Slow for a large
+ * model: its id is a hash over all its weights. */
 int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct model_id *model,
                          char *model_name, struct engine_adapter *out, struct err *err);
 

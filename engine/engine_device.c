@@ -35,7 +35,9 @@ enum {
     HOST_FIRST_BYTES = 1 << 30, /* pinned memory for adapters taken at open */
 };
 
-static const size_t HOST_SHARED_BYTES = (size_t)1536 << 20; /* a third for adapters */
+static const size_t HOST_SHARED_BYTES = (size_t)1536 << 20;
+/* Of what adapters and KV cache share, adapters begin with one part. */
+enum { ADAPTERS_PART_HOST = 3, ADAPTERS_PART_DEVICE = 4 };
 
 /* For what is allocated behind the pools: the batch and the tables of adapters, which are counted,
  * and recordings, which are not known before. A quarter of what is left at most, for small devices.
@@ -100,12 +102,14 @@ static struct shares host_shares(const struct engine_options *o)
 {
     size_t total = o->shared_bytes != 0 ? o->shared_bytes : HOST_SHARED_BYTES;
     struct shares shares = {
-        .adapter_bytes = o->adapter_bytes != 0 ? o->adapter_bytes : HOST_SHARED_BYTES / 3,
-        .kv_bytes = o->kv_bytes != 0 ? o->kv_bytes : HOST_SHARED_BYTES / 3 * 2,
+        .adapter_bytes = o->adapter_bytes != 0 ? o->adapter_bytes
+                                               : HOST_SHARED_BYTES / ADAPTERS_PART_HOST,
+        .kv_bytes = o->kv_bytes != 0 ? o->kv_bytes
+                                     : HOST_SHARED_BYTES - HOST_SHARED_BYTES / ADAPTERS_PART_HOST,
         .total_bytes = total,
     };
     if (wants_sharing(o)) {
-        shares.adapter_bytes = total / 3;
+        shares.adapter_bytes = total / ADAPTERS_PART_HOST;
         shares.kv_bytes = total - shares.adapter_bytes;
     }
     return shares;
@@ -139,7 +143,7 @@ static int divide_memory(struct engine *e, size_t free_at_open, struct shares *o
     left = left > behind ? left - behind : 0;
     size_t total = wants_sharing(o) && o->shared_bytes != 0 ? o->shared_bytes : left;
     out->total_bytes = total;
-    out->adapter_bytes = o->adapter_bytes != 0 ? o->adapter_bytes : total / 4;
+    out->adapter_bytes = o->adapter_bytes != 0 ? o->adapter_bytes : total / ADAPTERS_PART_DEVICE;
     size_t rest = total > out->adapter_bytes ? total - out->adapter_bytes : 0;
     out->kv_bytes = o->kv_bytes != 0 ? o->kv_bytes : rest;
     if (out->adapter_bytes > left || out->kv_bytes > left - out->adapter_bytes)
@@ -180,6 +184,27 @@ static int share_memory(struct engine *e, const struct backend_caps *caps,
     return e->shares ? budget_blocks(&e->budget, e->budget.n_kv) : 0;
 }
 
+/* The KV cache has not even one block: which option has to be larger, and how much. */
+static int too_small_for_kv(const struct engine *e, const struct backend_caps *caps,
+                            size_t block_bytes, const struct shares *shares, struct err *err)
+{
+    const struct engine_options *o = &e->options;
+    size_t part = caps->own_memory ? ADAPTERS_PART_DEVICE : ADAPTERS_PART_HOST;
+    if (o->kv_bytes != 0)
+        return err_set(err, ERR_INVALID,
+                       "kv_bytes is %zu, it must be at least %zu: one block of the KV cache",
+                       o->kv_bytes, block_bytes);
+    if (wants_sharing(o) && o->shared_bytes != 0)
+        return err_set(err, ERR_INVALID,
+                       "shared_bytes is %zu, it must be at least %zu: adapters begin with one part "
+                       "in %zu of it, and one block of the KV cache needs %zu bytes",
+                       o->shared_bytes, (block_bytes - 1) * part / (part - 1) + 1, part,
+                       block_bytes);
+    return err_set(err, ERR_NO_MEMORY,
+                   "%zu bytes are left for the KV cache, one block of it needs %zu",
+                   shares->kv_bytes, block_bytes);
+}
+
 /* How many blocks the KV cache has, beside padding's; shortens max_context to what one sequence
  * could fill. */
 static int size_kv(struct engine *e, const struct backend_caps *caps, const struct shares *shares,
@@ -194,8 +219,7 @@ static int size_kv(struct engine *e, const struct backend_caps *caps, const stru
     if (n > useful)
         n = useful;
     if (n == 0)
-        return err_set(err, ERR_INVALID, "kv_bytes of %zu is less than one block of %zu bytes",
-                       shares->kv_bytes, block_bytes);
+        return too_small_for_kv(e, caps, block_bytes, shares, err);
     if (n * BLOCK_TOKENS < (size_t)e->max_context) {
         log_warn("engine", "the KV cache holds %zu tokens: context shortened from %d",
                  n * BLOCK_TOKENS, e->max_context);

@@ -28,8 +28,7 @@ int engine_adapter_check(struct engine *e, const char *dir, struct engine_adapte
     describe(out, a);
     lora_close(a);
     if (out->n_bytes > e->adapter_pool_bytes)
-        return err_set(err, ERR_TOO_LARGE,
-                       "adapter %s needs %zu bytes, the device has %zu for adapters", dir,
+        return err_set(err, ERR_TOO_LARGE, "it needs %zu bytes, the device has %zu for adapters",
                        out->n_bytes, e->adapter_pool_bytes);
     return 0;
 }
@@ -49,6 +48,8 @@ int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct 
             snprintf(model_name, 128, "%s", m->name);
         }
         lora_close(a);
+    } else {
+        err_wrap(err, "adapter %s", adapter_dir);
     }
     model_close(m);
     return rc;

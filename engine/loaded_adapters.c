@@ -94,7 +94,8 @@ int loaded_adapters_add(struct loaded_adapters *t, struct lora_adapter *lora, st
         lora = NULL;
     }
     pthread_mutex_unlock(&t->lock);
-    lora_close(lora);
+    if (rc == 0)
+        lora_close(lora);
     return rc;
 }
 

@@ -30,7 +30,7 @@ struct loaded_adapters *loaded_adapters_create(size_t max_bytes);
 void loaded_adapters_free(struct loaded_adapters *t); /* quiet on NULL; no users may be left */
 
 /* Takes lora over. One already there gets one more load and `lora` is closed. Fails with ERR_BUSY
- * when max_bytes would be passed; lora is closed then, too. */
+ * when max_bytes would be passed; lora stays the caller's then. */
 int loaded_adapters_add(struct loaded_adapters *t, struct lora_adapter *lora, struct err *err);
 
 /* One load more of one that a user holds. */

@@ -78,17 +78,17 @@ static int files_open(struct adapter_files *files, const char *dir, enum tensor_
                       size_t max_bytes, struct err *err)
 {
     *files = (struct adapter_files){.config = BUF_INIT};
-    char *path = xasprintf("%s/adapter_config.json", dir);
     char *pickle = xasprintf("%s/adapter_model.bin", dir);
-    int rc = file_read_regular(path, LORA_CONFIG_MAX_BYTES, &files->config, err);
+    int rc = file_read_regular(dir, "adapter_config.json", LORA_CONFIG_MAX_BYTES, &files->config,
+                               err);
     if (rc == 0) {
         buf_reserve(&files->config, 1);
         rc = tensor_dir_open(&files->tensors, dir, "adapter_model", how, max_bytes, err);
         if (rc != 0 && err != NULL && err->code == ERR_NOT_FOUND && access(pickle, F_OK) == 0)
             err_set(err, ERR_UNSUPPORTED,
-                    "%s is a pickle, which can run code; save the adapter as safetensors", pickle);
+                    "adapter_model.bin is a pickle, which can run code; save the adapter as "
+                    "safetensors");
     }
-    free(path);
     free(pickle);
     if (rc != 0) {
         files_release(files);
@@ -349,7 +349,7 @@ int lora_open(struct lora_adapter **out, const struct model_config *model, const
     files_release(&files);
     if (rc != 0) {
         lora_close(a);
-        return err_wrap(err, "adapter %s", dir);
+        return -1;
     }
     *out = a;
     return 0;

@@ -327,10 +327,10 @@ int model_open(struct model **out, const char *dir, struct err *err)
     if (access(generation_path, F_OK) == 0 &&
         config_json_read(&generation, generation_path, CONFIG_MAX_BYTES, err) != 0)
         goto out;
-    if (model_config_parse(&m->config, config, generation, path, err) != 0 ||
-        tensor_dir_open(&m->tensors, dir, "model", TENSOR_DIR_MAP, SIZE_MAX, err) != 0)
+    if (model_config_parse(&m->config, config, generation, path, err) != 0)
         goto out;
-    if (check_tensors(m, err) != 0) {
+    if (tensor_dir_open(&m->tensors, dir, "model", TENSOR_DIR_MAP, SIZE_MAX, err) != 0 ||
+        check_tensors(m, err) != 0) {
         err_wrap(err, "%s", dir);
         goto out;
     }

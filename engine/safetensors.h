@@ -111,7 +111,6 @@ struct tensor_dir_file {
 };
 
 struct tensor_dir {
-    char *path;
     struct tensor_dir_file *files; /* [n_files]; when there is an index it is the first */
     size_t n_files;
     enum tensor_dir_how how;
@@ -119,7 +118,8 @@ struct tensor_dir {
     size_t n_tensors;
 };
 
-/* max_bytes bounds the sum of the files when they are read. Fails naming the file. */
+/* max_bytes bounds the sum of the files when they are read. Fails naming the file, not dir: whose
+ * files these are, and whether a reader of the error may know where they lie, knows the caller. */
 int tensor_dir_open(struct tensor_dir *out, const char *dir, const char *stem,
                     enum tensor_dir_how how, size_t max_bytes, struct err *err);
 void tensor_dir_close(struct tensor_dir *d); /* quiet when nothing is open */

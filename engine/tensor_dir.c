@@ -38,13 +38,13 @@ static bool name_is_plain(const char *name)
     return n > 12 && strcmp(name + n - 12, ".safetensors") == 0;
 }
 
-static int file_map(struct tensor_dir_file *f, int fd, size_t n, const char *path, struct err *err)
+static int file_map(struct tensor_dir_file *f, int fd, size_t n, struct err *err)
 {
     if (n == 0)
-        return err_set(err, ERR_INVALID, "%s: is empty", path);
+        return err_set(err, ERR_INVALID, "%s: is empty", f->name);
     void *p = mmap(NULL, n, PROT_READ, MAP_PRIVATE, fd, 0);
     if (p == MAP_FAILED)
-        return err_set_errno(err, errno, "%s: cannot map %zu bytes", path, n);
+        return err_set_errno(err, errno, "%s: cannot map %zu bytes", f->name, n);
     f->bytes = p;
     f->n_bytes = n;
     return 0;
@@ -52,13 +52,13 @@ static int file_map(struct tensor_dir_file *f, int fd, size_t n, const char *pat
 
 /* Reads and hashes in turn, a piece that stays in a core's cache at once. The whole file was asked
  * for in front, so that the disk reads what comes next while a piece is hashed. */
-static int file_load(struct tensor_dir_file *f, int fd, size_t n, const char *path, struct err *err)
+static int file_load(struct tensor_dir_file *f, int fd, size_t n, struct err *err)
 {
     struct sha256 hash;
     sha256_init(&hash);
     f->bytes = malloc(n > 0 ? n : 1);
     if (f->bytes == NULL)
-        return err_set(err, ERR_NO_MEMORY, "%s: no memory for its %zu bytes", path, n);
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory for its %zu bytes", f->name, n);
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* advice: it may be refused */
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
     while (f->n_bytes < n) {
@@ -67,9 +67,9 @@ static int file_load(struct tensor_dir_file *f, int fd, size_t n, const char *pa
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
-            return err_set_errno(err, errno, "%s: cannot read", path);
+            return err_set_errno(err, errno, "%s: cannot read", f->name);
         if (got == 0)
-            return err_set(err, ERR_IO, "%s: became shorter while it was read", path);
+            return err_set(err, ERR_IO, "%s: became shorter while it was read", f->name);
         sha256_update(&hash, f->bytes + f->n_bytes, (size_t)got);
         f->n_bytes += (size_t)got;
     }
@@ -78,8 +78,7 @@ static int file_load(struct tensor_dir_file *f, int fd, size_t n, const char *pa
 }
 
 /* The header, or what there is of it; keeps fd. The disk begins to bring the rest. */
-static int file_begin(struct tensor_dir_file *f, int fd, size_t n, const char *path,
-                      struct err *err)
+static int file_begin(struct tensor_dir_file *f, int fd, size_t n, struct err *err)
 {
     uint8_t first[8];
     f->fd = fd;
@@ -88,7 +87,7 @@ static int file_begin(struct tensor_dir_file *f, int fd, size_t n, const char *p
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* advice: it may be refused */
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
     if (tensor_read_bytes(fd, first, 0, f->n_header, err) != 0)
-        return err_wrap(err, "%s", path);
+        return err_wrap(err, "%s", f->name);
     if (n >= sizeof first) { /* what exceeds these bounds is refused when it is parsed */
         uint64_t rest = safetensors_header_bytes(first);
         if (rest <= SAFETENSORS_HEADER_MAX_BYTES && rest <= n - sizeof first)
@@ -96,12 +95,12 @@ static int file_begin(struct tensor_dir_file *f, int fd, size_t n, const char *p
     }
     f->bytes = malloc(f->n_header > 0 ? f->n_header : 1);
     if (f->bytes == NULL)
-        return err_set(err, ERR_NO_MEMORY, "%s: no memory for its header of %zu bytes", path,
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory for its header of %zu bytes", f->name,
                        f->n_header);
     size_t n_first = f->n_header < sizeof first ? f->n_header : sizeof first;
     memcpy(f->bytes, first, n_first);
     if (tensor_read_bytes(fd, f->bytes + n_first, n_first, f->n_header - n_first, err) != 0)
-        return err_wrap(err, "%s", path);
+        return err_wrap(err, "%s", f->name);
     return 0;
 }
 
@@ -115,20 +114,20 @@ static int file_open(struct tensor_dir_file *f, const char *dir, const char *nam
     int rc = -1, fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat st; /* O_NONBLOCK: the open of a FIFO would wait */
     if (fd < 0) {
-        err_set_errno(err, errno, "%s: cannot open", path);
+        err_set_errno(err, errno, "%s: cannot open", name);
     } else if (fstat(fd, &st) != 0) {
-        err_set_errno(err, errno, "%s: cannot stat", path);
+        err_set_errno(err, errno, "%s: cannot stat", name);
     } else if (!S_ISREG(st.st_mode)) {
-        err_set(err, ERR_INVALID, "%s: is not a regular file", path);
+        err_set(err, ERR_INVALID, "%s: is not a regular file", name);
     } else if (how == TENSOR_DIR_MAP) {
-        rc = file_map(f, fd, (size_t)st.st_size, path, err);
+        rc = file_map(f, fd, (size_t)st.st_size, err);
     } else if ((size_t)st.st_size > *budget) {
-        err_set(err, ERR_TOO_LARGE, "%s: has %zu bytes, %zu are allowed", path, (size_t)st.st_size,
+        err_set(err, ERR_TOO_LARGE, "%s: has %zu bytes, %zu are allowed", name, (size_t)st.st_size,
                 *budget);
     } else {
         *budget -= (size_t)st.st_size;
-        rc = how == TENSOR_DIR_READ ? file_load(f, fd, (size_t)st.st_size, path, err)
-                                    : file_begin(f, fd, (size_t)st.st_size, path, err);
+        rc = how == TENSOR_DIR_READ ? file_load(f, fd, (size_t)st.st_size, err)
+                                    : file_begin(f, fd, (size_t)st.st_size, err);
     }
     if (fd >= 0 && f->fd < 0)
         close(fd);
@@ -199,7 +198,7 @@ static int check_against_map(const struct tensor_dir *d, const json_t *map, stru
     return 0;
 }
 
-static int parse_all(struct tensor_dir *d, const char *dir, size_t first, struct err *err)
+static int parse_all(struct tensor_dir *d, size_t first, struct err *err)
 {
     size_t n = 0;
     for (size_t i = first; i < d->n_files; i++) {
@@ -208,7 +207,7 @@ static int parse_all(struct tensor_dir *d, const char *dir, size_t first, struct
                      ? safetensors_parse_header(&f->parsed, f->bytes, f->n_header, f->n_bytes, err)
                      : safetensors_parse(&f->parsed, f->bytes, f->n_bytes, err);
         if (rc != 0)
-            return err_wrap(err, "%s/%s", dir, f->name);
+            return err_wrap(err, "%s", f->name);
         n += f->parsed.n_tensors;
     }
     d->tensors = xcalloc(n, sizeof(struct tensor *));
@@ -218,15 +217,14 @@ static int parse_all(struct tensor_dir *d, const char *dir, size_t first, struct
     qsort(d->tensors, n, sizeof(struct tensor *), tensor_by_name);
     for (size_t i = 1; i < n; i++)
         if (strcmp(d->tensors[i - 1]->name, d->tensors[i]->name) == 0)
-            return err_set(err, ERR_INVALID, "%s: tensor %s is in two files", dir,
-                           d->tensors[i]->name);
+            return err_set(err, ERR_INVALID, "tensor %s is in two files", d->tensors[i]->name);
     return 0;
 }
 
 int tensor_dir_open(struct tensor_dir *out, const char *dir, const char *stem,
                     enum tensor_dir_how how, size_t max_bytes, struct err *err)
 {
-    *out = (struct tensor_dir){.how = how, .path = xstrdup(dir)};
+    *out = (struct tensor_dir){.how = how};
     struct tensor_dir *d = out;
     size_t budget = max_bytes;
     json_t *index = NULL;
@@ -241,24 +239,24 @@ int tensor_dir_open(struct tensor_dir *out, const char *dir, const char *stem,
     if (access(single_path, F_OK) == 0) {
         rc = file_open(&d->files[0], dir, single, how, &budget, err);
         if (rc == 0)
-            rc = parse_all(d, dir, 0, err);
+            rc = parse_all(d, 0, err);
     } else if (access(index_path, F_OK) == 0) {
         size_t index_budget = budget < INDEX_MAX_BYTES ? budget : INDEX_MAX_BYTES;
         if (file_open(&d->files[0], dir, index_name, TENSOR_DIR_READ, &index_budget, err) != 0 ||
-            config_json_parse(&index, d->files[0].bytes, d->files[0].n_bytes, index_path, err) != 0)
+            config_json_parse(&index, d->files[0].bytes, d->files[0].n_bytes, index_name, err) != 0)
             goto out;
         const json_t *map = json_object_get(index, "weight_map");
         if (!json_is_object(map)) {
-            err_set(err, ERR_INVALID, "%s: has no weight_map", index_path);
+            err_set(err, ERR_INVALID, "%s: has no weight_map", index_name);
             goto out;
         }
-        if (open_shards(d, dir, map, &budget, err) != 0 || parse_all(d, dir, 1, err) != 0 ||
+        if (open_shards(d, dir, map, &budget, err) != 0 || parse_all(d, 1, err) != 0 ||
             check_against_map(d, map, err) != 0)
             goto out;
         rc = 0;
     } else {
         err_set(err, ERR_NOT_FOUND,
-                "%s: has neither %s nor %s (pickled weights, .bin, are not read)", dir, single,
+                "there is neither %s nor %s (pickled weights, .bin, are not read)", single,
                 index_name);
     }
 out:
@@ -290,7 +288,6 @@ void tensor_dir_close(struct tensor_dir *d)
             close(f->fd);
         free(f->name);
     }
-    free(d->path);
     free(d->files);
     free(d->tensors);
     *d = (struct tensor_dir){0};

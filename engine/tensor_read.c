@@ -152,7 +152,7 @@ static size_t cut(struct reading *r)
 static int read_piece(const struct reading *r, const struct piece *p)
 {
     if (tensor_read_bytes(p->file->fd, p->to, p->at, p->n_bytes, r->err) != 0)
-        return err_wrap(r->err, "%s/%s", r->dir->path, p->file->name);
+        return err_wrap(r->err, "%s", p->file->name);
     if (!all_finite(p->tensor->dtype, p->to, p->n_bytes))
         return err_set(r->err, ERR_INVALID, "tensor %s: holds numbers that are not finite",
                        p->tensor->name);

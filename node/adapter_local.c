@@ -129,10 +129,17 @@ int adapter_store_add(struct adapter_store *s, const char *name, const char *dir
     char *path = realpath(dir, NULL);
     if (path == NULL)
         return err_set(err, ERR_NOT_FOUND, "adapter %s: %s: no such directory", name, dir);
+    struct stat st;
+    if (stat(path, &st) == 0 && !S_ISDIR(st.st_mode)) {
+        err_set(err, ERR_INVALID, "adapter %s: %s: not a directory", name, path);
+        free(path);
+        return -1;
+    }
     local_files(path, stamp); /* before the reading: what changes meanwhile has another next time */
     if (files_read(s, path, &seen, &loaded, &us, err) != 0) {
+        err_wrap(err, "adapter %s (%s)", name, path);
         free(path);
-        return err_wrap(err, "adapter %s", name);
+        return -1;
     }
     pthread_mutex_lock(&s->told_lock);
     int rc = told ? told_add(s, name, path, err) : 0;
@@ -381,7 +388,7 @@ static void examine(struct adapter_store *s, const char *name)
     }
     pthread_mutex_unlock(&s->lock);
     if (rc != 0)
-        log_warn("adapters", "adapter %s can't serve: %s", name, err.message);
+        log_warn("adapters", "adapter %s (%s) can't serve: %s", name, dir, err.message);
     free(dir);
 }
 

@@ -140,7 +140,9 @@ int adapter_store_pin(struct adapter_store *s, const char *model, bool pinned, s
  */
 
 struct adapter_store_stats {
-    uint64_t hits[N_TIERS];                /* requests, by the tier where their adapter was found */
+    /* Requests, by the tier where their adapter was found; an ensemble asks for each of its own,
+     * and for all again if they aren't there at once (answer_resolve.c). */
+    uint64_t hits[N_TIERS];
     uint64_t evictions[N_TIERS];           /* device: see engine_stats */
     uint64_t n_loads, n_fetches, n_failed; /* from disk; from a registry; of both */
     size_t n_adapters[N_TIERS]; /* contents that are there; registry: names that are listed */

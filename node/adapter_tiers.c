@@ -248,28 +248,28 @@ static int reserve(struct adapter_store *s, size_t n_bytes, struct err *err)
     return 0;
 }
 
+struct pressed {
+    struct adapter_store *store;
+    int turn;
+};
+
 /* The engine counts for itself, and what a finished sequence held is freed a moment after its
  * answer: then it says ERR_BUSY although there is room here. If waiting doesn't help, the files are
  * larger in memory than they are on disk, and others have to leave. Without the lock. */
-static int load_pressed(struct adapter_store *s, const char *dir, struct engine_adapter *facts,
-                        struct err *err)
+static bool wait_pressed(void *context)
 {
-    struct err local = {0};
-    for (int turn = 0;; turn++) {
-        if (engine_adapter_load(s->engine, dir, facts, &local) == 0)
-            return 0;
-        if ((local.code != ERR_BUSY && local.code != ERR_NO_MEMORY) || atomic_load(&s->cancelled))
-            break;
-        pthread_mutex_lock(&s->lock);
-        bool freed = turn % PRESSED_TURNS == PRESSED_TURNS - 1 && evict_one(s);
-        pthread_mutex_unlock(&s->lock);
-        if (!freed && turn * PRESSED_MS >= ROOM_WAIT_S * 1000)
-            break;
-        nanosleep(&(struct timespec){0, PRESSED_MS * 1000000L}, NULL);
-    }
-    if (err != NULL)
-        *err = local;
-    return -1;
+    struct pressed *p = context;
+    struct adapter_store *s = p->store;
+    int turn = p->turn++;
+    if (atomic_load(&s->cancelled))
+        return false;
+    pthread_mutex_lock(&s->lock);
+    bool freed = turn % PRESSED_TURNS == PRESSED_TURNS - 1 && evict_one(s);
+    pthread_mutex_unlock(&s->lock);
+    if (!freed && turn * PRESSED_MS >= ROOM_WAIT_S * 1000)
+        return false;
+    nanosleep(&(struct timespec){0, PRESSED_MS * 1000000L}, NULL);
+    return true;
 }
 
 /* ---- loading -----------------------------------------------------------------------------------
@@ -374,7 +374,8 @@ static int load_files(struct adapter_store *s, struct load *l, struct engine_ada
     if (rc != 0)
         return -1;
     struct monotonic_us began = clock_monotonic_us();
-    rc = load_pressed(s, l->dir, facts, err);
+    struct pressed pressed = {.store = s};
+    rc = engine_adapter_load_when(s->engine, l->dir, wait_pressed, &pressed, facts, err);
     *us = clock_elapsed_us(began, clock_monotonic_us());
     pthread_mutex_lock(&s->lock);
     s->host_reserved -= n_bytes;
@@ -399,9 +400,9 @@ static int refuse_changed(struct adapter_store *s, struct load *l,
     hex_encode(was, l->content->digest.bytes, 32);
     hex_encode(is, facts->content.bytes, 32);
     return err_set(err, ERR_CONFLICT,
-                   "the files in %s have changed: their digest is %.16s.., it was registered as "
-                   "%.16s..; register it again (tributary adapter add)",
-                   l->dir, is, was);
+                   "its files have changed: their digest is %.16s.., it was registered as %.16s..; "
+                   "register it again (tributary adapter add)",
+                   is, was);
 }
 
 /* Hands the loaded content to all who wait for it. With the lock. */
@@ -455,9 +456,11 @@ static void load_run(void *store, void *argument)
         load_serve(s, l, content_get(s, &facts.content), &ready);
     } else {
         s->n_failed++;
+        bool told = err.code != ERR_CANCELLED && err.code != ERR_BUSY;
+        if (told) /* where the files lie is for the operator alone */
+            log_warn("adapters", "adapter %s (%s): %s", l->name, l->dir, err.message);
         err_wrap(&err, "adapter %s", l->name);
-        if (err.code != ERR_CANCELLED && err.code != ERR_BUSY) {
-            log_warn("adapters", "%s", err.message);
+        if (told) {
             fetch_again(s, l, &ready);
         }
         waiters_fail(&l->waiters, &err, &ready);

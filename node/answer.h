@@ -29,7 +29,8 @@ struct score { /* a token's log-probability; memory of the answer's arena */
     int32_t n_top;
     const int32_t *top_ids;
     const float *top_logprobs;
-    uint32_t text_offset; /* in characters, of the choice's whole text */
+    uint32_t text_offset; /* in characters, of the choice's whole text: answer_offsets.c */
+    uint32_t n_held;      /* bytes that the detokenizer held before it */
 };
 
 struct scores {
@@ -51,10 +52,11 @@ struct choice {
     struct scores prompt_scores; /* with echo */
     struct detokenizer *detokenizer;
     struct stop_match *stop;
-    struct buf text;  /* not streamed: all of it; streamed: what the next chunk takes */
-    uint32_t n_chars; /* what the detokenizer has given so far */
-    size_t n_sent;    /* ids (and scores) that chunks have carried */
-    bool begun;       /* streamed: the first chunk was sent */
+    struct buf text;   /* not streamed: all of it; streamed: what the next chunk takes */
+    uint32_t n_chars;  /* what the detokenizer has given so far */
+    size_t first_open; /* of the scores, the prompt's first: whose text_offset isn't final */
+    size_t n_sent;     /* ids (and scores) that chunks have carried */
+    bool begun;        /* streamed: the first chunk was sent */
 };
 
 struct mark {
@@ -91,6 +93,12 @@ struct answer {
     _Atomic int n_untold;
     bool waits;       /* in the service's list of waiting answers; under its lock */
     bool models_told; /* the models are this answer's to release */
+    /* Of an ensemble that isn't there at once: */
+    bool lets_go;                /* what is found is given back; under the service's lock */
+    bool gathers;                /* it has had its place in the line */
+    struct answer *next_in_line; /* service.line; under its lock */
+    struct monotonic_us in_line; /* since */
+    _Atomic size_t n_bytes;      /* in host memory, of those that were given back */
     float weights[OPENAI_ADAPTERS_MAX];
     uint16_t shares[OPENAI_ADAPTERS_MAX]; /* basis points, sum BPS_WHOLE */
     size_t n_models, n_adapters;          /* n_adapters: the same, or 0 for the base model */

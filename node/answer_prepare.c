@@ -132,14 +132,6 @@ static int check_limits(struct answer *a)
     return 0;
 }
 
-uint32_t answer_count_chars(const char *s, size_t n)
-{
-    uint32_t chars = 0;
-    for (size_t i = 0; i < n; i++)
-        chars += ((unsigned char)s[i] & 0xC0) != 0x80;
-    return chars;
-}
-
 /* The prompt as the beginning of the choice's text, and where each of its tokens begins. */
 static void echo_prompt(struct choice *c)
 {
@@ -149,10 +141,9 @@ static void echo_prompt(struct choice *c)
     for (size_t i = 0; i < prompt->n; i++) {
         size_t before = c->text.len;
         c->prompt_scores.items[i].token = prompt->ids[i];
-        c->prompt_scores.items[i].text_offset = c->n_chars;
+        offsets_begin(c, &c->prompt_scores.items[i]);
         detokenizer_push(c->detokenizer, &c->text, prompt->ids[i]);
-        if (c->text.len > before)
-            c->n_chars += answer_count_chars((char *)c->text.data + before, c->text.len - before);
+        offsets_settle(c, i + 1, buf_cstr(&c->text) + before, c->text.len - before);
     }
 }
 

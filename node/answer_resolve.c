@@ -10,6 +10,16 @@
  * before everything was asked for. All or nothing: where a name fails, the first that did (in the
  * request's order) is what the client reads, and what the others found is released.
  *
+ * What an answer holds takes room in host memory, so two that hold a part of what they need and
+ * wait for the rest could wait for each other. So only one answer at a time, the one that gathers,
+ * holds adapters while it waits for others. An ensemble that isn't there at once gives back what it
+ * was told, lets every adapter be brought near (from a registry, which may take long, to the disk),
+ * and then stands in line to gather, when what it waits for is room, which running answers leave
+ * soon:
+ *
+ *     answer_resolve --all there at once---------------------------> all_told --> resolved
+ *            `--let_go--> all_told --> stand_in_line --> gather ---> all_told --> resolved
+ *
  * An answer whose time is up meanwhile is taken away by the service thread (answers_expire). Who
  * takes it off the list of waiting answers, under the service's lock, is the one who goes on with
  * it; then all_told has nothing left to do but to release. See service.h for the whole. */
@@ -30,6 +40,10 @@
 _Static_assert((int)OPENAI_ADAPTERS_MAX <= (int)USAGE_ADAPTERS_MAX &&
                    (int)OPENAI_ADAPTERS_MAX <= (int)ENGINE_ADAPTERS_MAX,
                "an ensemble must fit into a usage and into an engine's request");
+
+enum { LINE_WAIT_US = 30000000 };
+
+static void ask_for_all(struct answer *a);
 
 /* Which field of the request gives name i; param [48]. */
 static const char *name_param(const struct answer *a, size_t i, char param[48])
@@ -59,6 +73,8 @@ static void not_resolved(struct answer *a, size_t i, const struct err *why)
 static int check_ensemble(struct answer *a)
 {
     char param[48];
+    if (!a->is_ensemble)
+        return 0;
     for (size_t i = 0; i < a->n_models; i++) {
         if (a->models[i].is_base)
             return api_error_set(&a->failure, ERR_INVALID, name_param(a, i, param),
@@ -103,10 +119,6 @@ static int admit(struct answer *a)
 /* All models are there; goes on as answer_prepare does. */
 static void resolved(struct answer *a)
 {
-    if (a->is_ensemble && check_ensemble(a) != 0) {
-        answer_refuse(a);
-        return;
-    }
     name_and_share(a);
     if (admit(a) != 0) {
         answer_refuse(a);
@@ -184,31 +196,142 @@ void answers_expire(struct service *s)
     }
 }
 
+/* ---- gathering ---------------------------------------------------------------------------------
+ */
+
+/* What was found goes back, and with it how large it is. */
+static void give_back(struct answer *a, const struct resolved *r)
+{
+    struct service *s = a->service;
+    struct engine_residency facts;
+    if (r->handle == NULL)
+        return;
+    if (engine_adapter_residency(s->engine, &r->content, &facts, NULL) == 0)
+        atomic_fetch_add(&a->n_bytes, facts.n_bytes);
+    s->opt.resolver.release(s->opt.resolver.context, r);
+}
+
+/* From now on nothing is held that is found: not what was, and not what will be. */
+static void let_go(struct answer *a)
+{
+    struct resolved found[OPENAI_ADAPTERS_MAX];
+    pthread_mutex_lock(&a->service->lock);
+    a->lets_go = true;
+    memcpy(found, a->models, sizeof found);
+    for (size_t i = 0; i < a->n_models; i++)
+        a->models[i].handle = NULL;
+    pthread_mutex_unlock(&a->service->lock);
+    for (size_t i = 0; i < a->n_models; i++)
+        give_back(a, &found[i]);
+}
+
+/* Room that there will never be is not waited for. */
+static int check_room(struct answer *a)
+{
+    struct engine_stats e;
+    engine_stats(a->service->engine, &e);
+    size_t n_bytes = atomic_load(&a->n_bytes);
+    if (n_bytes <= e.adapter_host_bytes_total)
+        return 0;
+    return api_error_set(&a->failure, ERR_TOO_LARGE, "adapters",
+                         "the adapters need %zu bytes together, host memory for adapters is %zu",
+                         n_bytes, e.adapter_host_bytes_total);
+}
+
+static void stand_in_line(struct answer *a)
+{
+    struct service *s = a->service;
+    struct answer **end = &s->line;
+    a->in_line = clock_monotonic_us();
+    pthread_mutex_lock(&s->lock);
+    while (*end != NULL)
+        end = &(*end)->next_in_line;
+    *end = a;
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Takes the first in line who still waits, and whom somebody in front didn't hold up for too long.
+ * Under the service's lock, let go of meanwhile. */
+static struct answer *next_in_line(struct service *s)
+{
+    for (struct answer *a; (a = s->line) != NULL;) {
+        bool late = clock_elapsed_us(a->in_line, clock_monotonic_us()) > LINE_WAIT_US;
+        s->line = a->next_in_line;
+        if (a->waits && !late)
+            return a;
+        bool mine = take_waiting(a);
+        pthread_mutex_unlock(&s->lock);
+        if (mine) {
+            api_error_set(&a->failure, ERR_BUSY, "adapters",
+                          "too many ensembles wait for room in host memory");
+            a->failure.retry_after_s = 2;
+            answer_refuse(a);
+        }
+        answer_drop(a); /* the slots' reference */
+        pthread_mutex_lock(&s->lock);
+    }
+    return NULL;
+}
+
+/* Lets one after another gather, as long as nobody has to be waited for. */
+static void gather(struct service *s)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->calls_up) { /* a call below this one, or another thread's, goes on with it */
+        pthread_mutex_unlock(&s->lock);
+        return;
+    }
+    s->calls_up = true;
+    while (s->gatherer == NULL && (s->gatherer = next_in_line(s)) != NULL) {
+        struct answer *a = s->gatherer;
+        a->lets_go = false;
+        a->gathers = true;
+        pthread_mutex_unlock(&s->lock);
+        ask_for_all(a);
+        pthread_mutex_lock(&s->lock);
+    }
+    s->calls_up = false;
+    pthread_mutex_unlock(&s->lock);
+}
+
 static void all_told(struct answer *a)
 {
     struct service *s = a->service;
+    bool gathered = a->gathers;
     pthread_mutex_lock(&s->lock);
     bool mine = take_waiting(a);
+    if (gathered)
+        s->gatherer = NULL;
     pthread_mutex_unlock(&s->lock);
-    if (!mine) {
-        answer_release_models(a);
-        answer_drop(a);
-        return;
-    }
-    a->models_told = true;
     size_t failed = 0;
     while (failed < a->n_models && a->why_not[failed] == NULL)
         failed++;
-    if (service_is_stopping(s)) {
+    if (mine)
+        a->models_told = true;
+    else
+        answer_release_models(a);
+    if (!mine) {
+        /* whoever took it has answered */
+    } else if (service_is_stopping(s)) {
         answer_shutting_down(a);
         answer_refuse(a);
     } else if (failed < a->n_models) {
         not_resolved(a, failed, a->why_not[failed]);
         answer_refuse(a);
+    } else if (check_ensemble(a) != 0 || (a->lets_go && check_room(a) != 0)) {
+        answer_refuse(a);
+    } else if (a->lets_go) {
+        a->models_told = false;
+        wait_for_models(a);
+        stand_in_line(a);
+        gather(s);
+        return;
     } else {
         resolved(a);
     }
     answer_drop(a); /* the slots' reference */
+    if (gathered)
+        gather(s);
 }
 
 /* Once for each slot: out (copied), or NULL and why not. Any thread. */
@@ -216,7 +339,14 @@ static void tell(struct answer_slot *slot, const struct resolved *out, const str
 {
     struct answer *a = slot->answer;
     if (out != NULL) {
+        pthread_mutex_lock(&a->service->lock);
+        bool held = !a->lets_go;
         a->models[slot->i] = *out;
+        if (!held)
+            a->models[slot->i].handle = NULL;
+        pthread_mutex_unlock(&a->service->lock);
+        if (!held)
+            give_back(a, out);
     } else {
         a->why_not[slot->i] = xmalloc(sizeof *why);
         *a->why_not[slot->i] = *why;
@@ -251,6 +381,19 @@ static void ask(struct answer_slot *slot)
     }
 }
 
+static void ask_for_all(struct answer *a)
+{
+    atomic_store(&a->n_untold, (int)a->n_models + 1);
+    for (size_t i = 0; i < a->n_models; i++) {
+        a->slots[i] = (struct answer_slot){a, i};
+        ask(&a->slots[i]);
+    }
+    if (a->n_models > 1 && !a->gathers && atomic_load(&a->n_untold) > 1)
+        let_go(a);
+    if (atomic_fetch_sub(&a->n_untold, 1) == 1)
+        all_told(a);
+}
+
 /* The names as one list, whichever way they were given. */
 static int take_names(struct answer *a)
 {
@@ -275,12 +418,6 @@ void answer_resolve(struct answer *a)
         return;
     }
     atomic_fetch_add(&a->refs, 1); /* the slots' */
-    atomic_store(&a->n_untold, (int)a->n_models + 1);
     wait_for_models(a);
-    for (size_t i = 0; i < a->n_models; i++) {
-        a->slots[i] = (struct answer_slot){a, i};
-        ask(&a->slots[i]);
-    }
-    if (atomic_fetch_sub(&a->n_untold, 1) == 1)
-        all_told(a);
+    ask_for_all(a);
 }

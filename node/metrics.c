@@ -1,6 +1,6 @@
 /* metrics: see metrics.h. Histograms have fixed buckets from 1 ms to 60 s; a request is counted
  * once, with atomics. Routes and models are small tables: a route is a constant of the router, a
- * model one of at most MODELS_MAX names, later ones go to "other". */
+ * model one of at most MODELS_MAX names, later ones go to METRICS_OTHERS. */
 #include "node/metrics.h"
 
 #include "attribution/attribution.h"
@@ -44,7 +44,7 @@ struct metrics {
     pthread_mutex_t lock; /* the tables */
     struct route routes[ROUTES_MAX];
     size_t n_routes;
-    struct model models[MODELS_MAX + 1]; /* the last one is "other" */
+    struct model models[MODELS_MAX + 1]; /* the last one is METRICS_OTHERS */
     size_t n_models;
 };
 
@@ -217,7 +217,7 @@ static void tables(struct metrics *m, struct buf *b)
             if (one_model->requests == 0)
                 continue;
             buf_appendf(b, "tributary_%s{model=", names[k]);
-            label(b, i < MODELS_MAX ? one_model->name : "other");
+            label(b, i < MODELS_MAX ? one_model->name : METRICS_OTHERS);
             buf_appendf(b, "} %llu\n",
                         (unsigned long long)(k == 0   ? one_model->requests
                                              : k == 1 ? one_model->prompt

@@ -1,7 +1,7 @@
 /* metrics: counters of the node, as Prometheus reads them.
  *
  * Any thread may count; counting takes no lock but for labels that come from outside, whose number
- * is bounded (the rest is counted under "other"), so that no client can make this page grow. */
+ * is bounded (the rest is counted as METRICS_OTHERS), so that no client can make this page grow. */
 #ifndef TRIBUTARY_NODE_METRICS_H
 #define TRIBUTARY_NODE_METRICS_H
 
@@ -25,6 +25,10 @@ enum metrics_histogram {
                                     tier     where it was found (enum adapter_tier) */
     METRICS_N_HISTOGRAMS = METRICS_ADAPTER_SECONDS + 4,
 };
+
+/* Labels that stand for more than one model. No adapter's name has a space. */
+#define METRICS_OTHERS    "all others"
+#define METRICS_ENSEMBLES "all ensembles"
 
 struct metrics *metrics_create(void);
 void metrics_free(struct metrics *m);

@@ -296,7 +296,7 @@ static void emit(struct choice *c)
 
 static void take_text(struct choice *c, const char *piece, size_t n)
 {
-    c->n_chars += answer_count_chars(piece, n);
+    offsets_settle(c, c->prompt_scores.n + c->scores.n, piece, n);
     if (c->stop == NULL) {
         buf_append(&c->text, piece, n);
     } else if (stop_match_push(c->stop, &c->text, piece, n)) {
@@ -339,7 +339,7 @@ static void on_token(struct choice *c, const struct engine_event *ev)
             s->items = xrealloc_array(s->items, s->cap, sizeof *s->items);
         }
         s->items[s->n] = copy_score(a, ev);
-        s->items[s->n++].text_offset = c->n_chars;
+        offsets_begin(c, &s->items[s->n++]);
     }
     if (!ev->is_eos) {
         struct buf piece = BUF_INIT;
@@ -357,9 +357,10 @@ static void on_prompt_score(struct choice *c, const struct engine_event *ev)
     if (ev->position < 0 || (size_t)ev->position >= c->prompt_scores.n)
         return;
     struct score *s = &c->prompt_scores.items[ev->position];
-    uint32_t offset = s->text_offset;
+    struct score was = *s;
     *s = copy_score(c->answer, ev);
-    s->text_offset = offset;
+    s->text_offset = was.text_offset;
+    s->n_held = was.n_held;
 }
 
 static void all_finished(struct answer *a)

@@ -98,7 +98,7 @@ void answer_committed(struct answer *a, char *receipt, const struct err *err)
         a->receipt = receipt;
         atomic_fetch_add(&s->n_receipts, 1);
         /* Any two numbers make another ensemble: one label has to do for them. */
-        metrics_tokens(s->opt.metrics, a->is_ensemble ? "ensemble" : a->model_name,
+        metrics_tokens(s->opt.metrics, a->is_ensemble ? METRICS_ENSEMBLES : a->model_name,
                        a->tokens_prompt, a->tokens_billed);
     } else {
         no_receipt(a, err);

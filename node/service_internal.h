@@ -39,12 +39,14 @@ struct service {
     struct workers *preparers; /* answer_prepare.c */
     _Atomic size_t n_loading;
 
-    pthread_mutex_t lock; /* inbox, stopping, waiting, waiting_since */
+    pthread_mutex_t lock; /* the members from here to calls_up */
     pthread_cond_t arrived;
     struct inbox inbox;
     bool stopping;
     struct answer *waiting;            /* for their models */
     uint64_t waiting_since_us;         /* when the oldest message came; 0: empty */
+    struct answer *line, *gatherer;    /* see answer_resolve.c */
+    bool calls_up;                     /* somebody calls up whoever is next in the line */
     _Atomic uint64_t working_since_us; /* 0: idle */
 
     /* service thread */
@@ -95,8 +97,15 @@ void answers_expire(struct service *s);
 
 /* From a known model to a START message, or a refusal. Takes the owner's reference. */
 void answer_prepare(struct answer *a);
-/* Characters of UTF-8 text. */
-uint32_t answer_count_chars(const char *s, size_t n);
+
+/* ---- answer_offsets.c --------------------------------------------------------------------------
+ */
+
+/* Before the token of s is pushed to the detokenizer. */
+void offsets_begin(struct choice *c, struct score *s);
+/* The detokenizer has given a piece (n 0: none); n_known: tokens that were pushed and have scores,
+ * the prompt's included. */
+void offsets_settle(struct choice *c, size_t n_known, const char *piece, size_t n);
 
 /* ---- service_names.c ---------------------------------------------------------------------------
  */

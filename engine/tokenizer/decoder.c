@@ -504,6 +504,14 @@ size_t decoder_pending_bytes(const struct decoder *d, const struct decoder_strea
     return n;
 }
 
+bool decoder_replaces_bytes(const struct decoder *d)
+{
+    bool does = false;
+    for (size_t i = 0; i < d->n; i++)
+        does |= d->stages[i].kind == STAGE_BYTE_FALLBACK;
+    return does;
+}
+
 void decoder_token_bytes(const struct decoder *d, struct buf *out, const char *token,
                          size_t n_bytes)
 {

@@ -39,6 +39,7 @@ void decoder_push(const struct decoder *d, struct decoder_stream *s, struct buf 
 void decoder_flush(const struct decoder *d, struct decoder_stream *s, struct buf *out);
 
 size_t decoder_pending_bytes(const struct decoder *d, const struct decoder_stream *s);
+bool decoder_replaces_bytes(const struct decoder *d); /* see tokenizer_replaces_bytes */
 
 /* Appends the bytes that one token stands for wherever it occurs, be they UTF-8 or not. */
 void decoder_token_bytes(const struct decoder *d, struct buf *out, const char *token,

@@ -375,6 +375,11 @@ size_t detokenizer_pending_bytes(const struct detokenizer *d)
     return decoder_pending_bytes(d->t->decoder, &d->stream);
 }
 
+bool tokenizer_replaces_bytes(const struct tokenizer *t)
+{
+    return decoder_replaces_bytes(t->decoder);
+}
+
 void detokenizer_free(struct detokenizer *d)
 {
     if (d == NULL)

@@ -96,6 +96,8 @@ void detokenizer_push(struct detokenizer *d, struct buf *out, int32_t id);
 void detokenizer_flush(struct detokenizer *d, struct buf *out); /* ends the text; d is as created */
 size_t detokenizer_pending_bytes(const struct detokenizer *d);  /* held back until more is known */
 void detokenizer_free(struct detokenizer *d);                   /* quiet on NULL */
+/* Bytes that are not UTF-8 become one U+FFFD each, not one for as many as begin a character. */
+bool tokenizer_replaces_bytes(const struct tokenizer *t);
 
 /* ---- the vocabulary -------------------------------------------------------------------------- */
 

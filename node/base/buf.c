@@ -186,17 +186,21 @@ int file_read(const char *path, size_t max_bytes, struct buf *out, struct err *e
     return read_all(fd, path, max_bytes, out, err);
 }
 
-int file_read_regular(const char *path, size_t max_bytes, struct buf *out, struct err *err)
+int file_read_regular(const char *dir, const char *name, size_t max_bytes, struct buf *out,
+                      struct err *err)
 {
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO's open would wait */
+    char *path = xasprintf("%s/%s", dir, name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK),
+        why = errno; /* a FIFO's open would wait */
+    free(path);
     if (fd < 0)
-        return err_set_errno(err, errno, "%s", path);
+        return err_set_errno(err, why, "%s", name);
     if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
         close(fd);
-        return err_set(err, ERR_INVALID, "%s: is not a regular file", path);
+        return err_set(err, ERR_INVALID, "%s: is not a regular file", name);
     }
-    return read_all(fd, path, max_bytes, out, err);
+    return read_all(fd, name, max_bytes, out, err);
 }
 
 static int write_all(int fd, const uint8_t *p, size_t n)

@@ -49,9 +49,11 @@ char *xasprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
  * Fails with ERR_NOT_FOUND, ERR_IO or ERR_TOO_LARGE naming the path. */
 struct err;
 int file_read(const char *path, size_t max_bytes, struct buf *out, struct err *err);
-/* The same, but what is no regular file is ERR_INVALID. A directory that others fill may have a
- * FIFO in it, which file_read would wait for. */
-int file_read_regular(const char *path, size_t max_bytes, struct buf *out, struct err *err);
+/* The same of dir's file `name`, which is all that errors name; what is no regular file is
+ * ERR_INVALID. A directory that others fill may have a FIFO in it, which file_read would wait
+ * for. */
+int file_read_regular(const char *dir, const char *name, size_t max_bytes, struct buf *out,
+                      struct err *err);
 
 /* Writes a file so that a crash leaves the old or the new contents, never a mixture: temporary
  * file in the same directory, fsync, rename, fsync of the directory. mode as in open(2). */

@@ -142,6 +142,22 @@ await checks.test('a completion with log-probabilities and echo', async () => {
   checks.ok(logprobs.token_logprobs.slice(1).every((p) => p <= 0), 'all others have one');
 });
 
+await checks.test('text_offset is where a token is in the text that was sent, whole characters or not', async () => {
+  const score = async (prompt) => (await client.completions.create(
+    { model: 'demo-7m', prompt, max_tokens: 0, echo: true, logprobs: 0, return_token_ids: true })).choices[0];
+  const { prompt_token_ids: ids } = await score('na\u00efve \u20ac5 \u{1F642} x');
+  for (let without = -1; without < ids.length; without++) { // any token missing: bytes that are no UTF-8
+    const { text, logprobs: { tokens, text_offset: offsets } } = await score(ids.filter((_, i) => i !== without));
+    const characters = [...text];
+    tokens.forEach((token, i) => {
+      const here = characters.slice(offsets[i]).join('');
+      const ok = /^(bytes:|<\|)/.test(token) ? offsets[i] < characters.length : here.startsWith(token);
+      if (!ok || offsets[i] < (offsets[i - 1] ?? 0))
+        throw new Error(`${JSON.stringify(token)} of ${JSON.stringify(tokens)} in ${JSON.stringify(text)}: ${offsets}`);
+    });
+  }
+});
+
 await checks.test('a prompt is scored without generating', async () => {
   const text = 'It shall be the duty of the President';
   const nll = async (name) => {

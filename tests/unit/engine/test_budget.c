@@ -258,6 +258,38 @@ static struct engine_options options_of(size_t shared_bytes)
     return o;
 }
 
+static void nobody_listens(void *context, const struct engine_event *events, size_t n)
+{
+    (void)context;
+    (void)events;
+    (void)n;
+}
+
+/* The number that the refusal names opens the engine, and one byte less doesn't. */
+static void memory_for_less_than_a_block_is_refused_by_the_option_that_was_given(void **state)
+{
+    (void)state;
+    for (size_t shared = 0; shared < 2; shared++) {
+        struct err err = {0};
+        struct engine *e;
+        struct engine_options o = options_of(shared);
+        size_t *given = shared ? &o.shared_bytes : &o.kv_bytes, least, was;
+        const char *format = shared ? "shared_bytes is %zu, it must be at least %zu"
+                                    : "kv_bytes is %zu, it must be at least %zu";
+        o.on_events = nobody_listens;
+        *given = 1;
+        assert_int_equal(engine_open(&e, &o, &err), -1);
+        if (sscanf(err.message, format, &was, &least) != 2 || was != 1)
+            fail_msg("%s", err.message);
+        *given = least - 1;
+        assert_int_equal(engine_open(&e, &o, &err), -1);
+        assert_int_equal(err.code, ERR_INVALID);
+        *given = least;
+        assert_ok(engine_open(&e, &o, &err), err);
+        engine_close(e);
+    }
+}
+
 static void open_load(struct run *run, struct load *load, struct engine_options o)
 {
     run_open(run, o, N_REQUESTS);
@@ -530,6 +562,7 @@ int main(void)
         cmocka_unit_test(
             worth_is_what_it_takes_to_have_it_again_times_the_chance_that_it_is_asked_for),
         cmocka_unit_test(the_judge_moves_a_brick_as_the_table_says),
+        cmocka_unit_test(memory_for_less_than_a_block_is_refused_by_the_option_that_was_given),
         cmocka_unit_test(memory_goes_to_and_fro_and_no_answer_changes),
         cmocka_unit_test(what_came_stays_for_a_while_though_both_sides_want_it),
         cmocka_unit_test(an_adapter_larger_than_the_region_has_its_turn_under_load_that_never_ends),

@@ -323,7 +323,7 @@ static void every_tensor_is_checked_against_the_base_model(void **state)
         int rc = lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err);
         if ((rc == 0) != (cases[i].says == NULL) ||
             (rc != 0 &&
-             (strstr(err.message, cases[i].says) == NULL || strstr(err.message, dir) == NULL)))
+             (strstr(err.message, cases[i].says) == NULL || strstr(err.message, dir) != NULL)))
             fail_msg("%s: %s", cases[i].name, rc == 0 ? "was taken" : err.message);
         if (rc == 0) {
             assert_int_equal(a->n_sites, 4);
@@ -369,12 +369,13 @@ static void pickles_and_missing_files_are_refused_by_name(void **state)
     char *dir = temp_dir_create();
     assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err), -1);
     assert_int_equal(err.code, ERR_NOT_FOUND);
-    assert_non_null(strstr(err.message, "adapter_config.json"));
+    assert_string_equal(err.message, "adapter_config.json: No such file or directory");
     write_file(dir, "adapter_config.json", "{}", 2);
     write_file(dir, "adapter_model.bin", "x", 1);
     assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err), -1);
     assert_int_equal(err.code, ERR_UNSUPPORTED);
     assert_non_null(strstr(err.message, "pickle"));
+    assert_null(strstr(err.message, dir));
     temp_dir_remove(dir);
 }
 
@@ -395,7 +396,7 @@ static void what_is_no_file_is_refused_and_not_waited_for(void **state)
         alarm(20); /* ends the program, should it wait */
         assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err), -1);
         alarm(0);
-        if (err.code != ERR_INVALID || strstr(err.message, path) == NULL)
+        if (err.code != ERR_INVALID || strncmp(err.message, name, strlen(name)) != 0)
             fail_msg("%s as a %s: %s", name, fifo ? "FIFO" : "directory", err.message);
         free(path);
         temp_dir_remove(dir);

@@ -229,6 +229,29 @@ static void padding_has_tokens_behind_a_step_that_had_none(void **state)
     run_close(&run);
 }
 
+/* That its length ends it is known before its last token is: no row is computed for what is behind
+ * it, though every other step of it was enqueued ahead. */
+static void a_sequence_that_its_length_ends_is_not_computed_beyond_its_last_token(void **state)
+{
+    enum { N = 9 };
+    (void)state;
+    struct run run;
+    struct engine_stats s;
+    static const int32_t prompt[] = {1, 403, 407};
+    engine_debug_ops = deferring_ops(true, 0);
+    run_open(&run, options_of(), 1);
+    engine_debug_ops = NULL;
+    struct engine_request r = run_greedy(prompt, 3, N, -1);
+    r.ignore_eos = true;
+    run_submit(&run, r);
+    run_wait(&run);
+    engine_stats(run.engine, &s);
+    assert_int_equal(run.answers[0].n_tokens, N);
+    assert_int_equal(s.n_steps, N); /* the prompt's draws the first token */
+    assert_int_equal(s.n_steps_ahead, N - 1);
+    run_close(&run);
+}
+
 /* ---- ends from outside while steps fly --------------------------------------------------- */
 
 /* Each request cancels another one when it has spoken five times. */
@@ -430,6 +453,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_way_gives_the_same_answers),
         cmocka_unit_test(padding_has_tokens_behind_a_step_that_had_none),
+        cmocka_unit_test(a_sequence_that_its_length_ends_is_not_computed_beyond_its_last_token),
         cmocka_unit_test(the_cancelled_end_and_the_others_never_notice),
         cmocka_unit_test(closing_ends_what_flies),
         cmocka_unit_test(a_device_that_fails_ends_everything_and_refuses_more),

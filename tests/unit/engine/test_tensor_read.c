@@ -200,8 +200,8 @@ static void a_file_that_becomes_shorter_is_refused_by_name(void **state)
             open_and_place(&d, dir, &places);
             assert_int_equal(truncate(path, (off_t)lengths[i]), 0);
             int rc = tensor_dir_read(&d, &err);
-            if (rc == 0 || err.code != ERR_IO || strstr(err.message, path) == NULL ||
-                strstr(err.message, "became shorter") == NULL)
+            if (rc == 0 || err.code != ERR_IO ||
+                strncmp(err.message, "m.safetensors: became shorter", 29) != 0)
                 fail_msg("%zu of %zu bytes: %s", lengths[i], file.len,
                          rc == 0 ? "was taken" : err.message);
             tensor_dir_close(&d);

@@ -22,7 +22,8 @@ static void edited_files_never_serve_under_their_old_digest(void **state)
     await(&r);
     assert_int_equal(r.rc, -1);
     assert_int_equal(r.err.code, ERR_CONFLICT);
-    if (strstr(r.err.message, "adapter a0") == NULL || strstr(r.err.message, "changed") == NULL)
+    if (strstr(r.err.message, "adapter a0") == NULL || strstr(r.err.message, "changed") == NULL ||
+        strstr(r.err.message, w->dir) != NULL) /* where they lie is nobody's business */
         fail_msg("%s", r.err.message);
     assert_false(engine_has(w, before.content));
     struct engine_adapter facts;

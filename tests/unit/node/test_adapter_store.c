@@ -138,6 +138,46 @@ static void when_all_is_in_use_a_load_waits_for_room_and_does_not_fail(void **st
     world_close(w, false);
 }
 
+/* What was read for an engine that has no room yet is loaded when it has some, and not read again:
+ * its files may have gone meanwhile. */
+static void a_load_that_waits_for_the_engine_reads_its_files_once(void **state)
+{
+    (void)state;
+    struct world *w = world_open(1, NULL, NULL);
+    struct err err = {0};
+    add_adapters(w, 2);
+    struct resolved first = get(w, "a0");
+    int32_t prompt[] = {1, 2, 3};
+    struct engine_request request = {.prompt = prompt,
+                                     .n_prompt = 3,
+                                     .max_tokens = 500,
+                                     .ignore_eos = true,
+                                     .n_adapters = 1,
+                                     .adapters = {{.content = first.content, .weight = 1}},
+                                     .sampling = {.n_top_logprobs = -1}};
+    uint64_t sequences[4]; /* of the reference backend: some seconds */
+    for (int i = 0; i < 4; i++, w->n_submitted++)
+        assert_ok(engine_submit(w->engine, &request, &sequences[i], &err), err);
+    w->r.release(w->r.context, &first);
+    struct result r;
+    ask(w, &r, "a1"); /* a0 leaves the store; the engine keeps it for its sequences */
+    usleep(200000);
+    char *dir = xasprintf("%s/made/a1", w->dir), *away = xasprintf("%s/made/away", w->dir);
+    assert_int_equal(rename(dir, away), 0);
+    usleep(50000);
+    if (has_come(&r))
+        fail_msg("the engine made room too early, or none: %s", r.err.message);
+    for (int i = 0; i < 4; i++)
+        engine_cancel(w->engine, sequences[i]);
+    await(&r);
+    assert_ok(r.rc, r.err);
+    assert_true(engine_has(w, r.out.content));
+    w->r.release(w->r.context, &r.out);
+    free(dir);
+    free(away);
+    world_close(w, false);
+}
+
 static void what_waits_is_told_when_the_node_stops(void **state)
 {
     (void)state;
@@ -361,6 +401,7 @@ int main(void)
         cmocka_unit_test(a_pinned_adapter_never_leaves),
         cmocka_unit_test(many_requests_for_one_absent_adapter_share_one_load),
         cmocka_unit_test(when_all_is_in_use_a_load_waits_for_room_and_does_not_fail),
+        cmocka_unit_test(a_load_that_waits_for_the_engine_reads_its_files_once),
         cmocka_unit_test(what_waits_is_told_when_the_node_stops),
         cmocka_unit_test(unloading_frees_host_memory_and_says_how_much),
         cmocka_unit_test(names_come_and_go_under_load_and_what_is_held_stays),

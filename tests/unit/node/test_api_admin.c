@@ -146,6 +146,11 @@ static void an_adapter_is_added_loaded_pinned_unloaded_and_removed(void **state)
     char *law = add_body(w, "org/law", "stories260K-law");
     char *code = add_body(w, "org/law", "stories260K-code");
     char *nothing = add_body(w, "none", "no-such-adapter");
+    char *file = add_body(w, "none", "stories260K-law/adapter_config.json");
+    char *beyond = add_body(w, "none", "stories260K-law/adapter_config.json/law");
+    char *where = xasprintf("adapter none: %s/%s/stories260K-law/adapter_config.json: not a "
+                            "directory",
+                            w->here, ADAPTERS);
     expect(w, HTTP_POST, "", law, 200, "host");
     engine_stats(w->node.engine, &before);
     expect(w, HTTP_POST, "/org%2Flaw/unload", "{}", 200, "disk");
@@ -193,9 +198,19 @@ static void an_adapter_is_added_loaded_pinned_unloaded_and_removed(void **state)
     engine_stats(w->node.engine, &after);
     assert_int_equal(after.adapter_host_bytes_used, 0);
     expect(w, HTTP_POST, "", nothing, 404, "adapter none: ");
+    expect(w, HTTP_POST, "", file, 400, where);
+    char *empty = xasprintf("{\"name\":\"none\",\"dir\":\"%s\"}", w->dir);
+    char *what = xasprintf("adapter none (%s): adapter_config.json: No such file", w->dir);
+    expect(w, HTTP_POST, "", empty, 404, what);
+    free(empty);
+    free(what);
+    expect(w, HTTP_POST, "", beyond, 404, "adapter none: ");
     free(law);
     free(code);
     free(nothing);
+    free(file);
+    free(beyond);
+    free(where);
 }
 
 static void what_makes_no_sense_is_refused_with_a_sentence(void **state)
@@ -213,6 +228,10 @@ static void what_makes_no_sense_is_refused_with_a_sentence(void **state)
         {HTTP_POST, "", "{\"name\":\"a\",\"dir\":\"b\"}", 400, "dir must be an absolute path"},
         {HTTP_POST, "", "{\"name\":\"a\",\"dir\":\"/\",\"pin\":1}", 400, "unknown field 'pin'"},
         {HTTP_POST, "", "{\"name\":\"base\",\"dir\":\"/\"}", 409, "two models are named \"base\""},
+        {HTTP_POST, "", "{\"name\":\"" METRICS_OTHERS "\",\"dir\":\"/\"}", 400,
+         "adapter name \"" METRICS_OTHERS "\" must have"},
+        {HTTP_POST, "", "{\"name\":\"" METRICS_ENSEMBLES "\",\"dir\":\"/\"}", 400,
+         "adapter name \"" METRICS_ENSEMBLES "\" must have"},
         {HTTP_POST, "/law/fly", "{}", 404, "an order is"},
         {HTTP_POST, "/load", "{}", 404, "an order is"},
         {HTTP_POST, "/nobody/load", "{}", 404, "there is no model \"nobody\""},

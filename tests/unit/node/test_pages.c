@@ -69,6 +69,7 @@ static void names_from_outside_cannot_make_the_metrics_grow(void **state)
     (void)state;
     struct metrics *m = metrics_create();
     metrics_tokens(m, "evil\"} 1\nforged \xC3\xA9\xFF", 5, 5);
+    metrics_tokens(m, "other", 7, 7);
     for (int i = 0; i < 1000; i++) {
         char name[32];
         snprintf(name, sizeof name, "adapter-%d", i);
@@ -83,7 +84,9 @@ static void names_from_outside_cannot_make_the_metrics_grow(void **state)
     const char *page = buf_cstr(&b);
     assert_int_equal(count(page, "tributary_prompt_tokens_total{"), 65);
     assert_non_null(strstr(page, "tributary_prompt_tokens_total{model=\"adapter-3\"} 11\n"));
-    assert_non_null(strstr(page, "tributary_prompt_tokens_total{model=\"other\"} 937\n"));
+    assert_non_null(strstr(page, "tributary_prompt_tokens_total{model=\"all others\"} 938\n"));
+    assert_int_equal(count(page, "tributary_prompt_tokens_total{model=\"other\"}"), 1);
+    assert_non_null(strstr(page, "tributary_prompt_tokens_total{model=\"other\"} 7\n"));
     assert_null(strstr(page, "\nforged"));
     assert_non_null(strstr(page, "{model=\"evil\\\"} 1\\nforged \xC3\xA9\\\\xFF\"} 5\n"));
     assert_non_null(strstr(page, "{route=\"/v1/models\",status=\"2xx\"} 1\n"));
@@ -93,8 +96,8 @@ static void names_from_outside_cannot_make_the_metrics_grow(void **state)
     assert_non_null(strstr(page, "tributary_http_request_seconds_bucket{le=\"+Inf\"} 3\n"));
     struct metrics_totals t;
     metrics_totals(m, &t);
-    assert_int_equal(t.requests, 1002);
-    assert_int_equal(t.tokens_prompt, 1015);
+    assert_int_equal(t.requests, 1003);
+    assert_int_equal(t.tokens_prompt, 1022);
     buf_release(&b);
     metrics_free(m);
 }

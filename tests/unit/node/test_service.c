@@ -37,6 +37,8 @@
 #define MODEL   "tests/fixtures/models/stories260K"
 #define ADAPTER "tests/fixtures/adapters/stories260K-law"
 #define SECOND  "tests/fixtures/adapters/stories260K-code"
+#define THIRD   "tests/fixtures/adapters/stories260K-fiction"
+#define FOURTH  "tests/fixtures/adapters/stories260K-medicine"
 
 struct world {
     char *dir;
@@ -53,6 +55,7 @@ struct world {
 
 struct slow {
     struct world *w;
+    const char *late; /* the store's name for it, which it isn't asked for yet; NULL: none */
     bool is_law;
     service_resolved_fn *done;
     void *user;
@@ -65,6 +68,10 @@ static void *slowly(void *context)
     usleep(400000);
     while (s.w->hold)
         usleep(1000);
+    if (s.late != NULL) {
+        s.w->store.resolve(s.w->store.context, s.late, s.done, s.user);
+        return NULL;
+    }
     struct resolved out = {.content = s.is_law ? s.w->law : s.w->code, .handle = s.w};
     snprintf(out.name, sizeof out.name, "%s", s.is_law ? "slow" : "slow-code");
     s.w->n_resolved++;
@@ -76,13 +83,16 @@ static void resolve(void *context, const char *model, service_resolved_fn *done,
 {
     struct world *w = context;
     bool is_law = strcmp(model, "slow") == 0;
-    if (!is_law && strcmp(model, "slow-code") != 0) {
+    const char *late = strcmp(model, "late-fiction") == 0    ? "fiction"
+                       : strcmp(model, "late-medicine") == 0 ? "medicine"
+                                                             : NULL;
+    if (!is_law && late == NULL && strcmp(model, "slow-code") != 0) {
         w->store.resolve(w->store.context, model, done, user);
         return;
     }
     pthread_t thread;
     struct slow *s = xmalloc(sizeof *s);
-    *s = (struct slow){w, is_law, done, user};
+    *s = (struct slow){w, late, is_law, done, user};
     assert_int_equal(pthread_create(&thread, NULL, slowly, s), 0);
     pthread_detach(thread);
 }
@@ -111,7 +121,8 @@ static json_t *show(void *context, const char *model)
 /* ---- the world ----------------------------------------------------------------------------------
  */
 
-static struct world *world_open(void)
+/* host_bytes: for adapters; 0: plenty. */
+static struct world *world_open_with(size_t host_bytes)
 {
     struct world *w = xcalloc(1, sizeof *w);
     struct err err = {0};
@@ -145,6 +156,7 @@ static struct world *world_open(void)
                                 .max_seqs = 16,
                                 .max_rows = 32,
                                 .max_waiting = 32,
+                                .adapter_host_bytes = host_bytes,
                                 .on_events = service_on_events,
                                 .context = w->node.service};
     assert_ok(engine_open(&w->node.engine, &eo, &err), err);
@@ -156,6 +168,11 @@ static struct world *world_open(void)
     assert_ok(adapter_content_digest(SECOND, &w->code, &err), err);
     node_listen(&w->node);
     return w;
+}
+
+static struct world *world_open(void)
+{
+    return world_open_with(0);
 }
 
 static void world_close(struct world *w)
@@ -552,6 +569,38 @@ static json_t *receipt_of(struct world *w, const char *answer_id)
     return NULL;
 }
 
+/* <0xE2> is token 229, and so on; 1 is the beginning of a text, 412 is "a". */
+static void a_token_begins_in_the_text_where_its_first_bytes_character_does(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        const char *ids, *text, *offsets;
+    } rows[] = {
+        {"[1,412,412]", "aa", "[0,0,1]"},
+        {"[1,229,133,175,198,172,412,412]", "\u20ac\u00e9aa", "[0,0,0,0,1,1,2,3]"},
+        {"[1,412,229,133,175,198,172]", "a\u20ac\u00e9", "[0,0,1,1,1,2,2]"}, /* to the end */
+        {"[1,229,412]", "\ufffda", "[0,0,1]"},
+        {"[1,412,229,133,412]", "a\ufffd\ufffda", "[0,0,1,2,3]"},
+        {"[1,229,133,175,258,412]", "\ufffd\ufffd\ufffd\ufffda", "[0,0,1,2,3,4]"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char *body = xasprintf("{\"model\":\"base\",\"prompt\":%s,\"max_tokens\":0,\"echo\":true,"
+                               "\"logprobs\":0}",
+                               rows[i].ids);
+        struct answer_seen a = ask(w, body);
+        const json_t *choice = json_array_get(json_object_get(a.body, "choices"), 0);
+        char *offsets = json_dumps(
+            json_object_get(json_object_get(choice, "logprobs"), "text_offset"), JSON_COMPACT);
+        if (strcmp(a.text, rows[i].text) != 0 || offsets == NULL ||
+            strcmp(offsets, rows[i].offsets) != 0)
+            fail_msg("%s: \"%s\" %s, expected \"%s\" %s", rows[i].ids, a.text,
+                     offsets != NULL ? offsets : "", rows[i].text, rows[i].offsets);
+        free(offsets);
+        free(body);
+        answer_release(&a);
+    }
+}
+
 static void a_vanished_client_is_billed_what_its_socket_took(void **state)
 {
     struct world *w = *state;
@@ -781,6 +830,55 @@ static void an_ensemble_is_receipted_by_share(void **state)
     }
     answer_release(&law);
     everything_is_given_back(w);
+}
+
+static void ensembles_that_wait_for_room_do_not_wait_for_each_other(void **state)
+{
+    (void)state;
+    enum { N = 4 };
+    struct err err = {0};
+    struct engine_adapter facts;
+    struct world *w = world_open_with(800000); /* for two of these adapters */
+    assert_ok(adapter_store_add(w->node.adapters, "fiction", THIRD, false, &facts, &err), err);
+    assert_ok(adapter_store_add(w->node.adapters, "medicine", FOURTH, false, NULL, &err), err);
+    assert_true(facts.n_bytes * 2 <= 800000 && facts.n_bytes * 3 > 800000);
+    static const char *const bodies[2] = {
+        "{\"adapters\":[{\"model\":\"law\"},{\"model\":\"late-fiction\"}]," ONCE
+        ",\"max_tokens\":4}",
+        "{\"adapters\":[{\"model\":\"code\"},{\"model\":\"late-medicine\"}]," ONCE
+        ",\"max_tokens\":4}",
+    };
+    int fds[N];
+    w->hold = true;
+    for (int i = 0; i < N; i++) {
+        fds[i] = dial(w);
+        send_post(fds[i], "/v1/completions", bodies[i % 2]);
+    }
+    usleep(100000);
+    struct monotonic_us began = clock_monotonic_us();
+    w->hold = false; /* half of what each needs would fill host memory */
+    for (int i = 0; i < N; i++) {
+        struct buf raw = BUF_INIT;
+        receive(fds[i], &raw, NULL);
+        struct answer_seen a = parse_answer(&raw);
+        check_receipt(bodies[i % 2], &a, bodies[i % 2]);
+        answer_release(&a);
+        buf_release(&raw);
+        close(fds[i]);
+    }
+    uint64_t us = clock_elapsed_us(began, clock_monotonic_us());
+    if (us > 20000000)
+        fail_msg("the answers took %llu us", (unsigned long long)us);
+    /* What never fits is told so, not to wait. */
+    struct answer_seen large = ask(w, "{\"adapters\":[{\"model\":\"law\"},{\"model\":\"code\"},"
+                                      "{\"model\":\"late-fiction\"}]," ONCE "}");
+    assert_int_equal(large.status, 413);
+    answer_release(&large);
+    wait_until_idle(w);
+    struct adapter_store_stats s;
+    adapter_store_stats(w->node.adapters, &s);
+    assert_int_equal(s.n_in_use, 0);
+    world_close(w);
 }
 
 static void expect_timeout(const char *what, const struct answer_seen *a)
@@ -1322,11 +1420,13 @@ int main(void)
         cmocka_unit_test(a_salt_shares_with_itself_alone),
         cmocka_unit_test(a_stop_string_ends_text_and_bill),
         cmocka_unit_test(scores_of_a_prompt_equal_those_of_its_generation),
+        cmocka_unit_test(a_token_begins_in_the_text_where_its_first_bytes_character_does),
         cmocka_unit_test(a_vanished_client_is_billed_what_its_socket_took),
         cmocka_unit_test(a_client_that_leaves_before_the_first_byte_is_billed_nothing),
         cmocka_unit_test(many_at_once_get_the_words_they_get_alone),
         cmocka_unit_test(an_adapter_of_weight_0_changes_nothing),
         cmocka_unit_test(an_ensemble_is_receipted_by_share),
+        cmocka_unit_test(ensembles_that_wait_for_room_do_not_wait_for_each_other),
         cmocka_unit_test(time_runs_while_an_adapter_is_fetched),
         cmocka_unit_test(time_runs_while_an_answer_is_made_or_waits),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),

@@ -1,0 +1,62 @@
+/* answer_offsets: where each token begins in its choice's text, for a completion's text_offset.
+ *
+ * The unit is a character of the text as the client receives it, U+FFFD included. A token whose
+ * bytes complete or continue a character begins where that character does.
+ *
+ *     tokens   <E2> <82> <AC>  <C3> <A9>  b        held before: 0 1 2 3 4 5 bytes
+ *     text     |  one euro  |  one e'  |  b        offsets      0 0 0 1 1 2
+ *
+ * What a token's bytes become is known when the detokenizer lets go of them, so tokens stay open
+ * from first_open on until a piece of text comes, which holds all their bytes but the last token's
+ * end. Of each is known how many bytes were held before it; the piece is walked along beside these.
+ * There a character stands for its own bytes, and U+FFFD for one (byte tokens) or for all that were
+ * held (a byte alphabet holds the beginning of one character at most). */
+#include "node/service_internal.h"
+
+#include <string.h>
+
+void offsets_begin(struct choice *c, struct score *s)
+{
+    s->text_offset = c->n_chars;
+    s->n_held = (uint32_t)detokenizer_pending_bytes(c->detokenizer);
+}
+
+static struct score *score_at(struct choice *c, size_t i)
+{
+    return i < c->prompt_scores.n ? &c->prompt_scores.items[i]
+                                  : &c->scores.items[i - c->prompt_scores.n];
+}
+
+static size_t char_bytes(const char *text, size_t n)
+{
+    size_t k = 1;
+    while (k < n && ((unsigned char)text[k] & 0xC0) == 0x80)
+        k++;
+    return k;
+}
+
+void offsets_settle(struct choice *c, size_t n_known, const char *piece, size_t n)
+{
+    if (n == 0)
+        return;
+    bool by_byte = tokenizer_replaces_bytes(answer_tokenizer(c->answer));
+    size_t held = n_known > c->first_open ? score_at(c, n_known - 1)->n_held : 0;
+    size_t at = 0, k; /* in the piece, and of the bytes that it is made of */
+    size_t bytes = 0;
+    uint32_t chars = 0;
+    for (; c->first_open < n_known; c->first_open++) {
+        struct score *s = score_at(c, c->first_open);
+        for (; at < n; at += k, chars++) {
+            k = char_bytes(piece + at, n - at);
+            bool replaced = k == 3 && memcmp(piece + at, "\xEF\xBF\xBD", 3) == 0;
+            size_t stands_for = !replaced ? k : by_byte ? 1 : held;
+            if (bytes + stands_for > s->n_held)
+                break;
+            bytes += stands_for;
+        }
+        s->text_offset += chars;
+    }
+    for (; at < n; at += char_bytes(piece + at, n - at))
+        chars++;
+    c->n_chars += chars;
+}
