@@ -109,6 +109,7 @@ struct http_exchange {
     struct buf out; /* bytes [out_at, len) are not yet handed to MHD */
     size_t out_at;
     uint64_t n_queued, n_written;
+    size_t n_burst; /* bytes that came at once: no reader can have kept up with them */
 
     pthread_mutex_t event_lock; /* held during on_event */
     void (*on_event)(void *user, enum http_event event);
@@ -454,7 +455,10 @@ bool http_stream_write(struct http_exchange *x, const void *bytes, size_t n, boo
     pthread_mutex_lock(&x->lock);
     BUG_IF(!x->streaming || x->ended);
     bool alive = !x->cut && x->mhd != NULL;
-    bool slow = alive && x->out.len - x->out_at + n > x->server->opt.stream_buffer_bytes;
+    size_t limit = alive ? x->server->opt.stream_buffer_bytes : 0; /* the server may be closed */
+    if (urgent || n > limit)
+        x->n_burst += n;
+    bool slow = alive && x->out.len - x->out_at + n > limit + x->n_burst;
     if (alive && !slow) {
         if (x->out_at > 0 && x->out_at >= x->out.len / 2) {
             memmove(x->out.data, x->out.data + x->out_at, x->out.len - x->out_at);
@@ -467,7 +471,7 @@ bool http_stream_write(struct http_exchange *x, const void *bytes, size_t n, boo
     pthread_mutex_unlock(&x->lock);
     if (slow) {
         log_info("http", "%s lags more than %zu bytes behind its stream and is cut off", x->peer,
-                 x->server->opt.stream_buffer_bytes);
+                 limit);
         cut(x);
         return false;
     }

@@ -456,6 +456,50 @@ static void a_reader_that_lags_too_far_is_cut_off(void **state)
     world_close(w);
 }
 
+/* A choice begins with its echoed prompt, and tokens without text gather into one event: however
+ * large, whoever reads gets them, as does the small event right behind. */
+static void a_piece_larger_than_the_buffer_reaches_who_reads(void **state)
+{
+    (void)state;
+    enum { LARGE = 1 << 20, LEAST = 64 * 1024 };
+    static const struct {
+        const char *what;
+        size_t sizes[4];
+        bool urgent;
+    } cases[] = {
+        {"first events of three choices", {LEAST * 3 / 4, LEAST * 3 / 4, LEAST * 3 / 4, 10}, true},
+        {"a large first event", {LARGE, 10, 10, 10}, true},
+        {"a large later event", {10, LARGE, 10, 10}, false},
+    };
+    char *piece = xcalloc(LARGE, 1);
+    memset(piece, 'x', LARGE);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct http_options o = {.stream_buffer_bytes = LEAST, .tick_ms = 1};
+        struct world *w = world_open(&o);
+        int fd = dial(w);
+        say(fd, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n");
+        struct http_exchange *x = wait_kept(w);
+        for (int k = 0; k < 4; k++) {
+            if (!http_stream_write(x, piece, cases[i].sizes[k], cases[i].urgent && k < 3))
+                fail_msg("%s: the reader was cut off at event %d", cases[i].what, k);
+        }
+        http_stream_end(x);
+        struct buf got = BUF_INIT;
+        hear(fd, &got, "\r\n0\r\n\r\n");
+        size_t n = 0, sum = 0;
+        for (size_t k = 0; k < got.len; k++)
+            n += got.data[k] == 'x';
+        for (int k = 0; k < 4; k++)
+            sum += cases[i].sizes[k];
+        if (n < sum) /* headers have an x of their own */
+            fail_msg("%s: %zu bytes of %zu came", cases[i].what, n, sum);
+        buf_release(&got);
+        close(fd);
+        world_close(w);
+    }
+    free(piece);
+}
+
 static void draining_finishes_what_runs_and_takes_nothing_new(void **state)
 {
     (void)state;
@@ -607,6 +651,7 @@ int main(void)
         cmocka_unit_test(a_stream_says_what_the_socket_has_taken),
         cmocka_unit_test(a_vanished_reader_has_taken_no_more_than_was_counted),
         cmocka_unit_test(a_reader_that_lags_too_far_is_cut_off),
+        cmocka_unit_test(a_piece_larger_than_the_buffer_reaches_who_reads),
         cmocka_unit_test(draining_finishes_what_runs_and_takes_nothing_new),
         cmocka_unit_test(closing_cuts_what_sleeps),
         cmocka_unit_test(only_loopback_is_served_without_tls),
