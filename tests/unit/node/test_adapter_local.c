@@ -97,6 +97,8 @@ static void a_name_that_could_mean_something_else_is_refused(void **state)
         {"base", ERR_CONFLICT},
         {"a b", ERR_INVALID},
         {"a\nb", ERR_INVALID},
+        {"caf\xe9", ERR_INVALID},
+        {"a\xc3", ERR_INVALID},
         {"0x00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", ERR_INVALID},
         {"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", ERR_INVALID},
     };
