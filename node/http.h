@@ -40,7 +40,7 @@ struct http_options {
     int n_threads;              /* 0: 2 */
     int max_connections;        /* 0: 4096 */
     int max_connections_per_ip; /* 0: no limit */
-    size_t max_header_bytes;    /* 0: 32 KiB; request line and headers, else 431 */
+    size_t max_header_bytes;    /* 0: 32 KiB; request line and headers; over it, or 100: 431 */
     size_t max_body_bytes;      /* 0: 4 MiB; else 413 */
     size_t stream_buffer_bytes; /* 0: 256 KiB */
     unsigned request_timeout_s; /* 0: 20; for headers, and again for the body, to arrive */

@@ -269,8 +269,24 @@ static void headers_over_the_limit_are_refused(void **state)
     if (got.len > 0) /* the connection may have been reset before the answer was read */
         expect("64 KiB of headers", &got, "431");
     assert_int_equal(w->n_requests, 0);
-    buf_release(&got);
     close(fd);
+    /* A little over the limit, and small ones without number. */
+    for (int few = 0; few < 2; few++) {
+        struct buf request = BUF_INIT;
+        buf_append_str(&request, "GET /echo HTTP/1.1\r\nHost: x\r\n");
+        for (int i = 0; i < (few ? 4 : 100); i++)
+            buf_appendf(&request, "X-%d: %.*s\r\n", i, few ? 1012 : 1, line + 5);
+        buf_append_str(&request, "\r\n");
+        fd = dial(w);
+        buf_reset(&got);
+        say(fd, buf_cstr(&request));
+        hear(fd, &got, "accepts\"");
+        expect(few ? "4 KiB and a little of headers" : "101 headers", &got, "431");
+        assert_int_equal(w->n_requests, 0);
+        close(fd);
+        buf_release(&request);
+    }
+    buf_release(&got);
     world_close(w);
 }
 
