@@ -804,7 +804,8 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *mhd, cons
             reply_error(x, ERR_TOO_LARGE, "the request body is larger than this server accepts");
         else if (!replied(x))
             s->opt.on_request(s->opt.context, x);
-        BUG_IF(!replied(x) && atomic_load(&x->refs) == 1 && !http_gone(x));
+        /* References first: who held another has answered before it gave that back. */
+        BUG_IF(atomic_load(&x->refs) == 1 && !replied(x) && !http_gone(x));
     }
     return queue_or_sleep(x, true);
 }
