@@ -166,6 +166,7 @@ struct engine_model {
     struct model_id served_id;
     const char *weights; /* "file" or "int8" */
     int vocab, hidden, n_layers, n_heads, n_kv_heads, head_dim, ffn, max_context;
+    int max_live; /* sequences that run and wait, together */
     uint64_t n_params;
     int32_t bos; /* -1: none */
     int32_t eos[8];

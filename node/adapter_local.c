@@ -20,6 +20,7 @@
 #include "node/base/hex.h"
 #include "node/base/log.h"
 #include "node/base/sha256.h"
+#include "node/json_util.h"
 
 #include <dirent.h>
 #include <inttypes.h>
@@ -80,14 +81,16 @@ uint64_t local_files(const char *dir, char stamp[17])
 static int check_name(const struct adapter_store *s, const char *name, struct err *err)
 {
     struct wanted w;
-    size_t n = strlen(name);
+    size_t n = strlen(name), len;
     bool plain = n > 0 && n < SERVICE_NAME_BYTES;
-    for (size_t i = 0; i < n && plain; i++)
-        plain = (unsigned char)name[i] > 0x20 && name[i] != 0x7f;
+    for (size_t i = 0; i < n && plain; i += len) {
+        len = utf8_char_len(name + i, n - i); /* else JSON could not say it */
+        plain = len > 0 && (unsigned char)name[i] > 0x20 && name[i] != 0x7f;
+    }
     if (!plain)
         return err_set(err, ERR_INVALID,
-                       "adapter name \"%.200s\" must have 1 to %d bytes, none of them a space or a "
-                       "control character",
+                       "adapter name \"%.200s\" must have 1 to %d bytes of UTF-8, none of them a "
+                       "space or a control character",
                        name, SERVICE_NAME_BYTES - 1);
     if (wanted_parse(&w, name, NULL) == 0 && w.by != BY_NAME)
         return err_set(err, ERR_INVALID, "adapter name \"%s\" looks like a digest", name);

@@ -362,6 +362,23 @@ static void fetch_again(struct adapter_store *s, struct load *l, struct waiters 
     l->waiters = kept;
 }
 
+/* Who asked by another name of the content, with files of its own, has these read: they may be
+ * whole. Each load that fails takes those with it whose files it read, so this ends. With the lock.
+ */
+static void load_elsewhere(struct adapter_store *s, struct load *l, struct waiters *ready)
+{
+    struct waiters kept = {0};
+    for (struct waiter *w = l->waiters.first, *next; w != NULL; w = next) {
+        struct item *i = item_find(s, w->model, false);
+        next = w->next;
+        if (i != NULL && i->content == l->content && i->dir != NULL && strcmp(i->dir, l->dir) != 0)
+            item_use(s, i, w, ready);
+        else
+            waiters_add(&kept, w);
+    }
+    l->waiters = kept;
+}
+
 static int load_files(struct adapter_store *s, struct load *l, struct engine_adapter *facts,
                       size_t n_bytes, uint64_t *us, struct err *err)
 {
@@ -462,6 +479,8 @@ static void load_run(void *store, void *argument)
         err_wrap(&err, "adapter %s", l->name);
         if (told) {
             fetch_again(s, l, &ready);
+            if (c != NULL)
+                load_elsewhere(s, l, &ready);
         }
         waiters_fail(&l->waiters, &err, &ready);
         if (c != NULL)

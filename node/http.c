@@ -90,6 +90,8 @@ struct http_exchange {
     struct arena arena;
     const char *method, *path, *peer;
     struct pair *headers, *queries;
+    int n_headers;
+    size_t head_bytes; /* request line and headers, as they came */
     uint8_t id[32];
     struct buf body;
     bool head_seen, handled;
@@ -109,6 +111,7 @@ struct http_exchange {
     struct buf out; /* bytes [out_at, len) are not yet handed to MHD */
     size_t out_at;
     uint64_t n_queued, n_written;
+    size_t n_burst; /* bytes that came at once: no reader can have kept up with them */
 
     pthread_mutex_t event_lock; /* held during on_event */
     void (*on_event)(void *user, enum http_event event);
@@ -454,7 +457,10 @@ bool http_stream_write(struct http_exchange *x, const void *bytes, size_t n, boo
     pthread_mutex_lock(&x->lock);
     BUG_IF(!x->streaming || x->ended);
     bool alive = !x->cut && x->mhd != NULL;
-    bool slow = alive && x->out.len - x->out_at + n > x->server->opt.stream_buffer_bytes;
+    size_t limit = alive ? x->server->opt.stream_buffer_bytes : 0; /* the server may be closed */
+    if (urgent || n > limit)
+        x->n_burst += n;
+    bool slow = alive && x->out.len - x->out_at + n > limit + x->n_burst;
     if (alive && !slow) {
         if (x->out_at > 0 && x->out_at >= x->out.len / 2) {
             memmove(x->out.data, x->out.data + x->out_at, x->out.len - x->out_at);
@@ -467,7 +473,7 @@ bool http_stream_write(struct http_exchange *x, const void *bytes, size_t n, boo
     pthread_mutex_unlock(&x->lock);
     if (slow) {
         log_info("http", "%s lags more than %zu bytes behind its stream and is cut off", x->peer,
-                 x->server->opt.stream_buffer_bytes);
+                 limit);
         cut(x);
         return false;
     }
@@ -598,6 +604,9 @@ static struct http_exchange *exchange_create(struct http_server *s, struct MHD_C
     pthread_mutex_init(&x->lock, NULL);
     pthread_mutex_init(&x->event_lock, NULL);
     struct copy_pairs headers = {x, &x->headers, 0}, queries = {x, &x->queries, 0};
+    x->n_headers = MHD_get_connection_values(mhd, MHD_HEADER_KIND, NULL, NULL);
+    x->head_bytes =
+        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE)->header_size;
     MHD_get_connection_values(mhd, MHD_HEADER_KIND, copy_pair, &headers);
     MHD_get_connection_values(mhd, MHD_GET_ARGUMENT_KIND, copy_pair, &queries);
     pthread_mutex_lock(&s->lock);
@@ -686,13 +695,19 @@ static bool replied(struct http_exchange *x)
     return r;
 }
 
-static void reply_error(struct http_exchange *x, enum err_code code, const char *message)
+static void reply_status(struct http_exchange *x, unsigned status, enum err_code code,
+                         const char *message)
 {
     struct buf b = BUF_INIT;
     buf_appendf(
         &b, "{\"error\":{\"message\":\"%s\",\"type\":\"%s\",\"param\":null,\"code\":\"%s\"}}",
         message, code == ERR_BUSY ? "server_error" : "invalid_request_error", err_code_name(code));
-    http_reply(x, (unsigned)err_http_status(code), "application/json", &b);
+    http_reply(x, status, "application/json", &b);
+}
+
+static void reply_error(struct http_exchange *x, enum err_code code, const char *message)
+{
+    reply_status(x, (unsigned)err_http_status(code), code, message);
 }
 
 /* The headers are there. True: answered, and not worth reading the body. */
@@ -713,7 +728,11 @@ static bool head(struct http_exchange *x)
         http_reply_text(x, 204, NULL, "");
         return false;
     }
-    if (s->opt.on_head != NULL)
+    /* MHD's own limit is on memory that a response needs, too, and only stops what has no end. */
+    if (x->head_bytes > s->opt.max_header_bytes || x->n_headers > HEADERS_MAX)
+        reply_status(x, 431, ERR_TOO_LARGE,
+                     "the request has more headers than this server accepts");
+    else if (s->opt.on_head != NULL)
         s->opt.on_head(s->opt.context, x);
     const char *length = http_header(x, "Content-Length");
     uint64_t n = length != NULL ? strtoull(length, NULL, 10) : 0;
@@ -785,7 +804,8 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *mhd, cons
             reply_error(x, ERR_TOO_LARGE, "the request body is larger than this server accepts");
         else if (!replied(x))
             s->opt.on_request(s->opt.context, x);
-        BUG_IF(!replied(x) && atomic_load(&x->refs) == 1 && !http_gone(x));
+        /* References first: who held another has answered before it gave that back. */
+        BUG_IF(atomic_load(&x->refs) == 1 && !replied(x) && !http_gone(x));
     }
     return queue_or_sleep(x, true);
 }

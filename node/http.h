@@ -40,7 +40,7 @@ struct http_options {
     int n_threads;              /* 0: 2 */
     int max_connections;        /* 0: 4096 */
     int max_connections_per_ip; /* 0: no limit */
-    size_t max_header_bytes;    /* 0: 32 KiB; request line and headers, else 431 */
+    size_t max_header_bytes;    /* 0: 32 KiB; request line and headers; over it, or 100: 431 */
     size_t max_body_bytes;      /* 0: 4 MiB; else 413 */
     size_t stream_buffer_bytes; /* 0: 256 KiB */
     unsigned request_timeout_s; /* 0: 20; for headers, and again for the body, to arrive */
@@ -130,7 +130,8 @@ void http_listen(struct http_exchange *x, void (*on_event)(void *user, enum http
 void http_unlisten(struct http_exchange *x);
 
 void http_stream_begin(struct http_exchange *x, unsigned status, const char *content_type);
-/* Queues bytes. false: the client is gone, or was too slow and is cut off now. */
+/* Queues bytes. false: the client is gone, or was too slow and is cut off now. Urgent writes, and
+ * any that alone exceeds the limit, come at once: they may wait beside stream_buffer_bytes. */
 bool http_stream_write(struct http_exchange *x, const void *bytes, size_t n, bool urgent);
 void http_stream_end(struct http_exchange *x);
 /* Bytes that the socket has taken, out of all that were queued; a chunk torn by the end of the

@@ -124,10 +124,23 @@ static bool harmless(const char *name, const json_t *v)
         return json_is_integer(v) && json_integer_value(v) == 0;
     if (strcmp(name, "length_penalty") == 0)
         return json_is_number(v) && json_number_value(v) == 1.0;
+    if (strcmp(name, "add_generation_prompt") == 0)
+        return json_is_true(v);
     return json_is_false(v);
 }
 
-static int refuse_unsupported(const json_t *root, struct api_error *e)
+static int refuse_of(const json_t *root, const char *const *names, size_t n, struct api_error *e)
+{
+    for (size_t i = 0; i < n; i++) {
+        const json_t *v = field(root, names[i]);
+        if (v != NULL && !harmless(names[i], v))
+            return api_error_set(e, ERR_UNSUPPORTED, names[i],
+                                 "'%s' is not supported with this value by this node", names[i]);
+    }
+    return 0;
+}
+
+static int refuse_unsupported(const json_t *root, enum openai_kind kind, struct api_error *e)
 {
     static const char *const names[] = {
         "tools",
@@ -162,14 +175,12 @@ static int refuse_unsupported(const json_t *root, struct api_error *e)
         "prompt_embeds",
         "allowed_token_ids",
         "truncate_prompt_tokens",
+        "prompt_logprobs",
     };
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const json_t *v = field(root, names[i]);
-        if (v != NULL && !harmless(names[i], v))
-            return api_error_set(e, ERR_UNSUPPORTED, names[i],
-                                 "'%s' is not supported with this value by this node", names[i]);
-    }
-    return 0;
+    static const char *const of_chat[] = {"echo", "add_generation_prompt"};
+    if (refuse_of(root, names, sizeof names / sizeof *names, e) != 0)
+        return -1;
+    return kind != OPENAI_CHAT ? 0 : refuse_of(root, of_chat, sizeof of_chat / sizeof *of_chat, e);
 }
 
 /* ---- messages ----------------------------------------------------------------------------------
@@ -650,7 +661,7 @@ int openai_request_parse(struct openai_request *r, enum openai_kind kind, const 
         return wrong_type(e, "user", "a string", user);
     if (parse_model(r, e) != 0 || parse_urgency(r, e) != 0 || parse_cache_salt(r, e) != 0)
         return -1;
-    if (refuse_unsupported(r->root, e) != 0 || parse_sampling(r, e) != 0 ||
+    if (refuse_unsupported(r->root, kind, e) != 0 || parse_sampling(r, e) != 0 ||
         parse_stream(r, e) != 0 || parse_stops(r, e) != 0 || parse_stop_ids(r, e) != 0 ||
         parse_bias(r, e) != 0)
         return -1;

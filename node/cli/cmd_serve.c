@@ -29,6 +29,7 @@
 #include "node/config.h"
 #include "node/deployment.h"
 #include "node/http.h"
+#include "node/json_util.h"
 #include "node/metrics.h"
 #include "node/node.h"
 #include "node/service.h"
@@ -226,6 +227,20 @@ static char *base_name(const struct config *c)
     return last;
 }
 
+/* Lists and answers say it in JSON, and requests in theirs ask for it. */
+static int check_base_name(const char *name, struct err *err)
+{
+    size_t n = strlen(name), at = 0, len = 1;
+    for (; at < n && len > 0; at += len)
+        len = utf8_char_len(name + at, n - at);
+    if (len > 0 && n < SERVICE_NAME_BYTES)
+        return 0;
+    return err_set(
+        err, ERR_INVALID,
+        "the model's name must be UTF-8 of at most %d bytes: say another with --model-name",
+        SERVICE_NAME_BYTES - 1);
+}
+
 static void create_store(struct serving *s)
 {
     size_t n = config_list_len(s->c, CONFIG_REGISTRY_URLS);
@@ -252,6 +267,8 @@ static int open_engine(struct serving *s, struct err *err)
 {
     const struct config *c = s->c;
     s->base_name = base_name(c);
+    if (check_base_name(s->base_name, err) != 0)
+        return -1;
     struct service_options so = {
         .base_name = s->base_name,
         .max_tokens = config_int(c, CONFIG_LIMITS_MAX_TOKENS),

@@ -229,6 +229,14 @@ static double number(const char *name, const char *text)
     return n;
 }
 
+static int whole(const char *name, const char *text)
+{
+    double n = number(name, text);
+    if (n > floor(n))
+        wrong(name, text);
+    return (int)n;
+}
+
 static struct load_options options_of(char **argv)
 {
     struct load_options o = {.commit = "unknown",
@@ -285,7 +293,7 @@ static struct load_options options_of(char **argv)
         else if (names[i].word != NULL)
             *names[i].word = value;
         else if (names[i].whole != NULL)
-            *names[i].whole = (int)number(*a, value);
+            *names[i].whole = whole(*a, value);
         else
             *names[i].real = number(*a, value);
         a++;

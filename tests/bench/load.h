@@ -31,7 +31,7 @@ struct call { /* one connection, and the request on it */
     int index;
     bool busy, counts;
     int adapter, key, n_prompt, n_generate;
-    struct buf body;
+    struct buf body, refusal; /* what came with a status other than 200 */
     struct answer answer;
     struct monotonic_us due, last, not_before;
     char curl_error[CURL_ERROR_SIZE];

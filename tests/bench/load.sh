@@ -30,8 +30,8 @@ expect() { # STATUS CONDITION FLAG...
     shift 2
     echo "== load $*: exit $want and $condition expected"
     rm -f "$work/csv"
-    "$load" "$address" --vocab 64 --warm 0.2 --seconds 0.8 --csv "$work/csv" "$@"
-    rc=$?
+    "$load" "$address" --vocab 64 --warm 0.2 --seconds 0.8 --csv "$work/csv" "$@" | tee "$work/said"
+    rc=${PIPESTATUS[0]}
     [ $rc -eq "$want" ] || why="exit $rc"
     [ "$condition" = - ] || awk -F, 'NR == 1 {split($0, name)} NR == 2 {for (i = 1; i <= NF; i++) v[name[i]] = $i}
         END {exit !('"$condition"')}' "$work/csv" || why="$why; the figures are others"
@@ -54,6 +54,9 @@ expect 0 "$whole && v[\"out_distinct_max\"] == 0 && v[\"held\"] == \"0\"" \
 expect 0 "$whole && v[\"status_503\"] == 0" --rate 40 --cv 2 --adapters 6 --popularity zipf:1.1 --lengths uniform:2:30 \
     --keys "$work/keys"
 expect 1 'v["errors"] > 0 && v["answers"] == 0' --streams 2 --adapters 2 --prompt 300 --generate 4 --keys "$work/keys"
+grep -q '^error: .*HTTP status 400: .*maximum context length' "$work/said" ||
+    { failed=$((failed + 1)); echo "load doesn't say why the node refused"; }
+expect 2 - --streams 1.5 --adapters 2 --keys "$work/keys"
 expect 2 - --streams 2 --adapters 7 --keys "$work/keys"
 expect 2 - --streams 2 --adapters 2
 serve --server-max-requests 2 || exit 1

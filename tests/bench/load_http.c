@@ -19,6 +19,7 @@ enum {
     RETRY_MAX_US = 1000000,
     AFTER_ERROR_US = 200000,
     GET_MAX_BYTES = 64 << 20,
+    REFUSAL_MAX_BYTES = 4096,
 };
 
 _Noreturn void load_die(const char *what, const char *why)
@@ -83,8 +84,9 @@ void load_get(const struct load *l, const char *path, struct buf *out)
     curl_easy_setopt(easy, CURLOPT_WRITEDATA, out);
     curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, wrong);
     curl_easy_setopt(easy, CURLOPT_TIMEOUT, 30L);
-    if (curl_easy_perform(easy) != CURLE_OK)
-        load_die(url, wrong);
+    CURLcode rc = curl_easy_perform(easy);
+    if (rc != CURLE_OK)
+        load_die(url, wrong[0] != '\0' ? wrong : curl_easy_strerror(rc));
     curl_easy_getinfo(easy, CURLINFO_RESPONSE_CODE, &status);
     if (status != 200)
         load_die(url, "the answer is not 200");
@@ -128,8 +130,11 @@ static size_t on_body(char *bytes, size_t size, size_t n, void *context)
     struct monotonic_us now = clock_monotonic_us();
     long status = 0;
     curl_easy_getinfo(c->easy, CURLINFO_RESPONSE_CODE, &status);
-    if (status != 200)
+    if (status != 200) {
+        if (c->refusal.len + n * size <= REFUSAL_MAX_BYTES)
+            buf_append(&c->refusal, bytes, n * size);
         return n * size;
+    }
     int before = c->answer.n_tokens, n_new = answer_feed(&c->answer, bytes, n * size);
     bool counts = in_window(l, now);
     if (n_new == 0)
@@ -180,6 +185,7 @@ static void start(struct load *l, struct call *c, const struct workload_request 
     c->due = due;
     c->counts = in_window(l, due);
     write_body(l, c);
+    buf_reset(&c->refusal);
     answer_init(&c->answer);
     curl_slist_free_all(c->headers);
     c->headers = curl_slist_append(NULL, "Content-Type: application/json");
@@ -225,6 +231,17 @@ static void open_calls(struct load *l)
 
 /* ---- ends -------------------------------------------------------------------------------- */
 
+/* The node's own sentence, if there is one. */
+static void tell_status(char *out, size_t size, struct call *c, long status)
+{
+    json_t *root = json_loadb(buf_cstr(&c->refusal), c->refusal.len, 0, NULL);
+    const char *message = json_string_value(
+        json_object_get(json_object_get(root, "error"), "message"));
+    snprintf(out, size, "HTTP status %ld%s%.200s", status, message != NULL ? ": " : "",
+             message != NULL ? message : "");
+    json_decref(root);
+}
+
 static void note_end(struct load *l, struct call *c, CURLcode rc)
 {
     struct monotonic_us now = clock_monotonic_us();
@@ -247,7 +264,7 @@ static void note_end(struct load *l, struct call *c, CURLcode rc)
         snprintf(text, sizeof text, "%s",
                  c->curl_error[0] != '\0' ? c->curl_error : curl_easy_strerror(rc));
     else if (status != 200)
-        snprintf(text, sizeof text, "HTTP status %ld", status);
+        tell_status(text, sizeof text, c, status);
     else if (answer_check(&c->answer, c->n_prompt, c->n_generate, c->body.data, c->body.len,
                           &err) != 0)
         snprintf(text, sizeof text, "%.200s", err.message);
@@ -390,6 +407,7 @@ void load_close(struct load *l)
         curl_slist_free_all(c->headers);
         answer_release(&c->answer);
         buf_release(&c->body);
+        buf_release(&c->refusal);
     }
     curl_multi_cleanup(l->multi);
     curl_global_cleanup();

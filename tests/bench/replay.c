@@ -36,6 +36,7 @@
 #include "node/base/log.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -161,7 +162,7 @@ static bool parse_number(struct options *o, const char *name, const char *value)
             double n = number(name, value);
             if (numbers[i].real != NULL)
                 *numbers[i].real = n;
-            else if (n > 1e9)
+            else if (n > 1e9 || n > floor(n))
                 wrong(name, value);
             else
                 *numbers[i].whole = (int)n;

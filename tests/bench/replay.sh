@@ -42,5 +42,11 @@ echo "== replay --sabotage: exit 1 expected"
 "$replay" --adapters 8:r8:all --lengths fixed:8:8 --seconds 0.4 --warm 0.1 --sabotage
 rc=$?
 if [ $rc -eq 1 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "replay --sabotage: exit $rc"; fi
+
+# A flag is refused, not rounded.
+echo "== replay --streams 1.5: exit 2 expected"
+"$replay" --adapters 8:r8:all --streams 1.5 --seconds 0.1 --warm 0 2>/dev/null
+rc=$?
+if [ $rc -eq 2 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "replay --streams 1.5: exit $rc"; fi
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]

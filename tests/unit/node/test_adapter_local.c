@@ -86,6 +86,41 @@ static void two_names_of_one_content_share_its_memory(void **state)
     world_close(w, false);
 }
 
+static void files_that_are_gone_take_no_other_name_of_the_content_with_them(void **state)
+{
+    (void)state;
+    struct world *w = world_open(1, NULL, NULL);
+    struct err err = {0};
+    char *dir[2];
+    static const char *const names[] = {"one", "two"};
+    for (int i = 0; i < 2; i++) {
+        dir[i] = xasprintf("%s/made/%s", w->dir, names[i]);
+        write_adapter(dir[i], ADAPTER, 99);
+        assert_ok(adapter_store_add(w->store, names[i], dir[i], false, NULL, &err), err);
+    }
+    add_adapters(w, 1);
+    struct resolved held = get(w, "a0"); /* all of host memory: the next load waits */
+    char *file = xasprintf("%s/adapter_model.safetensors", dir[0]);
+    assert_int_equal(unlink(file), 0);
+    struct result r[2];
+    for (int i = 0; i < 2; i++) /* the second joins the first one's load */
+        ask(w, &r[i], names[i]);
+    usleep(20000);
+    assert_false(has_come(&r[0]) || has_come(&r[1]));
+    w->r.release(w->r.context, &held);
+    await(&r[0]);
+    await(&r[1]);
+    assert_int_equal(r[0].rc, -1);
+    if (r[1].rc != 0)
+        fail_msg("two: %s", r[1].err.message);
+    assert_string_equal(r[1].out.name, "two");
+    w->r.release(w->r.context, &r[1].out);
+    for (int i = 0; i < 2; i++)
+        free(dir[i]);
+    free(file);
+    world_close(w, false);
+}
+
 static void a_name_that_could_mean_something_else_is_refused(void **state)
 {
     (void)state;
@@ -98,6 +133,8 @@ static void a_name_that_could_mean_something_else_is_refused(void **state)
         {"base", ERR_CONFLICT},
         {"a b", ERR_INVALID},
         {"a\nb", ERR_INVALID},
+        {"caf\xe9", ERR_INVALID},
+        {"a\xc3", ERR_INVALID},
         {"0x00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", ERR_INVALID},
         {"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", ERR_INVALID},
     };
@@ -232,6 +269,7 @@ int main(void)
         cmocka_unit_test(edited_files_never_serve_under_their_old_digest),
         cmocka_unit_test(a_name_pointed_elsewhere_means_the_new_content_from_then_on),
         cmocka_unit_test(two_names_of_one_content_share_its_memory),
+        cmocka_unit_test(files_that_are_gone_take_no_other_name_of_the_content_with_them),
         cmocka_unit_test(a_name_that_could_mean_something_else_is_refused),
         cmocka_unit_test(a_directory_of_adapters_is_there_at_once_and_remembered),
         cmocka_unit_test(a_list_comes_in_pages_and_can_be_filtered),

@@ -11,11 +11,13 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- a server whose paths are the cases ---------------------------------------------------------
@@ -26,7 +28,9 @@ struct world {
     _Atomic int n_requests, n_done, n_gone, n_drained;
     _Atomic uint64_t last_written;
     _Atomic bool stop_producer;
-    struct http_exchange *kept; /* of /later and /stream */
+    struct http_exchange *kept;           /* of /later and /stream */
+    struct http_exchange *_Atomic handed; /* of /handed, for another thread to answer */
+    pthread_t server_thread;              /* that handed it */
     pthread_mutex_t lock;
     pthread_cond_t changed;
 };
@@ -41,6 +45,15 @@ static void on_event(void *user, enum http_event event)
         w->n_drained++;
     pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
+}
+
+enum { HANDED_US = 4 };
+
+static void spin_us(unsigned us)
+{
+    for (struct monotonic_us began = clock_monotonic_us();
+         clock_elapsed_us(began, clock_monotonic_us()) < us;)
+        ;
 }
 
 static void on_request(void *context, struct http_exchange *x)
@@ -61,6 +74,11 @@ static void on_request(void *context, struct http_exchange *x)
         for (int i = 0; i < 1 << 20; i++)
             buf_append_byte(&b, (uint8_t)('a' + i % 26));
         http_reply(x, 200, "text/plain", &b);
+    } else if (strcmp(path, "/handed") == 0) {
+        http_retain(x);
+        w->server_thread = pthread_self();
+        atomic_store(&w->handed, x);
+        spin_us(HANDED_US);
     } else if (strcmp(path, "/later") == 0 || strcmp(path, "/stream") == 0) {
         http_retain(x);
         http_listen(x, on_event, w);
@@ -269,8 +287,24 @@ static void headers_over_the_limit_are_refused(void **state)
     if (got.len > 0) /* the connection may have been reset before the answer was read */
         expect("64 KiB of headers", &got, "431");
     assert_int_equal(w->n_requests, 0);
-    buf_release(&got);
     close(fd);
+    /* A little over the limit, and small ones without number. */
+    for (int few = 0; few < 2; few++) {
+        struct buf request = BUF_INIT;
+        buf_append_str(&request, "GET /echo HTTP/1.1\r\nHost: x\r\n");
+        for (int i = 0; i < (few ? 4 : 100); i++)
+            buf_appendf(&request, "X-%d: %.*s\r\n", i, few ? 1012 : 1, line + 5);
+        buf_append_str(&request, "\r\n");
+        fd = dial(w);
+        buf_reset(&got);
+        say(fd, buf_cstr(&request));
+        hear(fd, &got, "accepts\"");
+        expect(few ? "4 KiB and a little of headers" : "101 headers", &got, "431");
+        assert_int_equal(w->n_requests, 0);
+        close(fd);
+        buf_release(&request);
+    }
+    buf_release(&got);
     world_close(w);
 }
 
@@ -456,6 +490,50 @@ static void a_reader_that_lags_too_far_is_cut_off(void **state)
     world_close(w);
 }
 
+/* A choice begins with its echoed prompt, and tokens without text gather into one event: however
+ * large, whoever reads gets them, as does the small event right behind. */
+static void a_piece_larger_than_the_buffer_reaches_who_reads(void **state)
+{
+    (void)state;
+    enum { LARGE = 1 << 20, LEAST = 64 * 1024 };
+    static const struct {
+        const char *what;
+        size_t sizes[4];
+        bool urgent;
+    } cases[] = {
+        {"first events of three choices", {LEAST * 3 / 4, LEAST * 3 / 4, LEAST * 3 / 4, 10}, true},
+        {"a large first event", {LARGE, 10, 10, 10}, true},
+        {"a large later event", {10, LARGE, 10, 10}, false},
+    };
+    char *piece = xcalloc(LARGE, 1);
+    memset(piece, 'x', LARGE);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct http_options o = {.stream_buffer_bytes = LEAST, .tick_ms = 1};
+        struct world *w = world_open(&o);
+        int fd = dial(w);
+        say(fd, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n");
+        struct http_exchange *x = wait_kept(w);
+        for (int k = 0; k < 4; k++) {
+            if (!http_stream_write(x, piece, cases[i].sizes[k], cases[i].urgent && k < 3))
+                fail_msg("%s: the reader was cut off at event %d", cases[i].what, k);
+        }
+        http_stream_end(x);
+        struct buf got = BUF_INIT;
+        hear(fd, &got, "\r\n0\r\n\r\n");
+        size_t n = 0, sum = 0;
+        for (size_t k = 0; k < got.len; k++)
+            n += got.data[k] == 'x';
+        for (int k = 0; k < 4; k++)
+            sum += cases[i].sizes[k];
+        if (n < sum) /* headers have an x of their own */
+            fail_msg("%s: %zu bytes of %zu came", cases[i].what, n, sum);
+        buf_release(&got);
+        close(fd);
+        world_close(w);
+    }
+    free(piece);
+}
+
 static void draining_finishes_what_runs_and_takes_nothing_new(void **state)
 {
     (void)state;
@@ -594,6 +672,61 @@ static void many_streams_at_once_lose_nothing(void **state)
     world_close(w);
 }
 
+static void take_a_nap(int signal)
+{
+    (void)signal;
+    nanosleep(&(struct timespec){0, 60000}, NULL);
+}
+
+/* Answers what was handed over while the server's thread naps, wherever that happens to be. */
+static void *answer_handed(void *context)
+{
+    struct world *w = context;
+    for (unsigned n = 0; !w->stop_producer;) {
+        struct http_exchange *x = atomic_exchange(&w->handed, NULL);
+        if (x == NULL)
+            continue;
+        struct timespec began, now;
+        clock_gettime(CLOCK_MONOTONIC, &began);
+        n = n * 1103515245 + 12345;
+        do
+            clock_gettime(CLOCK_MONOTONIC, &now);
+        while ((now.tv_sec - began.tv_sec) * 1000000000 + now.tv_nsec - began.tv_nsec <
+               (long)(n >> 16) % (2 * HANDED_US * 1000));
+        pthread_kill(w->server_thread, SIGUSR1);
+        http_reply_text(x, 200, "text/plain", "handed");
+        http_drop(x);
+    }
+    return NULL;
+}
+
+/* The answer may come, and the last reference but the connection's go, between any two
+ * instructions of the thread that has called on_request. */
+static void an_answer_may_come_from_another_thread_at_any_moment(void **state)
+{
+    (void)state;
+    enum { N = 20000 };
+    struct http_options o = {.n_threads = 1};
+    struct world *w = world_open(&o);
+    struct sigaction nap = {.sa_handler = take_a_nap, .sa_flags = SA_RESTART}, before;
+    assert_int_equal(sigaction(SIGUSR1, &nap, &before), 0);
+    pthread_t answerer;
+    assert_int_equal(pthread_create(&answerer, NULL, answer_handed, w), 0);
+    int fd = dial(w);
+    for (int i = 0; i < N; i++) {
+        struct buf got = BUF_INIT;
+        say(fd, "GET /handed HTTP/1.1\r\nHost: x\r\n\r\n");
+        hear(fd, &got, "\r\n\r\nhanded");
+        expect("handed over", &got, "\r\n\r\nhanded");
+        buf_release(&got);
+    }
+    w->stop_producer = true;
+    pthread_join(answerer, NULL);
+    close(fd);
+    world_close(w);
+    sigaction(SIGUSR1, &before, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -607,11 +740,13 @@ int main(void)
         cmocka_unit_test(a_stream_says_what_the_socket_has_taken),
         cmocka_unit_test(a_vanished_reader_has_taken_no_more_than_was_counted),
         cmocka_unit_test(a_reader_that_lags_too_far_is_cut_off),
+        cmocka_unit_test(a_piece_larger_than_the_buffer_reaches_who_reads),
         cmocka_unit_test(draining_finishes_what_runs_and_takes_nothing_new),
         cmocka_unit_test(closing_cuts_what_sleeps),
         cmocka_unit_test(only_loopback_is_served_without_tls),
         cmocka_unit_test(one_address_gets_only_its_share_of_connections),
         cmocka_unit_test(many_streams_at_once_lose_nothing),
+        cmocka_unit_test(an_answer_may_come_from_another_thread_at_any_moment),
     };
     return cmocka_run_group_tests_name("http", tests, NULL, NULL);
 }

@@ -111,6 +111,10 @@ static void a_wrong_field_is_refused_by_its_name(void **state)
         {M, "{" MSG ",\"modalities\":[\"text\",\"audio\"]}", ERR_UNSUPPORTED, "modalities"},
         {M, "{" MSG ",\"reasoning_effort\":\"high\"}", ERR_UNSUPPORTED, "reasoning_effort"},
         {M, "{" MSG ",\"guided_json\":{\"a\":1}}", ERR_UNSUPPORTED, "guided_json"},
+        {M, "{" MSG ",\"add_generation_prompt\":false}", ERR_UNSUPPORTED, "add_generation_prompt"},
+        {M, "{" MSG ",\"echo\":true}", ERR_UNSUPPORTED, "echo"},
+        {M, "{" MSG ",\"prompt_logprobs\":0}", ERR_UNSUPPORTED, "prompt_logprobs"},
+        {C, "{" PRO ",\"prompt_logprobs\":1}", ERR_UNSUPPORTED, "prompt_logprobs"},
         {M, "{" MSG ",\"chat_template_kwargs\":1}", ERR_INVALID, "chat_template_kwargs"},
         {C, "{" PRO ",\"adapters\":{}}", ERR_INVALID, "adapters"},
         {C, "{" PRO ",\"adapters\":[]}", ERR_INVALID, "adapters"},
@@ -175,6 +179,7 @@ static void harmless_and_unknown_fields_are_accepted(void **state)
         "{" MSG ",\"store\":false,\"metadata\":{},\"service_tier\":\"auto\",\"user\":\"u\"}",
         "{" MSG ",\"temperature\":null,\"stop\":null,\"n\":null,\"logit_bias\":null}",
         "{" MSG ",\"best_of\":1}",
+        "{" MSG ",\"add_generation_prompt\":true,\"echo\":false,\"prompt_logprobs\":null}",
         "{" MSG ",\"stop\":[]}",
         "{" MSG ",\"top_k\":-1,\"seed\":-5}",
     };

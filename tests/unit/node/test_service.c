@@ -290,7 +290,7 @@ static void take_choices(json_t *chunk, struct buf *text, struct buf *ids)
 static struct answer_seen parse_answer(struct buf *raw)
 {
     struct answer_seen a = {0};
-    struct buf text = BUF_INIT, ids[8] = {0};
+    struct buf text = BUF_INIT, ids[64] = {0};
     const char *p = strstr(buf_cstr(raw), "\r\n\r\n");
     if (p == NULL)
         fail_msg("no HTTP answer:\n%s", buf_cstr(raw));
@@ -324,7 +324,7 @@ static struct answer_seen parse_answer(struct buf *raw)
             a.error = json_incref(chunk);
         json_decref(chunk);
     }
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 64; i++) {
         if (ids[i].len > 0)
             buf_append(&a.ids, ids[i].data, ids[i].len);
         buf_release(&ids[i]);
@@ -1204,22 +1204,56 @@ static void a_request_may_lower_its_priority_and_never_raise_it(void **state)
     free(path);
 }
 
+/* n times the same prompt, for `max_tokens` each. */
+static char *many_prompts(int n, int max_tokens, bool stream)
+{
+    struct buf body = BUF_INIT;
+    buf_appendf(&body,
+                "{\"model\":\"base\",\"max_tokens\":%d,\"ignore_eos\":true,\"stream\":%s,"
+                "\"prompt\":[\"a\"",
+                max_tokens, stream ? "true" : "false");
+    for (int i = 1; i < n; i++)
+        buf_append_str(&body, ",\"a\"");
+    buf_append_str(&body, "]}");
+    return buf_detach(&body);
+}
+
 static void a_full_queue_says_when_to_come_back(void **state)
 {
     struct world *w = *state;
-    struct buf body = BUF_INIT;
-    /* 64 sequences; 16 run and 32 wait, at most. */
-    buf_append_str(&body,
-                   "{\"model\":\"base\",\"max_tokens\":100,\"ignore_eos\":true,\"prompt\":[\"a\"");
-    for (int i = 1; i < 64; i++)
-        buf_append_str(&body, ",\"a\"");
-    buf_append_str(&body, "]}");
-    struct answer_seen a = ask(w, buf_cstr(&body));
-    expect_refusal("64 at once", &a, 503, NULL, "requests are waiting"); /* most are its own */
+    /* 16 run, 8 wait, and 32 more than the 32 that may. */
+    char *first = many_prompts(24, 400, true), *second = many_prompts(32, 2, false);
+    int busy = dial(w);
+    send_post(busy, "/v1/completions", first);
+    struct buf got = BUF_INIT;
+    receive(busy, &got, "data: ");
+    struct answer_seen a = ask(w, second);
+    expect_refusal("32 beside 24", &a, 503, NULL, "requests are waiting"); /* most are its own */
     if (a.retry_after_s < 1 || a.retry_after_s > 60)
         fail_msg("Retry-After is %d", a.retry_after_s);
     answer_release(&a);
-    buf_release(&body);
+    close(busy);
+    buf_release(&got);
+    free(first);
+    free(second);
+    wait_until_idle(w);
+}
+
+/* A client that comes back when it is told to would come back for ever. */
+static void a_request_that_no_queue_could_hold_is_not_told_to_come_back(void **state)
+{
+    struct world *w = *state;
+    char *body = many_prompts(49, 100, false);
+    struct answer_seen a = ask(w, body);
+    expect_refusal("49 prompts where 16 run and 32 wait", &a, 400, "prompt", "49 prompts");
+    assert_int_equal(a.retry_after_s, 0);
+    answer_release(&a);
+    free(body);
+    body = many_prompts(28, 2, false); /* one payer's eight ninths */
+    a = ask(w, body);
+    assert_int_equal(a.status, 200);
+    answer_release(&a);
+    free(body);
     wait_until_idle(w);
 }
 
@@ -1435,6 +1469,7 @@ int main(void)
         cmocka_unit_test(an_adapters_own_limit_is_refused_by_its_name),
         cmocka_unit_test(a_request_may_lower_its_priority_and_never_raise_it),
         cmocka_unit_test(a_full_queue_says_when_to_come_back),
+        cmocka_unit_test(a_request_that_no_queue_could_hold_is_not_told_to_come_back),
         cmocka_unit_test(many_queries_are_answered_beside_a_stream),
         cmocka_unit_test(large_prompts_hold_up_nobody_else),
         cmocka_unit_test(without_a_receipt_there_is_no_success),
