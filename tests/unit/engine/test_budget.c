@@ -320,23 +320,21 @@ static struct answer *submit(struct run *run, struct load *load, int n_tokens, i
 
 /* Adapters come one after the other and stay idle; a burst of long prompts takes their memory; then
  * many adapters at once, beside some that decode for long, take it back. */
-static void carry_load(struct run *run, struct load *load, int n_rounds)
+static void carry_round(struct run *run, struct load *load, int round)
 {
-    for (int round = 0; round < n_rounds; round++) {
-        for (int i = 0; i < SHORT; i++) {
-            submit(run, load, SHORT_TOKENS, 2, i);
-            if (i % 4 == 3)
-                run_wait(run);
-        }
-        for (int i = 0; i < LONG; i++)
-            submit(run, load, LONG_TOKENS, 10, i % 5 == 4 ? i : -1);
-        run_wait(run);
-        for (int i = 0; i < 4; i++)
-            submit(run, load, 40 + i, 90, -1);
-        for (int i = 0; i < SHORT; i++)
-            submit(run, load, SHORT_TOKENS, 10 + i, (i * 5 + round) % SHORT);
-        run_wait(run);
+    for (int i = 0; i < SHORT; i++) {
+        submit(run, load, SHORT_TOKENS, 2, i);
+        if (i % 4 == 3)
+            run_wait(run);
     }
+    for (int i = 0; i < LONG; i++)
+        submit(run, load, LONG_TOKENS, 10, i % 5 == 4 ? i : -1);
+    run_wait(run);
+    for (int i = 0; i < 4; i++)
+        submit(run, load, 40 + i, 90, -1);
+    for (int i = 0; i < SHORT; i++)
+        submit(run, load, SHORT_TOKENS, 10 + i, (i * 5 + round) % SHORT);
+    run_wait(run);
 }
 
 /* Nothing runs: all blocks are free, no adapter is pinned, and when those on the device are gone
@@ -375,13 +373,7 @@ static void memory_goes_to_and_fro_and_no_answer_changes(void **state)
         struct load *load = xcalloc(1, sizeof *load);
         struct watch watch = {.shortest_return = UINT64_MAX};
         struct engine_stats s;
-        struct engine_options o = options_of(0);
-        o.backend = late_way ? "cpu" : WAYS[w].backend;
-        open_load(&plenty, load, o);
-        carry_load(&plenty, load, WAYS[w].n_rounds);
-        engine_stats(plenty.engine, &s);
-        assert_int_equal(s.brick_bytes, 0);
-        o = options_of(SHARED_BYTES);
+        struct engine_options o = options_of(SHARED_BYTES);
         o.backend = late_way ? "cpu" : WAYS[w].backend;
         o.debug_overlap = WAYS[w].ahead;
         o.debug_preempt = WAYS[w].preempt;
@@ -391,21 +383,32 @@ static void memory_goes_to_and_fro_and_no_answer_changes(void **state)
         little.watch_context = &watch;
         little.watch = watch_moves;
         size_t used = late.memory_used;
-        carry_load(&little, load, WAYS[w].n_rounds);
-        engine_stats(little.engine, &s);
+        int n_rounds = 0;
+        do { /* whether a brick is wanted while blocks lie in it depends on who comes when */
+            carry_round(&little, load, n_rounds++);
+            engine_stats(little.engine, &s);
+        } while (n_rounds < WAYS[w].n_rounds || (s.n_blocks_moved == 0 && n_rounds < ROUNDS_MAX));
         print_message("%s: %d bricks to the KV cache, %d to adapters in %d turns, %d blocks moved; "
                       "%d preemptions, %d prefix and %d adapter evictions in %d steps\n",
                       WAYS[w].name, (int)s.n_bricks_to_kv, (int)s.n_bricks_to_adapters,
                       (int)watch.n_returns, (int)s.n_blocks_moved, (int)s.n_preemptions,
                       (int)s.n_prefix_evictions, (int)s.n_adapter_evictions, (int)s.n_steps);
-        for (int i = 0; i < plenty.n; i++)
-            if (!run_same(&plenty.answers[i], &little.answers[i]))
-                fail_msg("%s: request %d has another answer", WAYS[w].name, i);
         uint64_t least = (uint64_t)WAYS[w].n_rounds;
         assert_true(s.n_bricks_to_kv >= least && s.n_bricks_to_adapters >= least);
         assert_true(s.n_blocks_moved > 0 && watch.n_bricks == 0);
         assert_int_equal(late.memory_used, used); /* whatever moved: nothing more was taken */
         check_rest(&little, load, WAYS[w].name);
+        o = options_of(0);
+        o.backend = late_way ? "cpu" : WAYS[w].backend;
+        open_load(&plenty, load, o);
+        for (int round = 0; round < n_rounds; round++)
+            carry_round(&plenty, load, round);
+        engine_stats(plenty.engine, &s);
+        assert_int_equal(s.brick_bytes, 0);
+        assert_int_equal(plenty.n, little.n);
+        for (int i = 0; i < plenty.n; i++)
+            if (!run_same(&plenty.answers[i], &little.answers[i]))
+                fail_msg("%s: request %d has another answer", WAYS[w].name, i);
         run_close(&plenty);
         run_close(&little);
         free(load);
