@@ -231,8 +231,9 @@ void disk_remove(struct adapter_store *s, struct content *c)
     char *dir = content_dir(s, &c->digest);
     char *gone = xasprintf("%s/gone-%d-%u", s->root, (int)getpid(), atomic_fetch_add(&counter, 1));
     /* Out of the way at once; deleting a large file may take a while and needs no lock. */
-    if (rename(dir, gone) != 0 || !workers_submit(s->fetchers, remove_run, s, gone)) {
-        remove_dir(gone);
+    bool moved = rename(dir, gone) == 0;
+    if (!moved || !workers_submit(s->fetchers, remove_run, s, gone)) {
+        remove_dir(moved ? gone : dir);
         free(gone);
     }
     free(dir);

@@ -492,7 +492,7 @@ void api_receipt(struct node *n, struct http_exchange *x, const char *text)
 }
 
 static int query_integer(const struct http_exchange *x, const char *name, uint64_t otherwise,
-                         uint64_t max, uint64_t *out, struct err *err)
+                         uint64_t min, uint64_t max, uint64_t *out, struct err *err)
 {
     const char *text = http_query(x, name);
     *out = otherwise;
@@ -500,9 +500,9 @@ static int query_integer(const struct http_exchange *x, const char *name, uint64
         return 0;
     char *end;
     unsigned long long v = strtoull(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || v > max)
-        return err_set(err, ERR_INVALID, "%s must be an integer up to %llu", name,
-                       (unsigned long long)max);
+    if (text[0] < '0' || text[0] > '9' || *end != '\0' || v < min || v > max)
+        return err_set(err, ERR_INVALID, "%s must be an integer from %llu to %llu", name,
+                       (unsigned long long)min, (unsigned long long)max);
     *out = v;
     return 0;
 }
@@ -516,8 +516,8 @@ void api_receipts(struct node *n, struct http_exchange *x)
     const char *text = http_query(x, "channel");
     if (text == NULL || hex_decode(channel, 32, text) != 0)
         err_set(&err, ERR_INVALID, "channel must be 64 hexadecimal digits");
-    else if (query_integer(x, "from", 0, INT64_MAX, &from, &err) == 0 &&
-             query_integer(x, "limit", 100, LEDGER_PAGE_MAX, &limit, &err) == 0)
+    else if (query_integer(x, "from", 0, 0, INT64_MAX, &from, &err) == 0 &&
+             query_integer(x, "limit", 100, 1, LEDGER_PAGE_MAX, &limit, &err) == 0)
         page = ledger_query_receipts(n->ledger, channel, from, (uint32_t)limit, &err);
     json_t *list = NULL;
     if (page != NULL) {

@@ -351,6 +351,9 @@ await checks.test('usage adds up to the receipts', async () => {
   checks.equal([totals.promptTokens, totals.completionTokens], [status.requests.promptTokens, status.requests.completionTokens], 'all tokens are there');
   checks.ok(items.length > 0, 'by adapter');
   const { receipt } = (await client.completions.create({ model: 'demo-7m', prompt: 'x', max_tokens: 1 })).tributary;
+  for (const limit of ['0', '501', '-1', 'x'])
+    checks.equal((await fetch(`${node.url}/v1/receipts?channel=${receipt.channel}&limit=${limit}`)).status, 400,
+      `a page of ${limit} receipts is refused`);
   const page = await (await fetch(`${node.url}/v1/receipts?channel=${receipt.channel}&from=0&limit=500`)).json();
   checks.equal(page.data.map((r) => r.receipt.index), page.data.map((_, i) => i), 'the channel has no gap');
   let previous = '0x' + '00'.repeat(32), total = 0n;
