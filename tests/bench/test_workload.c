@@ -233,6 +233,35 @@ static void a_seed_gives_the_same_requests_and_the_rate_changes_only_their_times
     workload_free(fast);
 }
 
+static void the_adapters_seed_changes_the_adapters_alone(void **state)
+{
+    (void)state;
+    struct workload_options o = {
+        .seed = 9, .adapter_seed = 1, .rate = 10, .cv = 2, .n_adapters = 1000, .n_payers = 5};
+    struct workload *one = create(o, "uniform", "uniform:8:512");
+    o.adapter_seed = 2;
+    struct workload *other = create(o, "uniform", "uniform:8:512");
+    o.adapter_seed = 1;
+    o.seed = 10;
+    struct workload *later = create(o, "uniform", "uniform:8:512");
+    int n_same = 0, n_lengths = 0;
+    for (int i = 0; i < 1000; i++) {
+        struct workload_request a, b, c;
+        workload_next(one, &a);
+        workload_next(other, &b);
+        workload_next(later, &c);
+        assert_true(a.at_s == b.at_s && a.n_prompt == b.n_prompt && a.n_generate == b.n_generate &&
+                    a.payer == b.payer);
+        assert_int_equal(a.adapter, c.adapter);
+        n_same += a.adapter == b.adapter;
+        n_lengths += a.n_prompt == c.n_prompt;
+    }
+    assert_true(n_same < 20 && n_lengths < 20); /* one and two in a thousand by chance */
+    workload_free(one);
+    workload_free(other);
+    workload_free(later);
+}
+
 static void words_that_mean_nothing_are_refused(void **state)
 {
     (void)state;
@@ -305,6 +334,7 @@ int main(void)
         cmocka_unit_test(synthetic_lengths_have_their_ranges_and_means),
         cmocka_unit_test(lengths_are_cut_to_the_context),
         cmocka_unit_test(a_seed_gives_the_same_requests_and_the_rate_changes_only_their_times),
+        cmocka_unit_test(the_adapters_seed_changes_the_adapters_alone),
         cmocka_unit_test(words_that_mean_nothing_are_refused),
         cmocka_unit_test(percentiles_are_those_of_the_sorted_list),
         cmocka_unit_test(jains_index_is_one_for_equals_and_one_nth_for_one_who_has_all),
