@@ -111,7 +111,7 @@ $(B)/$(1)/tests/sim/sim_scheduler: $(B)/$(1)/tests/sim/sim_scheduler.o $(B)/$(1)
 	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1))
 
 $(B)/$(1)/tests/soak/%: $(B)/$(1)/tests/soak/%.o $(foreach b,$(BELOW_engine),$(B)/$(1)/lib$(b).a)
-	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1))
+	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -Wl,--wrap=prefix_key_root -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1))
 
 $(B)/$(1)/tests/ops/%: $(B)/$(1)/tests/ops/%.o $(B)/$(1)/tests/support.o $(foreach b,$(BELOW_kernels),$(B)/$(1)/lib$(b).a)
 	$$(Q)$$(CC) $$(LDFLAGS_$(1)) -o $$@ $$^ $$(LDLIBS) $$(LDLIBS_$(1)) -lcmocka
@@ -205,7 +205,7 @@ bench: deps
 	@$(B)/release/tributary bench --commit $$(git describe --always --dirty 2>/dev/null || echo unknown)
 
 # Adapters churning under load, every token checked; `make test` runs a short one. For a GPU:
-# make soak SOAK="--backend cuda --shape 1b --tokens 1000000 --streams 128"
+# make soak SOAK="--backend cuda --shape 1b --tokens 1000000 --seconds 300 --changes 10 --streams 128"
 soak: deps
 	@$(MAKE) --no-print-directory -j2 $(B)/release/tests/soak/soak
 	@$(B)/release/tests/soak/soak $(SOAK)

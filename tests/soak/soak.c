@@ -12,6 +12,9 @@
  *               |    \ /    x           name has then; under a name that has none it is refused
  *     content   7     3         ...
  *
+ * A name is changed every few requests, or --changes times a second, by the clock: then changes go
+ * on while requests are slow, too, and it is an error when the pace asked for was not reached.
+ *
  * Prompts are longer than a step has rows for, so they come in chunks, beside the decoding ones;
  * some requests are sampled (each with its seed), some are ensembles, some of the base model, some
  * are cancelled while they wait or run, some stop at some token. The popular names drift through
@@ -29,13 +32,26 @@
  * Teaching is one prefill for a sequence, and it is valid because prefill and decode agree bit for
  * bit (kernels/ops.h). --no-teaching regenerates everything instead.
  *
+ * Prefix hits. Of each request the engine says how many tokens of its prompt it found. Some other
+ * request, under the same adapters with the same weights, must have begun with these tokens, or
+ * they are another content's; and what it found must have been right, or the bits behind it differ
+ * from those of the prompt computed whole. (The count alone could miss some: where both the own and
+ * another content's were there to be found.) Counted as well: requests that began like some under
+ * another content with more than they found, so that none across contents says something.
+ *
+ * Memory. What adapters and KV cache have, before the first name and after the last, must be the
+ * same; likewise what a device with memory of its own says is free.
+ *
  * --shared gives adapters and the KV cache no sizes of their own, so that memory goes to and fro
  * between them under the same load.
  *
  * --sabotage exchanges two entries of the adapter table in the middle of the churn: a wrong
- * adapter, without any other sign of it. The check must then fail.
+ * adapter, without any other sign of it. --sabotage-prefixes makes the engine look for prefixes
+ * whatever their adapters. --sabotage-memory leaves an adapter where it is at the end. The check
+ * must then fail.
  *
- * Exit status: 0 all the same; 1 something differs; 2 it could not be run. */
+ * Exit status: 0 all the same; 1 something differs, memory isn't back, or changes came too slowly;
+ * 2 it could not be run. */
 #include "engine/bench.h"
 #include "engine/internal.h"
 #include "node/base/buf.h"
@@ -43,11 +59,14 @@
 #include "node/base/err.h"
 #include "node/base/hex.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -59,19 +78,25 @@ enum {
     TOP = 4,         /* best others, for some */
     BURSTS = 64,     /* requests between two choices of how many are out at once */
     DRIFT = 32,      /* requests until the next name becomes popular */
-    RENAME = 8,      /* requests between two changes of the table */
+    RENAME = 8,      /* requests between two changes of the table, without --changes */
     ROUGH = 512,     /* requests of fair weather, then as many with penalties among them */
     AFTER_SWAP = 32, /* requests under the two that were exchanged */
     ALIKE = 48,      /* earlier requests whose prompts another may begin with */
     TOLD_MAX = 20,   /* differences told one by one */
     PROGRESS_US = 10000000,
+    PACE_PERCENT = 95, /* of the changes asked for */
+    /* What may be less free on a device than before: code that the driver brings in with the first
+     * use of a kernel. */
+    DRIVER_BYTES = 64 << 20,
 };
 
 struct options {
     const char *backend, *shape;
     uint64_t n_tokens, seed, seconds;
     int n_streams, n_names, n_contents, n_pool, n_rows, kv_tokens, regenerate, n_threads;
-    bool teach, sabotage, preempt, shared;
+    int n_changes; /* a second; 0: by requests */
+    bool teach, preempt, shared;
+    bool sabotage, sabotage_prefixes, sabotage_memory;
 };
 
 struct name {
@@ -94,11 +119,46 @@ struct trial {
     uint64_t id;
     enum engine_finish finish;
     int n_finished;
-    bool is_odd; /* an event came that should not have */
+    int n_cached; /* tokens of the prompt that it found */
+    int n_begun;  /* others with an index below may have computed them */
+    bool is_odd;  /* an event came that should not have */
+};
+
+enum change {
+    CHANGE_LOAD,    /* of a name that had none */
+    CHANGE_DROP,    /* it has none for a while */
+    CHANGE_RELOAD,  /* the same content again */
+    CHANGE_REPOINT, /* another one */
+    CHANGES
+};
+
+/* Changes of the table while there is traffic. */
+struct pace {
+    struct monotonic_us begin, last;
+    double seconds;
+    uint64_t n_changes, by_kind[CHANGES];
+    uint64_t us, us_max; /* that they took */
+    uint64_t longest_pause_us;
+};
+
+struct prefixes {
+    int n_found;             /* requests that found some of their prompt */
+    uint64_t n_found_tokens; /* of it */
+    int n_offered;           /* that began like others under other adapters, with more than that */
+    int n_foreign;           /* that found what nobody had computed under theirs */
+    uint64_t n_foreign_tokens;
+    int n_checked, n_wrong; /* of those that found some: whose bits were compared; that differ */
+};
+
+struct memory {
+    size_t adapter_bytes_used, adapter_bytes, kv_bytes, host_bytes, brick_bytes;
+    int n_blocks, n_blocks_free, n_loaded, n_resident;
+    bool tells_free; /* of a device of its own */
+    size_t free_bytes;
 };
 
 struct counts {
-    uint64_t n_loads, n_drops, n_repointed, n_refused;
+    uint64_t n_loads, n_drops, n_refused;
     int n_base, n_single, n_ensembles, n_sampled, n_cancelled, n_stopped;
 };
 
@@ -118,12 +178,16 @@ struct soak {
     struct trial **trials; /* [n_trials] */
     int n_trials, max_trials;
     struct counts counts;
+    struct pace pace;
+    struct prefixes prefixes;
+    bool memory_is_back;
     struct engine *engine;
     struct monotonic_us told;
 
     pthread_mutex_t lock;
     pthread_cond_t finished;
     int n_out;         /* submitted and not finished */
+    int n_begun;       /* trials whose submission has begun */
     uint64_t n_tokens; /* generated */
 
     /* Of the witness: the trial at hand, and what it got wrong. */
@@ -131,6 +195,7 @@ struct soak {
     int n_seen, n_wrong, first_wrong; /* first_wrong: position */
     uint32_t got, wanted;             /* there: bits, or tokens */
     int n_differ;                     /* trials */
+    uint64_t n_verified;              /* tokens, each once */
     uint64_t n_wrong_tokens, n_taught, n_regenerated, n_taught_tokens, n_regenerated_tokens;
 };
 
@@ -219,14 +284,19 @@ static void make_contents(struct soak *s)
         s->pool_bytes = 2 * largest;
 }
 
-static struct lora_adapter *copy_content(const struct lora_adapter *a)
+/* Where the engine wants it, so that it is copied once, and counted. */
+static struct lora_adapter *copy_content(struct host_memory *home, const struct lora_adapter *a)
 {
+    struct err err = {0};
+    void *data;
     struct lora_adapter *copy = xcalloc(1, sizeof *copy);
+    if (host_memory_take(home, &data, a->n_bytes, &err) != 0)
+        die("copying an adapter", &err);
     *copy = *a;
     copy->sites = xcalloc((size_t)a->n_sites, sizeof *copy->sites);
     memcpy(copy->sites, a->sites, (size_t)a->n_sites * sizeof *copy->sites);
-    copy->data = aligned_alloc(LORA_ALIGN_BYTES, a->n_bytes);
-    BUG_IF(copy->data == NULL);
+    copy->data = data;
+    copy->home = home;
     memcpy(copy->data, a->data, a->n_bytes);
     return copy;
 }
@@ -234,7 +304,8 @@ static struct lora_adapter *copy_content(const struct lora_adapter *a)
 static void load(struct soak *s, struct name *name, int content)
 {
     struct err err = {0};
-    if (engine_adapter_add(s->engine, copy_content(s->contents[content]), &err) != 0)
+    if (engine_adapter_add(s->engine, copy_content(s->engine->host, s->contents[content]), &err) !=
+        0)
         die("loading an adapter", &err);
     *name = (struct name){content, true};
     s->loads[content]++;
@@ -250,38 +321,93 @@ static void drop(struct soak *s, int content)
     s->counts.n_drops++;
 }
 
-/* One change of the table of names. */
-static void change_a_name(struct soak *s)
+/* Changes a name, one that isn't sabotage's. */
+static enum change change_a_name(struct soak *s)
 {
-    int index = below(s, s->options.n_names);
+    int n = s->options.n_names, index = below(s, n), new = below(s, s->options.n_contents);
+    while (index == s->swapped[0] || index == s->swapped[1])
+        index = (index + 1) % n; /* there are more than two */
     struct name *name = &s->names[index];
-    int old = name->content, new = below(s, s->options.n_contents);
-    if (index == s->swapped[0] || index == s->swapped[1])
-        return;
+    int old = name->content;
     if (!name->loaded) {
-        load(s, name, one_in(s, 2) ? old : new); /* reloaded, or come back as another */
-        s->counts.n_repointed += name->content != old;
-        return;
+        load(s, name, one_in(s, 2) ? old : new); /* as it was, or come back as another */
+        return CHANGE_LOAD;
     }
     switch (below(s, 5)) {
-    case 0: /* has none for a while */
+    case 0:
         drop(s, old);
         name->loaded = false;
-        break;
-    case 1: /* the same again */
+        return CHANGE_DROP;
+    case 1:
         drop(s, old);
         load(s, name, old);
-        break;
-    case 2: /* re-pointed: the old one leaves first */
+        return CHANGE_RELOAD;
+    case 2: /* the old one leaves first */
         drop(s, old);
         load(s, name, new);
-        s->counts.n_repointed += new != old;
         break;
     default: /* ... or the new one comes first */
         load(s, name, new);
         drop(s, old);
-        s->counts.n_repointed += new != old;
     }
+    return new == old ? CHANGE_RELOAD : CHANGE_REPOINT;
+}
+
+/* ---- the pace of changes ----------------------------------------------------------------- */
+
+static double seconds_since(struct monotonic_us begin)
+{
+    return (double)clock_elapsed_us(begin, clock_monotonic_us()) * 1e-6;
+}
+
+static void change(struct soak *s)
+{
+    struct pace *p = &s->pace;
+    struct monotonic_us begin = clock_monotonic_us();
+    uint64_t pause = clock_elapsed_us(p->last, begin);
+    p->by_kind[change_a_name(s)]++;
+    p->n_changes++;
+    uint64_t took = clock_elapsed_us(begin, clock_monotonic_us());
+    p->us += took;
+    p->us_max = took > p->us_max ? took : p->us_max;
+    p->longest_pause_us = pause > p->longest_pause_us ? pause : p->longest_pause_us;
+    p->last = begin;
+}
+
+/* The next change by the clock: the k-th is k / --changes seconds after the first moment, so that
+ * those that come late don't put off the others. */
+static struct monotonic_us next_change(const struct soak *s)
+{
+    uint64_t k = s->pace.n_changes + 1, rate = (uint64_t)s->options.n_changes;
+    return (struct monotonic_us){s->pace.begin.us + (k * 1000000 + rate - 1) / rate};
+}
+
+static bool change_is_due(const struct soak *s)
+{
+    return s->options.n_changes > 0 && clock_monotonic_us().us >= next_change(s).us;
+}
+
+static void begin_pace(struct soak *s)
+{
+    s->pace.begin = s->pace.last = clock_monotonic_us();
+}
+
+static void end_pace(struct soak *s)
+{
+    struct pace *p = &s->pace;
+    struct monotonic_us end = clock_monotonic_us();
+    uint64_t pause = clock_elapsed_us(p->last, end);
+    p->seconds = (double)clock_elapsed_us(p->begin, end) * 1e-6;
+    p->longest_pause_us = pause > p->longest_pause_us ? pause : p->longest_pause_us;
+}
+
+/* But for one, which the last moment may have cut off. */
+static bool pace_was_reached(const struct soak *s)
+{
+    if (s->options.n_changes > 0 && s->pace.n_changes == 0)
+        return false;
+    double wanted = (double)s->options.n_changes * s->pace.seconds;
+    return (double)(s->pace.n_changes + 1) >= wanted * PACE_PERCENT / 100;
 }
 
 /* ---- requests ---------------------------------------------------------------------------- */
@@ -325,6 +451,8 @@ static void churn_event(struct soak *s, const struct engine_event *e)
     case ENGINE_EVENT_FINISHED:
         t->finish = e->finish;
         t->n_finished++;
+        t->n_cached = e->n_prompt_cached;
+        t->n_begun = s->n_begun;
         s->n_out--;
         pthread_cond_signal(&s->finished);
         break;
@@ -480,6 +608,7 @@ static void submit(struct soak *s, int forced_name)
     }
     pthread_mutex_lock(&s->lock);
     s->n_out++;
+    s->n_begun = t->index + 1;
     pthread_mutex_unlock(&s->lock);
     if (engine_submit(s->engine, &r, &t->id, &err) == 0) {
         if (!exists)
@@ -500,17 +629,26 @@ static void submit(struct soak *s, int forced_name)
 
 /* ---- churn ------------------------------------------------------------------------------- */
 
-static double seconds_since(struct monotonic_us begin)
-{
-    return (double)clock_elapsed_us(begin, clock_monotonic_us()) * 1e-6;
-}
-
 static void tell_progress(struct soak *s, const char *what, uint64_t n, uint64_t of)
 {
     if (clock_elapsed_us(s->told, clock_monotonic_us()) < PROGRESS_US)
         return;
     s->told = clock_monotonic_us();
     fprintf(stderr, "soak: %s: %" PRIu64 " of %" PRIu64 "\n", what, n, of);
+}
+
+/* One more has finished, or a change is due. Under the lock. */
+static void wait_for_an_end(struct soak *s)
+{
+    if (s->options.n_changes == 0) {
+        pthread_cond_wait(&s->finished, &s->lock);
+        return;
+    }
+    uint64_t us = next_change(s).us;
+    struct timespec until = {.tv_sec = (time_t)(us / 1000000),
+                             .tv_nsec = (long)(us % 1000000 * 1000)};
+    int rc = pthread_cond_timedwait(&s->finished, &s->lock, &until);
+    BUG_IF(rc != 0 && rc != ETIMEDOUT);
 }
 
 /* Until no more than n are out; returns the tokens generated so far. */
@@ -524,8 +662,24 @@ static uint64_t wait_until_out(struct soak *s, int n)
     return n_tokens;
 }
 
-/* The engine has given back everything that sequences had. */
-static void wait_until_idle(struct soak *s)
+/* The same, and the table goes on changing by the clock meanwhile. */
+static uint64_t churn_until_out(struct soak *s, int n)
+{
+    for (;;) {
+        pthread_mutex_lock(&s->lock);
+        while (s->n_out > n && !change_is_due(s))
+            wait_for_an_end(s);
+        bool out = s->n_out <= n;
+        uint64_t n_tokens = s->n_tokens;
+        pthread_mutex_unlock(&s->lock);
+        if (out)
+            return n_tokens;
+        change(s);
+    }
+}
+
+/* The engine has given back everything that sequences had; false: not within five seconds. */
+static bool wait_until_idle(struct soak *s)
 {
     struct engine_stats stats;
     wait_until_out(s, 0);
@@ -533,18 +687,18 @@ static void wait_until_idle(struct soak *s)
         engine_stats(s->engine, &stats);
         if (stats.n_running == 0 && stats.n_waiting == 0 && stats.n_blocks_free == stats.n_blocks) {
             usleep(20000); /* and turned its loop once more */
-            return;
+            return true;
         }
         usleep(1000);
     }
-    BUG("%d of %d KV blocks are free when nothing runs", stats.n_blocks_free, stats.n_blocks);
+    return false;
 }
 
 /* False: there were no two on the device just now. */
 static bool swap_two_entries(struct soak *s)
 {
     int n = 0;
-    wait_until_idle(s);
+    BUG_IF(!wait_until_idle(s));
     for (int i = 0; i < s->options.n_names && n < 2; i++) {
         int content = s->names[i].content;
         if (s->names[i].loaded && lora_pool_is_resident(s->engine->lora, &s->digests[content]) &&
@@ -571,15 +725,15 @@ static void make_traffic(struct soak *s)
     const struct options *o = &s->options;
     int high = o->n_streams, low = high / 2, n_submitted = 0;
     bool swapped = !o->sabotage;
-    struct monotonic_us begin = clock_monotonic_us();
+    begin_pace(s);
     for (uint64_t n_tokens = 0;
-         n_tokens < o->n_tokens || seconds_since(begin) < (double)o->seconds;) {
+         n_tokens < o->n_tokens || seconds_since(s->pace.begin) < (double)o->seconds;) {
         if (n_submitted++ % BURSTS == 0) {
             high = 1 + (int)(sizes[below(s, 6)] * (float)o->n_streams);
             low = below(s, high);
         }
-        if (n_submitted % RENAME == 0)
-            change_a_name(s);
+        if (o->n_changes > 0 ? change_is_due(s) : n_submitted % RENAME == 0)
+            change(s);
         if (!swapped && n_tokens >= o->n_tokens / 2)
             swapped = swap_two_entries(s);
         submit(s, -1);
@@ -588,10 +742,25 @@ static void make_traffic(struct soak *s)
         n_tokens = s->n_tokens;
         pthread_mutex_unlock(&s->lock);
         if (full)
-            n_tokens = wait_until_out(s, low);
+            n_tokens = churn_until_out(s, low);
         tell_progress(s, "tokens generated", n_tokens, o->n_tokens);
     }
-    wait_until_idle(s);
+    end_pace(s);
+    wait_until_out(s, 0);
+}
+
+/* The engine's keys of prefixes come from here (the linker's --wrap). */
+struct prefix_key __real_prefix_key_root(const struct prefix_secret *secret,
+                                         const struct prefix_adapter *adapters, int n);
+struct prefix_key __wrap_prefix_key_root(const struct prefix_secret *secret,
+                                         const struct prefix_adapter *adapters, int n);
+
+static bool look_prefixes_up_blindly; /* by --sabotage-prefixes; changed while nothing runs */
+
+struct prefix_key __wrap_prefix_key_root(const struct prefix_secret *secret,
+                                         const struct prefix_adapter *adapters, int n)
+{
+    return __real_prefix_key_root(secret, adapters, look_prefixes_up_blindly ? 0 : n);
 }
 
 static struct engine *open_engine(struct soak *s, struct engine_options options)
@@ -616,6 +785,22 @@ static size_t kv_bytes_of(const struct soak *s, int n_tokens)
            forward_block_bytes(&s->config, cuda ? DTYPE_BF16 : DTYPE_F32);
 }
 
+static void tell_pace(const struct soak *s)
+{
+    const struct pace *p = &s->pace;
+    printf("changes of names under load: %" PRIu64 " in %.1f s, %.2f a second", p->n_changes,
+           p->seconds, p->seconds > 0 ? (double)p->n_changes / p->seconds : 0);
+    if (s->options.n_changes > 0)
+        printf(" (%d asked for%s)", s->options.n_changes,
+               pace_was_reached(s) ? "" : ": NOT REACHED");
+    printf(": %" PRIu64 " loads, %" PRIu64 " drops, %" PRIu64 " reloads, %" PRIu64
+           " re-points; one took %.2f ms, %.1f at most; the longest time without was %.0f ms\n",
+           p->by_kind[CHANGE_LOAD], p->by_kind[CHANGE_DROP], p->by_kind[CHANGE_RELOAD],
+           p->by_kind[CHANGE_REPOINT],
+           p->n_changes > 0 ? (double)p->us * 1e-3 / (double)p->n_changes : 0,
+           (double)p->us_max * 1e-3, (double)p->longest_pause_us * 1e-3);
+}
+
 static void tell_churn(const struct soak *s, const struct engine_stats *e, double took)
 {
     static const char *const held[ENGINE_ENTROPY_BUCKETS] = {"0",   "1",    "2",     "3",  "4",
@@ -625,11 +810,10 @@ static void tell_churn(const struct soak *s, const struct engine_stats *e, doubl
            "cancelled, %d stopped), %" PRIu64 " tokens in %.1f s, %.0f tokens/s\n",
            s->n_trials, c->n_base, c->n_single, c->n_ensembles, c->n_sampled, c->n_cancelled,
            c->n_stopped, s->n_tokens, took, (double)s->n_tokens / took);
-    printf("names: %d over %d contents; %" PRIu64 " loads, %" PRIu64 " drops, %" PRIu64
-           " re-pointed, %.1f of these a second; %" PRIu64
-           " requests refused for want of content\n",
-           s->options.n_names, s->options.n_contents, c->n_loads, c->n_drops, c->n_repointed,
-           (double)(c->n_loads + c->n_drops + c->n_repointed) / took, c->n_refused);
+    printf("names: %d over %d contents; %" PRIu64 " loads and %" PRIu64
+           " drops from the first to the last, %" PRIu64 " requests refused for want of content\n",
+           s->options.n_names, s->options.n_contents, c->n_loads, c->n_drops, c->n_refused);
+    tell_pace(s);
     printf("device: %" PRIu64 " uploads, %" PRIu64
            " evictions in a pool of %.2f MB (contents: %.2f MB the mean); %" PRIu64
            " preemptions in %d blocks\n",
@@ -641,8 +825,11 @@ static void tell_churn(const struct soak *s, const struct engine_stats *e, doubl
                (double)e->brick_bytes * 1e-6, e->n_bricks_to_kv, e->n_bricks_to_adapters,
                e->n_blocks_moved, (double)e->kv_bytes_total * 1e-6,
                (double)e->adapter_bytes_total * 1e-6);
-    printf("prefix cache: %" PRIu64 " of %" PRIu64 " tokens of prompts found\n",
-           e->n_prefix_hit_tokens, e->n_prefix_hit_tokens + e->n_prefix_miss_tokens);
+    printf("prefix cache: %" PRIu64 " of %" PRIu64
+           " tokens of prompts found, by %d requests; %d began like earlier ones under other "
+           "contents, with more than they found\n",
+           e->n_prefix_hit_tokens, e->n_prefix_hit_tokens + e->n_prefix_miss_tokens,
+           s->prefixes.n_found, s->prefixes.n_offered);
     printf("steps: %" PRIu64 " (%" PRIu64 " with decoding, %" PRIu64 " replayed, %" PRIu64
            " ahead), %" PRIu64 " rows of prefill, %" PRIu64 " of decode\n",
            e->n_steps, e->n_decode_steps, e->n_steps_replayed, e->n_steps_ahead, e->n_rows_prefill,
@@ -670,27 +857,199 @@ static void check_ends(struct soak *s)
     }
 }
 
-/* What the adapters had of device and host is free again. */
-static void check_memory_is_back(struct soak *s)
+/* ---- prefix hits ------------------------------------------------------------------------- */
+
+static bool under_the_same(const struct trial *a, const struct trial *b)
 {
-    struct engine_stats stats;
-    struct err err = {0};
-    for (int i = 0; i < s->options.n_contents; i++)
-        if (engine_adapter_evict(s->engine, &s->digests[i], &err) != 0)
-            die("evicting an adapter", &err);
-    wait_until_idle(s);
-    engine_stats(s->engine, &stats);
-    if (stats.n_adapters_loaded != 0 || stats.n_adapters_resident != 0 ||
-        stats.adapter_bytes_used != 0 || stats.adapter_host_bytes_used != 0)
-        BUG("all were dropped and evicted: %d adapters are loaded, %d on the device, with %zu "
-            "bytes "
-            "there and %zu of host memory",
-            stats.n_adapters_loaded, stats.n_adapters_resident, stats.adapter_bytes_used,
-            stats.adapter_host_bytes_used);
-    printf("memory: all adapters dropped and evicted: 0 bytes of the device's pool and of the "
-           "host's memory are taken, and all %d blocks are free\n",
-           stats.n_blocks);
+    bool same = a->n_adapters == b->n_adapters;
+    for (int i = 0; same && i < a->n_adapters; i++)
+        same = a->contents[i] == b->contents[i] && bits_of(a->weights[i]) == bits_of(b->weights[i]);
+    return same;
 }
+
+/* Tokens in whole blocks that `other` may have left for t's prompt, the last of which is always
+ * computed. */
+static int n_in_common(const struct trial *t, const struct trial *other)
+{
+    int n = 0, n_other = other->n_prompt + other->n_tokens,
+        n_max = t->n_prompt - 1 < n_other ? t->n_prompt - 1 : n_other;
+    while (n < n_max && t->tokens[n] == other->tokens[n])
+        n++;
+    return n / BLOCK_TOKENS * BLOCK_TOKENS;
+}
+
+/* Of those [n] whose first block is t's. */
+static void explain_prefix(struct soak *s, const struct trial *t, struct trial *const *alike, int n)
+{
+    struct prefixes *p = &s->prefixes;
+    int own = 0, foreign = 0;
+    for (int i = 0; i < n; i++) {
+        bool same = under_the_same(t, alike[i]);
+        int *most = same ? &own : &foreign;
+        /* For what may have been found, all that had begun when t ended; for what would have been,
+         * those that began before it. */
+        if (alike[i] == t || alike[i]->index >= (same ? t->n_begun : t->index))
+            continue;
+        int in_common = n_in_common(t, alike[i]);
+        *most = in_common > *most ? in_common : *most;
+    }
+    p->n_found += t->n_cached > 0;
+    p->n_found_tokens += (uint64_t)t->n_cached;
+    p->n_offered += foreign > t->n_cached;
+    if (t->n_cached <= own)
+        return;
+    p->n_foreign_tokens += (uint64_t)(t->n_cached - own);
+    if (p->n_foreign++ < TOLD_MAX)
+        printf("across contents: sequence %d found %d tokens of its prompt (%d), of which others "
+               "under the same adapters had %d\n",
+               t->index, t->n_cached, t->n_prompt, own);
+}
+
+static int by_first_block(const void *a, const void *b)
+{
+    const struct trial *x = *(struct trial *const *)a, *y = *(struct trial *const *)b;
+    return memcmp(x->tokens, y->tokens, BLOCK_TOKENS * sizeof *x->tokens);
+}
+
+static void check_prefixes(struct soak *s, const struct engine_stats *stats)
+{
+    struct trial **sorted = xcalloc((size_t)s->n_trials + 1, sizeof(struct trial *));
+    int n = 0;
+    for (int i = 0; i < s->n_trials; i++) { /* others leave no block, and find none */
+        struct trial *t = s->trials[i];
+        if (t->n_prompt + t->n_tokens >= BLOCK_TOKENS)
+            sorted[n++] = t;
+        else
+            BUG_IF(t->n_cached != 0);
+    }
+    qsort(sorted, (size_t)n, sizeof *sorted, by_first_block);
+    for (int from = 0, to; from < n; from = to) {
+        for (to = from + 1; to < n && by_first_block(&sorted[from], &sorted[to]) == 0;)
+            to++;
+        for (int i = from; i < to; i++)
+            explain_prefix(s, sorted[i], sorted + from, to - from);
+    }
+    free(sorted);
+    if (s->prefixes.n_found_tokens != stats->n_prefix_hit_tokens)
+        BUG("requests found %" PRIu64 " tokens in the prefix cache, the engine says %" PRIu64,
+            s->prefixes.n_found_tokens, stats->n_prefix_hit_tokens);
+}
+
+static void tell_prefixes(const struct soak *s)
+{
+    const struct prefixes *p = &s->prefixes;
+    printf("prefix hits across contents: %d requests, %" PRIu64
+           " tokens, of %d requests that found some of their prompt; of these %d had all bits "
+           "compared with those of the prompt computed whole: %d differ\n",
+           p->n_foreign, p->n_foreign_tokens, p->n_found, p->n_checked, p->n_wrong);
+    if (p->n_found == 0 || p->n_offered == 0)
+        printf("that says little: no request %s\n",
+               p->n_found == 0 ? "found anything"
+                               : "began like one under other contents for more than it found");
+}
+
+/* ---- memory ------------------------------------------------------------------------------ */
+
+/* While nothing runs, which is when the device may be asked from here. */
+static struct memory memory_now(struct soak *s)
+{
+    struct engine_stats e;
+    struct backend_caps caps;
+    engine_stats(s->engine, &e);
+    s->engine->ops->caps(s->engine->be, &caps);
+    return (struct memory){.adapter_bytes_used = e.adapter_bytes_used,
+                           .adapter_bytes = e.adapter_bytes_total,
+                           .kv_bytes = e.kv_bytes_total,
+                           .host_bytes = e.adapter_host_bytes_used,
+                           .brick_bytes = e.brick_bytes,
+                           .n_blocks = e.n_blocks,
+                           .n_blocks_free = e.n_blocks_free,
+                           .n_loaded = e.n_adapters_loaded,
+                           .n_resident = e.n_adapters_resident,
+                           .tells_free = caps.own_memory,
+                           .free_bytes = caps.memory_free_bytes};
+}
+
+static void tell_memory(const char *when, const struct memory *m)
+{
+    printf("memory %s: %d adapters on the device with %zu of %zu bytes, %d loaded with %zu of the "
+           "host's; %d of %d KV blocks free, of %zu bytes; ",
+           when, m->n_resident, m->adapter_bytes_used, m->adapter_bytes, m->n_loaded, m->host_bytes,
+           m->n_blocks_free, m->n_blocks, m->kv_bytes);
+    if (m->tells_free)
+        printf("the device has %zu bytes free\n", m->free_bytes);
+    else
+        printf("the device has no memory of its own\n");
+}
+
+/* Where they share, what adapters and KV cache have together: the blocks that are counted are short
+ * of it by less than a brick. */
+static bool is_back(const struct memory *before, const struct memory *after)
+{
+    size_t had = before->adapter_bytes + before->kv_bytes,
+           have = after->adapter_bytes + after->kv_bytes;
+    bool totals = before->brick_bytes > 0
+                      ? have < had + before->brick_bytes && had < have + before->brick_bytes
+                      : before->adapter_bytes == after->adapter_bytes &&
+                            before->n_blocks == after->n_blocks;
+    return totals && after->adapter_bytes_used == before->adapter_bytes_used &&
+           after->host_bytes == before->host_bytes && after->n_loaded == before->n_loaded &&
+           after->n_resident == before->n_resident && after->n_blocks_free == after->n_blocks &&
+           (!after->tells_free || after->free_bytes + DRIVER_BYTES >= before->free_bytes);
+}
+
+/* A loaded name, better one whose content is on the device. */
+static int name_to_keep(const struct soak *s)
+{
+    int keep = -1;
+    for (int i = 0; i < s->options.n_names; i++)
+        if (s->names[i].loaded &&
+            (keep < 0 || lora_pool_is_resident(s->engine->lora, &s->digests[s->names[i].content])))
+            keep = i;
+    return keep;
+}
+
+/* What can't be evicted is still on its way; or it stays, and check_memory says so. */
+static void evict(struct soak *s, int content)
+{
+    struct err err = {0};
+    for (int i = 0; i < 1000; i++) {
+        if (engine_adapter_evict(s->engine, &s->digests[content], &err) == 0)
+            return;
+        if (err.code != ERR_BUSY)
+            die("evicting an adapter", &err);
+        usleep(1000);
+    }
+    printf("content %d stays on the device: %s\n", content, err.message);
+}
+
+/* Takes all adapters away, from the host and from the device, but for --sabotage-memory's. */
+static void drop_all(struct soak *s)
+{
+    int keep = s->options.sabotage_memory ? name_to_keep(s) : -1;
+    for (int i = 0; i < s->options.n_names; i++)
+        if (s->names[i].loaded && i != keep)
+            drop(s, s->names[i].content);
+    for (int i = 0; i < s->options.n_contents; i++)
+        if (keep < 0 || i != s->names[keep].content)
+            evict(s, i);
+}
+
+static void check_memory(struct soak *s, const struct memory *before)
+{
+    wait_until_idle(s);
+    struct memory after = memory_now(s);
+    s->memory_is_back = is_back(before, &after);
+    tell_memory("before", before);
+    tell_memory("after ", &after);
+    printf("memory is %s", s->memory_is_back ? "back where it began" : "NOT BACK where it began");
+    if (after.tells_free)
+        printf("; of the device's free memory %lld bytes went, %d may, to the driver",
+               (long long)before->free_bytes - (long long)after.free_bytes, (int)DRIVER_BYTES);
+    printf("\n");
+}
+
+/* ---- the churn in all -------------------------------------------------------------------- */
 
 /* With --shared it is only of use if they did. */
 static void check_moves(const struct engine_stats *e)
@@ -722,6 +1081,7 @@ static void churn(struct soak *s)
         options.kv_bytes = options.adapter_bytes = 0;
     }
     s->engine = open_engine(s, options);
+    struct memory before = memory_now(s);
     s->names = xcalloc((size_t)o->n_names, sizeof *s->names);
     for (int i = 0; i < o->n_names; i++)
         load(s, &s->names[i], below(s, o->n_contents));
@@ -729,20 +1089,22 @@ static void churn(struct soak *s)
     s->n_stops = s->n_stops > STOPS_MAX ? STOPS_MAX : s->n_stops;
     for (int i = 0; i < s->n_stops; i++)
         s->stops[i] = below(s, s->config.vocab);
-    struct monotonic_us begin = clock_monotonic_us();
+    look_prefixes_up_blindly = o->sabotage_prefixes;
     make_traffic(s);
-    double took = seconds_since(begin);
+    double took = seconds_since(s->pace.begin);
+    look_prefixes_up_blindly = false;
+    wait_until_idle(s);
     check_ends(s);
-    for (int i = 0; i < o->n_names; i++)
-        if (s->names[i].loaded)
-            drop(s, s->names[i].content);
+    drop_all(s);
     struct engine_stats stats;
     engine_stats(s->engine, &stats);
+    check_prefixes(s, &stats);
     tell_churn(s, &stats, took);
     if (o->shared)
         check_moves(&stats);
-    check_memory_is_back(s);
-    engine_close(s->engine);
+    check_memory(s, &before);
+    if (s->memory_is_back) /* or closing it might end all: it looks, too */
+        engine_close(s->engine);
 }
 
 /* ---- the witness ------------------------------------------------------------------------- */
@@ -820,6 +1182,7 @@ static bool run_alone(struct soak *s, const struct trial *t, const struct engine
 static void check_trial(struct soak *s, struct trial *t)
 {
     bool same = true;
+    s->n_verified += (uint64_t)t->n_tokens;
     if (s->options.teach) {
         struct engine_request r = request_of(s, t);
         r.n_prompt = t->n_prompt + t->n_tokens;
@@ -837,6 +1200,8 @@ static void check_trial(struct soak *s, struct trial *t)
         s->n_regenerated_tokens += (uint64_t)t->n_tokens;
     }
     s->n_differ += !same;
+    s->prefixes.n_checked += t->n_cached > 0;
+    s->prefixes.n_wrong += t->n_cached > 0 && !same;
 }
 
 static void witness(struct soak *s)
@@ -866,7 +1231,9 @@ static void witness(struct soak *s)
            " regenerated (%" PRIu64 " tokens) in %.1f s\n",
            s->n_taught, s->n_taught_tokens, s->n_regenerated, s->n_regenerated_tokens,
            seconds_since(begin));
-    printf("exceptions: %d sequences, %" PRIu64 " tokens\n", s->n_differ, s->n_wrong_tokens);
+    printf("exceptions: %d sequences, %" PRIu64 " tokens, of %" PRIu64 " verified\n", s->n_differ,
+           s->n_wrong_tokens, s->n_verified);
+    tell_prefixes(s);
     engine_close(s->engine);
 }
 
@@ -879,6 +1246,7 @@ static void help(void)
          "  --shape NAME        tiny (default), 110m, 1b, 7b, 8b\n"
          "  --tokens N          to generate beside others; 20000\n"
          "  --seconds N         and at least so long; 0\n"
+         "  --changes N         of names, a second, by the clock; 0: one every 8 requests\n"
          "  --streams N         sequences running at once; 64\n"
          "  --names N           48, over\n"
          "  --contents N        96 adapters, in a pool for\n"
@@ -890,6 +1258,8 @@ static void help(void)
          "  --regenerate N      percent of the sequences that are also decoded again; 2\n"
          "  --no-teaching       all are decoded again, none is scored\n"
          "  --sabotage          exchange two entries of the adapter table: the check must fail\n"
+         "  --sabotage-prefixes find prefixes under any adapters: likewise\n"
+         "  --sabotage-memory   leave an adapter where it is at the end: likewise\n"
          "  --seed N, --threads N");
 }
 
@@ -903,6 +1273,16 @@ static uint64_t number(const char *text)
         exit(2);
     }
     return n;
+}
+
+static int small_number(const char *text)
+{
+    uint64_t n = number(text);
+    if (n > INT_MAX / 64) {
+        fprintf(stderr, "soak: %s is too much\n", text);
+        exit(2);
+    }
+    return (int)n;
 }
 
 static struct options options_of(char **argv)
@@ -920,16 +1300,16 @@ static struct options options_of(char **argv)
     const struct {
         const char *name;
         int *value;
-    } numbers[] = {{"--streams", &o.n_streams},   {"--names", &o.n_names},
-                   {"--contents", &o.n_contents}, {"--pool", &o.n_pool},
-                   {"--rows", &o.n_rows},         {"--kv", &o.kv_tokens},
-                   {"--threads", &o.n_threads},   {"--regenerate", &o.regenerate}};
+    } numbers[] = {
+        {"--streams", &o.n_streams}, {"--names", &o.n_names},         {"--contents", &o.n_contents},
+        {"--pool", &o.n_pool},       {"--rows", &o.n_rows},           {"--kv", &o.kv_tokens},
+        {"--threads", &o.n_threads}, {"--regenerate", &o.regenerate}, {"--changes", &o.n_changes}};
     for (char **a = argv + 1; *a != NULL; a++) {
         size_t i = 0, n = sizeof numbers / sizeof numbers[0];
         while (i < n && strcmp(*a, numbers[i].name) != 0)
             i++;
         if (i < n)
-            *numbers[i].value = (int)number(*++a);
+            *numbers[i].value = small_number(*++a);
         else if (strcmp(*a, "--tokens") == 0)
             o.n_tokens = number(*++a);
         else if (strcmp(*a, "--seed") == 0)
@@ -948,6 +1328,10 @@ static struct options options_of(char **argv)
             o.shared = true;
         else if (strcmp(*a, "--sabotage") == 0)
             o.sabotage = true;
+        else if (strcmp(*a, "--sabotage-prefixes") == 0)
+            o.sabotage_prefixes = true;
+        else if (strcmp(*a, "--sabotage-memory") == 0)
+            o.sabotage_memory = true;
         else {
             help();
             exit(strcmp(*a, "--help") == 0 ? 0 : 2);
@@ -955,8 +1339,8 @@ static struct options options_of(char **argv)
     }
     o.n_rows = o.n_rows > 0 ? o.n_rows : 3 * o.n_streams;
     o.kv_tokens = o.kv_tokens > 0 ? o.kv_tokens : 40 * o.n_streams;
-    if (bench_shape(o.shape) == NULL || o.n_streams < 1 || o.n_names < 2 || o.n_contents < 2 ||
-        o.n_pool < 1) {
+    if (bench_shape(o.shape) == NULL || o.n_streams < 1 || o.n_contents < 2 || o.n_pool < 1 ||
+        o.n_names < (o.sabotage ? 3 : 2)) {
         help();
         exit(2);
     }
@@ -972,14 +1356,27 @@ int main(int argc, char **argv)
     s.random = s.options.seed;
     s.told = clock_monotonic_us();
     pthread_mutex_init(&s.lock, NULL);
-    pthread_cond_init(&s.finished, NULL);
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC); /* clock_monotonic_us's */
+    pthread_cond_init(&s.finished, &clock);
+    pthread_condattr_destroy(&clock);
     struct monotonic_us begin = clock_monotonic_us();
     make_contents(&s);
     churn(&s);
     fflush(stdout);
     witness(&s);
-    printf("%s: shape %s on %s, seed %" PRIu64 ", %.1f s in all\n",
-           s.n_differ == 0 ? "all the same" : "NOT THE SAME", s.options.shape, s.options.backend,
+    if (s.n_verified == 0) {
+        fprintf(stderr, "soak: no token was generated: that shows nothing\n");
+        return 2;
+    }
+    bool good = s.n_differ == 0 && s.prefixes.n_foreign == 0 && s.memory_is_back &&
+                pace_was_reached(&s);
+    printf("%s%s%s%s: shape %s on %s, seed %" PRIu64 ", %.1f s in all\n",
+           s.n_differ == 0 ? "all the same" : "NOT THE SAME",
+           s.prefixes.n_foreign == 0 ? "" : ", PREFIX HITS ACROSS CONTENTS",
+           s.memory_is_back ? "" : ", MEMORY NOT BACK",
+           pace_was_reached(&s) ? "" : ", TOO FEW CHANGES", s.options.shape, s.options.backend,
            s.options.seed, seconds_since(begin));
     for (int i = 0; i < s.n_trials; i++)
         free_trial(s.trials[i]);
@@ -990,5 +1387,5 @@ int main(int argc, char **argv)
     free(s.ranks);
     free(s.loads);
     free(s.names);
-    return s.n_differ == 0 ? 0 : 1;
+    return good ? 0 : 1;
 }
