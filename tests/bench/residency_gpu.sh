@@ -8,8 +8,8 @@
 # they share one process and its adapters ("5,11" is a row too). Row 10 is tests/soak. Environment: BACKEND (cuda);
 # SECONDS_4, SECONDS_5, ... (the rows' own), a bound on the time each measures, setting up not included; REPLAY
 # (further flags of replay, as --shape tiny --shrink 100 for a try on a CPU); SOAK (those of soak; for the whole row
-# --shape 1b --tokens 1000000 --seconds 300 --streams 128 --pool 40 --kv 16000 --regenerate 1 and
-# LIMIT=1500); LIMIT (s a row; 300); COMMIT.
+# --shape 1b --tokens 1000000 --seconds 300 --changes 10 --streams 128 --pool 40 --kv 16000 --regenerate 1
+# and LIMIT=1500); LIMIT (s a row; 300); COMMIT.
 # Exit status: 1 when a row could not be run or a request in it failed; the other rows run all the same.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -24,7 +24,7 @@ began=$SECONDS rc=0
 churn() { # row 10: every token compared with its adapter alone
     echo "# commit $commit"
     # shellcheck disable=SC2086
-    timeout --foreground "${LIMIT:-300}" "$build/tests/soak/soak" --backend "$backend" ${SOAK:---shape 1b --tokens 200000 --seconds 30 --streams 128 --pool 40 --kv 16000 --regenerate 1}
+    timeout --foreground "${LIMIT:-300}" "$build/tests/soak/soak" --backend "$backend" ${SOAK:---shape 1b --tokens 200000 --seconds 30 --changes 10 --streams 128 --pool 40 --kv 16000 --regenerate 1}
 }
 
 for row in $rows; do
