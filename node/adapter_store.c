@@ -9,7 +9,7 @@
  *
  *     resolve --known, loaded----------------------------> told
  *        |  `---known, on disk--> load --ok--------------> told
- *        |                         | fetched files are gone or bad: once
+ *        |                         | failed: from other files of the content, else (once)
  *        `------else------------> fetch --ok--> load or told
  *
  * A name means a local adapter if there is one, else the first creator who used it in the index,

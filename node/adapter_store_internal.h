@@ -70,7 +70,8 @@ struct content {
     /* Disk: fetched files, in DATA/adapters/<digest>. */
     uint64_t disk_bytes; /* 0: not there */
     struct unix_ms used;
-    bool distrusted; /* its files were fetched anew and still don't load */
+    bool distrusted;                    /* its files were fetched anew and still don't load */
+    struct monotonic_us fetched_failed; /* as an item's `failed` */
 };
 
 /* A name for a content. */
@@ -80,12 +81,13 @@ struct item {
     char name[SERVICE_NAME_BYTES];
     bool pinned;
     /* Local: */
-    uint64_t number;   /* in the order in which they were added */
-    char *dir;         /* NULL: from a registry */
-    struct load *load; /* while content is NULL */
-    char stamp[17];    /* of its files, when content was found out; "": never looked */
-    bool examined;     /* by the examiner, with or without success */
-    bool told;         /* through the admin API: it comes back with the next start */
+    uint64_t number;            /* in the order in which they were added */
+    char *dir;                  /* NULL: from a registry */
+    struct load *load;          /* while content is NULL */
+    char stamp[17];             /* of its files, when content was found out; "": never looked */
+    bool examined;              /* by the examiner, with or without success */
+    struct monotonic_us failed; /* when its files last failed to load; 0: not since they did */
+    bool told;                  /* through the admin API: it comes back with the next start */
     /* From a registry; these live as long as the store. */
     uint64_t version;
     struct address creator;

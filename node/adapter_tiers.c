@@ -340,41 +340,74 @@ static void load_landed(struct adapter_store *s, struct load *l, const struct en
     content_landed(s, c, us);
 }
 
-/* Files of ours that don't load are fetched once more, for those who haven't been there yet. With
- * the lock. */
-static void fetch_again(struct adapter_store *s, struct load *l, struct waiters *ready)
+/* An operator's directory that has the content: of those that didn't fail the first one, else the
+ * one that did so the longest ago; NULL: none. */
+static const struct item *local_item(const struct content *c)
 {
-    struct content *c = l->content;
-    if (!l->fetched || c->distrusted || s->index == NULL)
-        return;
-    c->distrusted = true;
-    disk_remove(s, c);
-    struct waiters kept = {0};
-    for (struct waiter *w = l->waiters.first, *next; w != NULL; w = next) {
-        next = w->next;
-        if (w->again) {
-            waiters_add(&kept, w);
-        } else {
-            w->again = true;
-            fetch_begin(s, w, ready);
-        }
+    const struct item *best = NULL;
+    for (const struct item *i = c->items; i != NULL; i = i->next) {
+        if (i->dir != NULL && (best == NULL || i->failed.us < best->failed.us))
+            best = i;
     }
-    l->waiters = kept;
+    return best;
 }
 
-/* Who asked by another name of the content, with files of its own, has these read: they may be
- * whole. Each load that fails takes those with it whose files it read, so this ends. With the lock.
- */
+/* Whose files w gets, who asked for i: a local name means its own directory. What means a content,
+ * or a registry's name for it, is as well served from any place that has it: the fetched files
+ * (*from is NULL) or a local adapter's. False: none are here that didn't fail since w asked. */
+static bool source_for(const struct item *i, const struct waiter *w, const struct item **from)
+{
+    const struct content *c = i->content;
+    *from = i;
+    if (c != NULL && (i->dir == NULL || strcmp(i->name, w->model) != 0)) {
+        uint64_t fetched_us = c->disk_bytes > 0 ? c->fetched_failed.us : UINT64_MAX;
+        *from = local_item(c);
+        if (*from == NULL || fetched_us <= (*from)->failed.us) {
+            *from = NULL;
+            return fetched_us < w->began.us;
+        }
+    }
+    return (*from)->failed.us < w->began.us;
+}
+
+/* l's files failed at that moment, or loaded (0). With the lock. */
+static void files_failed(struct load *l, uint64_t at_us)
+{
+    if (l->content == NULL)
+        return; /* they are of one name, and the load's end says so */
+    if (l->fetched)
+        l->content->fetched_failed.us = at_us;
+    for (struct item *i = l->content->items; i != NULL; i = i->next) {
+        if (i->dir != NULL && strcmp(i->dir, l->dir) == 0)
+            i->failed.us = at_us;
+    }
+}
+
+/* After a failure: who can be served from other files that are here has these read, each of them
+ * once, as what failed since somebody asked is not read for him again. The others are sent to the
+ * registries, once, if these have it and no fetched files are here. With the lock. */
 static void load_elsewhere(struct adapter_store *s, struct load *l, struct waiters *ready)
 {
+    struct content *c = l->content;
+    if (l->fetched && !c->distrusted && s->index != NULL) {
+        c->distrusted = true;
+        disk_remove(s, c);
+    }
     struct waiters kept = {0};
     for (struct waiter *w = l->waiters.first, *next; w != NULL; w = next) {
         struct item *i = item_find(s, w->model, false);
+        const struct item *from;
+        bool ours = i != NULL && i->content == c;
         next = w->next;
-        if (i != NULL && i->content == l->content && i->dir != NULL && strcmp(i->dir, l->dir) != 0)
+        if (ours && source_for(i, w, &from)) {
             item_use(s, i, w, ready);
-        else
+        } else if (s->index != NULL && !w->again && c->disk_bytes == 0 &&
+                   (l->fetched || (ours && i->dir == NULL))) {
+            w->again = true;
+            fetch_begin(s, w, ready);
+        } else {
             waiters_add(&kept, w);
+        }
     }
     l->waiters = kept;
 }
@@ -462,6 +495,9 @@ static void load_run(void *store, void *argument)
     pthread_mutex_lock(&s->lock);
     if (rc == 0 && l->content != NULL && !DIGEST_EQ(facts.content, l->content->digest))
         rc = refuse_changed(s, l, &facts, &err);
+    bool told = rc != 0 && err.code != ERR_CANCELLED && err.code != ERR_BUSY;
+    if (rc == 0 || told)
+        files_failed(l, told ? clock_monotonic_us().us : 0);
     if (rc == 0)
         load_landed(s, l, &facts, us);
     if (l->item != NULL)
@@ -473,15 +509,11 @@ static void load_run(void *store, void *argument)
         load_serve(s, l, content_get(s, &facts.content), &ready);
     } else {
         s->n_failed++;
-        bool told = err.code != ERR_CANCELLED && err.code != ERR_BUSY;
         if (told) /* where the files lie is for the operator alone */
             log_warn("adapters", "adapter %s (%s): %s", l->name, l->dir, err.message);
         err_wrap(&err, "adapter %s", l->name);
-        if (told) {
-            fetch_again(s, l, &ready);
-            if (c != NULL)
-                load_elsewhere(s, l, &ready);
-        }
+        if (told && c != NULL)
+            load_elsewhere(s, l, &ready);
         waiters_fail(&l->waiters, &err, &ready);
         if (c != NULL)
             content_settle(s, c);
@@ -492,28 +524,18 @@ static void load_run(void *store, void *argument)
     free(l);
 }
 
-/* An operator's directory that has the content, or NULL. */
-static const struct item *local_item(const struct content *c)
-{
-    const struct item *i = c->items;
-    while (i != NULL && i->dir == NULL)
-        i = i->next;
-    return i;
-}
-
 void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready)
 {
     struct content *c = i->content;
     struct load **at = c != NULL ? &c->load : &i->load;
     if (*at == NULL) {
         struct load *l = xcalloc(1, sizeof *l);
-        const struct item *where = c == NULL || i->dir != NULL ? i
-                                   : c->disk_bytes > 0         ? NULL
-                                                               : local_item(c);
+        const struct item *where;
+        source_for(i, w, &where);
         l->store = s;
         l->content = c;
         l->item = c == NULL ? i : NULL;
-        memcpy(l->name, i->name, sizeof l->name);
+        memcpy(l->name, where != NULL ? where->name : i->name, sizeof l->name);
         l->fetched = where == NULL;
         l->dir = where != NULL ? xstrdup(where->dir) : content_dir(s, &c->digest);
         if (!workers_submit(s->loaders, load_run, s, l)) {

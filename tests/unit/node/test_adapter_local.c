@@ -121,6 +121,69 @@ static void files_that_are_gone_take_no_other_name_of_the_content_with_them(void
     world_close(w, false);
 }
 
+/* Of three names of one content, the files of `broken` (bits) are damaged in different ways. */
+static void ask_by_digest(int broken, bool serves)
+{
+    struct world *w = world_open(1, NULL, NULL);
+    struct err err = {0};
+    struct engine_adapter facts;
+    char *dir[3], hex[65];
+    static const char *const names[] = {"one", "two", "three"};
+    for (int i = 0; i < 3; i++) {
+        dir[i] = xasprintf("%s/made/%s", w->dir, names[i]);
+        write_adapter(dir[i], ADAPTER, 99);
+        assert_ok(adapter_store_add(w->store, names[i], dir[i], false, &facts, &err), err);
+    }
+    add_adapters(w, 1);
+    use(w, "a0"); /* all of host memory: the three have left */
+    for (int i = 0; i < 3; i++) {
+        char *file = xasprintf("%s/adapter_model.safetensors", dir[i]);
+        if ((broken >> i & 1) && i == 1)
+            write_adapter(dir[i], ADAPTER, 98); /* another content */
+        else if (broken >> i & 1)
+            assert_int_equal(unlink(file), 0);
+        free(file);
+    }
+    hex_encode(hex, facts.content.bytes, 32);
+    for (int turn = 0; turn < 2; turn++) { /* what failed stays known, and still nobody's loss */
+        struct result r;
+        ask(w, &r, hex);
+        await(&r);
+        if ((r.rc == 0) != serves)
+            fail_msg("broken %d, turn %d: %s", broken, turn, r.err.message);
+        if (r.rc == 0) {
+            assert_string_equal(r.out.name, "one"); /* whom it earns for doesn't change */
+            w->r.release(w->r.context, &r.out);
+            use(w, "a0");
+        }
+    }
+    for (int i = 0; i < 3; i++) { /* a name is its own files, whatever others have */
+        struct result r;
+        ask(w, &r, names[i]);
+        await(&r);
+        if ((r.rc == 0) != !(broken >> i & 1))
+            fail_msg("broken %d: %s: %s", broken, names[i], r.err.message);
+        if (r.rc == 0) {
+            w->r.release(w->r.context, &r.out);
+            use(w, "a0");
+        }
+    }
+    if (!serves) { /* mended files serve at once */
+        write_adapter(dir[2], ADAPTER, 99);
+        use(w, hex);
+    }
+    for (int i = 0; i < 3; i++)
+        free(dir[i]);
+    world_close(w, false);
+}
+
+static void a_digest_is_served_from_any_name_whose_files_are_whole(void **state)
+{
+    (void)state;
+    for (int broken = 0; broken < 8; broken++)
+        ask_by_digest(broken, broken != 7);
+}
+
 static void a_name_that_could_mean_something_else_is_refused(void **state)
 {
     (void)state;
@@ -270,6 +333,7 @@ int main(void)
         cmocka_unit_test(a_name_pointed_elsewhere_means_the_new_content_from_then_on),
         cmocka_unit_test(two_names_of_one_content_share_its_memory),
         cmocka_unit_test(files_that_are_gone_take_no_other_name_of_the_content_with_them),
+        cmocka_unit_test(a_digest_is_served_from_any_name_whose_files_are_whole),
         cmocka_unit_test(a_name_that_could_mean_something_else_is_refused),
         cmocka_unit_test(a_directory_of_adapters_is_there_at_once_and_remembered),
         cmocka_unit_test(a_list_comes_in_pages_and_can_be_filtered),
