@@ -312,6 +312,15 @@ static void release(void *context, const struct resolved *r)
     pthread_mutex_unlock(&s->lock);
 }
 
+static int fits(void *context, const struct resolved *adapters, size_t n, struct err *err)
+{
+    struct adapter_store *s = context;
+    pthread_mutex_lock(&s->lock);
+    int rc = contents_fit(s, adapters, n, err);
+    pthread_mutex_unlock(&s->lock);
+    return rc;
+}
+
 struct order {
     struct adapter_store *store;
     char *model;
@@ -659,7 +668,7 @@ void adapter_store_free(struct adapter_store *s)
 
 struct service_resolver adapter_store_resolver(struct adapter_store *s)
 {
-    return (struct service_resolver){resolve, release, list, show, s};
+    return (struct service_resolver){resolve, release, fits, list, show, s};
 }
 
 void adapter_store_stats(struct adapter_store *s, struct adapter_store_stats *out)

@@ -147,6 +147,7 @@ struct adapter_store {
     size_t n_in_flight;
 
     size_t host_total, host_used, host_reserved;
+    size_t host_pinned;    /* of host_used */
     struct content **idle; /* a heap, the lowest priority first; 1 + index is idle_at */
     size_t n_idle, cap_idle;
     double age;         /* of the cache: the priority of what left last */
@@ -213,6 +214,10 @@ void content_give_back(struct adapter_store *s, struct content *c);
 /* Out of host memory; it is loaded and nobody uses it. With the lock. */
 void content_unload(struct adapter_store *s, struct content *c);
 void content_pin(struct adapter_store *s, struct content *c, int by);
+/* Whether n adapters can be in host memory together while all that is pinned there stays; else
+ * ERR_TOO_LARGE. With the lock. */
+int contents_fit(struct adapter_store *s, const struct resolved *adapters, size_t n,
+                 struct err *err);
 /* Off the device, loaded or not. Waits for the engine; without the lock. */
 int device_evict(struct adapter_store *s, const struct content_digest *digest, struct err *err);
 /* The same from another thread, soon: what nobody means any more leaves nothing behind. */
