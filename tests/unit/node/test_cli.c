@@ -3,10 +3,12 @@
 
 #include "node/cli/commands.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sysexits.h>
+#include <unistd.h>
 
 #define X(name) &cmd_##name,
 const struct cli_command *const cli_commands[] = {CLI_COMMANDS(X)};
@@ -89,10 +91,42 @@ static void an_option_that_a_command_does_not_read_is_refused(void **state)
     }
 }
 
+/* What a command line prints, as JSON; a new reference. */
+static json_t *printed(const char *line)
+{
+    char *dir = temp_dir_create(), *path = xasprintf("%s/out", dir);
+    fflush(stdout);
+    int out = dup(STDOUT_FILENO), fd = open(path, O_WRONLY | O_CREAT, 0600);
+    assert_true(out >= 0 && fd >= 0 && dup2(fd, STDOUT_FILENO) >= 0);
+    int status = run(line);
+    fflush(stdout);
+    dup2(out, STDOUT_FILENO);
+    close(out);
+    close(fd);
+    json_t *value = json_load_file(path, JSON_DECODE_ANY, NULL);
+    if (status != 0 || value == NULL)
+        fail_msg("tributary %s: status %d, %s JSON", line, status, value != NULL ? "with" : "no");
+    free(path);
+    temp_dir_remove(dir);
+    return value;
+}
+
+static void a_path_in_no_utf8_is_shown_all_the_same(void **state)
+{
+    (void)state;
+    json_t *all = printed("config --json --model mod\xe9l --adapter a=caf\xe9");
+    const json_t *dir = json_object_get(json_object_get(all, "model.dir"), "value");
+    const json_t *list = json_object_get(json_object_get(all, "model.adapters"), "value");
+    assert_string_equal(json_string_value(dir), "mod\xef\xbf\xbdl");
+    assert_string_equal(json_string_value(json_array_get(list, 0)), "a=caf\xef\xbf\xbd");
+    json_decref(all);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(only_what_sends_transactions_takes_no_wait),
+        cmocka_unit_test(a_path_in_no_utf8_is_shown_all_the_same),
         cmocka_unit_test(an_option_that_a_command_does_not_read_is_refused),
     };
     return cmocka_run_group_tests_name("cli", tests, NULL, NULL);
