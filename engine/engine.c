@@ -103,7 +103,7 @@ static void describe(struct engine *e)
                                .head_dim = c->head_dim,
                                .ffn = c->ffn,
                                .max_context = e->max_context,
-                               .max_live = e->options.max_waiting + e->options.max_seqs,
+                               .max_at_once = payers_share(e->options.max_waiting),
                                .n_params = e->model->n_params,
                                .bos = c->bos,
                                .n_eos = c->n_eos};

@@ -66,7 +66,7 @@ struct engine_options {
     int max_seqs;    /* sequences running at once; 0: 64 (cuda: 256); never more than max_rows */
     int max_rows;    /* rows of a step, i.e. the chunk of prefill; 0: 256 (cuda: 2048) */
     int max_waiting; /* sequences waiting; 0: 1024. Beyond: ERR_BUSY. Of several payers, one
-                        alone fills it to eight ninths at most */
+                        alone fills it to eight ninths at most (engine_model.max_at_once) */
     int max_context; /* 0: the model's */
     bool no_prefix_cache; /* compute every prompt from its first token */
     bool debug_preempt;   /* tests: preempt some running sequence every few steps */
@@ -166,7 +166,7 @@ struct engine_model {
     struct model_id served_id;
     const char *weights; /* "file" or "int8" */
     int vocab, hidden, n_layers, n_heads, n_kv_heads, head_dim, ffn, max_context;
-    int max_live; /* sequences that run and wait, together */
+    int max_at_once; /* sequences that one payer can submit together, given an empty queue */
     uint64_t n_params;
     int32_t bos; /* -1: none */
     int32_t eos[8];

@@ -5,6 +5,7 @@
 
 #include "engine/config_json.h"
 #include "engine/noise.h"
+#include "engine/tokenizer/utf8.h"
 #include "node/base/err.h"
 #include "node/base/hex.h"
 #include "node/base/sha256.h"
@@ -299,7 +300,8 @@ struct model_id model_identity(struct model *m)
 
 /* ---- open -------------------------------------------------------------------------------- */
 
-static void last_component(char *out, size_t n_out, const char *dir)
+/* The directory's last component, as far as it fits, as UTF-8 whatever the file system has. */
+static void name_after(char *out, size_t n_out, const char *dir)
 {
     size_t end = strlen(dir);
     while (end > 1 && dir[end - 1] == '/')
@@ -307,7 +309,17 @@ static void last_component(char *out, size_t n_out, const char *dir)
     size_t begin = end;
     while (begin > 0 && dir[begin - 1] != '/')
         begin--;
-    snprintf(out, n_out, "%.*s", (int)(end - begin), dir + begin);
+    struct buf name = BUF_INIT;
+    utf8_append_lossy(&name, dir + begin, end - begin);
+    size_t n = name.len;
+    if (n >= n_out) {
+        n = n_out - 1;
+        while (n > 0 && (name.data[n] & 0xC0) == 0x80) /* not within a character */
+            n--;
+    }
+    memcpy(out, name.data, n);
+    out[n] = '\0';
+    buf_release(&name);
 }
 
 int model_open(struct model **out, const char *dir, struct err *err)
@@ -319,7 +331,7 @@ int model_open(struct model **out, const char *dir, struct err *err)
     char *generation_path = xasprintf("%s/generation_config.json", dir);
     int rc = -1;
     char *real = realpath(dir, NULL);
-    last_component(m->name, sizeof m->name, real != NULL ? real : dir);
+    name_after(m->name, sizeof m->name, real != NULL ? real : dir);
     if (file_read(path, CONFIG_MAX_BYTES, &text, err) != 0 ||
         config_json_parse(&config, text.data != NULL ? (const char *)text.data : "", text.len, path,
                           err) != 0)

@@ -66,7 +66,7 @@ char *model_site_name(char out[SITE_NAME_BYTES], int site);
 
 struct model {
     struct model_config config;
-    char name[128];                /* the directory's last component */
+    char name[128];                /* the directory's last component, UTF-8 */
     struct model_id id;            /* ask model_identity */
     struct model_hashing *hashing; /* in progress; NULL: id is there */
     uint64_t n_params;

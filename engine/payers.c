@@ -159,6 +159,11 @@ bool payers_may_wait(const struct payers *t, int payer, int n_free)
            (t->n_used == 1 || t->payers[payer].n_waiting / PAYERS_QUEUE_PART < n_free);
 }
 
+int payers_share(int n_places)
+{
+    return n_places - n_places / (PAYERS_QUEUE_PART + 1);
+}
+
 int payers_n_known(const struct payers *t)
 {
     return t->n_used;

@@ -53,6 +53,8 @@ void payers_go(struct payers *t, int payer);
  * others: with all but n_free filled, it may have fewer than PAYERS_QUEUE_PART * n_free waiting. A
  * payer that was never seen beside another may fill it. */
 bool payers_may_wait(const struct payers *t, int payer, int n_free);
+/* How many a payer may have waiting of n_places, beside others who have none. */
+int payers_share(int n_places);
 
 /* Door. How many are known, with a sequence or without. */
 int payers_n_known(const struct payers *t);

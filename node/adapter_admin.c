@@ -7,6 +7,7 @@
 #include "node/adapter_store_internal.h"
 
 #include "node/base/hex.h"
+#include "node/json_util.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -71,7 +72,7 @@ static json_t *item_json(const struct adapter_store *s, const struct item *i)
                         c != NULL && c->load_us > 0 ? json_real((double)c->load_us / 1e3)
                                                     : json_null());
     if (i->dir != NULL) {
-        json_object_set_new(o, "dir", json_string(i->dir));
+        json_object_set_new(o, "dir", json_text(i->dir));
     } else {
         json_object_set_new(o, "version", json_integer((json_int_t)i->version));
         json_object_set_new(o, "creator", json_string(address_format(creator, i->creator)));

@@ -380,6 +380,7 @@ static int bring_in(struct adapter_store *s, const struct index_entry *e, struct
         pthread_mutex_lock(&s->lock);
         struct content *c = content_get(s, &f->m.content);
         c->disk_bytes = total;
+        c->fetched_failed.us = 0;
         c->used = clock_unix_ms();
         s->disk_used += total;
         s->n_fetches++;

@@ -162,6 +162,7 @@ int adapter_store_add(struct adapter_store *s, const char *name, const char *dir
         item_loosen(s, i);
         free(i->dir);
         i->dir = path;
+        i->failed.us = 0;
     } else {
         i = item_new(s, name, path);
     }

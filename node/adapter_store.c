@@ -9,7 +9,7 @@
  *
  *     resolve --known, loaded----------------------------> told
  *        |  `---known, on disk--> load --ok--------------> told
- *        |                         | fetched files are gone or bad: once
+ *        |                         | failed: from other files of the content, else (once)
  *        `------else------------> fetch --ok--> load or told
  *
  * A name means a local adapter if there is one, else the first creator who used it in the index,
@@ -310,6 +310,15 @@ static void release(void *context, const struct resolved *r)
     pthread_mutex_lock(&s->lock);
     content_give_back(s, r->handle);
     pthread_mutex_unlock(&s->lock);
+}
+
+static int fits(void *context, const struct resolved *adapters, size_t n, struct err *err)
+{
+    struct adapter_store *s = context;
+    pthread_mutex_lock(&s->lock);
+    int rc = contents_fit(s, adapters, n, err);
+    pthread_mutex_unlock(&s->lock);
+    return rc;
 }
 
 struct order {
@@ -659,7 +668,7 @@ void adapter_store_free(struct adapter_store *s)
 
 struct service_resolver adapter_store_resolver(struct adapter_store *s)
 {
-    return (struct service_resolver){resolve, release, list, show, s};
+    return (struct service_resolver){resolve, release, fits, list, show, s};
 }
 
 void adapter_store_stats(struct adapter_store *s, struct adapter_store_stats *out)

@@ -70,7 +70,8 @@ struct content {
     /* Disk: fetched files, in DATA/adapters/<digest>. */
     uint64_t disk_bytes; /* 0: not there */
     struct unix_ms used;
-    bool distrusted; /* its files were fetched anew and still don't load */
+    bool distrusted;                    /* its files were fetched anew and still don't load */
+    struct monotonic_us fetched_failed; /* as an item's `failed` */
 };
 
 /* A name for a content. */
@@ -80,12 +81,13 @@ struct item {
     char name[SERVICE_NAME_BYTES];
     bool pinned;
     /* Local: */
-    uint64_t number;   /* in the order in which they were added */
-    char *dir;         /* NULL: from a registry */
-    struct load *load; /* while content is NULL */
-    char stamp[17];    /* of its files, when content was found out; "": never looked */
-    bool examined;     /* by the examiner, with or without success */
-    bool told;         /* through the admin API: it comes back with the next start */
+    uint64_t number;            /* in the order in which they were added */
+    char *dir;                  /* NULL: from a registry */
+    struct load *load;          /* while content is NULL */
+    char stamp[17];             /* of its files, when content was found out; "": never looked */
+    bool examined;              /* by the examiner, with or without success */
+    struct monotonic_us failed; /* when its files last failed to load; 0: not since they did */
+    bool told;                  /* through the admin API: it comes back with the next start */
     /* From a registry; these live as long as the store. */
     uint64_t version;
     struct address creator;
@@ -145,6 +147,7 @@ struct adapter_store {
     size_t n_in_flight;
 
     size_t host_total, host_used, host_reserved;
+    size_t host_pinned;    /* of host_used */
     struct content **idle; /* a heap, the lowest priority first; 1 + index is idle_at */
     size_t n_idle, cap_idle;
     double age;         /* of the cache: the priority of what left last */
@@ -211,6 +214,10 @@ void content_give_back(struct adapter_store *s, struct content *c);
 /* Out of host memory; it is loaded and nobody uses it. With the lock. */
 void content_unload(struct adapter_store *s, struct content *c);
 void content_pin(struct adapter_store *s, struct content *c, int by);
+/* Whether n adapters can be in host memory together while all that is pinned there stays; else
+ * ERR_TOO_LARGE. With the lock. */
+int contents_fit(struct adapter_store *s, const struct resolved *adapters, size_t n,
+                 struct err *err);
 /* Off the device, loaded or not. Waits for the engine; without the lock. */
 int device_evict(struct adapter_store *s, const struct content_digest *digest, struct err *err);
 /* The same from another thread, soon: what nobody means any more leaves nothing behind. */

@@ -20,7 +20,8 @@
  * Room is reserved before a file is read, from the size that was learnt or, the first time, from
  * the files' own: two loads can't both count on the same bytes. When everything is in use a load
  * waits until something becomes idle, at most ROOM_WAIT_S seconds; requests for what is loaded go
- * past it meanwhile. */
+ * past it meanwhile. What is pinned won't become idle, so what doesn't fit beside it isn't waited
+ * for. */
 #include "node/adapter_store_internal.h"
 
 #include "attribution/attribution.h"
@@ -35,6 +36,7 @@
 #include <time.h>
 
 enum { ROOM_WAIT_S = 30, PRESSED_MS = 2, PRESSED_TURNS = 16 };
+enum { NAMES_BYTES = 150 }; /* in an error */
 enum { EVICT_TURNS = 100, EVICT_PAUSE_MS = 5, AVERAGE_OVER = 32 };
 
 /* ---- the idle ones: a heap ---------------------------------------------------------------------
@@ -154,8 +156,11 @@ void content_pin(struct adapter_store *s, struct content *c, int by)
     else
         s->n_pinned -= c->n_pins == 0;
     idle_update(s, c);
-    if (c->loaded && c->n_pins == (by > 0))
+    if (c->loaded && c->n_pins == (by > 0)) {
+        s->host_pinned += by > 0 ? c->n_bytes : -c->n_bytes;
+        pthread_cond_broadcast(&s->room); /* what waits may fit no more */
         keep_begin(s, c);
+    }
 }
 
 /* A sequence whose answer has ended may hold its adapter for a moment more. */
@@ -198,7 +203,7 @@ void device_forget(struct adapter_store *s, const struct content_digest *digest)
 
 void content_unload(struct adapter_store *s, struct content *c)
 {
-    BUG_IF(!c->loaded || c->users > 0);
+    BUG_IF(!c->loaded || c->users > 0 || c->n_pins > 0);
     c->loaded = false;
     c->frequency = 0;
     idle_update(s, c);
@@ -221,14 +226,78 @@ static bool evict_one(struct adapter_store *s)
 /* ---- room --------------------------------------------------------------------------------------
  */
 
+/* "law, code and 3 more" */
+static void names_add(struct buf *names, size_t *n_more, const char *name)
+{
+    if (names->len + strlen(name) > NAMES_BYTES)
+        ++*n_more;
+    else
+        buf_appendf(names, "%s%s", names->len > 0 ? ", " : "", name);
+}
+
+static void names_end(struct buf *names, size_t n_more)
+{
+    if (n_more > 0)
+        buf_appendf(names, "%s%zu%s", names->len > 0 ? " and " : "", n_more,
+                    names->len > 0 ? " more" : "");
+}
+
+/* The names in whose favour contents are pinned. With the lock. */
+static void name_pinned(struct adapter_store *s, struct buf *names)
+{
+    size_t at = 0, n_more = 0;
+    for (const struct content *c; (c = hash_map_next(&s->contents, &at)) != NULL;) {
+        for (const struct item *i = c->loaded ? c->items : NULL; i != NULL; i = i->next) {
+            if (i->pinned)
+                names_add(names, &n_more, i->name);
+        }
+    }
+    names_end(names, n_more);
+}
+
+/* Beside what is pinned there are never more bytes, whoever else leaves. With the lock. */
+static int check_pinned(struct adapter_store *s, size_t n_bytes, struct err *err)
+{
+    if (n_bytes <= s->host_total - s->host_pinned)
+        return 0;
+    if (s->host_pinned == 0)
+        return err_set(err, ERR_TOO_LARGE,
+                       "%zu bytes are needed, host memory for adapters is %zu "
+                       "(engine.adapter_host_bytes)",
+                       n_bytes, s->host_total);
+    struct buf names = BUF_INIT;
+    name_pinned(s, &names);
+    err_set(err, ERR_TOO_LARGE,
+            "%zu bytes are needed, host memory for adapters is %zu (engine.adapter_host_bytes), of "
+            "which %zu are taken by pinned adapters (%s)",
+            n_bytes, s->host_total, s->host_pinned, buf_cstr(&names));
+    buf_release(&names);
+    return -1;
+}
+
+int contents_fit(struct adapter_store *s, const struct resolved *adapters, size_t n,
+                 struct err *err)
+{
+    struct buf names = BUF_INIT;
+    size_t n_bytes = 0, n_more = 0;
+    for (size_t i = 0; i < n; i++) {
+        const struct content *c = hash_map_get(&s->contents, adapters[i].content.bytes, 32);
+        if (c == NULL || (c->loaded && c->n_pins > 0))
+            continue;
+        n_bytes += c->n_bytes;
+        names_add(&names, &n_more, adapters[i].name);
+    }
+    names_end(&names, n_more);
+    int rc = check_pinned(s, n_bytes, err);
+    if (rc != 0)
+        err_wrap(err, "adapters %s together", buf_cstr(&names));
+    buf_release(&names);
+    return rc;
+}
+
 /* With the lock, let go of while it waits. */
 static int reserve(struct adapter_store *s, size_t n_bytes, struct err *err)
 {
-    if (n_bytes > s->host_total)
-        return err_set(err, ERR_TOO_LARGE,
-                       "it needs %zu bytes, host memory for adapters is %zu "
-                       "(engine.adapter_host_bytes)",
-                       n_bytes, s->host_total);
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += ROOM_WAIT_S;
@@ -236,6 +305,8 @@ static int reserve(struct adapter_store *s, size_t n_bytes, struct err *err)
     while (s->host_used + s->host_reserved + n_bytes > s->host_total) {
         if (atomic_load(&s->cancelled))
             return err_set(err, ERR_CANCELLED, "the node is shutting down");
+        if (check_pinned(s, n_bytes, err) != 0)
+            return -1;
         if (evict_one(s))
             continue;
         if (!in_time)
@@ -293,8 +364,11 @@ void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
     c->priority = s->age;
     s->host_used += c->n_bytes;
     idle_update(s, c);
-    if (c->n_pins > 0)
+    if (c->n_pins > 0) {
+        s->host_pinned += c->n_bytes;
+        pthread_cond_broadcast(&s->room);
         keep_begin(s, c);
+    }
 }
 
 int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *facts, bool *loaded,
@@ -340,47 +414,81 @@ static void load_landed(struct adapter_store *s, struct load *l, const struct en
     content_landed(s, c, us);
 }
 
-/* Files of ours that don't load are fetched once more, for those who haven't been there yet. With
- * the lock. */
-static void fetch_again(struct adapter_store *s, struct load *l, struct waiters *ready)
+/* An operator's directory that has the content: of those that didn't fail the first one, else the
+ * one that did so the longest ago; NULL: none. */
+static const struct item *local_item(const struct content *c)
+{
+    const struct item *best = NULL;
+    for (const struct item *i = c->items; i != NULL; i = i->next) {
+        if (i->dir != NULL && (best == NULL || i->failed.us < best->failed.us))
+            best = i;
+    }
+    return best;
+}
+
+/* Whose files w gets, who asked for i: a local name means its own directory. What means a content,
+ * or a registry's name for it, is as well served from any place that has it: the fetched files
+ * (*from is NULL) or a local adapter's. False: none are here that didn't fail since w asked. */
+static bool source_for(const struct item *i, const struct waiter *w, const struct item **from)
+{
+    const struct content *c = i->content;
+    *from = i;
+    if (c != NULL && (i->dir == NULL || strcmp(i->name, w->model) != 0)) {
+        uint64_t fetched_us = c->disk_bytes > 0 ? c->fetched_failed.us : UINT64_MAX;
+        *from = local_item(c);
+        if (*from == NULL || fetched_us <= (*from)->failed.us) {
+            *from = NULL;
+            return fetched_us < w->began.us;
+        }
+    }
+    return (*from)->failed.us < w->began.us;
+}
+
+/* l's files failed at that moment, or loaded (0). With the lock. */
+static void files_failed(struct load *l, uint64_t at_us)
+{
+    if (l->content == NULL)
+        return; /* they are of one name, and the load's end says so */
+    if (l->fetched)
+        l->content->fetched_failed.us = at_us;
+    for (struct item *i = l->content->items; i != NULL; i = i->next) {
+        if (i->dir != NULL && strcmp(i->dir, l->dir) == 0)
+            i->failed.us = at_us;
+    }
+}
+
+/* After a failure: who can be served from other files that are here has these read, each of them
+ * once, as what failed since somebody asked is not read for him again. The others are sent to the
+ * registries, once, if these have it and no fetched files are here. With the lock. */
+static void load_elsewhere(struct adapter_store *s, struct load *l, struct waiters *ready)
 {
     struct content *c = l->content;
-    if (!l->fetched || c->distrusted || s->index == NULL)
-        return;
-    c->distrusted = true;
-    disk_remove(s, c);
+    if (l->fetched && !c->distrusted && s->index != NULL) {
+        c->distrusted = true;
+        disk_remove(s, c);
+    }
     struct waiters kept = {0};
     for (struct waiter *w = l->waiters.first, *next; w != NULL; w = next) {
+        struct item *i = item_find(s, w->model, false);
+        const struct item *from;
+        bool ours = i != NULL && i->content == c;
         next = w->next;
-        if (w->again) {
-            waiters_add(&kept, w);
-        } else {
+        if (ours && source_for(i, w, &from)) {
+            item_use(s, i, w, ready);
+        } else if (s->index != NULL && !w->again && c->disk_bytes == 0 &&
+                   (l->fetched || (ours && i->dir == NULL))) {
             w->again = true;
             fetch_begin(s, w, ready);
+        } else {
+            waiters_add(&kept, w);
         }
     }
     l->waiters = kept;
 }
 
-/* Who asked by another name of the content, with files of its own, has these read: they may be
- * whole. Each load that fails takes those with it whose files it read, so this ends. With the lock.
- */
-static void load_elsewhere(struct adapter_store *s, struct load *l, struct waiters *ready)
-{
-    struct waiters kept = {0};
-    for (struct waiter *w = l->waiters.first, *next; w != NULL; w = next) {
-        struct item *i = item_find(s, w->model, false);
-        next = w->next;
-        if (i != NULL && i->content == l->content && i->dir != NULL && strcmp(i->dir, l->dir) != 0)
-            item_use(s, i, w, ready);
-        else
-            waiters_add(&kept, w);
-    }
-    l->waiters = kept;
-}
-
+/* *read: there was room, so that a failure is the files'. */
 static int load_files(struct adapter_store *s, struct load *l, struct engine_adapter *facts,
-                      size_t n_bytes, uint64_t *us, struct err *err)
+                      size_t n_bytes, uint64_t *us, bool *read, struct err *err)
 {
     if (n_bytes == 0)
         n_bytes = (size_t)local_files(l->dir, (char[17]){0});
@@ -388,6 +496,7 @@ static int load_files(struct adapter_store *s, struct load *l, struct engine_ada
     int rc = atomic_load(&s->cancelled) ? err_set(err, ERR_CANCELLED, "the node is shutting down")
                                         : reserve(s, n_bytes, err);
     pthread_mutex_unlock(&s->lock);
+    *read = rc == 0;
     if (rc != 0)
         return -1;
     struct monotonic_us began = clock_monotonic_us();
@@ -454,7 +563,8 @@ static void load_run(void *store, void *argument)
     pthread_mutex_lock(&s->lock);
     size_t n_bytes = l->content != NULL ? l->content->n_bytes : 0;
     pthread_mutex_unlock(&s->lock);
-    int rc = load_files(s, l, &facts, n_bytes, &us, &err);
+    bool read;
+    int rc = load_files(s, l, &facts, n_bytes, &us, &read, &err);
     if (rc == 0 && l->fetched)
         utimensat(AT_FDCWD, l->dir, NULL, 0); /* for the disk's bound, over restarts */
 
@@ -462,6 +572,9 @@ static void load_run(void *store, void *argument)
     pthread_mutex_lock(&s->lock);
     if (rc == 0 && l->content != NULL && !DIGEST_EQ(facts.content, l->content->digest))
         rc = refuse_changed(s, l, &facts, &err);
+    bool told = rc != 0 && err.code != ERR_CANCELLED && err.code != ERR_BUSY;
+    if (rc == 0 || (told && read))
+        files_failed(l, rc != 0 ? clock_monotonic_us().us : 0);
     if (rc == 0)
         load_landed(s, l, &facts, us);
     if (l->item != NULL)
@@ -473,15 +586,11 @@ static void load_run(void *store, void *argument)
         load_serve(s, l, content_get(s, &facts.content), &ready);
     } else {
         s->n_failed++;
-        bool told = err.code != ERR_CANCELLED && err.code != ERR_BUSY;
         if (told) /* where the files lie is for the operator alone */
             log_warn("adapters", "adapter %s (%s): %s", l->name, l->dir, err.message);
         err_wrap(&err, "adapter %s", l->name);
-        if (told) {
-            fetch_again(s, l, &ready);
-            if (c != NULL)
-                load_elsewhere(s, l, &ready);
-        }
+        if (told && read && c != NULL)
+            load_elsewhere(s, l, &ready);
         waiters_fail(&l->waiters, &err, &ready);
         if (c != NULL)
             content_settle(s, c);
@@ -492,28 +601,18 @@ static void load_run(void *store, void *argument)
     free(l);
 }
 
-/* An operator's directory that has the content, or NULL. */
-static const struct item *local_item(const struct content *c)
-{
-    const struct item *i = c->items;
-    while (i != NULL && i->dir == NULL)
-        i = i->next;
-    return i;
-}
-
 void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready)
 {
     struct content *c = i->content;
     struct load **at = c != NULL ? &c->load : &i->load;
     if (*at == NULL) {
         struct load *l = xcalloc(1, sizeof *l);
-        const struct item *where = c == NULL || i->dir != NULL ? i
-                                   : c->disk_bytes > 0         ? NULL
-                                                               : local_item(c);
+        const struct item *where;
+        source_for(i, w, &where);
         l->store = s;
         l->content = c;
         l->item = c == NULL ? i : NULL;
-        memcpy(l->name, i->name, sizeof l->name);
+        memcpy(l->name, where != NULL ? where->name : i->name, sizeof l->name);
         l->fetched = where == NULL;
         l->dir = where != NULL ? xstrdup(where->dir) : content_dir(s, &c->digest);
         if (!workers_submit(s->loaders, load_run, s, l)) {

@@ -102,6 +102,9 @@ static int record(struct adapter_store *s, const struct buf *line, struct err *e
 int told_add(struct adapter_store *s, const char *name, const char *dir, struct err *err)
 {
     struct buf line = BUF_INIT;
+    if (!utf8_is_text(dir)) /* the line is JSON, and would name another */
+        return err_set(err, ERR_INVALID,
+                       "adapter %s: %s can't be remembered: the path is not UTF-8", name, dir);
     append_add(&line, name, dir);
     int rc = record(s, &line, err);
     buf_release(&line);

@@ -98,7 +98,6 @@ struct answer {
     bool gathers;                /* it has had its place in the line */
     struct answer *next_in_line; /* service.line; under its lock */
     struct monotonic_us in_line; /* since */
-    _Atomic size_t n_bytes;      /* in host memory, of those that were given back */
     float weights[OPENAI_ADAPTERS_MAX];
     uint16_t shares[OPENAI_ADAPTERS_MAX]; /* basis points, sum BPS_WHOLE */
     size_t n_models, n_adapters;          /* n_adapters: the same, or 0 for the base model */

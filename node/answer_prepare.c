@@ -104,11 +104,11 @@ static int check_limits(struct answer *a)
     const struct service *s = a->service;
     const struct engine_model *m = engine_model(s->engine);
     size_t n_choices = r->n_prompts * (size_t)r->n;
-    if (n_choices > (size_t)m->max_live) /* later is no better */
+    if (n_choices > (size_t)m->max_at_once) /* later is no better */
         return api_error_set(&a->failure, ERR_INVALID, r->n_prompts > 1 ? "prompt" : "n",
-                             "%zu prompts of %d choices each are more than the %d sequences that "
-                             "this node has room for",
-                             r->n_prompts, r->n, m->max_live);
+                             "%zu prompts of %d choices each are more than the %d sequences that a "
+                             "request to this node may have (its part of engine.max_waiting)",
+                             r->n_prompts, r->n, m->max_at_once);
     for (int32_t i = 0; i < r->n_bias; i++) {
         if (r->bias_ids[i] >= m->vocab)
             return api_error_set(&a->failure, ERR_INVALID, "logit_bias",

@@ -199,16 +199,11 @@ void answers_expire(struct service *s)
 /* ---- gathering ---------------------------------------------------------------------------------
  */
 
-/* What was found goes back, and with it how large it is. */
 static void give_back(struct answer *a, const struct resolved *r)
 {
     struct service *s = a->service;
-    struct engine_residency facts;
-    if (r->handle == NULL)
-        return;
-    if (engine_adapter_residency(s->engine, &r->content, &facts, NULL) == 0)
-        atomic_fetch_add(&a->n_bytes, facts.n_bytes);
-    s->opt.resolver.release(s->opt.resolver.context, r);
+    if (r->handle != NULL)
+        s->opt.resolver.release(s->opt.resolver.context, r);
 }
 
 /* From now on nothing is held that is found: not what was, and not what will be. */
@@ -226,16 +221,17 @@ static void let_go(struct answer *a)
 }
 
 /* Room that there will never be is not waited for. */
-static int check_room(struct answer *a)
+static int check_room(struct answer *a, struct err *err)
 {
-    struct engine_stats e;
-    engine_stats(a->service->engine, &e);
-    size_t n_bytes = atomic_load(&a->n_bytes);
-    if (n_bytes <= e.adapter_host_bytes_total)
-        return 0;
-    return api_error_set(&a->failure, ERR_TOO_LARGE, "adapters",
-                         "the adapters need %zu bytes together, host memory for adapters is %zu",
-                         n_bytes, e.adapter_host_bytes_total);
+    const struct service_resolver *r = &a->service->opt.resolver;
+    return r->fits == NULL ? 0 : r->fits(r->context, a->models, a->n_models, err);
+}
+
+static void no_room(struct answer *a, const struct err *why)
+{
+    api_error_set(&a->failure, why->code, "adapters", "%s", why->message);
+    if (why->code == ERR_BUSY)
+        a->failure.retry_after_s = 2;
 }
 
 static void stand_in_line(struct answer *a)
@@ -250,21 +246,25 @@ static void stand_in_line(struct answer *a)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* Takes the first in line who still waits, and whom somebody in front didn't hold up for too long.
- * Under the service's lock, let go of meanwhile. */
+/* Takes the first in line who still waits, whom somebody in front didn't hold up for too long, and
+ * for whom there still can be room. Under the service's lock, let go of meanwhile. */
 static struct answer *next_in_line(struct service *s)
 {
     for (struct answer *a; (a = s->line) != NULL;) {
-        bool late = clock_elapsed_us(a->in_line, clock_monotonic_us()) > LINE_WAIT_US;
+        struct err err = {0};
         s->line = a->next_in_line;
-        if (a->waits && !late)
+        pthread_mutex_unlock(&s->lock);
+        if (clock_elapsed_us(a->in_line, clock_monotonic_us()) > LINE_WAIT_US)
+            err_set(&err, ERR_BUSY, "too many ensembles wait for room in host memory");
+        else
+            check_room(a, &err);
+        pthread_mutex_lock(&s->lock);
+        if (a->waits && err.code == ERR_OK)
             return a;
         bool mine = take_waiting(a);
         pthread_mutex_unlock(&s->lock);
         if (mine) {
-            api_error_set(&a->failure, ERR_BUSY, "adapters",
-                          "too many ensembles wait for room in host memory");
-            a->failure.retry_after_s = 2;
+            no_room(a, &err);
             answer_refuse(a);
         }
         answer_drop(a); /* the slots' reference */
@@ -303,6 +303,7 @@ static void all_told(struct answer *a)
     if (gathered)
         s->gatherer = NULL;
     pthread_mutex_unlock(&s->lock);
+    struct err err;
     size_t failed = 0;
     while (failed < a->n_models && a->why_not[failed] == NULL)
         failed++;
@@ -318,7 +319,10 @@ static void all_told(struct answer *a)
     } else if (failed < a->n_models) {
         not_resolved(a, failed, a->why_not[failed]);
         answer_refuse(a);
-    } else if (check_ensemble(a) != 0 || (a->lets_go && check_room(a) != 0)) {
+    } else if (check_ensemble(a) != 0) {
+        answer_refuse(a);
+    } else if (a->lets_go && check_room(a, &err) != 0) {
+        no_room(a, &err);
         answer_refuse(a);
     } else if (a->lets_go) {
         a->models_told = false;

@@ -107,7 +107,7 @@ X(ENGINE_MAX_SEQS, "engine", "max_seqs", INT, "0", 0, 65536, "sequences", "max-s
 X(ENGINE_MAX_ROWS, "engine", "max_rows", INT, "0", 0, 65536, "rows", NULL, "N", \
   "Rows of one step, which bounds a chunk of prefill; 0: the engine's default.") \
 X(ENGINE_MAX_WAITING, "engine", "max_waiting", INT, "0", 0, 1000000, "sequences", NULL, "N", \
-  "Sequences waiting for a place; 0: the engine's default.") \
+  "Sequences waiting for a place; 0: the engine's default. One request may have eight ninths of them at most.") \
 X(ENGINE_MAX_CONTEXT, "engine", "max_context", INT, "0", 0, 10000000, "tokens", "max-context", "N", \
   "Longest sequence, prompt and completion; 0: the model's.") \
 X(ENGINE_PREFIX_CACHE, "engine", "prefix_cache", BOOL, "yes", 0, 0, "", "no-prefix-cache", NULL, \

@@ -73,6 +73,7 @@ struct conn { /* one a TCP connection */
     int fd;
     _Atomic uint64_t deadline_us; /* monotonic; 0: none */
     char peer[INET6_ADDRSTRLEN];
+    bool nul; /* the request that is being read has one in its path or query */
 };
 
 struct pair {
@@ -94,6 +95,7 @@ struct http_exchange {
     size_t head_bytes; /* request line and headers, as they came */
     uint8_t id[32];
     struct buf body;
+    bool nul; /* in path or query, which end there for us */
     bool head_seen, handled;
     int body_fd; /* -1: memory */
     uint64_t body_max, body_seen;
@@ -564,6 +566,18 @@ static void on_connection(void *context, struct MHD_Connection *mhd, void **sock
     free(c);
 }
 
+/* Decodes %HH. For everybody here a text ends with its first NUL: what %00 cuts off would be passed
+ * over in silence. */
+static size_t unescape(void *context, struct MHD_Connection *mhd, char *s)
+{
+    (void)context;
+    struct conn *c =
+        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+    size_t n = MHD_http_unescape(s);
+    c->nul = c->nul || strlen(s) != n;
+    return n;
+}
+
 struct copy_pairs {
     struct http_exchange *x;
     struct pair **tail;
@@ -597,6 +611,8 @@ static struct http_exchange *exchange_create(struct http_server *s, struct MHD_C
     x->method = arena_strdup(&x->arena, method);
     x->path = arena_strdup(&x->arena, path);
     x->peer = arena_strdup(&x->arena, x->connection->peer);
+    x->nul = x->connection->nul;
+    x->connection->nul = false;
     x->body_fd = -1;
     x->body_max = s->opt.max_body_bytes;
     x->began = clock_monotonic_us();
@@ -729,7 +745,9 @@ static bool head(struct http_exchange *x)
         return false;
     }
     /* MHD's own limit is on memory that a response needs, too, and only stops what has no end. */
-    if (x->head_bytes > s->opt.max_header_bytes || x->n_headers > HEADERS_MAX)
+    if (x->nul)
+        reply_error(x, ERR_INVALID, "the path or the query has a NUL in it");
+    else if (x->head_bytes > s->opt.max_header_bytes || x->n_headers > HEADERS_MAX)
         reply_status(x, 431, ERR_TOO_LARGE,
                      "the request has more headers than this server accepts");
     else if (s->opt.on_head != NULL)
@@ -1045,7 +1063,7 @@ int http_open(struct http_server **out, const struct http_options *options, stru
         (unsigned)s->opt.max_connections, MHD_OPTION_CONNECTION_TIMEOUT, s->opt.idle_timeout_s,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, s->opt.max_header_bytes + CHUNK_BYTES + 1024,
         MHD_OPTION_NOTIFY_COMPLETED, on_completed, s, MHD_OPTION_NOTIFY_CONNECTION, on_connection,
-        s, MHD_OPTION_ARRAY, extra, MHD_OPTION_END);
+        s, MHD_OPTION_UNESCAPE_CALLBACK, unescape, NULL, MHD_OPTION_ARRAY, extra, MHD_OPTION_END);
     if (s->daemon == NULL) {
         err_set(err, ERR_IO, "libmicrohttpd would not start on %s%s", s->url,
                 s->tls_cert != NULL ? " (are certificate and key PEM, and do they match?)" : "");

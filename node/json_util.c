@@ -93,6 +93,25 @@ size_t utf8_char_len(const char *s, size_t n)
     return len;
 }
 
+bool utf8_is_text(const char *text)
+{
+    size_t n = strlen(text), at = 0, len = 1;
+    for (; at < n && len > 0; at += len)
+        len = utf8_char_len(text + at, n - at);
+    return len > 0;
+}
+
+json_t *json_text(const char *text)
+{
+    if (utf8_is_text(text))
+        return json_string(text);
+    struct buf b = BUF_INIT;
+    json_append_cstr(&b, text);
+    json_t *value = json_loadb((const char *)b.data, b.len, JSON_DECODE_ANY, NULL);
+    buf_release(&b);
+    return value;
+}
+
 void json_append_string(struct buf *b, const char *text, size_t n)
 {
     buf_append_byte(b, '"');

@@ -10,6 +10,7 @@
 #include "node/base/buf.h"
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,6 +24,9 @@ json_t *json_parse(const void *bytes, size_t n_bytes, struct err *err);
 /* Appends text [n] as a JSON string with its quotes. Bytes that are no UTF-8 become U+FFFD. */
 void json_append_string(struct buf *b, const char *text, size_t n);
 void json_append_cstr(struct buf *b, const char *text);
+/* The same as a value, for what may have any bytes: a path, a file's name. json_string refuses such
+ * a text, and then the whole member is missing. */
+json_t *json_text(const char *text);
 /* The shortest of up to nine digits that reads back as the same float; null when not finite. */
 void json_append_float(struct buf *b, float value);
 /* Compact text of a value. */
@@ -31,5 +35,6 @@ void json_append_value(struct buf *b, const json_t *value);
 /* Length of the UTF-8 character at s [n >= 1], or 0 when it is none (overlong forms, surrogates
  * and values above U+10FFFF included). */
 size_t utf8_char_len(const char *s, size_t n);
+bool utf8_is_text(const char *text);
 
 #endif

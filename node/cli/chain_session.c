@@ -38,8 +38,7 @@ static int open_rpc(struct chain_session *s, struct err *err)
 int chain_session_open(struct chain_session *s, const struct cli_args *a, unsigned needs,
                        struct err *err)
 {
-    *s = (struct chain_session){.args = a, .config = cli_config(a), .wait = true};
-    s->wait = !cli_has(a, "no-wait");
+    *s = (struct chain_session){.args = a, .config = cli_config(a)};
     if (deployment_load(&s->contracts, s->config, err) != 0 || open_rpc(s, err) != 0)
         return -1;
     if ((needs & CHAIN_CONTRACTS) != 0) {
@@ -192,7 +191,7 @@ int chain_send(struct chain_session *s, struct chain_sent *out, const char *what
     }
     char hash[BYTES32_TEXT_BYTES];
     hex_encode_0x(hash, out->hash.bytes, sizeof out->hash.bytes);
-    if (rc == 0 && s->wait)
+    if (rc == 0 && (s->must_wait || !cli_has(s->args, "no-wait")))
         rc = await(s, out, hash, err);
     if (rc != 0)
         return err_wrap(err, "%s", what);

@@ -19,9 +19,14 @@ struct config;
 struct err;
 struct wallet;
 
-/* Options every chain command has; put them first in its table. */
-#define CHAIN_OPTIONS                                                                              \
-    {"json", CLI_SWITCH, NULL, "Print JSON."},                                                     \
+/* What the commands that ask the chain have, and those that send to it; put them first in a table.
+ */
+#define CHAIN_JSON_OPTION                       \
+    {                                           \
+        "json", CLI_SWITCH, NULL, "Print JSON." \
+    }
+#define CHAIN_SEND_OPTIONS                                                                         \
+    CHAIN_JSON_OPTION,                                                                             \
     {                                                                                              \
         "no-wait", CLI_SWITCH, NULL, "Print the transaction's hash without waiting for its block." \
     }
@@ -36,7 +41,7 @@ struct chain_session {
     struct rpc *rpc;
     struct deployment contracts; /* chain_id is the endpoint's */
     struct wallet *wallet;       /* NULL unless asked for */
-    bool wait;
+    bool must_wait;              /* --no-wait or not: what follows needs the block */
 };
 
 /* What a command needs. CHAIN_CONTRACTS: all contract addresses must be known. */
@@ -56,7 +61,8 @@ struct chain_sent {
     struct rpc_receipt receipt;
 };
 
-/* Sends data from the named key and waits for success. what: the action, for errors and the log
+/* Sends data from the named key and waits for success, unless --no-wait was given; the command has
+ * CHAIN_SEND_OPTIONS, or s->must_wait is set. what: the action, for errors and the log
  * line
  * ("stake"). to NULL: deploys; the contract's address is out->receipt.contract.
  * ERR_CONFLICT: it reverts (nothing was sent), or was mined and reverted. ERR_TIMEOUT: sent, but in

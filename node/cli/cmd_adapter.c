@@ -522,7 +522,7 @@ static int run_inspect(const struct cli_args *a)
  * ------------------------------------------------------------------------------------------- */
 
 static const struct cli_option publish_options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_SEND_OPTIONS,
     CHAIN_KEY_OPTION("The creator's key. Default: default."),
     {"name", CLI_VALUE, "NAME", "How consumers call it: lower-case letters, digits, dots, dashes."},
     {"version", CLI_VALUE, "N", "Default: 1. A new version is a new id."},
@@ -538,11 +538,11 @@ static const struct cli_option publish_options[] = {
     {0},
 };
 static const struct cli_option key_options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_SEND_OPTIONS,
     CHAIN_KEY_OPTION("The creator's key. Default: default."),
     {0},
 };
-static const struct cli_option inspect_options[] = {CHAIN_OPTIONS, {0}};
+static const struct cli_option inspect_options[] = {CHAIN_JSON_OPTION, {0}};
 
 static const struct cli_command subcommands[] = {
     {

@@ -195,7 +195,7 @@ static int run(const struct cli_args *a)
 }
 
 static const struct cli_option options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_SEND_OPTIONS,
     RPC_CALL_NODE_OPTION,
     CHAIN_KEY_OPTION("The key that sends, and pays for gas. Default: default."),
     {"all", CLI_SWITCH, NULL, "Every leaf with something due."},

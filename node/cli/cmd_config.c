@@ -3,6 +3,7 @@
 #include "node/config.h"
 
 #include "node/base/buf.h"
+#include "node/json_util.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -23,14 +24,14 @@ static json_t *value_json(const struct config *c, enum config_id id)
     case CONFIG_LIST: {
         json_t *list = json_array();
         for (size_t i = 0; i < config_list_len(c, id); i++)
-            json_array_append_new(list, json_string(config_list_item(c, id, i)));
+            json_array_append_new(list, json_text(config_list_item(c, id, i)));
         return list;
     }
     case CONFIG_STRING:
     case CONFIG_PATH:
     case CONFIG_AMOUNT:
     case CONFIG_ADDRESS:
-        return json_string(config_text(c, id));
+        return json_text(config_text(c, id));
     }
     BUG("config type %d", (int)o->type);
 }

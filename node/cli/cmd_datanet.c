@@ -148,7 +148,7 @@ static int run_payee(const struct cli_args *a)
 }
 
 static const struct cli_option create_options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_SEND_OPTIONS,
     CHAIN_KEY_OPTION("The owner's key. Default: default."),
     {"name", CLI_VALUE, "NAME", "Lower-case letters, digits, dots, dashes."},
     {"description", CLI_VALUE, "TEXT", "What the data are."},
@@ -158,7 +158,7 @@ static const struct cli_option create_options[] = {
     {0},
 };
 static const struct cli_option payee_options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_SEND_OPTIONS,
     CHAIN_KEY_OPTION("The present payee's key. Default: default."),
     {0},
 };

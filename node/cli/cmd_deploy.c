@@ -175,6 +175,7 @@ static int run(const struct cli_args *a)
     struct err err = {0};
     const char *key = cli_value(a, "key", "default");
     int rc = chain_session_open(&s, a, CHAIN_WALLET, &err);
+    s.must_wait = true;
     if (rc == 0)
         rc = make_plan(&plan, a, &s, key, &err);
     if (rc == 0)
@@ -186,7 +187,7 @@ static int run(const struct cli_args *a)
 }
 
 static const struct cli_option options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_JSON_OPTION,
     CHAIN_KEY_OPTION("The key that pays for the deployment. Default: default."),
     {"out", CLI_VALUE, "FILE", "Where to write the addresses. Default: standard output."},
     {"min-stake", CLI_VALUE, "AMOUNT", "Least stake of an operator. Default: 1000tok."},

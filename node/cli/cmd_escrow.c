@@ -41,17 +41,15 @@ static int act(struct chain_session *s, const struct cli_args *a, enum action ac
     int rc = 0;
     const char *what = "withdraw";
     switch (action) {
-    case DEPOSIT: {
-        bool wait = s->wait;
-        s->wait = true;
+    case DEPOSIT:
+        s->must_wait = true;
         calldata_token_approve(&data, s->contracts.escrow, u256_of_amount(amount));
         rc = chain_send(s, sent, "approve", payer_key(a), &s->contracts.token, &data, err);
-        s->wait = wait;
+        s->must_wait = false;
         buf_reset(&data);
         calldata_escrow_deposit(&data, operator_address, amount);
         what = "deposit";
         break;
-    }
     case THAW:
         calldata_escrow_request_thaw(&data, operator_address, amount);
         what = "thaw";
@@ -143,12 +141,12 @@ static int run_status(const struct cli_args *a)
 }
 
 static const struct cli_option options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_SEND_OPTIONS,
     CHAIN_KEY_OPTION("The payer's key. Default: wallet.house."),
     {0},
 };
 static const struct cli_option status_options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_JSON_OPTION,
     CHAIN_KEY_OPTION("The payer's key. Default: wallet.house."),
     {"payer", CLI_VALUE, "ADDRESS", "Another payer; needs no wallet."},
     {0},

@@ -230,10 +230,7 @@ static char *base_name(const struct config *c)
 /* Lists and answers say it in JSON, and requests in theirs ask for it. */
 static int check_base_name(const char *name, struct err *err)
 {
-    size_t n = strlen(name), at = 0, len = 1;
-    for (; at < n && len > 0; at += len)
-        len = utf8_char_len(name + at, n - at);
-    if (len > 0 && n < SERVICE_NAME_BYTES)
+    if (utf8_is_text(name) && strlen(name) < SERVICE_NAME_BYTES)
         return 0;
     return err_set(
         err, ERR_INVALID,

@@ -72,12 +72,12 @@ static int run_add(const struct cli_args *a)
     if (rc == 0)
         rc = chain_session_open(&s, a, CHAIN_CONTRACTS | CHAIN_WALLET, &err);
     if (rc == 0) {
-        s.wait = true; /* the stake needs the approval in a block */
+        s.must_wait = true; /* the stake needs the approval in a block */
         calldata_token_approve(&data, s.contracts.stake_manager, u256_of_amount(amount));
         rc = chain_send(&s, &sent, "approve", operator_key(a), &s.contracts.token, &data, &err);
     }
     if (rc == 0) {
-        s.wait = !cli_has(a, "no-wait");
+        s.must_wait = false;
         buf_reset(&data);
         calldata_stake_add(&data, amount);
         rc = chain_send(&s, &sent, "stake", operator_key(a), &s.contracts.stake_manager, &data,
@@ -113,12 +113,11 @@ static int add_signer(struct chain_session *s, const struct cli_args *a, struct 
     int rc = 0;
     /* An operator's own key needs no offer; an offer that was made needs no second one. */
     if (!address_eq(owner, signer) && !address_eq(state.operator_address, owner)) {
-        bool wait = s->wait;
-        s->wait = true;
+        s->must_wait = true;
         calldata_stake_offer_signer(&data, owner);
         rc = chain_send(s, sent, "offer of the signer", signer_key(a), &s->contracts.stake_manager,
                         &data, err);
-        s->wait = wait;
+        s->must_wait = false;
     }
     if (rc == 0) {
         buf_reset(&data);
@@ -227,12 +226,12 @@ static int run_status(const struct cli_args *a)
 }
 
 static const struct cli_option options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_SEND_OPTIONS,
     CHAIN_KEY_OPTION("The operator's stake key. Default: operator."),
     {0},
 };
 static const struct cli_option status_options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_JSON_OPTION,
     CHAIN_KEY_OPTION("The operator's stake key. Default: operator."),
     {"operator", CLI_VALUE, "ADDRESS", "Another operator; needs no wallet."},
     {0},

@@ -80,10 +80,11 @@ static int run_balance(const struct cli_args *a)
 }
 
 static const struct cli_option options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_SEND_OPTIONS,
     CHAIN_KEY_OPTION("The key that sends. Default: default."),
     {0},
 };
+static const struct cli_option balance_options[] = {CHAIN_JSON_OPTION, {0}};
 
 static const struct cli_command subcommands[] = {
     {
@@ -113,7 +114,7 @@ static const struct cli_command subcommands[] = {
         .summary = "show an account's tokens",
         .synopsis = "ADDRESS --deployment FILE",
         .description = "Prints the balance in the token's smallest unit.",
-        .options = options,
+        .options = balance_options,
         .takes_config = true,
         .n_operands_min = 1,
         .n_operands_max = 1,

@@ -356,7 +356,7 @@ static int run(const struct cli_args *a)
 }
 
 static const struct cli_option options[] = {
-    CHAIN_OPTIONS,
+    CHAIN_JSON_OPTION,
     RPC_CALL_NODE_OPTION,
     {"all", CLI_SWITCH, NULL,
      "Recompute the whole ledger in the data directory (--data), and compare it with the chain."},

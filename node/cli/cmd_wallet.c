@@ -12,6 +12,7 @@
 #include "node/cli/cli.h"
 #include "node/cli/commands.h"
 #include "node/config.h"
+#include "node/json_util.h"
 #include "wallet/wallet.h"
 
 #include <jansson.h>
@@ -233,7 +234,7 @@ static void print_entries_json(const struct wallet_entry *entries, size_t n)
         json_t *one = json_object();
         json_object_set_new(one, "name", json_string(entries[i].name));
         if (entries[i].problem[0] != '\0') {
-            json_object_set_new(one, "problem", json_string(entries[i].problem));
+            json_object_set_new(one, "problem", json_text(entries[i].problem));
         } else {
             json_object_set_new(one, "address", json_string(entry_address(text, &entries[i])));
             json_object_set_new(one, "created",

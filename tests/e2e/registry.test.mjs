@@ -357,6 +357,27 @@ await checks.test('files that were damaged on disk are fetched again, not served
   if ((await ask(node, 'law')).status !== 200) throw new Error('not served once its files were gone');
 });
 
+await checks.test('of a local copy and the registry’s files, those that are whole serve', async () => {
+  const fetched = path.join(world.dir, 'data', 'adapters', (await manifestOf('law')).contentDigest);
+  const copy = path.join(world.dir, 'copy-of-law');
+  fs.cpSync(fetched, copy, { recursive: true });
+  await cli(['adapter', 'add', 'copy-of-law', copy, '--node', node.url]);
+  const damage = (dir) => fs.truncateSync(path.join(dir, 'adapter_model.safetensors'), 100);
+  const serve = async (what) => {
+    await run(tributary, ['adapter', 'unload', 'law', '--node', node.url]);
+    const answer = await ask(node, 'law');
+    if (answer.status !== 200) throw new Error(`${what}: ${JSON.stringify(answer.body)}`);
+  };
+  behave = (request, response) => { response.destroy(); return true; };
+  damage(fetched);
+  await serve('fetched files are damaged, and no registry answers');
+  behave = () => false;
+  damage(copy);
+  await serve('the local copy is damaged, and there are no fetched files');
+  if (!fs.existsSync(fetched)) throw new Error('not fetched again');
+  await cli(['adapter', 'remove', 'copy-of-law', '--node', node.url]);
+});
+
 await checks.test('the node is healthy after all this', async () => {
   const ready = await fetch(`${node.url}/readyz`);
   if (ready.status !== 200) throw new Error(await ready.text());

@@ -129,6 +129,21 @@ static void one_payer_cannot_fill_the_queue_against_others(void **state)
     payers_free(t);
 }
 
+static void a_payers_share_is_what_it_may_have_waiting_beside_others(void **state)
+{
+    (void)state;
+    for (int places = 1; places < 300; places++) {
+        struct payers *t = payers_create(places, CREDIT);
+        int a = payers_hold(t, 1), n = 0;
+        payers_hold(t, 2);
+        for (; payers_may_wait(t, a, places - n); n++)
+            payers_wait(t, a);
+        if (n != payers_share(places))
+            fail_msg("of %d places %d may wait, the share is %d", places, n, payers_share(places));
+        payers_free(t);
+    }
+}
+
 static void a_stream_of_payers_is_forgotten_but_not_whoever_has_had_much_or_is_there(void **state)
 {
     (void)state;
@@ -158,6 +173,7 @@ int main(void)
         cmocka_unit_test(with_nobody_waiting_the_level_is_of_those_who_run_and_never_falls),
         cmocka_unit_test(a_view_has_each_payer_once),
         cmocka_unit_test(one_payer_cannot_fill_the_queue_against_others),
+        cmocka_unit_test(a_payers_share_is_what_it_may_have_waiting_beside_others),
         cmocka_unit_test(a_stream_of_payers_is_forgotten_but_not_whoever_has_had_much_or_is_there),
     };
     return cmocka_run_group_tests_name("payers", tests, NULL, NULL);

@@ -121,6 +121,113 @@ static void files_that_are_gone_take_no_other_name_of_the_content_with_them(void
     world_close(w, false);
 }
 
+/* Of three names of one content, the files of `broken` (bits) are damaged in different ways. */
+static void ask_by_digest(int broken, bool serves)
+{
+    struct world *w = world_open(1, NULL, NULL);
+    struct err err = {0};
+    struct engine_adapter facts;
+    char *dir[3], hex[65];
+    static const char *const names[] = {"one", "two", "three"};
+    for (int i = 0; i < 3; i++) {
+        dir[i] = xasprintf("%s/made/%s", w->dir, names[i]);
+        write_adapter(dir[i], ADAPTER, 99);
+        assert_ok(adapter_store_add(w->store, names[i], dir[i], false, &facts, &err), err);
+    }
+    add_adapters(w, 1);
+    use(w, "a0"); /* all of host memory: the three have left */
+    for (int i = 0; i < 3; i++) {
+        char *file = xasprintf("%s/adapter_model.safetensors", dir[i]);
+        if ((broken >> i & 1) && i == 1)
+            write_adapter(dir[i], ADAPTER, 98); /* another content */
+        else if (broken >> i & 1)
+            assert_int_equal(unlink(file), 0);
+        free(file);
+    }
+    hex_encode(hex, facts.content.bytes, 32);
+    for (int turn = 0; turn < 2; turn++) { /* what failed stays known, and still nobody's loss */
+        struct result r;
+        ask(w, &r, hex);
+        await(&r);
+        if ((r.rc == 0) != serves)
+            fail_msg("broken %d, turn %d: %s", broken, turn, r.err.message);
+        if (r.rc == 0) {
+            assert_string_equal(r.out.name, "one"); /* whom it earns for doesn't change */
+            w->r.release(w->r.context, &r.out);
+            use(w, "a0");
+        }
+    }
+    for (int i = 0; i < 3; i++) { /* a name is its own files, whatever others have */
+        struct result r;
+        ask(w, &r, names[i]);
+        await(&r);
+        if ((r.rc == 0) != !(broken >> i & 1))
+            fail_msg("broken %d: %s: %s", broken, names[i], r.err.message);
+        if (r.rc == 0) {
+            w->r.release(w->r.context, &r.out);
+            use(w, "a0");
+        }
+    }
+    if (!serves) { /* mended files serve at once */
+        write_adapter(dir[2], ADAPTER, 99);
+        use(w, hex);
+    }
+    for (int i = 0; i < 3; i++)
+        free(dir[i]);
+    world_close(w, false);
+}
+
+static void a_digest_is_served_from_any_name_whose_files_are_whole(void **state)
+{
+    (void)state;
+    for (int broken = 0; broken < 8; broken++)
+        ask_by_digest(broken, broken != 7);
+}
+
+/* Fetched files that don't load leave the cache, and a file that is in the way of their new name
+ * can't keep them there. */
+static void fetched_files_that_do_not_load_are_deleted(bool in_the_way)
+{
+    enum { NAMES = 64 };
+    char *data = temp_dir_create(), hex[65], *gone[NAMES];
+    char *whole = xasprintf("%s/whole", data), *root = xasprintf("%s/adapters", data);
+    struct err err = {0};
+    struct content_digest digest;
+    write_adapter(whole, ADAPTER, 99);
+    assert_ok(adapter_content_digest(whole, &digest, &err), err);
+    char *fetched = xasprintf("%s/%s", root, hex_encode(hex, digest.bytes, 32));
+    assert_ok(dir_ensure(root, &err), err);
+    write_adapter(fetched, ADAPTER, 98);
+    struct world *w = world_open(1, "http://127.0.0.1:1", data);
+    add_adapters(w, 1); /* all of host memory */
+    assert_ok(adapter_store_add(w->store, "one", whole, false, NULL, &err), err);
+    for (int i = 0; i < NAMES; i++) { /* see disk_remove */
+        gone[i] = xasprintf("%s/gone-%d-%d", root, (int)getpid(), i);
+        if (in_the_way)
+            write_file(gone[i], "x", 1);
+    }
+    use(w, hex); /* the fetched files don't have the digest; those of "one" do */
+    world_close(w, true);
+    if (access(fetched, F_OK) == 0)
+        fail_msg("files that don't load are still in the cache");
+    for (int i = 0; i < NAMES; i++) {
+        if ((access(gone[i], F_OK) == 0) != in_the_way)
+            fail_msg("%s %s", gone[i], in_the_way ? "was deleted" : "was left behind");
+        free(gone[i]);
+    }
+    temp_dir_remove(data);
+    free(whole);
+    free(root);
+    free(fetched);
+}
+
+static void fetched_files_that_do_not_load_leave_the_cache(void **state)
+{
+    (void)state;
+    fetched_files_that_do_not_load_are_deleted(false);
+    fetched_files_that_do_not_load_are_deleted(true);
+}
+
 static void a_name_that_could_mean_something_else_is_refused(void **state)
 {
     (void)state;
@@ -270,6 +377,8 @@ int main(void)
         cmocka_unit_test(a_name_pointed_elsewhere_means_the_new_content_from_then_on),
         cmocka_unit_test(two_names_of_one_content_share_its_memory),
         cmocka_unit_test(files_that_are_gone_take_no_other_name_of_the_content_with_them),
+        cmocka_unit_test(a_digest_is_served_from_any_name_whose_files_are_whole),
+        cmocka_unit_test(fetched_files_that_do_not_load_leave_the_cache),
         cmocka_unit_test(a_name_that_could_mean_something_else_is_refused),
         cmocka_unit_test(a_directory_of_adapters_is_there_at_once_and_remembered),
         cmocka_unit_test(a_list_comes_in_pages_and_can_be_filtered),

@@ -91,6 +91,46 @@ static void a_pinned_adapter_never_leaves(void **state)
     world_close(w, false);
 }
 
+static void expect_no_room(const struct err *err, struct world *w, const char *pinned)
+{
+    char *bytes = xasprintf(" %zu bytes are needed", w->n_bytes);
+    if (err->code != ERR_TOO_LARGE || strstr(err->message, bytes) == NULL ||
+        strstr(err->message, pinned) == NULL)
+        fail_msg("code %d: %s", err->code, err->message);
+    free(bytes);
+}
+
+static void what_does_not_fit_beside_pinned_adapters_is_refused_at_once(void **state)
+{
+    (void)state;
+    struct world *w = world_open(2, NULL, NULL);
+    struct err err = {0};
+    struct result r, waits;
+    add_adapters(w, 4);
+    assert_ok(adapter_store_pin(w->store, "a0", true, &err), err);
+    struct resolved a0 = get(w, "a0"), a1 = get(w, "a1");
+    ask(w, &waits, "a3"); /* for a1's room, in vain once that is pinned, too */
+    usleep(20000);
+    assert_false(has_come(&waits));
+    struct monotonic_us began = clock_monotonic_us();
+    assert_ok(adapter_store_pin(w->store, "a1", true, &err), err);
+    await(&waits);
+    expect_no_room(&waits.err, w, "pinned adapters (a");
+    ask(w, &r, "a2");
+    await(&r);
+    expect_no_room(&r.err, w, "pinned adapters (a");
+    assert_non_null(strstr(r.err.message, "adapter a2"));
+    uint64_t us = clock_elapsed_us(began, clock_monotonic_us());
+    if (us > 5000000)
+        fail_msg("it took %llu us", (unsigned long long)us);
+    w->r.release(w->r.context, &a0);
+    w->r.release(w->r.context, &a1);
+    assert_ok(adapter_store_pin(w->store, "a1", false, &err), err);
+    use(w, "a2");
+    use(w, "a3");
+    world_close(w, false);
+}
+
 static void many_requests_for_one_absent_adapter_share_one_load(void **state)
 {
     (void)state;
@@ -399,6 +439,7 @@ int main(void)
         cmocka_unit_test(more_adapters_than_host_memory_holds_are_all_served),
         cmocka_unit_test(what_is_asked_for_often_stays_and_what_was_leaves_in_the_end),
         cmocka_unit_test(a_pinned_adapter_never_leaves),
+        cmocka_unit_test(what_does_not_fit_beside_pinned_adapters_is_refused_at_once),
         cmocka_unit_test(many_requests_for_one_absent_adapter_share_one_load),
         cmocka_unit_test(when_all_is_in_use_a_load_waits_for_room_and_does_not_fail),
         cmocka_unit_test(a_load_that_waits_for_the_engine_reads_its_files_once),

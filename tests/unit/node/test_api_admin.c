@@ -17,6 +17,8 @@
 #include "node/workers.h"
 #include "wallet/wallet.h"
 
+#include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #define MODEL    "tests/fixtures/models/stories260K"
@@ -29,7 +31,7 @@ struct world {
     struct http_client *client;
 };
 
-static int world_open(void **state)
+static int world_open_with(void **state, const char *model_dir)
 {
     struct world *w = xcalloc(1, sizeof *w);
     struct err err = {0};
@@ -51,7 +53,7 @@ static int world_open(void **state)
                                  .metrics = w->node.metrics,
                                  .resolver = adapter_store_resolver(w->node.adapters)};
     w->node.service = service_create(&so);
-    struct engine_options eo = {.model_dir = MODEL,
+    struct engine_options eo = {.model_dir = model_dir,
                                 .backend = "ref",
                                 .max_seqs = 4,
                                 .max_rows = 16,
@@ -64,6 +66,11 @@ static int world_open(void **state)
     w->client = http_client_create();
     *state = w;
     return 0;
+}
+
+static int world_open(void **state)
+{
+    return world_open_with(state, MODEL);
 }
 
 static int world_close(void **state)
@@ -349,6 +356,81 @@ static void metrics_and_status_tell_how_memory_is_shared(void **state)
     json_decref(status);
 }
 
+/* dir/name with links to those files of `from`; the caller frees its path. */
+static char *link_files(const char *dir, const char *name, const char *from,
+                        const char *const *files, size_t n)
+{
+    char *to = xasprintf("%s/%s", dir, name);
+    struct err err = {0};
+    assert_ok(dir_ensure(to, &err), err);
+    for (size_t i = 0; i < n; i++) {
+        char *file = xasprintf("%s/%s", from, files[i]), *whole = realpath(file, NULL);
+        char *link = xasprintf("%s/%s", to, files[i]);
+        assert_int_equal(symlink(whole, link), 0);
+        free(file);
+        free(whole);
+        free(link);
+    }
+    return to;
+}
+
+static void a_directory_that_is_named_in_no_utf8_is_still_told_of(void **state)
+{
+    static const struct {
+        const char *dir, *name;
+    } rows[] = {
+        {"mod\xe9l", "mod\xef\xbf\xbdl"},
+        {"\xff", "\xef\xbf\xbd"},
+        {"mod\xc3\xa8l", "mod\xc3\xa8l"},
+    };
+    static const char *const files[] = {"config.json", "model.safetensors", "tokenizer.json"};
+    char *dir = temp_dir_create();
+    struct err err = {0};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char *model = link_files(dir, rows[i].dir, MODEL, files, 3);
+        world_open_with(state, model);
+        struct world *w = *state;
+        json_t *status = health_status(&w->node), *about = json_object_get(status, "model");
+        assert_string_equal(text_at(about, "name"), rows[i].name);
+        assert_int_equal(json_integer_value(json_object_get(about, "vocabulary")), 512);
+        json_decref(status);
+        world_close(state);
+        free(model);
+    }
+    /* A long name is cut between two characters. */
+    char name[256] = "x";
+    for (int i = 0; i < 120; i++)
+        strcat(name, "\xc3\xa8");
+    char *model = link_files(dir, name, MODEL, files, 3);
+    world_open_with(state, model);
+    struct world *w = *state;
+    json_t *status = health_status(&w->node);
+    name[127] = '\0'; /* x and 63 characters of two bytes */
+    assert_string_equal(text_at(json_object_get(status, "model"), "name"), name);
+    json_decref(status);
+    free(model);
+    /* An adapter's directory, likewise; but what is to be remembered must be said exactly. */
+    static const char *const law_files[] = {"adapter_config.json", "adapter_model.safetensors"};
+    char *root = xasprintf("%s/caf\xe9", dir);
+    char *law = link_files(root, "law", ADAPTERS "/stories260K-law", law_files, 2);
+    size_t n;
+    int got;
+    assert_ok(adapter_store_add_all(w->node.adapters, root, &n, &err), err);
+    assert_int_equal(n, 1);
+    json_t *one = ask(w, HTTP_GET, "/law", NULL, NULL, &got);
+    char *said = xasprintf("%s/caf\xef\xbf\xbd/law", dir);
+    assert_string_equal(text_at(one, "dir"), said);
+    json_decref(one);
+    assert_int_equal(adapter_store_add(w->node.adapters, "told", law, true, NULL, &err), -1);
+    assert_int_equal(err.code, ERR_INVALID);
+    assert_ok(adapter_store_add(w->node.adapters, "given", law, false, NULL, &err), err);
+    free(said);
+    free(law);
+    free(root);
+    world_close(state);
+    temp_dir_remove(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -356,6 +438,7 @@ int main(void)
                                         world_open, world_close),
         cmocka_unit_test_setup_teardown(metrics_and_status_tell_how_memory_is_shared, world_open,
                                         world_close),
+        cmocka_unit_test(a_directory_that_is_named_in_no_utf8_is_still_told_of),
         cmocka_unit_test_setup_teardown(what_makes_no_sense_is_refused_with_a_sentence, world_open,
                                         world_close),
         cmocka_unit_test_setup_teardown(with_admin_keys_only_their_owners_may_ask, world_open,

@@ -106,6 +106,12 @@ static void release(void *context, const struct resolved *r)
         w->store.release(w->store.context, r);
 }
 
+static int fits(void *context, const struct resolved *adapters, size_t n, struct err *err)
+{
+    struct world *w = context;
+    return w->store.fits(w->store.context, adapters, n, err);
+}
+
 static void list(void *context, json_t *models, size_t max)
 {
     struct world *w = context;
@@ -145,7 +151,7 @@ static struct world *world_open_with(size_t host_bytes)
     struct service_options so = {
         .base_name = "base",
         .metrics = w->node.metrics,
-        .resolver = {resolve, release, list, show, w},
+        .resolver = {resolve, release, fits, list, show, w},
     };
     w->node.adapters = adapter_store_create(&(struct adapter_store_options){
         .data_dir = w->dir, .base_name = "base", .metrics = w->node.metrics});
@@ -881,6 +887,47 @@ static void ensembles_that_wait_for_room_do_not_wait_for_each_other(void **state
     world_close(w);
 }
 
+static void expect_refusal(const char *what, const struct answer_seen *a, int status,
+                           const char *param, const char *in_message)
+{
+    const json_t *e = json_object_get(a->body, "error");
+    const char *got = json_string_value(json_object_get(e, "param"));
+    const char *message = json_string_value(json_object_get(e, "message"));
+    if (a->status != status || message == NULL || strstr(message, in_message) == NULL ||
+        (got == NULL) != (param == NULL) || (param != NULL && strcmp(got, param) != 0))
+        fail_msg("%s: status %d, param %s: %s", what, a->status, got, message);
+}
+
+static void an_ensemble_that_cannot_fit_beside_pinned_adapters_is_refused_at_once(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct engine_adapter facts;
+    struct world *w = world_open_with(800000); /* for two of these adapters */
+    assert_ok(adapter_store_add(w->node.adapters, "fiction", THIRD, false, &facts, &err), err);
+    assert_ok(adapter_store_pin(w->node.adapters, "law", true, &err), err);
+    struct monotonic_us began = clock_monotonic_us();
+    struct answer_seen a = ask(w, "{\"adapters\":[{\"model\":\"code\"},"
+                                  "{\"model\":\"late-fiction\"}]," ONCE "}");
+    uint64_t us = clock_elapsed_us(began, clock_monotonic_us());
+    char *bytes = xasprintf("adapters code, fiction together: %zu bytes are needed",
+                            facts.n_bytes * 2);
+    expect_refusal("beside law", &a, 413, "adapters", bytes);
+    expect_refusal("beside law", &a, 413, "adapters", "pinned adapters (law)");
+    if (us > 5000000)
+        fail_msg("the refusal took %llu us", (unsigned long long)us);
+    free(bytes);
+    answer_release(&a);
+    /* The pinned one itself takes no more room. */
+    const char *body = "{\"adapters\":[{\"model\":\"law\"},{\"model\":\"late-fiction\"}]," ONCE
+                       ",\"max_tokens\":4}";
+    a = ask(w, body);
+    check_receipt(body, &a, body);
+    answer_release(&a);
+    wait_until_idle(w);
+    world_close(w);
+}
+
 static void expect_timeout(const char *what, const struct answer_seen *a)
 {
     const json_t *e = json_object_get(a->body, "error");
@@ -1096,17 +1143,6 @@ static void what_cannot_be_answered_is_refused_by_name(void **state)
     buf_release(&body);
 }
 
-static void expect_refusal(const char *what, const struct answer_seen *a, int status,
-                           const char *param, const char *in_message)
-{
-    const json_t *e = json_object_get(a->body, "error");
-    const char *got = json_string_value(json_object_get(e, "param"));
-    const char *message = json_string_value(json_object_get(e, "message"));
-    if (a->status != status || message == NULL || strstr(message, in_message) == NULL ||
-        (got == NULL) != (param == NULL) || (param != NULL && strcmp(got, param) != 0))
-        fail_msg("%s: status %d, param %s: %s", what, a->status, got, message);
-}
-
 static void an_adapters_own_limit_is_refused_by_its_name(void **state)
 {
     struct world *w = *state;
@@ -1221,14 +1257,14 @@ static char *many_prompts(int n, int max_tokens, bool stream)
 static void a_full_queue_says_when_to_come_back(void **state)
 {
     struct world *w = *state;
-    /* 16 run, 8 wait, and 32 more than the 32 that may. */
-    char *first = many_prompts(24, 400, true), *second = many_prompts(32, 2, false);
+    /* 16 run, 8 wait, and 29 more than the 32 that may. */
+    char *first = many_prompts(24, 400, true), *second = many_prompts(29, 2, false);
     int busy = dial(w);
     send_post(busy, "/v1/completions", first);
     struct buf got = BUF_INIT;
     receive(busy, &got, "data: ");
     struct answer_seen a = ask(w, second);
-    expect_refusal("32 beside 24", &a, 503, NULL, "requests are waiting"); /* most are its own */
+    expect_refusal("29 beside 24", &a, 503, NULL, "requests are waiting"); /* most are its own */
     if (a.retry_after_s < 1 || a.retry_after_s > 60)
         fail_msg("Retry-After is %d", a.retry_after_s);
     answer_release(&a);
@@ -1243,14 +1279,22 @@ static void a_full_queue_says_when_to_come_back(void **state)
 static void a_request_that_no_queue_could_hold_is_not_told_to_come_back(void **state)
 {
     struct world *w = *state;
-    char *body = many_prompts(49, 100, false);
+    /* 16 run and 32 wait, but who comes first finds no place to run, and of those to wait a payer
+     * beside others (there were some) has eight ninths. */
+    static const int n_prompts[] = {30, 32, 33, 48, 49};
+    for (size_t i = 0; i < sizeof n_prompts / sizeof *n_prompts; i++) {
+        char *body = many_prompts(n_prompts[i], 100, false);
+        char *said = xasprintf("%d prompts of 1 choices each are more than the 29 sequences",
+                               n_prompts[i]);
+        struct answer_seen a = ask(w, body);
+        expect_refusal(said, &a, 400, "prompt", said);
+        assert_int_equal(a.retry_after_s, 0);
+        answer_release(&a);
+        free(body);
+        free(said);
+    }
+    char *body = many_prompts(29, 2, false);
     struct answer_seen a = ask(w, body);
-    expect_refusal("49 prompts where 16 run and 32 wait", &a, 400, "prompt", "49 prompts");
-    assert_int_equal(a.retry_after_s, 0);
-    answer_release(&a);
-    free(body);
-    body = many_prompts(28, 2, false); /* one payer's eight ninths */
-    a = ask(w, body);
     assert_int_equal(a.status, 200);
     answer_release(&a);
     free(body);
@@ -1461,6 +1505,7 @@ int main(void)
         cmocka_unit_test(an_adapter_of_weight_0_changes_nothing),
         cmocka_unit_test(an_ensemble_is_receipted_by_share),
         cmocka_unit_test(ensembles_that_wait_for_room_do_not_wait_for_each_other),
+        cmocka_unit_test(an_ensemble_that_cannot_fit_beside_pinned_adapters_is_refused_at_once),
         cmocka_unit_test(time_runs_while_an_adapter_is_fetched),
         cmocka_unit_test(time_runs_while_an_answer_is_made_or_waits),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
