@@ -2,8 +2,8 @@
  *
  * Idea. The weight lies on the wide side of the matrix instruction (wgmma m64nNk16: 64 outputs by N
  * rows), the rows on the narrow one. A row is a column of the product: it never sees its
- * neighbours, and the instruction adds up a column the same way whatever N is. So two kernels serve
- * all row counts with one order of summation:
+ * neighbours, and the instruction adds up a column the same way whatever N is. So three kernels
+ * serve all row counts with one order of summation:
  *
  *   K is cut into S = 2, 4 or 8 ranges, S fixed by the weight's shape (weight.cu). A range is one
  *   chain of wgmma steps in ascending k, begun from zero. The ranges are added to +0 in order, then
@@ -37,6 +37,11 @@
  * deep (Little: 64 KiB at 23 GB/s are 2.7 us), which is why the rings hold back. Adapters cost no
  * launch in a linear, and a step without any reads one copy of what was (not) found.
  *
+ * middle (33 to 128 rows, weights of many outputs: gate and up, the head). x passes once for 128 or
+ * 256 outputs, each block or two have a run of ranges and outputs, and no sums are handed on but at
+ * the ends of runs. Under many adapters it is narrow that computes, in the same launch.
+ * linear_middle.cuh has the rest.
+ *
  * wide (more rows: prefill). Bound by arithmetic, and by what L2 can deliver: a thread block sums
  * 128 outputs by up to 192 rows, each of two warpgroups 64 outputs; two thread blocks with the same
  * rows and neighbouring outputs form a cluster, each fetches half of x for both. Ranges are summed
@@ -63,6 +68,10 @@
  *     B by groups, gate and up by halves                                                      245
  *     notes of where B lies                                                                   225
  *     missing words asked for all at once      108       145                150               221
+ *     qkv in two ranges; gate and up by middle 107       130                135               220
+ *
+ * (128 rows: 207 and, under one adapter, 219 before the last step; 179 and 194 after it. cuBLAS on
+ * the same card, without adapters: 125 at 64 rows, 138 at 128.)
  *
  * (Cards differ by a tenth, and days.) What was learned from a trace of the last ones: a warp is
  * alone on its quarter of the multiprocessor, so a chain of a hundred instructions takes 500 cycles
@@ -71,14 +80,19 @@
  *
  * Tried and dropped: two tiles of outputs to a range of K, so that x passes half as often (each
  * product alone 4 to 25 % faster at 64 rows, but not in a row: clusters of eight wait for one
- * another to start). A ring of B for each of the adapters' warps, filled by its own lanes, each
- * warp with rows of its own, and t by slices. Skipping the steps of a unit that has no row of a
- * segment: the branches cost more than the zeros. One adapter's t by every cluster for itself, out
- * of the x of its first tile (no trip through L2; but x comes in the order of the ring, to its last
- * piece at the tile's end, and o and down have one tile a cluster: 198 for 152 at 64 rows). Words
- * asked for in turns, half a trip apart (152 for 150). Loads before the blocks of a cluster have
- * met (2 % slower for all). Fewer stages on their way at 32 rows (base 3 % slower; at 8 it costs
- * 0.5 %, and one adapter gains 1).
+ * another to start). Middle for o, qkv and down as well, with several blocks finishing rows of the
+ * same outputs, through L2: what they hand one another at the end takes 4 us (64 rows: 137 for
+ * 130). Middle at 128 rows in halves of 64, weights shared by two blocks: as many bytes from L2 as
+ * narrow (gate and up 94 us, narrow 107, middle 70). Its deltas under many adapters: some blocks
+ * have two groups of outputs to finish, some one (220 for 64 adapters where narrow has 221 and base
+ * cost 15 more; 128 adapters of rank 64 1,616 for 926). A ring of B for each of the adapters'
+ * warps, filled by its own lanes, each warp with rows of its own, and t by slices. Skipping the
+ * steps of a unit that has no row of a segment: the branches cost more than the zeros. One
+ * adapter's t by every cluster for itself, out of the x of its first tile (no trip through L2; but
+ * x comes in the order of the ring, to its last piece at the tile's end, and o and down have one
+ * tile a cluster: 198 for 152 at 64 rows). Words asked for in turns, half a trip apart (152 for
+ * 150). Loads before the blocks of a cluster have met (2 % slower for all). Fewer stages on their
+ * way at 32 rows (base 3 % slower; at 8 it costs 0.5 %, and one adapter gains 1).
  *
  * What is left at 64 rows and 64 adapters (H200, qkv, us after the kernel before has ended): chains
  * 16, sums 4, t' to shared memory 3, then the deltas; so the chains, whose loads of A are 32 KiB in
@@ -86,9 +100,9 @@
  * and one adapter: chains 5, sums 9.5, t' 14 in qkv, whose first tile then waits for 3.6 (and o's
  * only tile for 1 to 3); in gate_up and down nobody waits.
  *
- * The kernels are in linear_narrow.cuh and linear_wide.cuh; this file launches them, and has the
- * plain path for weights that aren't packed. */
-#include "kernels/cuda/linear_narrow.cuh"
+ * The kernels are in linear_narrow.cuh, linear_middle.cuh and linear_wide.cuh; this file launches
+ * them, and has the plain path for weights that aren't packed. */
+#include "kernels/cuda/linear_middle.cuh"
 #include "kernels/cuda/linear_wide.cuh"
 
 /* ---- the plain path: f32 weights, rows that don't begin on 16 bytes
@@ -250,6 +264,86 @@ static int narrow_choice(int n_rows)
     return n_rows <= 8 ? 0 : n_rows <= 16 ? 1 : n_rows <= 32 ? 2 : n_rows <= 64 ? 3 : 4;
 }
 
+/* y in boxes of so many rows, a tile of outputs wide, if it can be written so (a.y_boxes). */
+static CUtensorMap boxes_of_y(const struct backend *be, struct linear_args &a, int box_rows,
+                              const CUtensorMap &otherwise)
+{
+    bool fused = a.store == STORE_SWIGLU;
+    int width = fused ? a.pair_width : a.d_out;
+    a.y_boxes = (fused || (a.store == STORE_BF16 && a.pair_width == 0)) && width % 8 == 0 &&
+                reinterpret_cast<uintptr_t>(a.y) % 16 == 0;
+    if (!a.y_boxes)
+        return otherwise;
+    return map_boxes(be->linear->encode_tiled, static_cast<bf16 *>(a.y), (uint64_t)a.n_rows,
+                     (uint64_t)width, box_rows, fused ? TILE / 2 : TILE);
+}
+
+/* In clusters as narrow has them, which a step of many adapters goes through. */
+template <class S>
+static cudaLaunchConfig_t middle_config(struct backend *be, bool dependent,
+                                        cudaLaunchAttribute (&attributes)[3])
+{
+    constexpr int cluster = S::BITS == 2 ? narrow<S::N>::cluster(4) : S::CLUSTER;
+    static_assert(cluster % S::CLUSTER == 0, "whole clusters");
+    cudaLaunchConfig_t config = cluster_config(be, cluster, dependent, attributes);
+    config.blockDim = dim3(NARROW_THREADS);
+    config.dynamicSmemBytes = S::SHARED;
+    if (S::BITS == 2 && S::SHARED < narrow<S::N>::shared_bytes(4))
+        config.dynamicSmemBytes = narrow<S::N>::shared_bytes(4);
+    return config;
+}
+
+/* How many blocks are resident together, in whole clusters. */
+template <class S> static cudaError_t middle_open(struct backend *be, int *resident)
+{
+    static_assert(S::SHARED <= 227 << 10, "fits");
+    cudaLaunchAttribute attributes[3];
+    cudaLaunchConfig_t config = middle_config<S>(be, false, attributes);
+    cudaError_t rc = cudaFuncSetAttribute(middle_kernel<S>,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          (int)config.dynamicSmemBytes);
+    int cluster = (int)config.attrs[0].val.clusterDim.x, all = be->n_multiprocessors / cluster;
+    int n = all;
+    config.gridDim = dim3((unsigned)(all * cluster));
+    if (rc == cudaSuccess && cluster > 1)
+        rc = cudaOccupancyMaxActiveClusters(&n, middle_kernel<S>, &config);
+    *resident = (n < all ? n : all) * cluster;
+    return rc;
+}
+
+template <class S>
+static void launch_middle(struct backend *be, struct linear_args &a, int resident)
+{
+    CUtensorMap map = map_boxes(be->linear->encode_tiled, a.x, (uint64_t)a.n_rows, (uint64_t)a.d_in,
+                                S::N / S::CLUSTER, TILE);
+    CUtensorMap narrow_map = map_boxes(be->linear->encode_tiled, a.x, (uint64_t)a.n_rows,
+                                       (uint64_t)a.d_in, S::N, TILE);
+    CUtensorMap y_map = boxes_of_y(be, a, 8, map);
+    cudaLaunchAttribute attributes[3];
+    cudaLaunchConfig_t config = middle_config<S>(be, dependent(be), attributes);
+    config.gridDim = dim3((unsigned)resident);
+    a.slots = be->linear->slots;
+    cuda_note(be, cudaLaunchKernelEx(&config, middle_kernel<S>, map, y_map, narrow_map, a),
+              "linear");
+}
+
+/* By rows, and log2 of the ranges: weights of so many outputs have two or four (weight.cu). */
+#define FOR_EACH_MIDDLE(DO) \
+    DO(0, middle<64, 1>) DO(1, middle<64, 2>) DO(2, middle<128, 1>) DO(3, middle<128, 2>)
+
+/* Which middle kernel computes it, if any: where each cluster gets all ranges of some outputs. */
+static int middle_choice(const struct backend *be, const struct weight *w, int n_rows, int bits,
+                         int *resident)
+{
+    if (n_rows <= 32 || bits > 2)
+        return -1;
+    int choice = (n_rows <= 64 ? 0 : 2) + bits - 1;
+    *resident = be->linear->n_middle[choice];
+    bool enough = n_rows <= 64 ? middle<64, 1>::fills(w->n_m_tiles, *resident)
+                               : middle<128, 1>::fills(w->n_m_tiles, *resident);
+    return enough ? choice : -1;
+}
+
 template <class S>
 static cudaLaunchConfig_t wide_config(struct backend *be, bool dependent,
                                       cudaLaunchAttribute (&attributes)[3])
@@ -280,17 +374,10 @@ template <class S> static int wide_items(const struct linear_args &a)
 
 template <class S> static void launch_wide(struct backend *be, struct linear_args &a, int limit)
 {
-    void *encode = be->linear->encode_tiled;
-    CUtensorMap x_map = map_boxes(encode, a.x, (uint64_t)a.n_rows, (uint64_t)a.d_in, S::N / 2,
-                                  TILE);
+    CUtensorMap x_map = map_boxes(be->linear->encode_tiled, a.x, (uint64_t)a.n_rows,
+                                  (uint64_t)a.d_in, S::N / 2, TILE);
     bool fused = a.store == STORE_SWIGLU;
-    int width = fused ? a.pair_width : a.d_out;
-    a.y_boxes = (fused || (a.store == STORE_BF16 && a.pair_width == 0)) && width % 8 == 0 &&
-                reinterpret_cast<uintptr_t>(a.y) % 16 == 0;
-    CUtensorMap y_map = x_map;
-    if (a.y_boxes)
-        y_map = map_boxes(encode, static_cast<bf16 *>(a.y), (uint64_t)a.n_rows, (uint64_t)width,
-                          fused ? S::N : S::UNITS_STAGED * 8, fused ? TILE / 2 : TILE);
+    CUtensorMap y_map = boxes_of_y(be, a, fused ? S::N : S::UNITS_STAGED * 8, x_map);
     int n_items = wide_items<S>(a);
     cudaLaunchAttribute attributes[3];
     cudaLaunchConfig_t config = wide_config<S>(be, dependent(be), attributes);
@@ -365,8 +452,17 @@ static void run_narrow(struct backend *be, const struct weight *w, struct linear
             a.lora.found = lora_found_at(be, lora, half);
             a.next = lora_next_of(be, lora, half, n_halves, &a.next_d_in);
         }
+        int bits = w->n_ranges == 8 ? 3 : w->n_ranges / 2, resident;
+        switch (middle_choice(be, w, a.n_rows, bits, &resident)) {
+#define LAUNCH(i, ...)                               \
+    case i:                                          \
+        launch_middle<__VA_ARGS__>(be, a, resident); \
+        continue;
+            FOR_EACH_MIDDLE(LAUNCH)
+#undef LAUNCH
+        }
         int choice = narrow_choice(a.n_rows);
-        int resident = be->linear->n_clusters[choice][w->n_ranges == 8 ? 2 : w->n_ranges / 2 - 1];
+        resident = be->linear->n_clusters[choice][bits - 1];
         switch (choice) {
 #define LAUNCH(i, n)                          \
     case i:                                   \
@@ -528,6 +624,11 @@ int cuda_linear_open(struct backend *be, struct err *err)
         rc = cudaMalloc(&s->tag_chains, chain_bytes);
     if (rc == cudaSuccess)
         rc = cudaMalloc(&s->tag_t, words_of_t(s) * sizeof *s->tag_t);
+    size_t slot_bytes = (size_t)be->n_multiprocessors * middle<128, 1>::SLOT_BYTES;
+    if (rc == cudaSuccess)
+        rc = cudaMalloc(&s->slots, slot_bytes);
+    if (rc == cudaSuccess)
+        rc = cudaMemset(s->slots, 0xff, slot_bytes); /* EMPTY */
     if (rc == cudaSuccess)
         rc = lora_look_up_open(be);
     if (rc != cudaSuccess)
@@ -541,6 +642,11 @@ int cuda_linear_open(struct backend *be, struct err *err)
     if (rc == cudaSuccess) \
         rc = narrow_open<n>(be, s->n_clusters[i]);
     FOR_EACH_NARROW(OPEN)
+#undef OPEN
+#define OPEN(i, ...)       \
+    if (rc == cudaSuccess) \
+        rc = middle_open<__VA_ARGS__>(be, &s->n_middle[i]);
+    FOR_EACH_MIDDLE(OPEN)
 #undef OPEN
 #define OPEN(i, tile_time) \
     if (rc == cudaSuccess) \
@@ -560,6 +666,7 @@ void cuda_linear_close(struct backend *be)
     cudaFree(s->t);
     cudaFree(s->tag_chains);
     cudaFree(s->tag_t);
+    cudaFree(s->slots);
     lora_look_up_close(be);
     delete s;
 }

@@ -1,6 +1,6 @@
-/* linear_adapters.cuh: the adapters' warps of linear_narrow.cuh. Part of linear.cu, whose head has
- * the design. First the matrix steps, then t = A x by the whole grid, then the deltas of a block's
- * tiles. */
+/* linear_adapters.cuh: the adapters' warps of linear_narrow.cuh and linear_middle.cuh. Part of
+ * linear.cu, whose head has the design. First the matrix steps, then t = A x by the whole grid,
+ * then the deltas of a block's tiles. S is the shape of the kernel: struct narrow, or middle. */
 #ifndef TRIBUTARY_KERNELS_CUDA_LINEAR_ADAPTERS_CUH
 #define TRIBUTARY_KERNELS_CUDA_LINEAR_ADAPTERS_CUH
 
@@ -14,67 +14,6 @@ template <int N, int SEGS> struct alignas(16) narrow_found {
     struct lora_span spans[SEGS];
     int32_t unit_end[SEGS * LORA_PARTS_MAX];
     struct lora_cell cells[SEGS * LORA_PARTS_MAX];
-};
-
-template <int N> struct narrow {
-    static constexpr int STAGE = TILE_BYTES + N * TILE * 2;                   /* bytes */
-    static constexpr int DEPTH = N <= 16 ? 6 : N == 32 ? 5 : N == 64 ? 3 : 2; /* of a ring */
-    /* Stages of each ring on their way at a time, 54 to 96 KiB a block: enough to keep memory busy.
-     * More would make all other loads wait behind them; the ring is deeper to ride over the ends of
-     * tiles. */
-    static constexpr int FLIGHT = N <= 32 ? 3 : 2;
-    static constexpr int UNITS = N / 8;    /* m64n8 pieces of the accumulator */
-    static constexpr int PIECE = 128 * 16; /* bytes of one in shared memory: a float4 a thread */
-    static constexpr int SEGS = N < 32 ? 32 : N; /* of a step; more go the wide way */
-    typedef narrow_found<N, SEGS> found;
-    /* The launch bound of 640 stands for 96 registers a thread: with them a small kernel that comes
-     * next fits beside this one, and waits there. 512 stands for 128. The warpgroups divide them
-     * anew. */
-    static constexpr int BOUND = N <= 64 ? 640 : 512;
-    static constexpr int REGISTERS = (N <= 64 ? 96 : 128) * 16; /* of a lane of all warps */
-    static constexpr int MULTIPLY_REGISTERS = N <= 64 ? 96 : 128, FILL_REGISTERS = 48;
-    static constexpr int ADAPT_REGISTERS =
-        (REGISTERS - 8 * MULTIPLY_REGISTERS - 4 * FILL_REGISTERS) / 4;
-
-    /* Thread blocks of a cluster, and where a range is summed. */
-    static __host__ __device__ constexpr int cluster(int n_ranges)
-    {
-        return n_ranges / 2;
-    }
-    static __device__ int range_of(int rank, int wg)
-    {
-        return 2 * rank + wg;
-    }
-    /* Rows 0-7, 8-15, ... are finished by the warpgroup of range 0, 1, ...: so many each. */
-    static __host__ __device__ constexpr int units_each(int n_ranges)
-    {
-        return (UNITS + n_ranges - 1) / n_ranges;
-    }
-    static __host__ __device__ constexpr int partial_bytes(int n_ranges)
-    {
-        return 2 * (n_ranges - 1) * units_each(n_ranges) * PIECE;
-    }
-    /* B on its way to the adapters' warps, and t' of the rows that they compute. */
-    static constexpr int B_BYTES = N <= 64 ? 32768 : 16384, B_SLOTS = 16;
-    static constexpr int GROUP = N <= 64 ? 4 : 2; /* segments that B comes of together, at most */
-    static constexpr int NOTE_BYTES = B_SLOTS * GROUP * LORA_PARTS_MAX * 16; /* b_note */
-    static constexpr int T_BYTES = (N <= 32 ? 16 : 28) << 10; /* three parts of rank 64 */
-    /* With adapters a tile is finished when the next one has been summed, where there is room to
-     * keep it: the first tile's deltas come late. */
-    static __host__ __device__ constexpr bool lags(int n_ranges)
-    {
-        return N <= 64 && n_ranges >= 4;
-    }
-    static __host__ __device__ constexpr int delta_bytes(int n_ranges)
-    {
-        return 2 * units_each(n_ranges) * PIECE;
-    }
-    static constexpr size_t shared_bytes(int n_ranges)
-    {
-        return 1024 + (size_t)2 * DEPTH * STAGE + partial_bytes(n_ranges) +
-               (lags(n_ranges) ? 3 : 1) * delta_bytes(n_ranges) + B_BYTES + T_BYTES +
-               sizeof(found) + NOTE_BYTES + (4 * DEPTH + 8 + 2 * B_SLOTS) * 8;
-    }
 };
 
 /* Warps 0-7: two warpgroups that multiply. 8, 9: fill the rings; 10: that of B. 12-15: the
@@ -564,26 +503,35 @@ __device__ static void narrow_sums(const struct linear_args &a, const Found &fou
 }
 
 /* The adapters' shared memory. */
-template <int N> struct adapter_memory {
-    const typename narrow<N>::found *found;
-    struct b_note *notes;      /* [B_SLOTS, GROUP, parts] */
-    char *b, *t, *deltas;      /* deltas: of a tile or two, as the warpgroups hold their sums */
-    uint64_t *b_full, *b_free; /* [B_SLOTS] */
+template <class S> struct adapter_memory {
+    const typename S::found *found;
+    const typename S::run *run; /* what for_each_turn goes by */
+    struct b_note *notes;       /* [B_SLOTS, GROUP, parts] */
+    char *b, *t, *deltas;       /* deltas: of a tile or two, as the warpgroups hold their sums */
+    uint64_t *b_full, *b_free;  /* [B_SLOTS] */
     uint64_t *deltas_full, *deltas_free; /* [2], or [1] without a lag */
 };
+
+/* Rows of t' in shared memory lie in different banks. */
+__device__ static inline int t_width(int width)
+{
+    return width + 4;
+}
+
+__device__ static inline int t_bytes(int n_units, int width)
+{
+    return 8 * n_units * t_width(width) * 2;
+}
 
 /* Whether deltas are computed from shared memory: what is needed fits, and can be copied in bulk.
  * The others go straight to memory for all that they need, which takes a trip for every few ranks.
  */
-template <int N>
+template <class S>
 __device__ static inline bool narrow_staged(const struct linear_args &a,
-                                            const typename narrow<N>::found &found)
+                                            const typename S::found &found)
 {
-    using shape = narrow<N>;
-    int n_rows = 2 * shape::units_each(a.n_ranges) * 8;
-    bool ok = found.head.plain && found.head.rank > 0 &&
-              found.head.rank * TILE * 2 <= shape::B_BYTES &&
-              n_rows * (found.head.width + 4) * 2 <= shape::T_BYTES;
+    bool ok = found.head.plain && found.head.rank > 0 && found.head.rank * TILE * 2 <= S::B_BYTES &&
+              t_bytes(S::some_t_units(a.n_ranges), found.head.width) <= S::T_BYTES;
     for (int p = 0; p < a.lora.n_parts; p++) {
         int begin = a.lora.part[p].out_begin, n = a.lora.part[p].d_out;
         ok = ok && begin % 8 == 0 && n % 8 == 0;
@@ -617,23 +565,21 @@ struct b_ring {
     uint32_t phase; /* of its barrier */
 };
 
-template <int N>
-__device__ static inline struct b_ring b_ring_of(const typename narrow<N>::found &found,
-                                                 uint32_t phase)
+template <class S>
+__device__ static inline struct b_ring b_ring_of(const typename S::found &found, uint32_t phase)
 {
-    using shape = narrow<N>;
     struct b_ring r;
     r.shift = 0;
     while (16 << r.shift < found.head.rank)
         r.shift++;
-    int most = shape::GROUP >> r.shift;
+    int most = S::GROUP >> r.shift;
     /* Slots that can't be filled would be fewer slots. */
     int wanted = found.head.run <= 1 ? 1 : found.head.run == 2 ? 2 : 4;
     r.group = wanted < most ? wanted : most > 1 ? most : 1;
     r.seg_bytes = found.head.rank * TILE * 2;
     r.slot_bytes = r.group * r.seg_bytes;
-    r.n_slots = shape::B_BYTES / r.slot_bytes;
-    r.n_slots = r.n_slots < shape::B_SLOTS ? r.n_slots : (int)shape::B_SLOTS;
+    r.n_slots = S::B_BYTES / r.slot_bytes;
+    r.n_slots = r.n_slots < S::B_SLOTS ? r.n_slots : (int)S::B_SLOTS;
     r.slot = 0;
     r.phase = phase;
     return r;
@@ -691,20 +637,36 @@ __device__ static inline int seg_of(const struct two_runs &r, int i)
     return i < r.n0 ? r.begin0 + i : r.begin1 + i - r.n0;
 }
 
-/* Calls f(warpgroup, its number of the first unit, rows) for every two units of eight rows whose
- * deltas this block needs of each of the cluster's tiles. */
-template <int N, typename Function>
-__device__ static inline void narrow_for_deltas(const struct linear_args &a, int rank, Function &&f)
+/* What deltas a block computes, in turns, each a buffer of them: for warpgroup wg, of its tile of
+ * 64 outputs, the units of eight rows first(wg), first(wg) + step, ... below end. S::for_each_turn
+ * calls with one after the other. (No arrays: what is indexed lies in memory.) */
+struct delta_turn {
+    int tile0, tile1, first0, first1, step, end;
+
+    __device__ int tile(int wg) const
+    {
+        return wg == 0 ? tile0 : tile1;
+    }
+    __device__ int first(int wg) const
+    {
+        return wg == 0 ? first0 : first1;
+    }
+};
+
+/* Calls f(warpgroup, its number of the first unit, rows) for every two units of a turn. */
+template <class S, typename Function>
+__device__ static inline void for_each_delta(const struct linear_args &a,
+                                             const struct delta_turn &turn, Function &&f)
 {
-    using shape = narrow<N>;
-    int n_row_units = (a.n_rows + 7) / 8;
 #pragma unroll 1
     for (int wg = 0; wg < 2; wg++) {
-        int u = shape::range_of(rank, wg);
+        int u = turn.first(wg);
 #pragma unroll 1
-        for (int i = 0; u < n_row_units; i += 2, u += 2 * a.n_ranges) {
-            const int row[2] = {8 * u, u + a.n_ranges < n_row_units ? 8 * (u + a.n_ranges) : -1};
+        for (int i = 0; i < S::turn_units(a.n_ranges) && u < turn.end; i += 2) {
+            bool both = i + 1 < S::turn_units(a.n_ranges) && u + turn.step < turn.end;
+            const int row[2] = {8 * u, both ? 8 * (u + turn.step) : -1};
             f(wg, i, row);
+            u += 2 * turn.step;
         }
     }
 }
@@ -718,18 +680,22 @@ __device__ static inline int rows_of(const struct lora_span &span, int row)
 }
 
 /* Brings B, by a warp of its own: a lane has a part of a segment. */
-template <int N>
-__device__ static void narrow_fill_b(const struct linear_args &a, const struct adapter_memory<N> &m,
+template <class S>
+__device__ static void narrow_fill_b(const struct linear_args &a, const struct adapter_memory<S> &m,
                                      int lane)
 {
-    static_assert(narrow<N>::GROUP * LORA_PARTS_MAX <= 32, "a lane each");
-    int cluster = cluster_size(), rank = cluster_rank(), n_clusters = (int)gridDim.x / cluster;
+    static_assert(S::GROUP * LORA_PARTS_MAX <= 32, "a lane each");
     int n_parts = a.lora.n_parts, j = lane / n_parts, p = lane % n_parts;
-    struct b_ring ring = b_ring_of<N>(*m.found, 1); /* the first round waits for nobody */
+    struct b_ring ring = b_ring_of<S>(*m.found, 1); /* the first round waits for nobody */
     int rank_most = m.found->head.rank;
-    for (int tile = (int)blockIdx.x / cluster; tile < a.n_m_tiles; tile += n_clusters) {
-        struct tile_part part = tile_part_of(a, tile, p);
-        narrow_for_deltas<N>(a, rank, [&](int, int, const int(&row)[2]) {
+    struct tile_part part = {0, 0, 0};
+    int last_tile = -1;
+    S::for_each_turn(a, m.run, [&](int, const struct delta_turn &turn) {
+        for_each_delta<S>(a, turn, [&](int wg, int, const int(&row)[2]) {
+            if (turn.tile(wg) != last_tile) {
+                last_tile = turn.tile(wg);
+                part = tile_part_of(a, last_tile, p);
+            }
             struct two_runs run = two_runs_of(*m.found, row);
 #pragma unroll 1
             for (int k = 0; k < run.n; k += ring.group) {
@@ -764,7 +730,7 @@ __device__ static void narrow_fill_b(const struct linear_args &a, const struct a
                 b_ring_next(ring);
             }
         });
-    }
+    });
 }
 
 /* The part that a tile's outputs first .. first + 7 are of, or -1. */
@@ -852,26 +818,23 @@ __device__ static inline void put_deltas(char *to, const float (&c)[4], bool pai
     *reinterpret_cast<float2 *>(mine + 32 * 16) = make_float2(c[2], c[3]);
 }
 
-/* Copies t' of this block's rows into shared memory, as it comes. */
-template <int N>
-__device__ static void narrow_stage_t(const struct linear_args &a,
-                                      const struct adapter_memory<N> &m, int width, int thread)
+/* Copies t' of so many units of eight rows, unit_of(i) each, into shared memory, as it comes. */
+template <class S, typename Unit>
+__device__ static inline void narrow_stage_t(const struct linear_args &a,
+                                             const struct adapter_memory<S> &m, int n_units,
+                                             int width, int thread, Unit &&unit_of)
 {
-    using shape = narrow<N>;
     enum { AHEAD = 8, THREADS = ADAPTER_WARPS * 32 };
-    int units_each = shape::units_each(a.n_ranges), n_rows = 2 * units_each * 8;
-    int rank = cluster_rank(), words = m.found->head.width / 2;
+    int n_rows = 8 * n_units, words = m.found->head.width / 2;
 #pragma unroll 1
     for (int i0 = thread; i0 < n_rows * words; i0 += AHEAD * THREADS) {
         uint64_t w[AHEAD];
         const uint64_t *from[AHEAD];
 #pragma unroll
         for (int j = 0; j < AHEAD; j++) {
-            int i = i0 + j * THREADS, r = i / words, at = i % words * 2, unit = r / 8;
-            int row = 8 * (shape::range_of(rank, unit / units_each) +
-                           unit % units_each * a.n_ranges) +
-                      r % 8;
-            bool is_there = i < n_rows * words && row < N && at < m.found->t_end[row];
+            int i = i0 + j * THREADS, r = i / words, at = i % words * 2;
+            int row = 8 * unit_of(r / 8) + r % 8;
+            bool is_there = i < n_rows * words && row < S::ROWS && at < m.found->t_end[row];
             from[j] = is_there ? word_of_t(a, row, at) : nullptr;
         }
         await_words(w, m.found->head.tag, [&](int j) { return from[j]; });
@@ -883,29 +846,27 @@ __device__ static void narrow_stage_t(const struct linear_args &a,
                                                         2) = (uint32_t)w[j];
         }
     }
-    named_sync(1, THREADS);
 }
 
 /* Asks for what the linear found, by all lanes of the adapters' warps; full gets their arrivals
  * when it is there. The lists are copied as far as they could be used; behind n_segs they hold
  * something old. */
-template <int N>
+template <class S>
 __device__ static void narrow_ask_found(const struct linear_args &a, void *to, uint64_t *full,
                                         int thread)
 {
-    using shape = narrow<N>;
-    typedef typename shape::found found;
+    typedef typename S::found found;
     const char *from = reinterpret_cast<const char *>(a.lora.found);
     auto copy = [&](size_t at, size_t from_at, size_t bytes) {
         for (int i = thread * 16; i < (int)bytes; i += ADAPTER_WARPS * 32 * 16)
             copy_16(static_cast<char *>(to) + at + i, from + from_at + i);
     };
-    size_t n_cells = (size_t)(shape::SEGS * a.lora.n_parts);
+    size_t n_cells = (size_t)(S::SEGS * a.lora.n_parts);
     copy(0, 0, sizeof(struct lora_head));
-    copy(offsetof(found, t_end), offsetof(struct lora_found, t_end), N * sizeof(int32_t));
+    copy(offsetof(found, t_end), offsetof(struct lora_found, t_end), S::ROWS * sizeof(int32_t));
     copy(offsetof(found, units), offsetof(struct lora_found, units), sizeof found::units);
     copy(offsetof(found, spans), offsetof(struct lora_found, spans),
-         shape::SEGS * sizeof(struct lora_span));
+         S::SEGS * sizeof(struct lora_span));
     copy(offsetof(found, unit_end), offsetof(struct lora_found, unit_end),
          n_cells * sizeof(int32_t));
     copy(offsetof(found, cells), offsetof(struct lora_found, cells),
@@ -935,43 +896,56 @@ __device__ static __noinline__ struct lora_sums narrow_direct(const struct linea
 }
 
 /* Everything else that the adapters' warps do. */
-template <int N>
+template <class S>
 __device__ static void narrow_adapters(const struct linear_args &a,
-                                       const struct adapter_memory<N> &m)
+                                       const struct adapter_memory<S> &m)
 {
-    using shape = narrow<N>;
-    int cluster = cluster_size(), rank = cluster_rank(), n_clusters = (int)gridDim.x / cluster;
     int thread = (int)threadIdx.x - NARROW_ADAPTERS * 32, warp = thread >> 5, lane = thread & 31;
     int g = lane >> 2;
-    int tile = (int)blockIdx.x / cluster;
-    int units_each = shape::units_each(a.n_ranges);
-    const typename shape::found &found = *m.found;
+    const typename S::found &found = *m.found;
 
-    bool staged = narrow_staged<N>(a, found);
+    bool staged = narrow_staged<S>(a, found);
     bool whole = (int64_t)found.head.n_units * a.n_chains * LORA_UNIT > a.n_tag_chains;
     narrow_chains(a, found, whole, warp, lane);
     if (!whole)
         narrow_sums(a, found, thread);
     if (warp == ADAPTER_WARPS - 1 && a.next.n_parts > 0)
         lora_prefetch_next(a.next, found.head.n_segs, a.next_d_in, lane);
-    int width = found.head.width + 4; /* of a row of t' in shared memory: rows in different banks */
-    if (staged)
-        narrow_stage_t<N>(a, m, width, thread);
-    struct b_ring ring = b_ring_of<N>(found, 0);
+    int width = t_width(found.head.width), n_t = S::all_t_units(a.n_ranges);
+    bool once = t_bytes(n_t, found.head.width) <= S::T_BYTES; /* t' of all rows fits */
+    n_t = once ? n_t : S::some_t_units(a.n_ranges);
+    bool has_t = false;
+    struct b_ring ring = b_ring_of<S>(found, 0);
     bool pair = a.pair_width > 0;
     int n_parts = a.lora.n_parts;
-    int n_buffers = shape::lags(a.n_ranges) ? 2 : 1;
-    for (int tile_no = 0; tile < a.n_m_tiles; tile += n_clusters, tile_no++) {
-        int buffer = tile_no % n_buffers, turn = tile_no / n_buffers;
-        char *deltas = m.deltas + buffer * shape::delta_bytes(a.n_ranges);
-        if (turn > 0)
-            barrier_wait(&m.deltas_free[buffer], (turn - 1) & 1);
-        int p0 = part_of(a, tile, warp * 16), p1 = part_of(a, tile, warp * 16 + 8);
-        narrow_for_deltas<N>(a, rank, [&](int wg, int i, const int(&row)[2]) {
+    int n_buffers = S::n_buffers(a.n_ranges);
+    int last_tile = -1, p0 = -1, p1 = -1; /* the parts of a warp's outputs */
+    S::for_each_turn(a, m.run, [&](int no, const struct delta_turn &turn) {
+        int buffer = no % n_buffers, round = no / n_buffers;
+        char *deltas = m.deltas + buffer * S::delta_bytes(a.n_ranges);
+        if (round > 0)
+            barrier_wait(&m.deltas_free[buffer], (round - 1) & 1);
+        for_each_delta<S>(a, turn, [&](int wg, int i, const int(&row)[2]) {
             float c[2][4] = {};
+            int tile = turn.tile(wg);
+            if (tile != last_tile) {
+                p0 = part_of(a, tile, warp * 16);
+                p1 = part_of(a, tile, warp * 16 + 8);
+                last_tile = tile;
+            }
+            if (staged && i == 0 && (once ? !has_t : S::ROWS_OF_WG || wg == 0 || !has_t)) {
+                if (has_t)
+                    named_sync(2, ADAPTER_WARPS * 32); /* all have read what was there */
+                narrow_stage_t<S>(a, m, n_t, width, thread, [&](int unit) {
+                    return S::t_unit(turn, wg, unit, a.n_ranges, once);
+                });
+                named_sync(1, ADAPTER_WARPS * 32);
+                has_t = true;
+            }
             if (staged) {
                 uint32_t t = shared_address(m.t) +
-                             (uint32_t)(((wg * units_each + i) * 8 + g) * width * 2);
+                             (uint32_t)(((S::t_first(turn, wg, a.n_ranges, once) + i) * 8 + g) *
+                                        width * 2);
                 int n = two_runs_of(found, row).n;
 #pragma unroll 1
                 for (int k = 0; k < n; k += ring.group) {
@@ -990,9 +964,7 @@ __device__ static void narrow_adapters(const struct linear_args &a,
                                          n_parts, n_steps, ring.shift, warp * 16 + g, eight == 0,
                                          eight == 1 || p0 == p1, t, (uint32_t)(width * 16), lane);
                     }
-                    __syncwarp();
-                    if (lane == 0)
-                        barrier_arrive(&m.b_free[ring.slot]);
+                    barrier_arrive(&m.b_free[ring.slot]);
                     b_ring_next(ring);
                 }
             } else {
@@ -1002,14 +974,14 @@ __device__ static void narrow_adapters(const struct linear_args &a,
                 for (int u = 0; u < 8; u++)
                     c[u / 4][u % 4] = sums.c[u / 4][u % 4];
             }
-            char *to = deltas + (wg * units_each + i) * shape::PIECE;
+            char *to = deltas + (wg * S::turn_units(a.n_ranges) + i) * S::PIECE;
 #pragma unroll
             for (int u = 0; u < 2; u++)
                 if (row[u] >= 0)
-                    put_deltas(to + u * shape::PIECE, c[u], pair && staged, warp, lane);
+                    put_deltas(to + u * S::PIECE, c[u], pair && staged, warp, lane);
         });
         barrier_arrive(&m.deltas_full[buffer]);
-    }
+    });
 }
 
 #endif

@@ -4,6 +4,113 @@
 
 #include "kernels/cuda/linear_adapters.cuh"
 
+/* BESIDE: in a kernel with middle (linear_middle.cuh), which divides the registers. */
+template <int N_, bool BESIDE = false> struct narrow {
+    static constexpr int N = N_, ROWS = N;
+    static constexpr int STAGE = TILE_BYTES + N * TILE * 2;                   /* bytes */
+    static constexpr int DEPTH = N <= 16 ? 6 : N == 32 ? 5 : N == 64 ? 3 : 2; /* of a ring */
+    /* Stages of each ring on their way at a time, 54 to 96 KiB a block: enough to keep memory busy.
+     * More would make all other loads wait behind them; the ring is deeper to ride over the ends of
+     * tiles. */
+    static constexpr int FLIGHT = N <= 32 ? 3 : 2;
+    static constexpr int UNITS = N / 8;    /* m64n8 pieces of the accumulator */
+    static constexpr int PIECE = 128 * 16; /* bytes of one in shared memory: a float4 a thread */
+    static constexpr int SEGS = N < 32 ? 32 : N; /* of a step; more go the wide way */
+    typedef narrow_found<N, SEGS> found;
+    /* The launch bound of 640 stands for 96 registers a thread: with them a small kernel that comes
+     * next fits beside this one, and waits there. 512 stands for 128. The warpgroups divide them
+     * anew. */
+    static constexpr int BOUND = N <= 32 ? 640 : 512;
+    static constexpr int REGISTERS = (N <= 32 ? 96 : 128) * 16; /* of a lane of all warps */
+    static constexpr int MULTIPLY_REGISTERS = N <= 32 ? 96 : N == 64 ? 136 : BESIDE ? 160 : 128;
+    static constexpr int FILL_REGISTERS = N == 64 || BESIDE ? 40 : 48;
+    static constexpr int ADAPT_REGISTERS =
+        (REGISTERS - 8 * MULTIPLY_REGISTERS - 4 * FILL_REGISTERS) / 4;
+
+    /* Thread blocks of a cluster, and where a range is summed. */
+    static __host__ __device__ constexpr int cluster(int n_ranges)
+    {
+        return n_ranges / 2;
+    }
+    static __device__ int range_of(int rank, int wg)
+    {
+        return 2 * rank + wg;
+    }
+    /* Rows 0-7, 8-15, ... are finished by the warpgroup of range 0, 1, ...: so many each. */
+    static __host__ __device__ constexpr int units_each(int n_ranges)
+    {
+        return (UNITS + n_ranges - 1) / n_ranges;
+    }
+    static __host__ __device__ constexpr int partial_bytes(int n_ranges)
+    {
+        return 2 * (n_ranges - 1) * units_each(n_ranges) * PIECE;
+    }
+    /* B on its way to the adapters' warps, and t' of the rows that they compute. */
+    static constexpr int B_BYTES = N <= 64 ? 32768 : 16384, B_SLOTS = 16;
+    static constexpr int GROUP = N <= 64 ? 4 : 2; /* segments that B comes of together, at most */
+    static constexpr int NOTE_BYTES = B_SLOTS * GROUP * LORA_PARTS_MAX * 16; /* b_note */
+    static constexpr int T_BYTES = (N <= 32 ? 16 : 28) << 10; /* three parts of rank 64 */
+    /* With adapters a tile is finished when the next one has been summed, where there is room to
+     * keep it: the first tile's deltas come late. */
+    static __host__ __device__ constexpr bool lags(int n_ranges)
+    {
+        return N <= 64 && n_ranges >= 4;
+    }
+    static __host__ __device__ constexpr int delta_bytes(int n_ranges)
+    {
+        return 2 * units_each(n_ranges) * PIECE;
+    }
+    static constexpr size_t shared_bytes(int n_ranges)
+    {
+        return 1024 + (size_t)2 * DEPTH * STAGE + partial_bytes(n_ranges) +
+               (lags(n_ranges) ? 3 : 1) * delta_bytes(n_ranges) + B_BYTES + T_BYTES +
+               sizeof(found) + NOTE_BYTES + (4 * DEPTH + 8 + 2 * B_SLOTS) * 8;
+    }
+
+    /* Of the deltas (linear_adapters.cuh). A turn is a tile, always of the same rows. */
+    static __device__ int n_buffers(int n_ranges)
+    {
+        return lags(n_ranges) ? 2 : 1;
+    }
+    static __device__ int turn_units(int n_ranges)
+    {
+        return units_each(n_ranges);
+    }
+    /* t' is kept of all of the block's rows, or of one warpgroup's. */
+    static constexpr bool ROWS_OF_WG = true;
+    static __device__ int some_t_units(int n_ranges) /* of eight rows */
+    {
+        return units_each(n_ranges);
+    }
+    static __device__ int all_t_units(int n_ranges)
+    {
+        return 2 * units_each(n_ranges);
+    }
+    static __device__ int t_first(const struct delta_turn &, int wg, int n_ranges, bool all)
+    {
+        return all ? wg * units_each(n_ranges) : 0;
+    }
+    static __device__ int t_unit(const struct delta_turn &turn, int wg, int i, int n_ranges,
+                                 bool all)
+    {
+        int each = units_each(n_ranges), second = i >= each;
+        return all ? turn.first(second) + (i - second * each) * turn.step
+                   : turn.first(wg) + i * turn.step;
+    }
+    struct run {
+    };
+    template <typename Function>
+    static __device__ void for_each_turn(const struct linear_args &a, const struct run *,
+                                         Function &&f)
+    {
+        int cluster = cluster_size(), rank = cluster_rank(), no = 0;
+        int n_clusters = (int)gridDim.x / cluster;
+        for (int tile = (int)blockIdx.x / cluster; tile < a.n_m_tiles; tile += n_clusters)
+            f(no++, delta_turn{tile, tile, range_of(rank, 0), range_of(rank, 1), a.n_ranges,
+                               (a.n_rows + 7) / 8});
+    }
+};
+
 /* Fills warpgroup `wg`'s ring. One thread. */
 template <int N>
 __device__ static void narrow_fill(const struct linear_args &a, const CUtensorMap *x_map,
@@ -44,12 +151,11 @@ __device__ static void narrow_fill(const struct linear_args &a, const CUtensorMa
     }
 }
 
-template <int N>
-__global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
-    narrow_kernel(const __grid_constant__ CUtensorMap x_map,
-                  const __grid_constant__ struct linear_args a)
+template <class shape>
+__device__ static __forceinline__ void narrow_body(const CUtensorMap &x_map,
+                                                   const struct linear_args &a)
 {
-    using shape = narrow<N>;
+    constexpr int N = shape::N;
     extern __shared__ char raw[];
     char *ring = reinterpret_cast<char *>(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
     char *partials = ring + 2 * shape::DEPTH * shape::STAGE;
@@ -82,11 +188,11 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
             barrier_init(&deltas_full[i], ADAPTER_WARPS * 32);
             barrier_init(&deltas_free[i], 8 * 32);
         }
-        barrier_init(partials_free, 8 * cluster);
+        barrier_init(partials_free, cluster > 1 ? 8 * cluster : 8 * 32);
         barrier_init(found_full, ADAPTER_WARPS * 32);
         for (int i = 0; i < shape::B_SLOTS; i++) {
             barrier_init(&b_full[i], 32);
-            barrier_init(&b_free[i], ADAPTER_WARPS);
+            barrier_init(&b_free[i], ADAPTER_WARPS * 32);
         }
         barrier_init_done();
     }
@@ -95,8 +201,9 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
     else
         __syncthreads();
 
-    struct adapter_memory<N> memory;
+    struct adapter_memory<shape> memory;
     memory.found = found;
+    memory.run = nullptr;
     memory.notes = reinterpret_cast<struct b_note *>(notes);
     memory.b = stage_b;
     memory.t = stage_t;
@@ -109,12 +216,12 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(shape::ADAPT_REGISTERS));
         if (a.lora.n_parts == 0)
             return;
-        narrow_ask_found<N>(a, found, found_full, (int)threadIdx.x - NARROW_ADAPTERS * 32);
+        narrow_ask_found<shape>(a, found, found_full, (int)threadIdx.x - NARROW_ADAPTERS * 32);
         barrier_wait(found_full, 0);
         if (found->head.n_segs > shape::SEGS)
             __trap(); /* the caller broke ops.h: more segments than found holds */
         if (found->head.n_segs > 0)
-            narrow_adapters<N>(a, memory);
+            narrow_adapters<shape>(a, memory);
         return;
     }
     if (warp >= NARROW_FILLERS) {
@@ -124,8 +231,8 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
             if (a.lora.n_parts == 0)
                 return;
             barrier_wait(found_full, 0);
-            if (found->head.n_segs > 0 && narrow_staged<N>(a, *found))
-                narrow_fill_b<N>(a, memory, lane);
+            if (found->head.n_segs > 0 && narrow_staged<shape>(a, *found))
+                narrow_fill_b<shape>(a, memory, lane);
         } else if (i < 2 && lane == 0)
             narrow_fill<N>(a, &x_map, ring + i * shape::DEPTH * shape::STAGE,
                            full + i * shape::DEPTH, empty + i * shape::DEPTH, i);
@@ -267,7 +374,7 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
         if (!lag)
             finish(tile, tile_no);
         __syncwarp();
-        if (cluster == 1 && lane == 0)
+        if (cluster == 1)
             barrier_arrive(partials_free);
         if (cluster > 1 && lane < cluster &&
             tile + n_clusters < a.n_m_tiles) /* else nobody waits for it, and that block may be
@@ -276,6 +383,14 @@ __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
     }
     if (lag && tile_no > 0)
         finish((int)blockIdx.x / cluster + (tile_no - 1) * n_clusters, tile_no - 1);
+}
+
+template <int N>
+__global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
+    narrow_kernel(const __grid_constant__ CUtensorMap x_map,
+                  const __grid_constant__ struct linear_args a)
+{
+    narrow_body<narrow<N>>(x_map, a);
 }
 
 #endif

@@ -28,6 +28,7 @@ struct linear_args {
     uint64_t *tag_chains; /* [units, n_chains, LORA_UNIT], at most n_tag_chains in all */
     uint64_t *tag_t;      /* [NARROW_ROWS_MAX, t_stride / 2] */
     int64_t n_tag_chains;
+    char *slots; /* middle: what a block hands on, [blocks] */
 };
 
 /* ---- barriers and copies
@@ -112,6 +113,45 @@ __device__ static inline void store_tile(const float (&c)[4], const struct linea
                 static_cast<bf16 *>(a.y)[at] = __float2bfloat16_rn(c[2 * h + i]);
         }
     }
+}
+
+/* ---- outputs in boxes
+ * -------------------------------------------------------------------------- */
+
+__device__ static inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1,
+                                             uint32_t m2, uint32_t m3)
+{
+    asm volatile(
+        "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+        "r"(m0), "r"(m1), "r"(m2), "r"(m3)
+        : "memory");
+}
+
+__device__ static inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
+                 "r"(m0), "r"(m1)
+                 : "memory");
+}
+
+__device__ static inline void store_matrix(uint32_t address, uint32_t m)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(m)
+                 : "memory");
+}
+
+/* A box of shared memory to its place in a matrix; commit_boxes makes a group of those so far. */
+__device__ static inline void store_box(const CUtensorMap *map, uint32_t from, int column, int row)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
+        "r"(column), "r"(row), "r"(from)
+        : "memory");
+}
+
+__device__ static inline void commit_boxes()
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
 #endif

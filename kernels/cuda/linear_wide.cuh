@@ -296,31 +296,6 @@ __device__ static inline void wide_fill(struct wide_filling<S> &ring, const stru
 /* ---- the end of a tile
  * -------------------------------------------------------------------------------------------- */
 
-__device__ static inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1,
-                                             uint32_t m2, uint32_t m3)
-{
-    asm volatile(
-        "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-        "r"(m0), "r"(m1), "r"(m2), "r"(m3)
-        : "memory");
-}
-
-__device__ static inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1)
-{
-    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
-                 "r"(m0), "r"(m1)
-                 : "memory");
-}
-
-/* A box of shared memory to its place in a matrix. */
-__device__ static inline void store_box(const CUtensorMap *map, uint32_t from, int column, int row)
-{
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n"
-                 "cp.async.bulk.commit_group;" ::"l"(map),
-                 "r"(column), "r"(row), "r"(from)
-                 : "memory");
-}
-
 /* A warp's share of its warpgroup's 64 outputs by N rows, into shared memory as a box of y; rows
  * that don't fit there straight into y. */
 template <class S>
@@ -478,6 +453,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
                         store_box(&y_map, steps.at + wg * S::STAGING,
                                   (m_tile + wg) * (a.store == STORE_SWIGLU ? TILE / 2 : TILE),
                                   a.row0 + row_tile * N);
+                    commit_boxes();
                     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
                     barrier_arrive(area_free);
                 }
@@ -558,7 +534,9 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
 #pragma unroll 1
                 for (bool last = false; !last;) {
                     barrier_wait(&steps.full[slot], slot_phase);
-                    last = __shfl_sync(0xffffffffu, steps.last[slot], 0);
+                    if (lane == 0) /* who reads it hands it back */
+                        last = steps.last[slot];
+                    last = __shfl_sync(0xffffffffu, last, 0);
                     uint32_t at = steps.at + slot * S::STEP;
                     wgmma_fence();
                     wgmma<N>(acc, wgmma_descriptor_32(at + wg * TILE * 32),

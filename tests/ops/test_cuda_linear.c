@@ -36,6 +36,42 @@ static const struct linear_case linear_cases[] = {
      {{16, 16, 16}, {8, 0, 64}, {128, 3, 1}, {0}},
      3,
      {{0, 1, 0, 1}, {1, 1, 1, 1}, {2, 1, 2, 1}}},
+    {"many outputs, in f32",
+     192,
+     1,
+     {17001},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     100,
+     true,
+     true,
+     {{0}},
+     0,
+     {{0}}},
+    {"many outputs, a step of K",
+     64,
+     1,
+     {16960},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     50,
+     true,
+     false,
+     {{0}},
+     0,
+     {{0}}},
+    {"many outputs, f16, ranges of two steps",
+     2056,
+     2,
+     {9000, 8000},
+     DTYPE_F16,
+     DTYPE_F16,
+     36,
+     false,
+     false,
+     {{9, 3}, {0, 64}, {0}, {0}},
+     2,
+     {{3, 30, 0, 1}, {33, 3, 1, 1}}},
     {"64 rows, four adapters, base rows and an empty segment between",
      768,
      3,
@@ -315,7 +351,10 @@ static const struct linear_case *case_at(size_t i)
                 {"200 rows, each its own", 4096, 512, 64, 200, 0},
                 {"128 rows, each its own, and a prompt", 512, 4096, 256, 128, 180},
                 {"190 rows, each its own, and a prompt", 512, 1024, 1024, 190, 250},
-                {"few rows of their own before a prompt", 512, 1024, 0, 20, 250}};
+                {"few rows of their own before a prompt", 512, 1024, 0, 20, 250},
+                {"64 rows, each its own, of many outputs", 256, 16900, 640, 64, 0},
+                {"80 rows, each its own, of many outputs and four ranges", 2048, 16900, 0, 80, 0},
+                {"many outputs, adapters and a prompt", 128, 8600, 8500, 128, 70}};
     static struct linear_case c;
     if (i < COUNT(linear_cases))
         return &linear_cases[i];
@@ -476,8 +515,10 @@ static void linear_swiglu_agrees_with_ref_and_with_itself(void **state)
     NEEDS_GPU();
     static const struct {
         int d_in, d, n_rows, rank; /* of the last half's adapter */
-    } shapes[] = {{64, 64, 3, 0},     {768, 2048, 17, 16}, {4096, 512, 70, 0}, {4096, 640, 60, 16},
-                  {512, 136, 300, 0}, {512, 264, 300, 24}, {512, 72, 200, 5},  {172, 64, 9, 0}};
+    } shapes[] = {{64, 64, 3, 0},        {768, 2048, 17, 16}, {4096, 512, 70, 0},
+                  {4096, 640, 60, 16},   {512, 136, 300, 0},  {512, 264, 300, 24},
+                  {512, 72, 200, 5},     {172, 64, 9, 0},     {256, 8712, 64, 16},
+                  {2048, 8704, 100, 24}, {64, 9000, 33, 0}};
     for (size_t k = 0; k < COUNT(shapes); k++) {
         int d_in = shapes[k].d_in, d = shapes[k].d, n = shapes[k].n_rows;
         size_t n_x = (size_t)(n * d_in), n_y = (size_t)(n * d);
