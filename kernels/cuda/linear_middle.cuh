@@ -28,7 +28,8 @@
  * Handing on. Sums go through L2, 16 bytes a thread, into a place of the block that holds nothing
  * but EMPTY between launches: who wants them reads until no word is EMPTY, and puts EMPTY back. No
  * sum is EMPTY, a NaN that arithmetic doesn't make (put_sums sees to it); each word is written once
- * and read once in a launch; so there are no tags, no counters and no fences.
+ * and read once in a launch, and a launch begins with it when the one before has ended; so there
+ * are no tags, no counters and no fences.
  *
  * Adapters as in narrow, in turns of 32 rows. */
 #ifndef TRIBUTARY_KERNELS_CUDA_LINEAR_MIDDLE_CUH
@@ -390,6 +391,7 @@ middle_body(const CUtensorMap &x_map, const CUtensorMap &y_map, const struct lin
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::MULTIPLY_REGISTERS));
     int wg = warp >> 2, thread = (int)threadIdx.x & 127, g = lane >> 2, t = lane & 3;
     int n_row_units = (a.n_rows + 7) / 8;
+    pdl_wait(); /* a launch before this one may still hand on in the same places */
     const char *my_deltas = deltas + wg * S::CHUNK * S::PIECE + thread * 16;
     char *my_slot = a.slots + (size_t)blockIdx.x * S::SLOT_BYTES + wg * S::UNITS * S::PIECE +
                     thread * 16;
