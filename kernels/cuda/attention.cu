@@ -441,8 +441,7 @@ __global__ static void __launch_bounds__(256)
     uint4 *to = side + (int64_t)a.dst[blockIdx.y] * a.chunks;
     for (int i = blockIdx.x * 256 + threadIdx.x; i < a.chunks; i += gridDim.x * 256)
         to[i] = from[i];
-    __threadfence();
-    pdl_trigger();
+    pdl_trigger_written();
 }
 
 void cuda_kv_copy_blocks(struct backend *be, const struct kv_layer *kv,

@@ -73,18 +73,27 @@ template <typename T> static inline T *dev(struct devptr p)
 }
 
 /* Programmatic dependent launch. Every kernel of this backend is launched with `launch`: its thread
- * blocks may start while the kernel before it still runs, as soon as that one's have all called
- * pdl_trigger. So every thread of every kernel
+ * blocks may start while the kernel before it still runs, as soon as some thread of each of that
+ * one's has called pdl_trigger. So every thread of every kernel
  *   1. calls pdl_trigger() first,
  *   2. may read what no kernel writes (weights, adapters, and what an upload brought before the
  *      step), and
  *   3. calls pdl_wait() before it reads or writes anything that a kernel before it may write or
  *      read (activations, caches, scratch). pdl_wait returns when all earlier kernels are complete.
- * One that writes what the next may read early by rule 2 (copied KV blocks) calls pdl_trigger last.
+ * One that writes what the next may read early by rule 2 (copied KV blocks, what a step's adapters
+ * are) calls pdl_trigger_written instead, last.
  * Captured into a graph these become programmatic edges. */
 __device__ static inline void pdl_trigger()
 {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/* By all threads of a block: what any of them has written is there for those that start now. */
+__device__ static inline void pdl_trigger_written()
+{
+    __syncthreads();
+    __threadfence();
+    pdl_trigger();
 }
 
 __device__ static inline void pdl_wait()

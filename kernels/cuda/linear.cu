@@ -321,6 +321,7 @@ static void launch_middle(struct backend *be, struct linear_args &a, int residen
     CUtensorMap y_map = boxes_of_y(be, a, 8, map);
     cudaLaunchAttribute attributes[3];
     cudaLaunchConfig_t config = middle_config<S>(be, dependent(be), attributes);
+    BUG_IF(S::BITS == 2 && a.n_k < S::RANGES); /* weight.cu: none of four ranges is empty */
     config.gridDim = dim3((unsigned)resident);
     a.slots = be->linear->slots;
     cuda_note(be, cudaLaunchKernelEx(&config, middle_kernel<S>, map, y_map, narrow_map, a),
@@ -619,7 +620,7 @@ int cuda_linear_open(struct backend *be, struct err *err)
     cudaDriverEntryPointQueryResult found;
     cudaError_t rc = cudaMalloc(&s->t, t_bytes);
     if (rc == cudaSuccess)
-        rc = cudaMemset(s->t, 0, t_bytes);
+        rc = fill_async(be, s->t, 0, t_bytes);
     if (rc == cudaSuccess)
         rc = cudaMalloc(&s->tag_chains, chain_bytes);
     if (rc == cudaSuccess)
@@ -628,7 +629,7 @@ int cuda_linear_open(struct backend *be, struct err *err)
     if (rc == cudaSuccess)
         rc = cudaMalloc(&s->slots, slot_bytes);
     if (rc == cudaSuccess)
-        rc = cudaMemset(s->slots, 0xff, slot_bytes); /* EMPTY */
+        rc = fill_async(be, s->slots, 0xff, slot_bytes); /* EMPTY */
     if (rc == cudaSuccess)
         rc = lora_look_up_open(be);
     if (rc != cudaSuccess)

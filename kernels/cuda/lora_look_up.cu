@@ -172,9 +172,7 @@ __global__ static void __launch_bounds__(THREADS)
         copy(offsetof(struct lora_found, unit_end), (size_t)n_cells * sizeof f.unit_end[0]);
         copy(offsetof(struct lora_found, cells), (size_t)n_cells * sizeof f.cells[0]);
     }
-    /* The kernels behind this one read what it found before their pdl_wait (cuda.cuh). */
-    __threadfence();
-    pdl_trigger();
+    pdl_trigger_written(); /* the kernels behind this one read it before their pdl_wait */
 }
 
 static void look_up(struct backend *be, const struct lora_step *step,
