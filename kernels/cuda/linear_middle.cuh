@@ -11,6 +11,8 @@
  *     narrow    470 MB, 75     705 MB, 112
  *     here      352 MB, 56     352 MB, 56
  *
+ * Measured on an H200: 75 and 107 us by narrow, 57 and 70 here.
+ *
  * Work is cut into units, a range of K of a cluster's outputs. The units stand in a row, range
  * after range and outputs after outputs, and each cluster takes a run of them, all runs equally
  * long but for one unit, and none shorter than the ranges of an output:
@@ -67,7 +69,8 @@ struct middle_run {
     }
 };
 
-/* N: rows. BITS: log2 of the ranges of K. */
+/* N: rows, 64 or 128. BITS: log2 of the ranges of K, 1 or 2. A launch's blocks are all resident
+ * together, and middle::fills holds for them. */
 template <int N_, int BITS_> struct middle {
     static constexpr int N = N_, CLUSTER = N == 64 ? 1 : 2;
     static constexpr int BITS = BITS_, RANGES = 1 << BITS;      /* of K */

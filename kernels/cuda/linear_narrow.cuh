@@ -1,4 +1,5 @@
-/* linear_narrow.cuh: linear for up to 128 rows. Part of linear.cu, whose head has the design. */
+/* linear_narrow.cuh: linear for up to 128 rows, but for what linear_middle.cuh takes. Part of
+ * linear.cu, whose head has the design. */
 #ifndef TRIBUTARY_KERNELS_CUDA_LINEAR_NARROW_CUH
 #define TRIBUTARY_KERNELS_CUDA_LINEAR_NARROW_CUH
 
