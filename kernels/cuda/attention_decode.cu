@@ -225,7 +225,7 @@ __device__ static inline void copy_pieces(const struct attention_args &a, const 
             /* The blocks [from, to) of slot i of the piece. */
             auto copy = [&](int i, int slot, int from, int to) {
                 int at_tile = (i < n ? i : i - n) * ATT_BLOCKS_PER_TILE;
-#pragma unroll
+#pragma unroll 1
                 for (int b = 0; b < ATT_BLOCKS_PER_TILE; b++) {
                     int which = block0 + at_tile + b;
                     int of_cache = __shfl_sync(0xffffffffu, block, at_tile + b);
@@ -303,6 +303,7 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
     __shared__ uint64_t full[SLOTS_MAX], empty[SLOTS_MAX];
     __shared__ struct told told;
     __shared__ float maxima[TILES][WARPS][Q_ROWS];
+    __shared__ float alphas[TILES][Q_ROWS];
     __shared__ uint4 p_fragment[TILES][WARPS][32]; /* P of 16 keys as an A fragment */
     __shared__ float2 p_sum[TILES][WARPS][32];
     __shared__ int is_last;
@@ -398,14 +399,12 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
 
         for (int tile = w.tile; tile < w.tile_end;) {
             int end = piece_end(tile, w.tile_end), n = end - tile;
-            float s[TILES][2][4];
-#pragma unroll
-            for (int x = 0; x < TILES; x++) {
-                if (x >= n)
-                    break;
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    s[x][0][i] = s[x][1][i] = 0;
+            /* Of tile x, 16 keys in two eights. The large loops over tiles aren't unrolled: code
+             * comes from L2, behind the keys. */
+            float scores[TILES][2][4] = {};
+#pragma unroll 1
+            for (int x = 0; x < n; x++) {
+                float s[2][4] = {};
                 barrier_wait(full + at.slot, at.parity);
                 uint32_t slot = ring + at.slot * plan::slot;
 #pragma unroll
@@ -413,18 +412,29 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                     uint32_t b[4];
                     load_matrices(b, slot + 2 * k / plan::chunks * plan::box +
                                          (at_k ^ (2 * k % plan::chunks * 16)));
-                    mma(s[x][0], q[k], b[0], b[1]);
-                    mma(s[x][1], q[k], b[2], b[3]);
+                    mma(s[0], q[k], b[0], b[1]);
+                    mma(s[1], q[k], b[2], b[3]);
                 }
                 __syncwarp();
                 if (lane == 0)
                     barrier_arrive(empty + at.slot);
                 advance<D>(&at);
-                if (a.cap > 0) {
 #pragma unroll
-                    for (int i = 0; i < 8; i++)
-                        s[x][i / 4][i % 4] = soft_cap(s[x][i / 4][i % 4], a.cap, a.cap_in);
-                }
+                for (int i = 0; i < TILES * 8; i++)
+                    if (i / 8 == x)
+                        scores[i / 8][i / 4 % 2][i % 4] = s[i / 4 % 2][i % 4];
+            }
+            if (__builtin_expect(a.cap > 0, 0)) {
+#pragma unroll
+                for (int i = 0; i < TILES * 8; i++)
+                    scores[i / 8][i / 4 % 2][i % 4] = soft_cap(scores[i / 8][i / 4 % 2][i % 4],
+                                                               a.cap, a.cap_in);
+            }
+            /* Of tiles from n on, too, which is of no matter: branches would keep these chains from
+             * running side by side. */
+#pragma unroll
+            for (int x = 0; x < TILES; x++) {
+                auto &s = scores[x];
                 int key0 = (tile + x) * ATT_TILE + warp * 16 + 2 * t;
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
@@ -432,62 +442,71 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                     for (int i = 0; i < 4; i++) {
                         int key = key0 + c * 8 + (i & 1);
                         if (key > pos[i / 2] || pos[i / 2] - key >= reach)
-                            s[x][c][i] = -INFINITY;
+                            s[c][i] = -INFINITY;
                     }
                 }
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    float best = quad_max(fmaxf(fmaxf(s[x][0][2 * h], s[x][0][2 * h + 1]),
-                                                fmaxf(s[x][1][2 * h], s[x][1][2 * h + 1])));
+                    float best = quad_max(fmaxf(fmaxf(s[0][2 * h], s[0][2 * h + 1]),
+                                                fmaxf(s[1][2 * h], s[1][2 * h + 1])));
                     if (t == 0)
                         maxima[x][warp][g + 8 * h] = best;
                 }
             }
             named_sync(1, CONSUMERS);
-            float m[2] = {-INFINITY, -INFINITY}, l[2] = {}, alpha[TILES][2];
+            float m[2] = {-INFINITY, -INFINITY}, l[2] = {};
 #pragma unroll
             for (int x = 0; x < TILES; x++) {
                 if (x >= n)
                     break;
+                auto &s = scores[x];
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     int r = g + 8 * h;
                     float best = fmaxf(fmaxf(maxima[x][0][r], maxima[x][1][r]),
                                        fmaxf(maxima[x][2][r], maxima[x][3][r]));
-                    float base = tile_maximum(&m[h], &alpha[x][h], best, a.to_log2);
+                    float alpha, base = tile_maximum(&m[h], &alpha, best, a.to_log2);
+                    if (warp == 0 && t == 0)
+                        alphas[x][r] = alpha;
 #pragma unroll
                     for (int c = 0; c < 2; c++) {
-                        s[x][c][2 * h] = tile_p(s[x][c][2 * h], a.to_log2, base);
-                        s[x][c][2 * h + 1] = tile_p(s[x][c][2 * h + 1], a.to_log2, base);
+                        s[c][2 * h] = tile_p(s[c][2 * h], a.to_log2, base);
+                        s[c][2 * h + 1] = tile_p(s[c][2 * h + 1], a.to_log2, base);
                     }
                 }
                 p_fragment[x][warp][lane] = {
-                    pack_bf16(s[x][0][0], s[x][0][1]), pack_bf16(s[x][0][2], s[x][0][3]),
-                    pack_bf16(s[x][1][0], s[x][1][1]), pack_bf16(s[x][1][2], s[x][1][3])};
-                p_sum[x][warp][lane] = {sum_of_4(s[x][0][0], s[x][0][1], s[x][1][0], s[x][1][1]),
-                                        sum_of_4(s[x][0][2], s[x][0][3], s[x][1][2], s[x][1][3])};
+                    pack_bf16(s[0][0], s[0][1]), pack_bf16(s[0][2], s[0][3]),
+                    pack_bf16(s[1][0], s[1][1]), pack_bf16(s[1][2], s[1][3])};
+                p_sum[x][warp][lane] = {sum_of_4(s[0][0], s[0][1], s[1][0], s[1][1]),
+                                        sum_of_4(s[0][2], s[0][3], s[1][2], s[1][3])};
             }
             named_sync(1, CONSUMERS);
-            float acc[PAIRS][2][4] = {};
 #pragma unroll
             for (int x = 0; x < TILES; x++) {
-                if (x >= n)
-                    break;
                 float2 g0 = p_sum[x][0][lane], g1 = p_sum[x][1][lane], g2 = p_sum[x][2][lane],
                        g3 = p_sum[x][3][lane];
-                l[0] = tile_sum(l[0], alpha[x][0], g0.x, g1.x, g2.x, g3.x);
-                l[1] = tile_sum(l[1], alpha[x][1], g0.y, g1.y, g2.y, g3.y);
+                float next[2] = {tile_sum(l[0], alphas[x][g], g0.x, g1.x, g2.x, g3.x),
+                                 tile_sum(l[1], alphas[x][g + 8], g0.y, g1.y, g2.y, g3.y)};
+                l[0] = x < n ? next[0] : l[0];
+                l[1] = x < n ? next[1] : l[1];
+            }
+            float acc[PAIRS][2][4] = {};
+#pragma unroll 1
+            for (int x = 0; x < n; x++) {
+                float alpha[2] = {alphas[x][g], alphas[x][g + 8]};
 #pragma unroll
                 for (int i = 0; i < PAIRS; i++) {
 #pragma unroll
                     for (int c = 0; c < 4; c++) {
-                        acc[i][0][c] = __fmul_rn(acc[i][0][c], alpha[x][c / 2]);
-                        acc[i][1][c] = __fmul_rn(acc[i][1][c], alpha[x][c / 2]);
+                        acc[i][0][c] = __fmul_rn(acc[i][0][c], alpha[c / 2]);
+                        acc[i][1][c] = __fmul_rn(acc[i][1][c], alpha[c / 2]);
                     }
                 }
                 barrier_wait(full + at.slot, at.parity);
                 int n_keys = w.kv_len - (tile + x) * ATT_TILE;
-                if (n_keys < ATT_TILE) { /* zeros behind the end, each warp in its columns */
+                bool ends = n_keys < ATT_TILE;
+                if (__builtin_expect(ends,
+                                     0)) { /* zeros behind the end, each warp in its columns */
 #pragma unroll
                     for (int i = 0; i < PAIRS; i++) {
                         int chunk = 2 * (warp + WARPS * i) + (lane & 1);
@@ -502,7 +521,7 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                     __syncwarp();
                 }
                 uint32_t slot = ring + at.slot * plan::slot;
-#pragma unroll 2
+#pragma unroll
                 for (int j = 0; j < ATT_TILE / 16; j++) {
                     uint4 p = p_fragment[x][j][lane];
                     uint32_t fragment[4] = {p.x, p.y, p.z, p.w};
@@ -516,7 +535,7 @@ __global__ static void __launch_bounds__(THREADS, plan<D>::blocks_per_sm)
                         mma(acc[i][1], fragment, b[2], b[3]);
                     }
                 }
-                if (n_keys < ATT_TILE)
+                if (ends)
                     fence_before_copies();
                 __syncwarp();
                 if (lane == 0)

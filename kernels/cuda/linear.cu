@@ -442,6 +442,12 @@ static void run_narrow(struct backend *be, const struct weight *w, struct linear
     a.tag_chains = be->linear->tag_chains;
     a.tag_t = be->linear->tag_t;
     a.n_tag_chains = be->linear->n_tag_chains;
+    a.b_in_bulk = true;
+    for (int p = 0; p < a.lora.n_parts; p++) {
+        int begin = a.lora.part[p].out_begin, end = begin + a.lora.part[p].d_out;
+        if (begin % 8 != 0 || end % 8 != 0 || (begin < a.pair_width && end > a.pair_width))
+            a.b_in_bulk = false;
+    }
     if (lora != nullptr)
         lora_find_all(be, lora, w->d_in);
     for (int half = 0; half < n_halves; half++) {

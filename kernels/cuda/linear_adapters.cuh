@@ -311,7 +311,7 @@ __device__ static inline void lora_delta(float (&c)[2][4], const int (&row)[2], 
 
 struct shrink_unit { /* 16 ranks by 8 rows of t */
     struct lora_cell cell;
-    int row, row_end, rank0;
+    int part, row, row_end, rank0;
 };
 
 template <class Found>
@@ -321,12 +321,16 @@ __device__ static inline struct shrink_unit shrink_unit_at(const struct lora_vie
     struct shrink_unit u;
     int at = lora_find(found.unit_end, found.head.n_segs * v.n_parts, unit);
     int rest = unit - (at > 0 ? found.unit_end[at - 1] : 0);
-    const struct lora_span span = found.spans[at / v.n_parts];
+    /* A division takes 40 instructions. */
+    int s = v.n_parts == 1 ? at : v.n_parts == 2 ? at >> 1 : at * 43691 >> 17;
+    const struct lora_span span = found.spans[s];
     int n_tiles = (span.row_end - span.row_begin + 7) / 8;
+    int step = (int)__fdividef((float)rest + 0.5f, (float)n_tiles); /* of 16 ranks; both small */
     u.cell = found.cells[at];
-    u.row = span.row_begin + rest % n_tiles * 8;
+    u.part = at - s * v.n_parts;
+    u.row = span.row_begin + (rest - step * n_tiles) * 8;
     u.row_end = span.row_end;
-    u.rank0 = rest / n_tiles * 16;
+    u.rank0 = step * 16;
     return u;
 }
 
@@ -386,17 +390,15 @@ __device__ static inline void put_t(const struct linear_args &a, const struct sh
 }
 
 /* t' of a unit, from its totals: c0, c1 are rank g, rows 2t, 2t + 1; c2, c3 rank g + 8. */
-template <class Found>
-__device__ static inline void put_totals(const struct linear_args &a, const Found &found, int unit,
-                                         const float (&total)[4], int lane)
+__device__ static inline void put_totals(const struct linear_args &a, const struct shrink_unit &u,
+                                         const float (&total)[4], uint32_t tag, int lane)
 {
-    struct shrink_unit u = shrink_unit_at(a.lora, found, unit);
     int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         float next = __shfl_down_sync(0xffffffffu, total[j], 4); /* the rank after mine */
         if (g % 2 == 0)
-            put_t(a, u, g + j / 2 * 8, 2 * t + j % 2, total[j], next, found.head.tag);
+            put_t(a, u, g + j / 2 * 8, 2 * t + j % 2, total[j], next, tag);
     }
 }
 
@@ -408,48 +410,45 @@ template <class Found>
 __device__ static void narrow_chains(const struct linear_args &a, const Found &found, bool whole,
                                      int warp, int lane)
 {
-    int g = lane >> 2, t = lane & 3, n_chains = a.n_chains,
-        n_warps = ADAPTER_WARPS * (int)gridDim.x;
+    int g = lane >> 2, t = lane & 3;
     /* The last blocks have the fewest tiles of outputs, some none: they begin. */
-    int me = warp * (int)gridDim.x + (int)(gridDim.x - 1 - blockIdx.x);
-    int grain = whole ? n_chains : 1;
-    int64_t pieces = (int64_t)found.head.n_units * n_chains / grain;
-    int at = (int)(me * pieces / n_warps) * grain;
-    int end = (int)((me + 1) * pieces / n_warps) * grain;
+    unsigned me = (unsigned)warp * gridDim.x + gridDim.x - 1 - blockIdx.x;
+    unsigned n_warps = ADAPTER_WARPS * gridDim.x, n_chains = (unsigned)a.n_chains;
+    /* These products are below 2^32: whole keeps the chains below n_tag_chains / LORA_UNIT, and of
+     * units there are 10^5 at most. */
+    unsigned n_pieces = (unsigned)found.head.n_units * (whole ? 1 : n_chains);
+    unsigned at = me * n_pieces / n_warps, n_left = (me + 1) * n_pieces / n_warps - at;
+    unsigned unit = whole ? at : at / n_chains, i = whole ? 0 : at - unit * n_chains;
+    n_left *= whole ? n_chains : 1;
     float total[4] = {}, slice[4] = {};
-    struct chain_a q;
-    int row, row_end;
-    bool bf16_a;
-    auto k_begin = [&] { return at % n_chains * LORA_CHAIN; };
-    auto k_end = [&] { return k_begin() + LORA_CHAIN < a.d_in ? k_begin() + LORA_CHAIN : a.d_in; };
-    auto ask = [&] {
-        if (at >= end)
-            return;
-        struct shrink_unit u = shrink_unit_at(a.lora, found, at / n_chains);
-        row = u.row;
-        row_end = u.row_end;
-        bf16_a = u.cell.dtype == DTYPE_BF16;
-        if (bf16_a)
-            chain_ask_a(q, u.cell, u.rank0, a.d_in, k_begin(), k_end(), lane);
-    };
-    ask();
-    pdl_wait();
+    struct shrink_unit u;
+    bool waited = false, fresh = true;
 #pragma unroll 1
-    while (at < end) {
+    for (; n_left > 0; n_left--) {
         float c[4];
-        int i = at % n_chains;
+        struct chain_a q;
+        int k_begin = (int)i * LORA_CHAIN;
+        int k_end = k_begin + LORA_CHAIN < a.d_in ? k_begin + LORA_CHAIN : a.d_in;
+        if (fresh)
+            u = shrink_unit_at(a.lora, found, (int)unit);
+        bool bf16_a = u.cell.dtype == DTYPE_BF16;
+        if (bf16_a)
+            chain_ask_a(q, u.cell, u.rank0, a.d_in, k_begin, k_end, lane);
+        if (!waited)
+            pdl_wait();
+        waited = true;
         if (bf16_a) {
-            chain_sum(c, q, row, row_end, a.x, a.d_in, k_begin(), k_end(), lane);
+            chain_sum(c, q, u.row, u.row_end, a.x, a.d_in, k_begin, k_end, lane);
         } else {
-            struct shrink_unit u = shrink_unit_at(a.lora, found, at / n_chains);
-            struct chain_sums sums = chain_planes(u.cell, u.rank0, row, row_end, a.x, a.d_in,
-                                                  k_begin(), k_end(), lane);
+            struct chain_sums sums = chain_planes(u.cell, u.rank0, u.row, u.row_end, a.x, a.d_in,
+                                                  k_begin, k_end, lane);
 #pragma unroll
             for (int j = 0; j < 4; j++)
                 c[j] = sums.c[j];
         }
         if (!whole) {
-            uint64_t *to = a.tag_chains + (int64_t)at * LORA_UNIT + 2 * t * 16 + g;
+            uint64_t *to = a.tag_chains + (int64_t)(unit * n_chains + i) * LORA_UNIT + 2 * t * 16 +
+                           g;
 #pragma unroll
             for (int j = 0; j < 4; j++)
                 put_word(to + j % 2 * 16 + j / 2 * 8, __float_as_uint(c[j]), found.head.tag);
@@ -461,11 +460,17 @@ __device__ static void narrow_chains(const struct linear_args &a, const Found &f
                     total[j] = i == 3 ? slice[j] : total[j] + slice[j];
             }
             if (i + 1 == n_chains)
-                put_totals(a, found, at / n_chains, total, lane);
+                put_totals(a, shrink_unit_at(a.lora, found, (int)unit), total, found.head.tag,
+                           lane);
         }
-        at++;
-        ask();
+        fresh = ++i == n_chains;
+        if (fresh) {
+            i = 0;
+            unit++;
+        }
     }
+    if (!waited)
+        pdl_wait();
 }
 
 /* This block's share of t' = the sum of a unit's chains: a thread a sum. */
@@ -530,15 +535,16 @@ template <class S>
 __device__ static inline bool narrow_staged(const struct linear_args &a,
                                             const typename S::found &found)
 {
-    bool ok = found.head.plain && found.head.rank > 0 && found.head.rank * TILE * 2 <= S::B_BYTES &&
-              t_bytes(S::some_t_units(a.n_ranges), found.head.width) <= S::T_BYTES;
-    for (int p = 0; p < a.lora.n_parts; p++) {
-        int begin = a.lora.part[p].out_begin, n = a.lora.part[p].d_out;
-        ok = ok && begin % 8 == 0 && n % 8 == 0;
-        if (a.pair_width > 0)
-            ok = ok && (begin + n <= a.pair_width || begin >= a.pair_width);
-    }
-    return ok;
+    return a.b_in_bulk && found.head.plain && found.head.rank > 0 &&
+           found.head.rank * TILE * 2 <= S::B_BYTES &&
+           t_bytes(S::some_t_units(a.n_ranges), found.head.width) <= S::T_BYTES;
+}
+
+/* Whether t' of all of a block's rows fits. */
+template <class S>
+__device__ static inline bool has_all_t(const struct linear_args &a, const typename S::found &found)
+{
+    return t_bytes(S::all_t_units(a.n_ranges), found.head.width) <= S::T_BYTES;
 }
 
 /* B comes in groups: of some segments, all that a tile's outputs need, a slot of the ring each. A
@@ -653,18 +659,20 @@ struct delta_turn {
     }
 };
 
-/* Calls f(warpgroup, its number of the first unit, rows) for every two units of a turn. */
+/* Calls f(warpgroup, its number of the first unit, rows) for every two units of a turn. Joint: the
+ * warpgroups have one unit each, of the same outputs, and these two are one call's. */
 template <class S, typename Function>
-__device__ static inline void for_each_delta(const struct linear_args &a,
-                                             const struct delta_turn &turn, Function &&f)
+__device__ static inline void
+for_each_delta(const struct linear_args &a, const struct delta_turn &turn, bool joint, Function &&f)
 {
 #pragma unroll 1
-    for (int wg = 0; wg < 2; wg++) {
+    for (int wg = 0; wg < (joint ? 1 : 2); wg++) {
         int u = turn.first(wg);
 #pragma unroll 1
         for (int i = 0; i < S::turn_units(a.n_ranges) && u < turn.end; i += 2) {
-            bool both = i + 1 < S::turn_units(a.n_ranges) && u + turn.step < turn.end;
-            const int row[2] = {8 * u, both ? 8 * (u + turn.step) : -1};
+            int next = joint ? turn.first1 : u + turn.step;
+            bool both = (joint || i + 1 < S::turn_units(a.n_ranges)) && next < turn.end;
+            const int row[2] = {8 * u, both ? 8 * next : -1};
             f(wg, i, row);
             u += 2 * turn.step;
         }
@@ -690,8 +698,9 @@ __device__ static void narrow_fill_b(const struct linear_args &a, const struct a
     int rank_most = m.found->head.rank;
     struct tile_part part = {0, 0, 0};
     int last_tile = -1;
+    bool joint = S::one_unit_each(a.n_ranges) && has_all_t<S>(a, *m.found);
     S::for_each_turn(a, m.run, [&](int, const struct delta_turn &turn) {
-        for_each_delta<S>(a, turn, [&](int wg, int, const int(&row)[2]) {
+        for_each_delta<S>(a, turn, joint, [&](int wg, int, const int(&row)[2]) {
             if (turn.tile(wg) != last_tile) {
                 last_tile = turn.tile(wg);
                 part = tile_part_of(a, last_tile, p);
@@ -848,12 +857,63 @@ __device__ static inline void narrow_stage_t(const struct linear_args &a,
     }
 }
 
-/* Asks for what the linear found, by all lanes of the adapters' warps; full gets their arrivals
- * when it is there. The lists are copied as far as they could be used; behind n_segs they hold
- * something old. */
+/* Whether each block adds up the chains of its own rows, straight into shared memory: one trip
+ * through L2 instead of two, where that is little. */
 template <class S>
-__device__ static void narrow_ask_found(const struct linear_args &a, void *to, uint64_t *full,
-                                        int thread)
+__device__ static inline bool sums_here(const struct linear_args &a, const typename S::found &found)
+{
+    enum { UNITS_MAX = 4, CHAINS_MAX = 16 };
+    int n_row_units = a.n_rows > 8 ? 2 : 1, n_parts = S::one_tile(a) ? 1 : a.lora.n_parts;
+    return S::one_unit_each(a.n_ranges) && a.n_chains <= CHAINS_MAX &&
+           found.head.n_segs * n_parts * ((found.head.rank + 15) / 16) * n_row_units <= UNITS_MAX;
+}
+
+/* Does so. Of a block's only tile, what its outputs need. */
+template <class S>
+__device__ static void narrow_sum_t(const struct linear_args &a, const struct adapter_memory<S> &m,
+                                    int width, int thread)
+{
+    enum { CHAINS = 16 };
+    const typename S::found &found = *m.found;
+    int rank = thread % 16, only = S::one_tile(a) ? S::first_tile() : -1;
+#pragma unroll 1
+    for (int unit = 0; unit < found.head.n_units; unit++) {
+        struct shrink_unit u = shrink_unit_at(a.lora, found, unit);
+        int row = u.row + thread / 16, at = S::t_row(row, a.n_ranges);
+        bool live = row < u.row_end && at >= 0 && u.rank0 + rank < u.cell.rank;
+        if (only >= 0) {
+            struct tile_part part = tile_part_of(a, only, u.part);
+            live = live && part.from < part.to;
+        }
+        if (!__any_sync(0xffffffffu, live))
+            continue;
+        const uint64_t *chains = a.tag_chains + (int64_t)unit * a.n_chains * LORA_UNIT + thread;
+        uint64_t w[CHAINS];
+        await_words(w, found.head.tag, [&](int j) {
+            return live && j < a.n_chains ? chains + j * LORA_UNIT : nullptr;
+        });
+        float total = 0;
+#pragma unroll
+        for (int j = 0; j < CHAINS; j += 4) {
+            float c[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                c[k] = __uint_as_float((uint32_t)w[j + k]);
+            float slice = ((c[0] + c[1]) + c[2]) + c[3];
+            if (j < a.n_chains)
+                total = j == 0 ? slice : total + slice;
+        }
+        float next = __shfl_down_sync(0xffffffffu, total, 1);
+        if (live && rank % 2 == 0)
+            *reinterpret_cast<uint32_t *>(m.t + (at * width + u.cell.t_at + u.rank0 + rank) * 2) =
+                pack_bf16(u.cell.scale * total, u.cell.scale * next);
+    }
+}
+
+/* Asks for what the linear found, by all lanes of the adapters' warps. The lists are copied as far
+ * as they could be used; behind n_segs they hold something old. */
+template <class S>
+__device__ static void narrow_ask_found(const struct linear_args &a, void *to, int thread)
 {
     typedef typename S::found found;
     const char *from = reinterpret_cast<const char *>(a.lora.found);
@@ -871,7 +931,6 @@ __device__ static void narrow_ask_found(const struct linear_args &a, void *to, u
          n_cells * sizeof(int32_t));
     copy(offsetof(found, cells), offsetof(struct lora_found, cells),
          n_cells * sizeof(struct lora_cell));
-    copies_arrive(full);
 }
 
 /* The deltas of 16 packed outputs, straight from memory. A function of its own, so that the other
@@ -904,16 +963,17 @@ __device__ static void narrow_adapters(const struct linear_args &a,
     int g = lane >> 2;
     const typename S::found &found = *m.found;
 
-    bool staged = narrow_staged<S>(a, found);
+    bool staged = narrow_staged<S>(a, found), once = has_all_t<S>(a, found);
     bool whole = (int64_t)found.head.n_units * a.n_chains * LORA_UNIT > a.n_tag_chains;
+    bool here = staged && once && !whole && sums_here<S>(a, found);
     narrow_chains(a, found, whole, warp, lane);
-    if (!whole)
+    if (!whole && !here)
         narrow_sums(a, found, thread);
     if (warp == ADAPTER_WARPS - 1 && a.next.n_parts > 0)
         lora_prefetch_next(a.next, found.head.n_segs, a.next_d_in, lane);
-    int width = t_width(found.head.width), n_t = S::all_t_units(a.n_ranges);
-    bool once = t_bytes(n_t, found.head.width) <= S::T_BYTES; /* t' of all rows fits */
-    n_t = once ? n_t : S::some_t_units(a.n_ranges);
+    int width = t_width(found.head.width);
+    bool joint = once && S::one_unit_each(a.n_ranges);
+    int n_t = once ? S::all_t_units(a.n_ranges) : S::some_t_units(a.n_ranges);
     bool has_t = false;
     struct b_ring ring = b_ring_of<S>(found, 0);
     bool pair = a.pair_width > 0;
@@ -925,7 +985,7 @@ __device__ static void narrow_adapters(const struct linear_args &a,
         char *deltas = m.deltas + buffer * S::delta_bytes(a.n_ranges);
         if (round > 0)
             barrier_wait(&m.deltas_free[buffer], (round - 1) & 1);
-        for_each_delta<S>(a, turn, [&](int wg, int i, const int(&row)[2]) {
+        for_each_delta<S>(a, turn, joint, [&](int wg, int i, const int(&row)[2]) {
             float c[2][4] = {};
             int tile = turn.tile(wg);
             if (tile != last_tile) {
@@ -936,9 +996,12 @@ __device__ static void narrow_adapters(const struct linear_args &a,
             if (staged && i == 0 && (once ? !has_t : S::ROWS_OF_WG || wg == 0 || !has_t)) {
                 if (has_t)
                     named_sync(2, ADAPTER_WARPS * 32); /* all have read what was there */
-                narrow_stage_t<S>(a, m, n_t, width, thread, [&](int unit) {
-                    return S::t_unit(turn, wg, unit, a.n_ranges, once);
-                });
+                if (here)
+                    narrow_sum_t<S>(a, m, width, thread);
+                else
+                    narrow_stage_t<S>(a, m, n_t, width, thread, [&](int unit) {
+                        return S::t_unit(turn, wg, unit, a.n_ranges, once);
+                    });
                 named_sync(1, ADAPTER_WARPS * 32);
                 has_t = true;
             }

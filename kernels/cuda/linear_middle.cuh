@@ -148,6 +148,22 @@ template <int N_, int BITS_> struct middle {
     {
         return all ? i : turn.first0 + i;
     }
+    static __device__ bool one_unit_each(int)
+    {
+        return false;
+    }
+    static __device__ int t_row(int, int)
+    {
+        return -1;
+    }
+    static __device__ int first_tile()
+    {
+        return -1;
+    }
+    static __device__ bool one_tile(const struct linear_args &)
+    {
+        return false;
+    }
     template <typename Function>
     static __device__ void for_each_turn(const struct linear_args &a, const struct middle_run *run,
                                          Function &&f)
@@ -350,9 +366,13 @@ middle_body(const CUtensorMap &x_map, const CUtensorMap &y_map, const struct lin
         barrier_init_done();
     }
     if (S::CLUSTER > 1)
-        cluster_meet();
+        cluster_arrive();
     else
         __syncthreads();
+    if (warp >= NARROW_ADAPTERS && a.lora.n_parts > 0)
+        narrow_ask_found<S>(a, found, (int)threadIdx.x - NARROW_ADAPTERS * 32);
+    if (S::CLUSTER > 1)
+        cluster_wait();
 
     struct adapter_memory<S> memory;
     memory.found = found;
@@ -369,7 +389,7 @@ middle_body(const CUtensorMap &x_map, const CUtensorMap &y_map, const struct lin
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::ADAPT_REGISTERS));
         if (a.lora.n_parts == 0)
             return;
-        narrow_ask_found<S>(a, found, found_full, (int)threadIdx.x - NARROW_ADAPTERS * 32);
+        copies_arrive(found_full);
         barrier_wait(found_full, 0);
         if (found->head.n_segs > S::SEGS)
             __trap(); /* the caller broke ops.h: more segments than found holds */

@@ -39,8 +39,8 @@ template <int N_, bool BESIDE = false> struct narrow {
     }
     /* Rows 0-7, 8-15, ... are finished by the warpgroup of range 0, 1, ...: so many each. */
     static __host__ __device__ constexpr int units_each(int n_ranges)
-    {
-        return (UNITS + n_ranges - 1) / n_ranges;
+    { /* divided by the compiler */
+        return n_ranges == 2 ? (UNITS + 1) / 2 : n_ranges == 4 ? (UNITS + 3) / 4 : (UNITS + 7) / 8;
     }
     static __host__ __device__ constexpr int partial_bytes(int n_ranges)
     {
@@ -98,6 +98,25 @@ template <int N_, bool BESIDE = false> struct narrow {
         return all ? turn.first(second) + (i - second * each) * turn.step
                    : turn.first(wg) + i * turn.step;
     }
+    /* Has a warpgroup eight rows to finish, or none? */
+    static __device__ bool one_unit_each(int n_ranges)
+    {
+        return units_each(n_ranges) == 1;
+    }
+    /* Where t' of a row is, when that of all rows is kept and a warpgroup has one unit; or -1. */
+    static __device__ int t_row(int row, int n_ranges)
+    {
+        int wg = row / 8 - range_of(cluster_rank(), 0);
+        return row < 8 * n_ranges && (wg == 0 || wg == 1) ? wg * 8 + row % 8 : -1;
+    }
+    static __device__ int first_tile()
+    {
+        return (int)blockIdx.x / cluster_size();
+    }
+    static __device__ bool one_tile(const struct linear_args &a) /* or none, a block */
+    {
+        return a.n_m_tiles <= (int)gridDim.x / cluster_size();
+    }
     struct run {
     };
     template <typename Function>
@@ -111,6 +130,15 @@ template <int N_, bool BESIDE = false> struct narrow {
                                (a.n_rows + 7) / 8});
     }
 };
+
+/* to = (x, y, z, w), if it is so. Written in C++, the compiler makes an index into memory of it. */
+__device__ static inline void take_if(float4 &to, bool is, float x, float y, float z, float w)
+{
+    asm("{.reg .pred is; setp.ne.s32 is, %4, 0;\n"
+        "@is mov.f32 %0, %5; @is mov.f32 %1, %6; @is mov.f32 %2, %7; @is mov.f32 %3, %8;}"
+        : "+f"(to.x), "+f"(to.y), "+f"(to.z), "+f"(to.w)
+        : "r"((int)is), "f"(x), "f"(y), "f"(z), "f"(w));
+}
 
 /* Fills warpgroup `wg`'s ring. One thread. */
 template <int N>
@@ -198,9 +226,14 @@ __device__ static __forceinline__ void narrow_body(const CUtensorMap &x_map,
         barrier_init_done();
     }
     if (cluster > 1)
-        cluster_meet();
+        cluster_arrive();
     else
         __syncthreads();
+    /* While the blocks meet, but so that nobody waits for it. */
+    if (warp >= NARROW_ADAPTERS && a.lora.n_parts > 0)
+        narrow_ask_found<shape>(a, found, (int)threadIdx.x - NARROW_ADAPTERS * 32);
+    if (cluster > 1)
+        cluster_wait();
 
     struct adapter_memory<shape> memory;
     memory.found = found;
@@ -217,7 +250,7 @@ __device__ static __forceinline__ void narrow_body(const CUtensorMap &x_map,
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(shape::ADAPT_REGISTERS));
         if (a.lora.n_parts == 0)
             return;
-        narrow_ask_found<shape>(a, found, found_full, (int)threadIdx.x - NARROW_ADAPTERS * 32);
+        copies_arrive(found_full);
         barrier_wait(found_full, 0);
         if (found->head.n_segs > shape::SEGS)
             __trap(); /* the caller broke ops.h: more segments than found holds */
@@ -355,22 +388,23 @@ __device__ static __forceinline__ void narrow_body(const CUtensorMap &x_map,
         barrier_wait(&partials_full[wg], tile_no & 1);
 
         /* Add up mine, from +0 on so that no sum is -0. */
+#pragma unroll 1
+        for (int i = 0; i < n_mine; i++) {
+            char *at = mine + i * shape::PIECE;
+            float4 own = make_float4(0, 0, 0, 0), sum = own;
 #pragma unroll
-        for (int u = 0; u < shape::UNITS; u++) {
-            if (((u + zero) & ranges_mask) != me || u >= n_row_units)
-                continue;
-            char *at = mine + ((u + zero) >> range_bits) * shape::PIECE;
-            float4 sum = make_float4(0, 0, 0, 0);
+            for (int u = 0; u < shape::UNITS; u++)
+                take_if(own, u == me + (i << range_bits), acc[4 * u], acc[4 * u + 1],
+                        acc[4 * u + 2], acc[4 * u + 3]);
 #pragma unroll 1
             for (int r = 0; r < a.n_ranges; r++) {
-                float4 v = make_float4(acc[4 * u], acc[4 * u + 1], acc[4 * u + 2], acc[4 * u + 3]);
+                float4 v = own;
                 if (r != me)
                     v = *reinterpret_cast<float4 *>(at + (r < me ? r : r - 1) * units_each *
                                                              shape::PIECE);
                 sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
             }
-            *reinterpret_cast<float4 *>((lag ? my_sums : mine) +
-                                        ((u + zero) >> range_bits) * shape::PIECE) = sum;
+            *reinterpret_cast<float4 *>((lag ? my_sums : mine) + i * shape::PIECE) = sum;
         }
         if (!lag)
             finish(tile, tile_no);

@@ -24,6 +24,7 @@ struct linear_args {
     struct lora_view lora, next; /* next: of narrow's next launch, a hint */
     int next_d_in;
     /* Of narrow's adapters: words that its blocks hand one another, see there. */
+    bool b_in_bulk;       /* B's pieces for a tile can be copied in bulk */
     int n_chains;         /* of d_in, whole slices */
     uint64_t *tag_chains; /* [units, n_chains, LORA_UNIT], at most n_tag_chains in all */
     uint64_t *tag_t;      /* [NARROW_ROWS_MAX, t_stride / 2] */

@@ -293,6 +293,10 @@ __device__ static inline void lora_prefetch_next(const struct lora_view &v, int 
                                                  int lane)
 {
     const uint32_t PIECE = 16384;
+    if (blockIdx.x == 0 && lane == 0) /* the cells are read here */
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(v.found),
+                     "n"(offsetof(struct lora_found, cells) / 16 * 16)
+                     : "memory");
     if (n_segs * v.n_parts > 256)
         return;
     for (int i = lane; i < n_segs * v.n_parts; i += 32) {

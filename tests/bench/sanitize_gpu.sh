@@ -18,7 +18,7 @@ mkdir -p "$logs"
 programs=(test_cuda test_cuda_linear test_cuda_sample)
 raced=( # PROGRAM:TEST
     'test_cuda:attention_agrees*' 'test_cuda:decodes_of*' 'test_cuda:copied*' 'test_cuda:norms*' 'test_cuda:sampling*'
-    'test_cuda_linear:linear_swiglu*' 'test_cuda_linear:sgmv*'
+    'test_cuda_linear:linear_with*' 'test_cuda_linear:linear_swiglu*' 'test_cuda_linear:sgmv*'
     'test_cuda_sample:ties*' 'test_cuda_sample:scores*')
 
 run() { # TOOL PROGRAM TEST
