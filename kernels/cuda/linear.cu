@@ -27,7 +27,8 @@
  * Where the step's adapters lie has been looked up for all linears together (lora_look_up.cu), and
  * the first A is on its way before the kernel before has ended. All chains of t (lora.cuh) are
  * dealt out evenly to these warps of the whole grid; each unit of 16 ranks by 8 rows has a block
- * that adds up its chains to t'; and each block takes t' of its rows to shared memory. What blocks
+ * that adds up its chains to t'; and each block takes t' of its rows to shared memory (or adds up
+ * their chains itself, where that is little: sums_here). What blocks
  * hand on so are words that bear the launch's tag beside the data (put_word), so that who waits for
  * one reads it until it is there: two trips through L2, and no fence. A warp brings B in bulk, some
  * segments at a time, with notes where each lies. The deltas B t' of a tile lie in shared memory
@@ -69,14 +70,19 @@
  *     notes of where B lies                                                                   225
  *     missing words asked for all at once      108       145                150               221
  *     qkv in two ranges; gate and up by middle 107       130                135               220
+ *     less code, fewer divisions               108       131                135               206
  *
- * (128 rows: 207 and, under one adapter, 219 before the last step; 179 and 194 after it. cuBLAS on
- * the same card, without adapters: 125 at 64 rows, 138 at 128.)
+ * (128 rows: 207 and, under one adapter, 219 before the last step but one; 181 and 191 now. cuBLAS
+ * on the same card, without adapters: 125 at 64 rows, 138 at 128.)
  *
- * (Cards differ by a tenth, and days.) What was learned from a trace of the last ones: a warp is
+ * (Cards differ by a tenth, and days.) What was learned from traces of the last ones: a warp is
  * alone on its quarter of the multiprocessor, so a chain of a hundred instructions takes 500 cycles
  * whatever the memory does, and the deltas of a tile took twice as long as its weights. Code that
- * doesn't fit the instruction cache costs even those who run little of it.
+ * doesn't fit the instruction cache costs even those who run little of it, and the kernels around
+ * them: in a step each kernel finds the cache full of the others' code, which no bench of one
+ * kernel shows (attention took 4 us longer after a linear with adapters). A linear with one adapter
+ * takes longer in a step than in a row of linears, too: o's blocks begin when attention's end, and
+ * a chain of t then has found (3 us), A's place (1 to 3, mostly code) and x (3) to wait for.
  *
  * Tried and dropped: two tiles of outputs to a range of K, so that x passes half as often (each
  * product alone 4 to 25 % faster at 64 rows, but not in a row: clusters of eight wait for one
@@ -92,13 +98,17 @@
  * x comes in the order of the ring, to its last piece at the tile's end, and o and down have one
  * tile a cluster: 198 for 152 at 64 rows). Words asked for in turns, half a trip apart (152 for
  * 150). Loads before the blocks of a cluster have met (2 % slower for all). Fewer stages on their
- * way at 32 rows (base 3 % slower; at 8 it costs 0.5 %, and one adapter gains 1).
+ * way at 32 rows (base 3 % slower; at 8 it costs 0.5 %, and one adapter gains 1). At 64 rows and
+ * more, saying that the next kernel may start only when the adapters' warps have gone, so that a
+ * norm finds room beside the others (nothing); 112 registers a thread at 64 rows and a norm of 256
+ * threads beside them (2 % slower). Middle's ring a stage shorter at 128 rows and four buffers of
+ * deltas instead of two (one adapter 1 % slower, base 2).
  *
- * What is left at 64 rows and 64 adapters (H200, qkv, us after the kernel before has ended): chains
- * 16, sums 4, t' to shared memory 3, then the deltas; so the chains, whose loads of A are 32 KiB in
- * flight a multiprocessor, are next, by bulk copies into the room of t' and the deltas. At 64 rows
- * and one adapter: chains 5, sums 9.5, t' 14 in qkv, whose first tile then waits for 3.6 (and o's
- * only tile for 1 to 3); in gate_up and down nobody waits.
+ * What was left at 64 rows and 64 adapters (H200, qkv, us after the kernel before has ended):
+ * chains 16, sums 4, t' to shared memory 3, then the deltas; so the chains, whose loads of A are 32
+ * KiB in flight a multiprocessor, are next, by bulk copies into the room of t' and the deltas. At
+ * 64 rows and one adapter: chains 5, sums 9.5, t' 14 in qkv, whose first tile then waits for 3.6
+ * (and o's only tile for 1 to 3); in gate_up and down nobody waits.
  *
  * The kernels are in linear_narrow.cuh, linear_middle.cuh and linear_wide.cuh; this file launches
  * them, and has the plain path for weights that aren't packed. */
