@@ -468,6 +468,7 @@ static void run_narrow(struct backend *be, const struct weight *w, struct linear
         if (lora != nullptr) {
             a.lora.found = lora_found_at(be, lora, half);
             a.next = lora_next_of(be, lora, half, n_halves, &a.next_d_in);
+            a.next_is_other_half = n_halves > 1;
         }
         int bits = w->n_ranges == 8 ? 3 : w->n_ranges / 2, resident;
         switch (middle_choice(be, w, a.n_rows, bits, &resident)) {

@@ -970,7 +970,9 @@ __device__ static void narrow_adapters(const struct linear_args &a,
     if (!whole && !here)
         narrow_sums(a, found, thread);
     if (warp == ADAPTER_WARPS - 1 && a.next.n_parts > 0)
-        lora_prefetch_next(a.next, found.head.n_segs, a.next_d_in, lane);
+        lora_prefetch_next(
+            a.next, a.next_is_other_half ? __ldcg(&a.next.found->head.n_segs) : found.head.n_segs,
+            a.next_d_in, lane);
     int width = t_width(found.head.width);
     bool joint = once && S::one_unit_each(a.n_ranges);
     int n_t = once ? S::all_t_units(a.n_ranges) : S::some_t_units(a.n_ranges);

@@ -23,6 +23,7 @@ struct linear_args {
     bool y_boxes;                /* wide: y leaves in boxes */
     struct lora_view lora, next; /* next: of narrow's next launch, a hint */
     int next_d_in;
+    bool next_is_other_half; /* of the rows: other segments */
     /* Of narrow's adapters: words that its blocks hand one another, see there. */
     bool b_in_bulk;       /* B's pieces for a tile can be copied in bulk */
     int n_chains;         /* of d_in, whole slices */

@@ -287,8 +287,9 @@ __device__ static inline int lora_find(const int *end, int n, int i)
     return low;
 }
 
-/* Asks L2 for all of A (and of B, when they are few) of the segments in the linear that comes next:
- * by a warp of each block of a grid, in pieces dealt out to the blocks. */
+/* Asks L2 for all of A (and of B, when they are few) of the n_segs segments in the linear that
+ * comes next: by a warp of each block of a grid, in pieces dealt out to the blocks. Cells behind
+ * n_segs are of an earlier step, and what they point to may be gone. */
 __device__ static inline void lora_prefetch_next(const struct lora_view &v, int n_segs, int d_in,
                                                  int lane)
 {
@@ -297,7 +298,7 @@ __device__ static inline void lora_prefetch_next(const struct lora_view &v, int 
         asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(v.found),
                      "n"(offsetof(struct lora_found, cells) / 16 * 16)
                      : "memory");
-    if (n_segs * v.n_parts > 256)
+    if (n_segs > LORA_FOUND_SEGS || n_segs * v.n_parts > 256)
         return;
     for (int i = lane; i < n_segs * v.n_parts; i += 32) {
         const int4 *q = reinterpret_cast<const int4 *>(&v.found->cells[i]);
