@@ -24,7 +24,7 @@ struct linear_args {
     struct lora_view lora, next; /* next: of narrow's next launch, a hint */
     int next_d_in;
     bool next_is_other_half; /* of the rows: other segments */
-    /* Of narrow's adapters: words that its blocks hand one another, see there. */
+    /* Of the adapters: words that blocks hand one another (linear_shrink.cuh). */
     bool b_in_bulk;       /* B's pieces for a tile can be copied in bulk */
     int n_chains;         /* of d_in, whole slices */
     uint64_t *tag_chains; /* [units, n_chains, LORA_UNIT], at most n_tag_chains in all */

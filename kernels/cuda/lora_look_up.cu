@@ -10,7 +10,7 @@
  * narrow want them. Three trips through an idle memory, some 4 us a step, and 15 KB a block at
  * most.
  *
- * Tags. Words that blocks hand on within a launch bear its tag (linear_adapters.cuh). A tag is made
+ * Tags. Words that blocks hand on within a launch bear its tag (linear_shrink.cuh). A tag is made
  * here: found f of n, looked up for the r-th time, has 2^31 + (r n + f) mod 2^31: no two launches
  * have the same for 2^31 / n steps, and a word that is clear bears none. Each look-up clears a
  * piece of the words, so that none lives that long. */
