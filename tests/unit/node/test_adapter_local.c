@@ -238,6 +238,8 @@ static void a_name_that_could_mean_something_else_is_refused(void **state)
     } cases[] = {
         {"", ERR_INVALID},
         {"base", ERR_CONFLICT},
+        {".", ERR_INVALID},
+        {"..", ERR_INVALID},
         {"a b", ERR_INVALID},
         {"a\nb", ERR_INVALID},
         {"caf\xe9", ERR_INVALID},
