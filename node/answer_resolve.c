@@ -20,6 +20,10 @@
  *     answer_resolve --all there at once---------------------------> all_told --> resolved
  *            `--let_go--> all_told --> stand_in_line --> gather ---> all_told --> resolved
  *
+ * What gets pinned while an answer gathers may leave no room for what it waits for, and then it
+ * would hold its part in vain, and up everybody else; so the service thread looks again now and
+ * then.
+ *
  * An answer whose time is up meanwhile is taken away by the service thread (answers_expire). Who
  * takes it off the list of waiting answers, under the service's lock, is the one who goes on with
  * it; then all_told has nothing left to do but to release. See service.h for the whole. */
@@ -41,7 +45,7 @@ _Static_assert((int)OPENAI_ADAPTERS_MAX <= (int)USAGE_ADAPTERS_MAX &&
                    (int)OPENAI_ADAPTERS_MAX <= (int)ENGINE_ADAPTERS_MAX,
                "an ensemble must fit into a usage and into an engine's request");
 
-enum { LINE_WAIT_US = 30000000 };
+enum { LINE_WAIT_US = 30000000, LOOK_AGAIN_US = 200000 };
 
 static void ask_for_all(struct answer *a);
 
@@ -171,29 +175,9 @@ uint64_t answers_next_deadline(const struct service *s)
         if (a->deadline.us != 0 && (next == 0 || a->deadline.us < next))
             next = a->deadline.us;
     }
+    if (s->gatherer != NULL && (next == 0 || s->look_again.us < next))
+        next = s->look_again.us;
     return next;
-}
-
-void answers_expire(struct service *s)
-{
-    struct answer *up = NULL;
-    uint64_t now = clock_monotonic_us().us;
-    pthread_mutex_lock(&s->lock);
-    for (struct answer *a = s->waiting, *next; a != NULL; a = next) {
-        next = a->next;
-        if (a->deadline.us != 0 && a->deadline.us <= now && take_waiting(a)) {
-            a->next = up;
-            up = a;
-        }
-    }
-    pthread_mutex_unlock(&s->lock);
-    for (struct answer *next; up != NULL; up = next) {
-        next = up->next;
-        up->next = NULL;
-        api_error_set(&up->failure, ERR_TIMEOUT, NULL,
-                      "the request's time was up before its adapter was here");
-        answer_refuse(up);
-    }
 }
 
 /* ---- gathering ---------------------------------------------------------------------------------
@@ -221,10 +205,10 @@ static void let_go(struct answer *a)
 }
 
 /* Room that there will never be is not waited for. */
-static int check_room(struct answer *a, struct err *err)
+static int check_room(const struct answer *a, const struct resolved *models, struct err *err)
 {
     const struct service_resolver *r = &a->service->opt.resolver;
-    return r->fits == NULL ? 0 : r->fits(r->context, a->models, a->n_models, err);
+    return r->fits == NULL ? 0 : r->fits(r->context, models, a->n_models, err);
 }
 
 static void no_room(struct answer *a, const struct err *why)
@@ -257,7 +241,7 @@ static struct answer *next_in_line(struct service *s)
         if (clock_elapsed_us(a->in_line, clock_monotonic_us()) > LINE_WAIT_US)
             err_set(&err, ERR_BUSY, "too many ensembles wait for room in host memory");
         else
-            check_room(a, &err);
+            check_room(a, a->models, &err);
         pthread_mutex_lock(&s->lock);
         if (a->waits && err.code == ERR_OK)
             return a;
@@ -286,6 +270,8 @@ static void gather(struct service *s)
         struct answer *a = s->gatherer;
         a->lets_go = false;
         a->gathers = true;
+        s->look_again.us = clock_monotonic_us().us + LOOK_AGAIN_US;
+        pthread_cond_signal(&s->arrived);
         pthread_mutex_unlock(&s->lock);
         ask_for_all(a);
         pthread_mutex_lock(&s->lock);
@@ -294,13 +280,77 @@ static void gather(struct service *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+/* Refuses an answer that was taken: what it holds and its place are others' at once, not when the
+ * loads that it waited for have ended. */
+static void give_up(struct answer *a)
+{
+    struct service *s = a->service;
+    pthread_mutex_lock(&s->lock);
+    if (s->gatherer == a)
+        s->gatherer = NULL;
+    pthread_mutex_unlock(&s->lock);
+    let_go(a);
+    answer_refuse(a);
+}
+
+static void look_at_gatherer(struct service *s)
+{
+    struct resolved models[OPENAI_ADAPTERS_MAX];
+    struct err err = {0};
+    uint64_t now = clock_monotonic_us().us;
+    pthread_mutex_lock(&s->lock);
+    struct answer *a = s->gatherer;
+    if (a == NULL || now < s->look_again.us) {
+        pthread_mutex_unlock(&s->lock);
+        return;
+    }
+    s->look_again.us = now + LOOK_AGAIN_US;
+    memcpy(models, a->models, sizeof models);
+    atomic_fetch_add(&a->refs, 1);
+    pthread_mutex_unlock(&s->lock);
+    if (check_room(a, models, &err) != 0) {
+        pthread_mutex_lock(&s->lock);
+        bool mine = take_waiting(a);
+        pthread_mutex_unlock(&s->lock);
+        if (mine) {
+            no_room(a, &err);
+            give_up(a);
+        }
+    }
+    answer_drop(a);
+}
+
+void answers_expire(struct service *s)
+{
+    struct answer *up = NULL;
+    uint64_t now = clock_monotonic_us().us;
+    pthread_mutex_lock(&s->lock);
+    for (struct answer *a = s->waiting, *next; a != NULL; a = next) {
+        next = a->next;
+        if (a->deadline.us != 0 && a->deadline.us <= now && take_waiting(a)) {
+            a->next = up;
+            up = a;
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    for (struct answer *next; up != NULL; up = next) {
+        next = up->next;
+        up->next = NULL;
+        api_error_set(&up->failure, ERR_TIMEOUT, NULL,
+                      "the request's time was up before its adapter was here");
+        give_up(up);
+    }
+    look_at_gatherer(s);
+    gather(s);
+}
+
 static void all_told(struct answer *a)
 {
     struct service *s = a->service;
     bool gathered = a->gathers;
     pthread_mutex_lock(&s->lock);
     bool mine = take_waiting(a);
-    if (gathered)
+    if (s->gatherer == a)
         s->gatherer = NULL;
     pthread_mutex_unlock(&s->lock);
     struct err err;
@@ -310,7 +360,7 @@ static void all_told(struct answer *a)
     if (mine)
         a->models_told = true;
     else
-        answer_release_models(a);
+        let_go(a);
     if (!mine) {
         /* whoever took it has answered */
     } else if (service_is_stopping(s)) {
@@ -321,7 +371,7 @@ static void all_told(struct answer *a)
         answer_refuse(a);
     } else if (check_ensemble(a) != 0) {
         answer_refuse(a);
-    } else if (a->lets_go && check_room(a, &err) != 0) {
+    } else if (a->lets_go && check_room(a, a->models, &err) != 0) {
         no_room(a, &err);
         answer_refuse(a);
     } else if (a->lets_go) {
