@@ -312,11 +312,12 @@ static void release(void *context, const struct resolved *r)
     pthread_mutex_unlock(&s->lock);
 }
 
-static int fits(void *context, const struct resolved *adapters, size_t n, struct err *err)
+static int fits(void *context, const char *const *models, const struct resolved *adapters, size_t n,
+                struct err *err)
 {
     struct adapter_store *s = context;
     pthread_mutex_lock(&s->lock);
-    int rc = contents_fit(s, adapters, n, err);
+    int rc = contents_fit(s, models, adapters, n, err);
     pthread_mutex_unlock(&s->lock);
     return rc;
 }

@@ -215,8 +215,8 @@ void content_unload(struct adapter_store *s, struct content *c);
 void content_pin(struct adapter_store *s, struct content *c, int by);
 /* Whether n adapters can be in host memory together while all that is pinned there stays; else
  * ERR_TOO_LARGE. With the lock. */
-int contents_fit(struct adapter_store *s, const struct resolved *adapters, size_t n,
-                 struct err *err);
+int contents_fit(struct adapter_store *s, const char *const *models,
+                 const struct resolved *adapters, size_t n, struct err *err);
 /* Off the device, loaded or not. Waits for the engine; without the lock. */
 int device_evict(struct adapter_store *s, const struct content_digest *digest, struct err *err);
 /* The same from another thread, soon: what nobody means any more leaves nothing behind. */

@@ -273,13 +273,16 @@ static int check_pinned(struct adapter_store *s, size_t n_bytes, struct err *err
     return -1;
 }
 
-int contents_fit(struct adapter_store *s, const struct resolved *adapters, size_t n,
-                 struct err *err)
+int contents_fit(struct adapter_store *s, const char *const *models,
+                 const struct resolved *adapters, size_t n, struct err *err)
 {
     struct buf names = BUF_INIT;
     size_t n_bytes = 0, n_more = 0;
     for (size_t i = 0; i < n; i++) {
-        const struct content *c = hash_map_get(&s->contents, adapters[i].content.bytes, 32);
+        const struct item *now = adapters[i].handle == NULL ? item_find(s, models[i], false) : NULL;
+        const struct content *c = now != NULL
+                                      ? now->content
+                                      : hash_map_get(&s->contents, adapters[i].content.bytes, 32);
         if (c == NULL || (c->loaded && c->n_pins > 0))
             continue;
         n_bytes += c->n_bytes;

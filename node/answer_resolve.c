@@ -205,10 +205,13 @@ static void let_go(struct answer *a)
 }
 
 /* Room that there will never be is not waited for. */
-static int check_room(const struct answer *a, const struct resolved *models, struct err *err)
+static int check_room(struct answer *a, struct err *err)
 {
     const struct service_resolver *r = &a->service->opt.resolver;
-    return r->fits == NULL ? 0 : r->fits(r->context, models, a->n_models, err);
+    const char *names[OPENAI_ADAPTERS_MAX];
+    for (size_t i = 0; i < a->n_models; i++)
+        names[i] = a->request.adapters[i].model;
+    return r->fits == NULL ? 0 : r->fits(r->context, names, a->models, a->n_models, err);
 }
 
 static void no_room(struct answer *a, const struct err *why)
@@ -241,7 +244,7 @@ static struct answer *next_in_line(struct service *s)
         if (clock_elapsed_us(a->in_line, clock_monotonic_us()) > LINE_WAIT_US)
             err_set(&err, ERR_BUSY, "too many ensembles wait for room in host memory");
         else
-            check_room(a, a->models, &err);
+            check_room(a, &err);
         pthread_mutex_lock(&s->lock);
         if (a->waits && err.code == ERR_OK)
             return a;
@@ -295,8 +298,8 @@ static void give_up(struct answer *a)
 
 static void look_at_gatherer(struct service *s)
 {
-    struct resolved models[OPENAI_ADAPTERS_MAX];
     struct err err = {0};
+    bool mine = false;
     uint64_t now = clock_monotonic_us().us;
     pthread_mutex_lock(&s->lock);
     struct answer *a = s->gatherer;
@@ -305,19 +308,13 @@ static void look_at_gatherer(struct service *s)
         return;
     }
     s->look_again.us = now + LOOK_AGAIN_US;
-    memcpy(models, a->models, sizeof models);
-    atomic_fetch_add(&a->refs, 1);
+    if (check_room(a, &err) != 0) /* under the lock, so that nobody goes on with it meanwhile */
+        mine = take_waiting(a);
     pthread_mutex_unlock(&s->lock);
-    if (check_room(a, models, &err) != 0) {
-        pthread_mutex_lock(&s->lock);
-        bool mine = take_waiting(a);
-        pthread_mutex_unlock(&s->lock);
-        if (mine) {
-            no_room(a, &err);
-            give_up(a);
-        }
+    if (mine) {
+        no_room(a, &err);
+        give_up(a);
     }
-    answer_drop(a);
 }
 
 void answers_expire(struct service *s)
@@ -371,7 +368,7 @@ static void all_told(struct answer *a)
         answer_refuse(a);
     } else if (check_ensemble(a) != 0) {
         answer_refuse(a);
-    } else if (a->lets_go && check_room(a, a->models, &err) != 0) {
+    } else if (a->lets_go && check_room(a, &err) != 0) {
         no_room(a, &err);
         answer_refuse(a);
     } else if (a->lets_go) {

@@ -106,10 +106,11 @@ static void release(void *context, const struct resolved *r)
         w->store.release(w->store.context, r);
 }
 
-static int fits(void *context, const struct resolved *adapters, size_t n, struct err *err)
+static int fits(void *context, const char *const *models, const struct resolved *adapters, size_t n,
+                struct err *err)
 {
     struct world *w = context;
-    return w->store.fits(w->store.context, adapters, n, err);
+    return w->store.fits(w->store.context, models, adapters, n, err);
 }
 
 static void list(void *context, json_t *models, size_t max)
