@@ -232,6 +232,16 @@ static json_t *before_and_after(size_t before, size_t after)
     return json_pack("{s:I, s:I}", "before", (json_int_t)before, "after", (json_int_t)after);
 }
 
+/* Its content is, under its own name or under others. */
+static void say_pinned(const struct item *i, struct err *err)
+{
+    const struct item *by = i->pinned ? i : i->content->items;
+    while (!by->pinned)
+        by = by->next;
+    err_set(err, ERR_CONFLICT, "adapter %s is pinned%s%s", i->name, by != i ? " as " : "",
+            by != i ? by->name : "");
+}
+
 json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct err *err)
 {
     struct engine_stats before, after;
@@ -245,7 +255,7 @@ json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct 
     if (i == NULL) {
         not_found(model, err);
     } else if (c != NULL && c->n_pins > 0) {
-        err_set(err, ERR_CONFLICT, "adapter %s is pinned", i->name);
+        say_pinned(i, err);
     } else if (c != NULL && c->load != NULL) {
         err_set(err, ERR_CONFLICT, "adapter %s is being loaded", i->name);
     } else if (c != NULL && c->users > 0) {

@@ -92,6 +92,9 @@ static int check_name(const struct adapter_store *s, const char *name, struct er
                        "adapter name \"%.200s\" must have 1 to %d bytes of UTF-8, none of them a "
                        "space or a control character",
                        name, SERVICE_NAME_BYTES - 1);
+    /* Clients take these out of a URL, however they are written (RFC 3986, section 5.2.4). */
+    if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
+        return err_set(err, ERR_INVALID, "adapter name \"%s\" can't stand in a path", name);
     if (wanted_parse(&w, name, NULL) == 0 && w.by != BY_NAME)
         return err_set(err, ERR_INVALID, "adapter name \"%s\" looks like a digest", name);
     if (strcmp(name, s->base_name) == 0)

@@ -312,11 +312,12 @@ static void release(void *context, const struct resolved *r)
     pthread_mutex_unlock(&s->lock);
 }
 
-static int fits(void *context, const struct resolved *adapters, size_t n, struct err *err)
+static int fits(void *context, const char *const *models, const struct resolved *adapters, size_t n,
+                struct err *err)
 {
     struct adapter_store *s = context;
     pthread_mutex_lock(&s->lock);
-    int rc = contents_fit(s, adapters, n, err);
+    int rc = contents_fit(s, models, adapters, n, err);
     pthread_mutex_unlock(&s->lock);
     return rc;
 }
@@ -580,7 +581,6 @@ struct adapter_store *adapter_store_create(const struct adapter_store_options *o
         });
     }
     pthread_mutex_init(&s->lock, NULL);
-    pthread_mutex_init(&s->keep_lock, NULL);
     pthread_mutex_init(&s->told_lock, NULL);
     pthread_cond_init(&s->landed, NULL);
     pthread_condattr_t attr;
@@ -600,7 +600,8 @@ int adapter_store_start(struct adapter_store *s, struct engine *engine, struct l
     engine_stats(engine, &stats);
     s->host_total = stats.adapter_host_bytes_total;
     disk_scan(s);
-    if (workers_create(&s->loaders, s->n_loaders, QUEUE_MAX, err) != 0)
+    if (workers_create(&s->loaders, s->n_loaders, QUEUE_MAX, err) != 0 ||
+        workers_create(&s->keeper, 1, QUEUE_MAX, err) != 0)
         return -1;
     return s->index == NULL ? 0 : workers_create(&s->fetchers, s->n_fetchers, QUEUE_MAX, err);
 }
@@ -622,6 +623,7 @@ void adapter_store_stop(struct adapter_store *s)
     local_examiner_stop(s);
     workers_stop(s->fetchers); /* their ends may be loads */
     workers_stop(s->loaders);
+    workers_stop(s->keeper);
     if (s->engine != NULL)
         local_remember(s);
 }
@@ -633,6 +635,7 @@ void adapter_store_free(struct adapter_store *s)
     BUG_IF(s->fetches.n > 0);
     workers_free(s->fetchers);
     workers_free(s->loaders);
+    workers_free(s->keeper);
     size_t at = 0;
     for (struct item *i; (i = hash_map_next(&s->local, &at)) != NULL;) {
         free(i->dir);
@@ -657,7 +660,6 @@ void adapter_store_free(struct adapter_store *s)
     http_client_free(s->http);
     pthread_cond_destroy(&s->room);
     pthread_cond_destroy(&s->landed);
-    pthread_mutex_destroy(&s->keep_lock);
     pthread_mutex_destroy(&s->told_lock);
     pthread_mutex_destroy(&s->lock);
     free(s->base_name);

@@ -129,6 +129,7 @@ struct adapter_store {
     struct adapter_index *index; /* NULL: no registry is configured */
     struct metrics *metrics;
     struct workers *loaders, *fetchers;
+    struct workers *keeper; /* one thread: tells the engine what to keep, in order */
     _Atomic bool cancelled;
 
     pthread_mutex_t lock;
@@ -156,8 +157,6 @@ struct adapter_store {
     size_t n_pinned, n_in_use;
     uint64_t n_loads, n_fetches, n_failed, n_evicted_host, n_evicted_disk;
     _Atomic uint64_t hits[N_TIERS]; /* counted without the lock */
-
-    pthread_mutex_t keep_lock; /* taken before `lock`: orders what the engine is told to keep */
 
     pthread_mutex_t told_lock; /* taken before `lock`: see adapter_told.c */
     size_t n_told, n_told_lines;
@@ -216,8 +215,8 @@ void content_unload(struct adapter_store *s, struct content *c);
 void content_pin(struct adapter_store *s, struct content *c, int by);
 /* Whether n adapters can be in host memory together while all that is pinned there stays; else
  * ERR_TOO_LARGE. With the lock. */
-int contents_fit(struct adapter_store *s, const struct resolved *adapters, size_t n,
-                 struct err *err);
+int contents_fit(struct adapter_store *s, const char *const *models,
+                 const struct resolved *adapters, size_t n, struct err *err);
 /* Off the device, loaded or not. Waits for the engine; without the lock. */
 int device_evict(struct adapter_store *s, const struct content_digest *digest, struct err *err);
 /* The same from another thread, soon: what nobody means any more leaves nothing behind. */

@@ -121,13 +121,12 @@ void content_give_back(struct adapter_store *s, struct content *c)
 }
 
 /* The engine is told to keep what is pinned and loaded on the device, and no longer what isn't. It
- * answers after a step, so a loader waits for that; what counts is the state at that moment,
- * whatever order the jobs come in. */
+ * answers after a step, so a thread of its own waits for that: loaders may be waiting for the very
+ * room in host memory that this frees. What counts is the state at that moment. */
 static void keep_run(void *store, void *argument)
 {
     struct adapter_store *s = store;
     struct content_digest *digest = argument;
-    pthread_mutex_lock(&s->keep_lock);
     pthread_mutex_lock(&s->lock);
     const struct content *c = hash_map_get(&s->contents, digest->bytes, 32);
     bool keep = c != NULL && c->loaded && c->n_pins > 0;
@@ -135,7 +134,6 @@ static void keep_run(void *store, void *argument)
     struct err err = {0};
     if (engine_adapter_keep(s->engine, digest, keep, &err) != 0 && keep)
         log_warn("adapters", "a pinned adapter is not kept on the device: %s", err.message);
-    pthread_mutex_unlock(&s->keep_lock);
     free(digest);
 }
 
@@ -143,7 +141,7 @@ static void keep_begin(struct adapter_store *s, const struct content *c)
 {
     struct content_digest *digest = xmalloc(sizeof *digest);
     *digest = c->digest;
-    if (!workers_submit(s->loaders, keep_run, s, digest))
+    if (!workers_submit(s->keeper, keep_run, s, digest))
         free(digest); /* stopping */
 }
 
@@ -275,13 +273,16 @@ static int check_pinned(struct adapter_store *s, size_t n_bytes, struct err *err
     return -1;
 }
 
-int contents_fit(struct adapter_store *s, const struct resolved *adapters, size_t n,
-                 struct err *err)
+int contents_fit(struct adapter_store *s, const char *const *models,
+                 const struct resolved *adapters, size_t n, struct err *err)
 {
     struct buf names = BUF_INIT;
     size_t n_bytes = 0, n_more = 0;
     for (size_t i = 0; i < n; i++) {
-        const struct content *c = hash_map_get(&s->contents, adapters[i].content.bytes, 32);
+        const struct item *now = adapters[i].handle == NULL ? item_find(s, models[i], false) : NULL;
+        const struct content *c = now != NULL
+                                      ? now->content
+                                      : hash_map_get(&s->contents, adapters[i].content.bytes, 32);
         if (c == NULL || (c->loaded && c->n_pins > 0))
             continue;
         n_bytes += c->n_bytes;

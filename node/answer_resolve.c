@@ -20,6 +20,10 @@
  *     answer_resolve --all there at once---------------------------> all_told --> resolved
  *            `--let_go--> all_told --> stand_in_line --> gather ---> all_told --> resolved
  *
+ * What gets pinned while an answer gathers may leave no room for what it waits for, and then it
+ * would hold its part in vain, and up everybody else; so the service thread looks again now and
+ * then.
+ *
  * An answer whose time is up meanwhile is taken away by the service thread (answers_expire). Who
  * takes it off the list of waiting answers, under the service's lock, is the one who goes on with
  * it; then all_told has nothing left to do but to release. See service.h for the whole. */
@@ -41,7 +45,7 @@ _Static_assert((int)OPENAI_ADAPTERS_MAX <= (int)USAGE_ADAPTERS_MAX &&
                    (int)OPENAI_ADAPTERS_MAX <= (int)ENGINE_ADAPTERS_MAX,
                "an ensemble must fit into a usage and into an engine's request");
 
-enum { LINE_WAIT_US = 30000000 };
+enum { LINE_WAIT_US = 30000000, LOOK_AGAIN_US = 200000 };
 
 static void ask_for_all(struct answer *a);
 
@@ -171,29 +175,9 @@ uint64_t answers_next_deadline(const struct service *s)
         if (a->deadline.us != 0 && (next == 0 || a->deadline.us < next))
             next = a->deadline.us;
     }
+    if (s->gatherer != NULL && (next == 0 || s->look_again.us < next))
+        next = s->look_again.us;
     return next;
-}
-
-void answers_expire(struct service *s)
-{
-    struct answer *up = NULL;
-    uint64_t now = clock_monotonic_us().us;
-    pthread_mutex_lock(&s->lock);
-    for (struct answer *a = s->waiting, *next; a != NULL; a = next) {
-        next = a->next;
-        if (a->deadline.us != 0 && a->deadline.us <= now && take_waiting(a)) {
-            a->next = up;
-            up = a;
-        }
-    }
-    pthread_mutex_unlock(&s->lock);
-    for (struct answer *next; up != NULL; up = next) {
-        next = up->next;
-        up->next = NULL;
-        api_error_set(&up->failure, ERR_TIMEOUT, NULL,
-                      "the request's time was up before its adapter was here");
-        answer_refuse(up);
-    }
 }
 
 /* ---- gathering ---------------------------------------------------------------------------------
@@ -224,7 +208,10 @@ static void let_go(struct answer *a)
 static int check_room(struct answer *a, struct err *err)
 {
     const struct service_resolver *r = &a->service->opt.resolver;
-    return r->fits == NULL ? 0 : r->fits(r->context, a->models, a->n_models, err);
+    const char *names[OPENAI_ADAPTERS_MAX];
+    for (size_t i = 0; i < a->n_models; i++)
+        names[i] = a->request.adapters[i].model;
+    return r->fits == NULL ? 0 : r->fits(r->context, names, a->models, a->n_models, err);
 }
 
 static void no_room(struct answer *a, const struct err *why)
@@ -286,6 +273,8 @@ static void gather(struct service *s)
         struct answer *a = s->gatherer;
         a->lets_go = false;
         a->gathers = true;
+        s->look_again.us = clock_monotonic_us().us + LOOK_AGAIN_US;
+        pthread_cond_signal(&s->arrived);
         pthread_mutex_unlock(&s->lock);
         ask_for_all(a);
         pthread_mutex_lock(&s->lock);
@@ -294,13 +283,71 @@ static void gather(struct service *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+/* Refuses an answer that was taken: what it holds and its place are others' at once, not when the
+ * loads that it waited for have ended. */
+static void give_up(struct answer *a)
+{
+    struct service *s = a->service;
+    pthread_mutex_lock(&s->lock);
+    if (s->gatherer == a)
+        s->gatherer = NULL;
+    pthread_mutex_unlock(&s->lock);
+    let_go(a);
+    answer_refuse(a);
+}
+
+static void look_at_gatherer(struct service *s)
+{
+    struct err err = {0};
+    bool mine = false;
+    uint64_t now = clock_monotonic_us().us;
+    pthread_mutex_lock(&s->lock);
+    struct answer *a = s->gatherer;
+    if (a == NULL || now < s->look_again.us) {
+        pthread_mutex_unlock(&s->lock);
+        return;
+    }
+    s->look_again.us = now + LOOK_AGAIN_US;
+    if (check_room(a, &err) != 0) /* under the lock, so that nobody goes on with it meanwhile */
+        mine = take_waiting(a);
+    pthread_mutex_unlock(&s->lock);
+    if (mine) {
+        no_room(a, &err);
+        give_up(a);
+    }
+}
+
+void answers_expire(struct service *s)
+{
+    struct answer *up = NULL;
+    uint64_t now = clock_monotonic_us().us;
+    pthread_mutex_lock(&s->lock);
+    for (struct answer *a = s->waiting, *next; a != NULL; a = next) {
+        next = a->next;
+        if (a->deadline.us != 0 && a->deadline.us <= now && take_waiting(a)) {
+            a->next = up;
+            up = a;
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    for (struct answer *next; up != NULL; up = next) {
+        next = up->next;
+        up->next = NULL;
+        api_error_set(&up->failure, ERR_TIMEOUT, NULL,
+                      "the request's time was up before its adapter was here");
+        give_up(up);
+    }
+    look_at_gatherer(s);
+    gather(s);
+}
+
 static void all_told(struct answer *a)
 {
     struct service *s = a->service;
     bool gathered = a->gathers;
     pthread_mutex_lock(&s->lock);
     bool mine = take_waiting(a);
-    if (gathered)
+    if (s->gatherer == a)
         s->gatherer = NULL;
     pthread_mutex_unlock(&s->lock);
     struct err err;
@@ -310,7 +357,7 @@ static void all_told(struct answer *a)
     if (mine)
         a->models_told = true;
     else
-        answer_release_models(a);
+        let_go(a);
     if (!mine) {
         /* whoever took it has answered */
     } else if (service_is_stopping(s)) {

@@ -49,13 +49,15 @@ typedef void service_resolved_fn(void *user, const struct resolved *out, const s
 
 /* Finds adapters. resolve doesn't block: it calls done once, before it returns or later from
  * another thread, which may be after a download. release must not block. fits says whether adapters
- * (n > 0, all different, released or not) can be loaded at the same time, whoever else leaves;
- * ERR_TOO_LARGE if not. list appends model objects to /v1/models; show returns one of them, or
+ * (n > 0, all different, asked for as `models`) can be loaded at the same time, whoever else
+ * leaves; ERR_TOO_LARGE if not. One without a handle was released, and its name may mean another by
+ * now. list appends model objects to /v1/models; show returns one of them, or
  * NULL; these three may be NULL. */
 struct service_resolver {
     void (*resolve)(void *context, const char *model, service_resolved_fn *done, void *user);
     void (*release)(void *context, const struct resolved *r);
-    int (*fits)(void *context, const struct resolved *adapters, size_t n, struct err *err);
+    int (*fits)(void *context, const char *const *models, const struct resolved *adapters, size_t n,
+                struct err *err);
     void (*list)(void *context, json_t *models, size_t max); /* not beyond max in the array */
     json_t *(*show)(void *context, const char *model);
     void *context;

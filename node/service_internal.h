@@ -46,6 +46,7 @@ struct service {
     struct answer *waiting;            /* for their models */
     uint64_t waiting_since_us;         /* when the oldest message came; 0: empty */
     struct answer *line, *gatherer;    /* see answer_resolve.c */
+    struct monotonic_us look_again;    /* whether there still can be room for the gatherer */
     bool calls_up;                     /* somebody calls up whoever is next in the line */
     _Atomic uint64_t working_since_us; /* 0: idle */
 
@@ -87,9 +88,10 @@ void answer_send_event(struct answer *a, const struct buf *json, bool urgent);
 /* From a new answer to answer_prepare, or a refusal, at once or on a store thread. Takes the
  * owner's reference. Does not block. */
 void answer_resolve(struct answer *a);
-/* When the first answer that waits for its models is out of time; 0: none. Under s->lock. */
+/* When the first answer that waits for its models is out of time, or the one that gathers is to be
+ * looked at again; 0: none. Under s->lock. */
 uint64_t answers_next_deadline(const struct service *s);
-/* Service thread: refuses those that are. */
+/* Service thread: refuses those that are, and the one for which there is no room any more. */
 void answers_expire(struct service *s);
 
 /* ---- answer_prepare.c --------------------------------------------------------------------------

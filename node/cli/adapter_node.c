@@ -10,6 +10,7 @@
 #include "node/json_util.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,14 +26,15 @@ static int read_key(const struct cli_args *a, struct buf *header, struct err *er
     if (file == NULL && key == NULL)
         return 0;
     buf_append_str(header, "Authorization: Bearer ");
-    if (file == NULL) {
+    if (file == NULL)
         buf_append_str(header, key);
-        return 0;
-    }
-    if (file_read(file, KEY_MAX_BYTES, header, err) != 0)
+    else if (file_read(file, KEY_MAX_BYTES, header, err) != 0)
         return -1;
     while (header->len > 0 && isspace(header->data[header->len - 1]))
         header->data[--header->len] = '\0';
+    if (strpbrk(buf_cstr(header), "\r\n") != NULL) /* perhaps the file that the node has */
+        return err_set(err, ERR_INVALID, "%s: an admin key is one line",
+                       file != NULL ? file : "TRIBUTARY_ADMIN_KEY");
     return 0;
 }
 
@@ -262,9 +264,14 @@ int adapter_node_add(const struct cli_args *a)
 {
     struct err err = {0};
     /* Relative to this shell; the node reads it, so that it must be on its machine. */
-    char *dir = realpath(cli_operand(a, 1), NULL);
+    const char *given = cli_operand(a, 1);
+    char *dir = realpath(given, NULL);
+    if (dir == NULL && given[0] != '/') {
+        err_set_errno(&err, errno, "%s", given);
+        return cli_fail(a, &err);
+    }
     json_t *body = json_pack("{s:s, s:s}", "name", cli_operand(a, 0), "dir",
-                             dir != NULL ? dir : cli_operand(a, 1));
+                             dir != NULL ? dir : given);
     free(dir);
     return show(a, call(a, HTTP_POST, "", body, &err), &err);
 }

@@ -79,6 +79,10 @@ static void two_names_of_one_content_share_its_memory(void **state)
     struct resolved by_digest = get(w, hex_encode(hex, one.content.bytes, 32));
     assert_string_equal(by_digest.name, "one");
     w->r.release(w->r.context, &by_digest);
+    assert_ok(adapter_store_pin(w->store, "two", true, &err), err);
+    assert_null(adapter_store_unload(w->store, "one", &err));
+    assert_string_equal(err.message, "adapter one is pinned as two");
+    assert_ok(adapter_store_pin(w->store, "two", false, &err), err);
     assert_ok(adapter_store_remove(w->store, "one", &err), err);
     w->r.release(w->r.context, &one);
     assert_true(engine_has(w, two.content));
@@ -238,6 +242,8 @@ static void a_name_that_could_mean_something_else_is_refused(void **state)
     } cases[] = {
         {"", ERR_INVALID},
         {"base", ERR_CONFLICT},
+        {".", ERR_INVALID},
+        {"..", ERR_INVALID},
         {"a b", ERR_INVALID},
         {"a\nb", ERR_INVALID},
         {"caf\xe9", ERR_INVALID},

@@ -131,6 +131,75 @@ static void what_does_not_fit_beside_pinned_adapters_is_refused_at_once(void **s
     world_close(w, false);
 }
 
+/* The engine lets go of an adapter on a thread's order, which must not stand behind the loads that
+ * wait for it. */
+static void loads_that_wait_for_unpinned_room_get_it_however_many_wait(void **state)
+{
+    (void)state;
+    enum { PINNED = 2, WAITING = 8 }; /* as many as there ever are loaders */
+    struct world *w = world_open(PINNED + 1, NULL, NULL);
+    struct err err = {0};
+    struct result waits[WAITING];
+    add_adapters(w, PINNED + 1 + WAITING);
+    for (int i = 0; i < PINNED; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "a%d", i);
+        use(w, name);
+        assert_ok(adapter_store_pin(w->store, name, true, &err), err);
+        while (strcmp(tier(w, name), "device") != 0)
+            usleep(1000);
+    }
+    struct resolved held = get(w, "a2");
+    for (int i = 0; i < WAITING; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "a%d", PINNED + 1 + i);
+        ask(w, &waits[i], name);
+    }
+    usleep(20000);
+    struct monotonic_us began = clock_monotonic_us();
+    assert_ok(adapter_store_pin(w->store, "a0", false, &err), err);
+    assert_ok(adapter_store_pin(w->store, "a1", false, &err), err);
+    for (int left = WAITING; left > 0;) {
+        for (int i = 0; i < WAITING; i++) {
+            if (!has_come(&waits[i]) || waits[i].out.handle == NULL)
+                continue;
+            w->r.release(w->r.context, &waits[i].out);
+            waits[i].out.handle = NULL;
+            left--;
+        }
+        if (clock_elapsed_us(began, clock_monotonic_us()) > 10000000)
+            fail_msg("%d adapters still wait for room", left);
+        usleep(1000);
+    }
+    w->r.release(w->r.context, &held);
+    world_close(w, false);
+}
+
+static void what_fits_is_counted_by_what_names_mean_now(void **state)
+{
+    (void)state;
+    struct world *w = world_open(2, NULL, NULL);
+    struct err err = {0};
+    static const char *const models[] = {"x", "a1"};
+    add_adapters(w, 3);
+    char *a0 = xasprintf("%s/made/a0", w->dir), *a2 = xasprintf("%s/made/a2", w->dir);
+    assert_ok(adapter_store_pin(w->store, "a0", true, &err), err);
+    assert_ok(adapter_store_add(w->store, "x", a0, true, NULL, &err), err);
+    struct resolved got[] = {get(w, "x"), get(w, "a1")}, held = got[0];
+    w->r.release(w->r.context, &got[1]);
+    got[0].handle = got[1].handle = NULL;
+    assert_ok(w->r.fits(w->r.context, models, got, 2, &err), err);
+    assert_ok(adapter_store_add(w->store, "x", a2, true, NULL, &err), err);
+    assert_int_equal(w->r.fits(w->r.context, models, got, 2, &err), -1);
+    assert_int_equal(err.code, ERR_TOO_LARGE);
+    got[0] = held; /* which stays what it was */
+    assert_ok(w->r.fits(w->r.context, models, got, 2, &err), err);
+    w->r.release(w->r.context, &held);
+    free(a0);
+    free(a2);
+    world_close(w, false);
+}
+
 static void many_requests_for_one_absent_adapter_share_one_load(void **state)
 {
     (void)state;
@@ -440,6 +509,8 @@ int main(void)
         cmocka_unit_test(what_is_asked_for_often_stays_and_what_was_leaves_in_the_end),
         cmocka_unit_test(a_pinned_adapter_never_leaves),
         cmocka_unit_test(what_does_not_fit_beside_pinned_adapters_is_refused_at_once),
+        cmocka_unit_test(loads_that_wait_for_unpinned_room_get_it_however_many_wait),
+        cmocka_unit_test(what_fits_is_counted_by_what_names_mean_now),
         cmocka_unit_test(many_requests_for_one_absent_adapter_share_one_load),
         cmocka_unit_test(when_all_is_in_use_a_load_waits_for_room_and_does_not_fail),
         cmocka_unit_test(a_load_that_waits_for_the_engine_reads_its_files_once),

@@ -122,12 +122,29 @@ static void a_path_in_no_utf8_is_shown_all_the_same(void **state)
     json_decref(all);
 }
 
+/* Before the node is asked: nobody listens at port 1, which would be another status. */
+static void what_a_node_could_not_be_told_is_refused_here(void **state)
+{
+    (void)state;
+    char *dir = temp_dir_create(), *path = xasprintf("%s/keys", dir);
+    char *list = xasprintf("adapter list --node http://127.0.0.1:1 --admin-key-file %s", path);
+    struct err err = {0};
+    assert_ok(file_write_atomic(path, "# keys\nann 00\n", 14, 0600, &err), err);
+    assert_int_equal(run(list), EX_DATAERR); /* the file that a node has, not a key */
+    assert_int_equal(run("adapter add law no/such/directory --node http://127.0.0.1:1"),
+                     EX_NOINPUT);
+    free(list);
+    free(path);
+    temp_dir_remove(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(only_what_sends_transactions_takes_no_wait),
         cmocka_unit_test(a_path_in_no_utf8_is_shown_all_the_same),
         cmocka_unit_test(an_option_that_a_command_does_not_read_is_refused),
+        cmocka_unit_test(what_a_node_could_not_be_told_is_refused_here),
     };
     return cmocka_run_group_tests_name("cli", tests, NULL, NULL);
 }

@@ -106,10 +106,11 @@ static void release(void *context, const struct resolved *r)
         w->store.release(w->store.context, r);
 }
 
-static int fits(void *context, const struct resolved *adapters, size_t n, struct err *err)
+static int fits(void *context, const char *const *models, const struct resolved *adapters, size_t n,
+                struct err *err)
 {
     struct world *w = context;
-    return w->store.fits(w->store.context, adapters, n, err);
+    return w->store.fits(w->store.context, models, adapters, n, err);
 }
 
 static void list(void *context, json_t *models, size_t max)
@@ -928,6 +929,74 @@ static void an_ensemble_that_cannot_fit_beside_pinned_adapters_is_refused_at_onc
     world_close(w);
 }
 
+/* Waits until n adapters are in use. */
+static void await_in_use(struct world *w, size_t n)
+{
+    struct adapter_store_stats s;
+    for (int i = 0; i < 1000; i++) {
+        adapter_store_stats(w->node.adapters, &s);
+        if (s.n_in_use == n)
+            return;
+        usleep(5000);
+    }
+    fail_msg("%zu adapters are in use, expected %zu", s.n_in_use, n);
+}
+
+static void keep_it(void *user, const struct resolved *out, const struct err *err)
+{
+    struct resolved *r = user;
+    if (out == NULL)
+        fail_msg("%s", err->message);
+    *r = *out;
+}
+
+/* It holds one adapter while it waits for the other, and nobody else could use that room. */
+static void an_ensemble_that_gathers_gives_up_when_room_or_time_is_gone(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct resolved law = {0};
+    struct world *w = world_open_with(800000); /* for two of these adapters */
+    struct service_resolver r = adapter_store_resolver(w->node.adapters);
+    assert_ok(adapter_store_add(w->node.adapters, "fiction", THIRD, false, NULL, &err), err);
+    static const struct {
+        const char *more;
+        bool pin;
+        int status;
+    } rows[] = {{",\"timeout\":0.5", false, 504}, {"", true, 413}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char *body = xasprintf("{\"adapters\":[{\"model\":\"code\"},{\"model\":\"fiction\"}]," ONCE
+                               "%s}",
+                               rows[i].more);
+        struct buf raw = BUF_INIT;
+        r.resolve(r.context, "law", keep_it, &law);
+        await_in_use(w, 1);
+        int fd = dial(w);
+        send_post(fd, "/v1/completions", body);
+        await_in_use(w, 2);
+        usleep(100000);
+        struct monotonic_us began = clock_monotonic_us();
+        if (rows[i].pin)
+            assert_ok(adapter_store_pin(w->node.adapters, "law", true, &err), err);
+        receive(fd, &raw, NULL);
+        struct answer_seen a = parse_answer(&raw);
+        if (a.status != rows[i].status)
+            fail_msg("%s: status %d", body, a.status);
+        await_in_use(w, 1);
+        uint64_t us = clock_elapsed_us(began, clock_monotonic_us());
+        if (us > 5000000)
+            fail_msg("%s: it took %llu us", body, (unsigned long long)us);
+        answer_release(&a);
+        buf_release(&raw);
+        close(fd);
+        free(body);
+        r.release(r.context, &law);
+        wait_until_idle(w);
+        await_in_use(w, 0);
+    }
+    world_close(w);
+}
+
 static void expect_timeout(const char *what, const struct answer_seen *a)
 {
     const json_t *e = json_object_get(a->body, "error");
@@ -1506,6 +1575,7 @@ int main(void)
         cmocka_unit_test(an_ensemble_is_receipted_by_share),
         cmocka_unit_test(ensembles_that_wait_for_room_do_not_wait_for_each_other),
         cmocka_unit_test(an_ensemble_that_cannot_fit_beside_pinned_adapters_is_refused_at_once),
+        cmocka_unit_test(an_ensemble_that_gathers_gives_up_when_room_or_time_is_gone),
         cmocka_unit_test(time_runs_while_an_adapter_is_fetched),
         cmocka_unit_test(time_runs_while_an_answer_is_made_or_waits),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
