@@ -339,7 +339,8 @@ static void answer(struct http_exchange *x, unsigned status, const char *content
         MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
     if (s->cors_origin != NULL) {
         MHD_add_response_header(response, "Access-Control-Allow-Origin", s->cors_origin);
-        MHD_add_response_header(response, "Access-Control-Expose-Headers", "x-request-id");
+        MHD_add_response_header(response, "Access-Control-Expose-Headers",
+                                "x-request-id, retry-after");
         if (strcmp(s->cors_origin, "*") != 0)
             MHD_add_response_header(response, "Vary", "Origin");
     }
@@ -761,8 +762,13 @@ static bool head(struct http_exchange *x)
         return false;
     }
     if (s->cors_origin != NULL && strcmp(x->method, "OPTIONS") == 0) {
+        /* OpenAI's own client sends a dozen (x-stainless-...), and others have theirs: what we
+         * don't know we don't read. Not "*", which doesn't stand for Authorization (Fetch
+         * standard). */
+        const char *asked = http_header(x, "Access-Control-Request-Headers");
         http_set_header(x, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
-        http_set_header(x, "Access-Control-Allow-Headers", "authorization, content-type");
+        http_set_header(x, "Access-Control-Allow-Headers",
+                        asked != NULL ? asked : "authorization, content-type");
         http_set_header(x, "Access-Control-Max-Age", "600");
         http_reply_text(x, 204, NULL, "");
         return false;
