@@ -149,7 +149,8 @@ static void echo_prompt(struct choice *c)
         c->prompt_scores.items[i].token = prompt->ids[i];
         offsets_begin(c, &c->prompt_scores.items[i]);
         detokenizer_push(c->detokenizer, &c->text, prompt->ids[i]);
-        offsets_settle(c, i + 1, buf_cstr(&c->text) + before, c->text.len - before);
+        offsets_settle(c, i + 1, c->prompt_scores.items[i].n_held, buf_cstr(&c->text) + before,
+                       c->text.len - before);
     }
 }
 

@@ -146,8 +146,9 @@ await checks.test('text_offset is where a token is in the text that was sent, wh
   const score = async (prompt) => (await client.completions.create(
     { model: 'demo-7m', prompt, max_tokens: 0, echo: true, logprobs: 0, return_token_ids: true })).choices[0];
   const { prompt_token_ids: ids } = await score('na\u00efve \u20ac5 \u{1F642} x');
-  for (let without = -1; without < ids.length; without++) { // any token missing: bytes that are no UTF-8
-    const { text, logprobs: { tokens, text_offset: offsets } } = await score(ids.filter((_, i) => i !== without));
+  const torn = ids.flatMap((_, i) => [ids.filter((_, k) => k !== i), ids.slice(0, i + 2)]); // bytes that are no UTF-8
+  for (const prompt of [ids, ...torn]) {
+    const { text, logprobs: { tokens, text_offset: offsets } } = await score(prompt);
     const characters = [...text];
     tokens.forEach((token, i) => {
       const here = characters.slice(offsets[i]).join('');
