@@ -436,7 +436,8 @@ static void on_finished(struct choice *c, const struct engine_event *ev)
                 stop_match_flush(c->stop, &c->text);
             buf_release(&piece);
         }
-        bool loose = c->n_sent < c->ids.n &&
+        /* An echoed prompt may have no text either. */
+        bool loose = (c->n_sent < c->ids.n || !c->begun) &&
                      (a->request.return_token_ids || a->request.n_logprobs >= 0);
         if (a->request.stream && (c->text.len > 0 || loose))
             emit(c);

@@ -159,6 +159,15 @@ await checks.test('text_offset is where a token is in the text that was sent, wh
   }
 });
 
+await checks.test('a stream of nothing but a prompt without text has its ids and scores', async () => {
+  const request = { model: 'demo-7m', prompt: '', max_tokens: 0, echo: true, logprobs: 0, return_token_ids: true };
+  const whole = (await client.completions.create(request)).choices[0];
+  const chunks = [];
+  for await (const chunk of await client.completions.create({ ...request, stream: true })) chunks.push(chunk.choices[0]);
+  checks.equal(chunks[0].prompt_token_ids, whole.prompt_token_ids, 'the prompt\'s ids');
+  checks.equal(chunks[0].logprobs, whole.logprobs, 'and their scores');
+});
+
 await checks.test('a prompt is scored without generating', async () => {
   const text = 'It shall be the duty of the President';
   const nll = async (name) => {
