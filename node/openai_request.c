@@ -476,7 +476,9 @@ static int parse_bias(struct openai_request *r, struct api_error *e)
         char *end;
         errno = 0;
         long id = strtol(key, &end, 10);
-        if (key[0] < '0' || key[0] > '9' || *end != '\0' || errno != 0 || id > INT32_MAX)
+        /* "05" would be "5" a second time, and the sum of both past the bounds. */
+        if (key[0] < '0' || key[0] > '9' || (key[0] == '0' && key[1] != '\0') || *end != '\0' ||
+            errno != 0 || id > INT32_MAX)
             return api_error_set(e, ERR_INVALID, "logit_bias",
                                  "'logit_bias' has the key \"%.40s\", which is no token id", key);
         double value = json_number_value(item);
