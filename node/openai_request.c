@@ -312,8 +312,12 @@ static int parse_chat(struct openai_request *r, struct api_error *e)
     if (read_int(r->root, "max_tokens", 1, INT32_MAX, &r->max_tokens, e) != 0 ||
         read_int(r->root, "max_completion_tokens", 1, INT32_MAX, &completion, e) != 0)
         return -1;
-    if (completion >= 0)
-        r->max_tokens = completion; /* the newer name wins */
+    if (r->max_tokens >= 0)
+        r->max_tokens_param = "max_tokens";
+    if (completion >= 0) { /* the newer name wins */
+        r->max_tokens = completion;
+        r->max_tokens_param = "max_completion_tokens";
+    }
     return 0;
 }
 
@@ -396,6 +400,8 @@ static int parse_completion(struct openai_request *r, struct api_error *e)
         read_int(r->root, "max_tokens", 0, INT32_MAX, &r->max_tokens, e) != 0 ||
         read_bool(r->root, "add_special_tokens", &r->add_special_tokens, e) != 0)
         return -1;
+    if (field(r->root, "max_tokens") != NULL)
+        r->max_tokens_param = "max_tokens";
     if (r->max_tokens == 0 && !r->echo)
         return api_error_set(e, ERR_INVALID, "max_tokens",
                              "'max_tokens' is 0 and 'echo' is not set: there would be no answer");

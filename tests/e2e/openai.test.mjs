@@ -452,6 +452,25 @@ await checks.test('a node with API keys asks for them', async () => {
   checks.ok(code === 65 && err.includes('wrong-keys:1: "wait=2" is none of'), 'a field that nobody knows is refused by its line', `exit ${code}: ${err}`);
 });
 
+await checks.test('a node that bounds the tokens of an answer refuses who asks for more, by the name of the field', async () => {
+  const model = 'demo-7m', messages = [{ role: 'user', content: 'Hi' }];
+  const few = await startServer([
+    'serve', '--model', path.join(root, 'tests/fixtures/models/demo-7m'), '--listen', '127.0.0.1:0',
+    '--data', path.join(dir, 'few'), '--limits-max-tokens', '5',
+  ], { logFile: path.join(dir, 'few.log') });
+  const { chat, completions } = new OpenAI({ baseURL: `${few.url}/v1`, apiKey: 'unused', maxRetries: 0 });
+  const outcome = (promise) => promise.then((answer) => answer.usage.completion_tokens, (error) => [error.status, error.param]);
+  const said = (more) => outcome(chat.completions.create({ model, messages, seed: 1, ...more }));
+  const written = (more) => outcome(completions.create({ model, prompt: 'Once', ignore_eos: true, ...more }));
+  checks.equal(await said({ max_tokens: 6 }), [400, 'max_tokens'], 'max_tokens of a chat');
+  checks.equal(await said({ max_completion_tokens: 6 }), [400, 'max_completion_tokens'], 'its newer name');
+  checks.equal(await said({ max_tokens: 6, max_completion_tokens: 5, ignore_eos: true }), 5, 'which counts');
+  checks.equal(await said({ ignore_eos: true }), 5, 'a chat that names none gets what there is');
+  checks.equal(await written({ max_tokens: 6 }), [400, 'max_tokens'], 'max_tokens of a completion');
+  checks.equal(await written({}), 5, 'a completion that names none, too');
+  checks.equal(await few.stop(), 0, 'it ends cleanly');
+});
+
 await checks.test('TLS, and who may listen where', async () => {
   const tiny = ['serve', '--model', path.join(root, 'tests/fixtures/models/stories260K'), '--data', path.join(dir, 'tls')];
   const tls = path.join(root, 'tests/fixtures/tls');
