@@ -167,22 +167,25 @@ static unsigned seconds_until(double missing, double rate_per_s)
 
 enum limit { WITHIN, TOO_MANY_AT_ONCE, OUT_OF_TOKENS, TOO_OFTEN };
 
-/* Which limit the next request of c would break, and for how long. */
+/* Which limit the next request of c would break, and for how long at least: where it would break
+ * several, until the last that time mends. */
 static enum limit broken_limit(const struct entry *c, unsigned *retry_s)
 {
     const struct admission_limits *l = &c->limits;
+    enum limit broken = WITHIN;
     *retry_s = 1;
-    if (l->concurrent > 0 && c->inside >= l->concurrent)
-        return TOO_MANY_AT_ONCE;
-    if (l->tokens_per_minute > 0 && c->tokens.level <= 0) {
-        *retry_s = seconds_until(1 - c->tokens.level, (double)l->tokens_per_minute / 60);
-        return OUT_OF_TOKENS;
-    }
     if (l->requests_per_second > 0 && c->requests.level < 1) {
         *retry_s = seconds_until(1 - c->requests.level, l->requests_per_second);
-        return TOO_OFTEN;
+        broken = TOO_OFTEN;
     }
-    return WITHIN;
+    if (l->tokens_per_minute > 0 && c->tokens.level <= 0) {
+        unsigned s = seconds_until(1 - c->tokens.level, (double)l->tokens_per_minute / 60);
+        *retry_s = s > *retry_s ? s : *retry_s;
+        broken = OUT_OF_TOKENS;
+    }
+    if (l->concurrent > 0 && c->inside >= l->concurrent)
+        broken = TOO_MANY_AT_ONCE;
+    return broken;
 }
 
 static int rate_limited(struct api_error *e, unsigned retry_s)

@@ -35,12 +35,11 @@ static size_t char_bytes(const char *text, size_t n)
     return k;
 }
 
-void offsets_settle(struct choice *c, size_t n_known, const char *piece, size_t n)
+void offsets_settle(struct choice *c, size_t n_known, size_t n_held, const char *piece, size_t n)
 {
     if (n == 0)
         return;
     bool by_byte = tokenizer_replaces_bytes(answer_tokenizer(c->answer));
-    size_t held = n_known > c->first_open ? score_at(c, n_known - 1)->n_held : 0;
     size_t at = 0, k; /* in the piece, and of the bytes that it is made of */
     size_t bytes = 0;
     uint32_t chars = 0;
@@ -49,7 +48,7 @@ void offsets_settle(struct choice *c, size_t n_known, const char *piece, size_t 
         for (; at < n; at += k, chars++) {
             k = char_bytes(piece + at, n - at);
             bool replaced = k == 3 && memcmp(piece + at, "\xEF\xBF\xBD", 3) == 0;
-            size_t stands_for = !replaced ? k : by_byte ? 1 : held;
+            size_t stands_for = !replaced ? k : by_byte ? 1 : n_held;
             if (bytes + stands_for > s->n_held)
                 break;
             bytes += stands_for;

@@ -122,19 +122,18 @@ static int check_limits(struct answer *a)
                                  "%d",
                                  r->stop_ids[i], m->vocab - 1);
     }
-    if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens)
-        return api_error_set(&a->failure, ERR_INVALID, "max_tokens",
-                             "'max_tokens' is %lld; this node gives at most %lld",
+    if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens && r->max_tokens_param != NULL)
+        return api_error_set(&a->failure, ERR_INVALID, r->max_tokens_param,
+                             "'%s' is %lld; this node gives at most %lld", r->max_tokens_param,
                              (long long)r->max_tokens, (long long)s->opt.max_tokens);
     if (s->opt.max_time_ms > 0 && r->timeout_s > (double)s->opt.max_time_ms / 1000)
         return api_error_set(&a->failure, ERR_INVALID, "timeout",
                              "'timeout' is %g seconds; this node gives at most %g", r->timeout_s,
                              (double)s->opt.max_time_ms / 1000);
-    if (r->max_tokens < 0) {
+    if (r->max_tokens < 0)
         r->max_tokens = s->opt.default_max_tokens > 0 ? s->opt.default_max_tokens : m->max_context;
-        if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens)
-            r->max_tokens = s->opt.max_tokens;
-    }
+    if (s->opt.max_tokens > 0 && r->max_tokens > s->opt.max_tokens) /* nobody asked for as many */
+        r->max_tokens = s->opt.max_tokens;
     return 0;
 }
 
@@ -149,7 +148,8 @@ static void echo_prompt(struct choice *c)
         c->prompt_scores.items[i].token = prompt->ids[i];
         offsets_begin(c, &c->prompt_scores.items[i]);
         detokenizer_push(c->detokenizer, &c->text, prompt->ids[i]);
-        offsets_settle(c, i + 1, buf_cstr(&c->text) + before, c->text.len - before);
+        offsets_settle(c, i + 1, c->prompt_scores.items[i].n_held, buf_cstr(&c->text) + before,
+                       c->text.len - before);
     }
 }
 

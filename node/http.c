@@ -339,7 +339,8 @@ static void answer(struct http_exchange *x, unsigned status, const char *content
         MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
     if (s->cors_origin != NULL) {
         MHD_add_response_header(response, "Access-Control-Allow-Origin", s->cors_origin);
-        MHD_add_response_header(response, "Access-Control-Expose-Headers", "x-request-id");
+        MHD_add_response_header(response, "Access-Control-Expose-Headers",
+                                "x-request-id, retry-after");
         if (strcmp(s->cors_origin, "*") != 0)
             MHD_add_response_header(response, "Vary", "Origin");
     }
@@ -726,20 +727,48 @@ static void reply_error(struct http_exchange *x, enum err_code code, const char 
     reply_status(x, (unsigned)err_http_status(code), code, message);
 }
 
+/* RFC 9112, 6.3: where the body ends must be said once, and understood. MHD takes the first of two
+ * lengths and waits for the end of the connection under a coding that it doesn't know; a proxy that
+ * reads such a request otherwise would take a part of its body for somebody's next request, or the
+ * other way round. */
+static bool body_end_is_clear(const struct http_exchange *x)
+{
+    int n_lengths = 0, n_codings = 0;
+    for (const struct pair *p = x->headers; p != NULL; p = p->next) {
+        n_lengths += strcasecmp(p->name, "Content-Length") == 0;
+        n_codings += strcasecmp(p->name, "Transfer-Encoding") == 0;
+    }
+    return n_lengths + n_codings == 0 ||
+           (n_lengths + n_codings == 1 &&
+            (n_codings == 0 || strcasecmp(http_header(x, "Transfer-Encoding"), "chunked") == 0));
+}
+
 /* The headers are there. True: answered, and not worth reading the body. */
 static bool head(struct http_exchange *x)
 {
     struct http_server *s = x->server;
     x->head_seen = true;
     set_deadline(x, s->opt.request_timeout_s, 0);
+    if (!body_end_is_clear(x)) {
+        http_set_header(x, "Connection", "close");
+        reply_error(x, ERR_INVALID,
+                    "the body's end must be given by one Content-Length, or by "
+                    "Transfer-Encoding: chunked");
+        return true;
+    }
     if (atomic_load(&s->draining) && strcmp(x->method, "GET") != 0) {
         http_set_header(x, "Retry-After", "5");
         reply_error(x, ERR_BUSY, "the node is shutting down");
         return false;
     }
     if (s->cors_origin != NULL && strcmp(x->method, "OPTIONS") == 0) {
+        /* OpenAI's own client sends a dozen (x-stainless-...), and others have theirs: what we
+         * don't know we don't read. Not "*", which doesn't stand for Authorization (Fetch
+         * standard). */
+        const char *asked = http_header(x, "Access-Control-Request-Headers");
         http_set_header(x, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
-        http_set_header(x, "Access-Control-Allow-Headers", "authorization, content-type");
+        http_set_header(x, "Access-Control-Allow-Headers",
+                        asked != NULL ? asked : "authorization, content-type");
         http_set_header(x, "Access-Control-Max-Age", "600");
         http_reply_text(x, 204, NULL, "");
         return false;

@@ -312,8 +312,12 @@ static int parse_chat(struct openai_request *r, struct api_error *e)
     if (read_int(r->root, "max_tokens", 1, INT32_MAX, &r->max_tokens, e) != 0 ||
         read_int(r->root, "max_completion_tokens", 1, INT32_MAX, &completion, e) != 0)
         return -1;
-    if (completion >= 0)
-        r->max_tokens = completion; /* the newer name wins */
+    if (r->max_tokens >= 0)
+        r->max_tokens_param = "max_tokens";
+    if (completion >= 0) { /* the newer name wins */
+        r->max_tokens = completion;
+        r->max_tokens_param = "max_completion_tokens";
+    }
     return 0;
 }
 
@@ -396,6 +400,8 @@ static int parse_completion(struct openai_request *r, struct api_error *e)
         read_int(r->root, "max_tokens", 0, INT32_MAX, &r->max_tokens, e) != 0 ||
         read_bool(r->root, "add_special_tokens", &r->add_special_tokens, e) != 0)
         return -1;
+    if (field(r->root, "max_tokens") != NULL)
+        r->max_tokens_param = "max_tokens";
     if (r->max_tokens == 0 && !r->echo)
         return api_error_set(e, ERR_INVALID, "max_tokens",
                              "'max_tokens' is 0 and 'echo' is not set: there would be no answer");
@@ -476,7 +482,9 @@ static int parse_bias(struct openai_request *r, struct api_error *e)
         char *end;
         errno = 0;
         long id = strtol(key, &end, 10);
-        if (key[0] < '0' || key[0] > '9' || *end != '\0' || errno != 0 || id > INT32_MAX)
+        /* "05" would be "5" a second time, and the sum of both past the bounds. */
+        if (key[0] < '0' || key[0] > '9' || (key[0] == '0' && key[1] != '\0') || *end != '\0' ||
+            errno != 0 || id > INT32_MAX)
             return api_error_set(e, ERR_INVALID, "logit_bias",
                                  "'logit_bias' has the key \"%.40s\", which is no token id", key);
         double value = json_number_value(item);

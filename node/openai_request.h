@@ -79,7 +79,8 @@ struct openai_request { /* zeroed before openai_request_parse; all memory is its
     struct openai_prompt *prompts; /* completion: [n_prompts] */
     size_t n_prompts;              /* chat: 1 */
     int n;                         /* choices of each prompt */
-    int64_t max_tokens;            /* -1: not given */
+    int64_t max_tokens;            /* -1: the node's default */
+    const char *max_tokens_param;  /* the field that gave it; NULL: none */
     bool stream, include_usage, echo, ignore_eos, return_token_ids;
     bool skip_special_tokens; /* default true */
     bool add_special_tokens;  /* completion; default true */

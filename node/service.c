@@ -294,9 +294,10 @@ static void emit(struct choice *c)
         cancel_sequences(a);
 }
 
-static void take_text(struct choice *c, const char *piece, size_t n)
+/* n_held: as for offsets_settle. */
+static void take_text(struct choice *c, size_t n_held, const char *piece, size_t n)
 {
-    offsets_settle(c, c->prompt_scores.n + c->scores.n, piece, n);
+    offsets_settle(c, c->prompt_scores.n + c->scores.n, n_held, piece, n);
     if (c->stop == NULL) {
         buf_append(&c->text, piece, n);
     } else if (stop_match_push(c->stop, &c->text, piece, n)) {
@@ -343,9 +344,10 @@ static void on_token(struct choice *c, const struct engine_event *ev)
     }
     if (!ev->is_eos) {
         struct buf piece = BUF_INIT;
+        size_t n_held = detokenizer_pending_bytes(c->detokenizer);
         detokenizer_push(c->detokenizer, &piece, ev->token);
         if (piece.len > 0)
-            take_text(c, (const char *)piece.data, piece.len);
+            take_text(c, n_held, (const char *)piece.data, piece.len);
         buf_release(&piece);
     }
     if (a->request.stream && c->text.len > 0)
@@ -426,14 +428,16 @@ static void on_finished(struct choice *c, const struct engine_event *ev)
     if (wanted && !a->gone && !a->failed) {
         if (!c->stopped) {
             struct buf piece = BUF_INIT;
+            size_t n_held = detokenizer_pending_bytes(c->detokenizer);
             detokenizer_flush(c->detokenizer, &piece);
             if (piece.len > 0)
-                take_text(c, (const char *)piece.data, piece.len);
+                take_text(c, n_held, (const char *)piece.data, piece.len);
             if (!c->stopped && c->stop != NULL)
                 stop_match_flush(c->stop, &c->text);
             buf_release(&piece);
         }
-        bool loose = c->n_sent < c->ids.n &&
+        /* An echoed prompt may have no text either. */
+        bool loose = (c->n_sent < c->ids.n || !c->begun) &&
                      (a->request.return_token_ids || a->request.n_logprobs >= 0);
         if (a->request.stream && (c->text.len > 0 || loose))
             emit(c);

@@ -106,8 +106,9 @@ void answer_prepare(struct answer *a);
 /* Before the token of s is pushed to the detokenizer. */
 void offsets_begin(struct choice *c, struct score *s);
 /* The detokenizer has given a piece (n 0: none); n_known: tokens that were pushed and have scores,
- * the prompt's included. */
-void offsets_settle(struct choice *c, size_t n_known, const char *piece, size_t n);
+ * the prompt's included; n_held: bytes that it held before the push or flush that the piece came
+ * of. */
+void offsets_settle(struct choice *c, size_t n_known, size_t n_held, const char *piece, size_t n);
 
 /* ---- service_names.c ---------------------------------------------------------------------------
  */

@@ -146,8 +146,9 @@ await checks.test('text_offset is where a token is in the text that was sent, wh
   const score = async (prompt) => (await client.completions.create(
     { model: 'demo-7m', prompt, max_tokens: 0, echo: true, logprobs: 0, return_token_ids: true })).choices[0];
   const { prompt_token_ids: ids } = await score('na\u00efve \u20ac5 \u{1F642} x');
-  for (let without = -1; without < ids.length; without++) { // any token missing: bytes that are no UTF-8
-    const { text, logprobs: { tokens, text_offset: offsets } } = await score(ids.filter((_, i) => i !== without));
+  const torn = ids.flatMap((_, i) => [ids.filter((_, k) => k !== i), ids.slice(0, i + 2)]); // bytes that are no UTF-8
+  for (const prompt of [ids, ...torn]) {
+    const { text, logprobs: { tokens, text_offset: offsets } } = await score(prompt);
     const characters = [...text];
     tokens.forEach((token, i) => {
       const here = characters.slice(offsets[i]).join('');
@@ -156,6 +157,15 @@ await checks.test('text_offset is where a token is in the text that was sent, wh
         throw new Error(`${JSON.stringify(token)} of ${JSON.stringify(tokens)} in ${JSON.stringify(text)}: ${offsets}`);
     });
   }
+});
+
+await checks.test('a stream of nothing but a prompt without text has its ids and scores', async () => {
+  const request = { model: 'demo-7m', prompt: '', max_tokens: 0, echo: true, logprobs: 0, return_token_ids: true };
+  const whole = (await client.completions.create(request)).choices[0];
+  const chunks = [];
+  for await (const chunk of await client.completions.create({ ...request, stream: true })) chunks.push(chunk.choices[0]);
+  checks.equal(chunks[0].prompt_token_ids, whole.prompt_token_ids, 'the prompt\'s ids');
+  checks.equal(chunks[0].logprobs, whole.logprobs, 'and their scores');
 });
 
 await checks.test('a prompt is scored without generating', async () => {
@@ -440,6 +450,25 @@ await checks.test('a node with API keys asks for them', async () => {
   fs.writeFileSync(wrong, line('ann', 'wait=2'));
   const { code, err } = await run(tributary, ['serve', '--model', path.join(root, 'tests/fixtures/models/stories260K'), '--data', path.join(dir, 'locked'), '--api-keys', wrong]);
   checks.ok(code === 65 && err.includes('wrong-keys:1: "wait=2" is none of'), 'a field that nobody knows is refused by its line', `exit ${code}: ${err}`);
+});
+
+await checks.test('a node that bounds the tokens of an answer refuses who asks for more, by the name of the field', async () => {
+  const model = 'demo-7m', messages = [{ role: 'user', content: 'Hi' }];
+  const few = await startServer([
+    'serve', '--model', path.join(root, 'tests/fixtures/models/demo-7m'), '--listen', '127.0.0.1:0',
+    '--data', path.join(dir, 'few'), '--limits-max-tokens', '5',
+  ], { logFile: path.join(dir, 'few.log') });
+  const { chat, completions } = new OpenAI({ baseURL: `${few.url}/v1`, apiKey: 'unused', maxRetries: 0 });
+  const outcome = (promise) => promise.then((answer) => answer.usage.completion_tokens, (error) => [error.status, error.param]);
+  const said = (more) => outcome(chat.completions.create({ model, messages, seed: 1, ...more }));
+  const written = (more) => outcome(completions.create({ model, prompt: 'Once', ignore_eos: true, ...more }));
+  checks.equal(await said({ max_tokens: 6 }), [400, 'max_tokens'], 'max_tokens of a chat');
+  checks.equal(await said({ max_completion_tokens: 6 }), [400, 'max_completion_tokens'], 'its newer name');
+  checks.equal(await said({ max_tokens: 6, max_completion_tokens: 5, ignore_eos: true }), 5, 'which counts');
+  checks.equal(await said({ ignore_eos: true }), 5, 'a chat that names none gets what there is');
+  checks.equal(await written({ max_tokens: 6 }), [400, 'max_tokens'], 'max_tokens of a completion');
+  checks.equal(await written({}), 5, 'a completion that names none, too');
+  checks.equal(await few.stop(), 0, 'it ends cleanly');
 });
 
 await checks.test('TLS, and who may listen where', async () => {

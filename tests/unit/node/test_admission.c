@@ -87,6 +87,22 @@ static void customers_are_let_in_by_rule(void **state)
     };
     play("120 tokens a minute", &(struct admission_options){.customer = {.tokens_per_minute = 120}},
          tokens, sizeof tokens / sizeof *tokens);
+    static const struct moment several[] = {
+        {0, 1, "in", 0, 1, 130}, /* 6 s until there are tokens again, 20 s until a request */
+        {0, 1, "rate_limited", 20, 0, 0},
+        {5 * SECOND, 1, "rate_limited", 15, 0, 0},
+        {20 * SECOND, 1, "in", 0, 0, 0},
+        {20 * SECOND, 1, "rate_limited", 20, 1, 0}, /* one at once, too; nobody knows until when */
+        {40 * SECOND, 1, "in", 0, 1, 180},
+        {40 * SECOND, 1, "rate_limited", 56, 0, 0}, /* tokens are later than a request */
+        {96 * SECOND, 1, "in", 0, 1, 0},
+    };
+    play("as long as the last of several limits says",
+         &(struct admission_options){.customer = {.requests_per_second = 0.05,
+                                                  .burst = 1,
+                                                  .concurrent = 1,
+                                                  .tokens_per_minute = 120}},
+         several, sizeof several / sizeof *several);
     static const struct moment full[] = {
         {0, 1, "in", 0, 0, 0},
         {0, 2, "in", 0, 0, 0},

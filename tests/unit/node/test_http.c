@@ -252,6 +252,38 @@ static void requests_are_answered_or_refused_by_rule(void **state)
     world_close(w);
 }
 
+/* What comes after such a request on its connection may be meant as its body. */
+static void a_body_without_a_clear_end_is_refused_and_the_connection_closed(void **state)
+{
+    (void)state;
+    static const char *const rows[] = {
+        "Content-Length: 5\r\nContent-Length: 2\r\n\r\nhello",
+        "Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+        "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: identity\r\n\r\nhello",
+    };
+    struct http_options o = {0};
+    struct world *w = world_open(&o);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct buf got = BUF_INIT, request = BUF_INIT;
+        buf_appendf(&request, "POST /echo HTTP/1.1\r\nHost: x\r\n%s", rows[i]);
+        buf_append_str(&request, "GET /echo?q=next HTTP/1.1\r\nHost: x\r\n\r\n");
+        int fd = dial(w);
+        say(fd, buf_cstr(&request)); /* at once: the connection ends while one would say more */
+        hear(fd, &got, "next|");
+        expect(rows[i], &got, "HTTP/1.1 400");
+        assert_int_equal(w->n_requests, 0);
+        if (!ends(fd))
+            fail_msg("%s: the connection stays open", rows[i]);
+        buf_release(&request);
+        buf_release(&got);
+        close(fd);
+    }
+    world_close(w);
+}
+
 static void a_chunked_body_over_the_limit_is_refused(void **state)
 {
     (void)state;
@@ -313,6 +345,37 @@ static void headers_over_the_limit_are_refused(void **state)
         buf_release(&request);
     }
     buf_release(&got);
+    world_close(w);
+}
+
+static void a_page_of_the_allowed_origin_may_send_and_read_what_a_client_needs(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *request, *answer;
+    } rows[] = {
+        {"OPTIONS /echo HTTP/1.1\r\nHost: x\r\nOrigin: https://a.example\r\n"
+         "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: "
+         "authorization,content-type,x-stainless-lang\r\n\r\n",
+         "Access-Control-Allow-Headers: authorization,content-type,x-stainless-lang\r\n"},
+        {"OPTIONS /echo HTTP/1.1\r\nHost: x\r\n\r\n",
+         "Access-Control-Allow-Headers: authorization, content-type\r\n"},
+        {"GET /echo HTTP/1.1\r\nHost: x\r\nOrigin: https://a.example\r\n\r\n",
+         "Access-Control-Allow-Origin: https://a.example\r\n"},
+        {"GET /none HTTP/1.1\r\nHost: x\r\nOrigin: https://a.example\r\n\r\n",
+         "Access-Control-Expose-Headers: x-request-id, retry-after\r\n"},
+    };
+    struct http_options o = {.cors_origin = "https://a.example"};
+    struct world *w = world_open(&o);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct buf got = BUF_INIT;
+        int fd = dial(w);
+        say(fd, rows[i].request);
+        hear(fd, &got, "\r\n\r\n");
+        expect(rows[i].request, &got, rows[i].answer);
+        buf_release(&got);
+        close(fd);
+    }
     world_close(w);
 }
 
@@ -739,8 +802,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(requests_are_answered_or_refused_by_rule),
+        cmocka_unit_test(a_body_without_a_clear_end_is_refused_and_the_connection_closed),
         cmocka_unit_test(a_chunked_body_over_the_limit_is_refused),
         cmocka_unit_test(headers_over_the_limit_are_refused),
+        cmocka_unit_test(a_page_of_the_allowed_origin_may_send_and_read_what_a_client_needs),
         cmocka_unit_test(pipelined_requests_are_answered_in_order),
         cmocka_unit_test(a_request_that_trickles_is_cut_off),
         cmocka_unit_test(an_answer_may_come_from_another_thread_later),

@@ -96,6 +96,7 @@ static void a_wrong_field_is_refused_by_its_name(void **state)
         {M, "{" MSG ",\"logit_bias\":{\"a\":1}}", ERR_INVALID, "logit_bias"},
         {M, "{" MSG ",\"logit_bias\":{\"1\":101}}", ERR_INVALID, "logit_bias"},
         {M, "{" MSG ",\"logit_bias\":{\"-1\":1}}", ERR_INVALID, "logit_bias"},
+        {M, "{" MSG ",\"logit_bias\":{\"5\":100,\"05\":100}}", ERR_INVALID, "logit_bias"},
         {M, "{" MSG ",\"logit_bias\":[]}", ERR_INVALID, "logit_bias"},
         {M, "{" MSG ",\"top_logprobs\":2}", ERR_INVALID, "top_logprobs"},
         {M, "{" MSG ",\"logprobs\":5}", ERR_INVALID, "logprobs"},

@@ -1477,6 +1477,11 @@ static void large_prompts_hold_up_nobody_else(void **state)
 static void without_a_receipt_there_is_no_success(void **state)
 {
     struct world *w = *state;
+    wait_until_idle(w);
+    /* One token is enough to be let in, and one that counts too many for the next. */
+    struct admission *unlimited = w->node.admission;
+    w->node.admission = admission_create(
+        &(struct admission_options){.customer = {.tokens_per_minute = 1}});
     struct rlimit saved, none;
     getrlimit(RLIMIT_FSIZE, &saved);
     none = saved;
@@ -1490,6 +1495,8 @@ static void without_a_receipt_there_is_no_success(void **state)
     setrlimit(RLIMIT_FSIZE, &saved);
     if (plain.status < 500 || json_object_get(plain.body, "choices") != NULL)
         fail_msg("the ledger could not write, and the answer has status %d", plain.status);
+    if (streamed.status == 429)
+        fail_msg("tokens that nobody was answered with count against the customer's limit");
     if (streamed.error == NULL || streamed.done || streamed.last != NULL)
         fail_msg("the ledger could not write, and the stream ended as if it could");
     /* Nobody outside learns where the operator keeps the ledger, or what went wrong inside. */
@@ -1503,6 +1510,9 @@ static void without_a_receipt_there_is_no_success(void **state)
     }
     answer_release(&plain);
     answer_release(&streamed);
+    wait_until_idle(w);
+    admission_free(w->node.admission);
+    w->node.admission = unlimited;
 }
 
 static void the_node_recovers_when_the_disk_does(void **state)
