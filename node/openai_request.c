@@ -567,6 +567,15 @@ static int parse_adapter(struct openai_adapter *out, const json_t *v, size_t i, 
     snprintf(param, sizeof param, "adapters[%zu]", i);
     if (!json_is_object(v))
         return wrong_type(e, param, "an object with 'model' and 'weight'", v);
+    const char *key;
+    json_t *item;
+    json_object_foreach((json_t *)(uintptr_t)v, key, item)
+    { /* the field is ours alone, and a weight that is spelt wrong would be a bill of 1 */
+        if (strcmp(key, "model") != 0 && strcmp(key, "weight") != 0)
+            return api_error_set(e, ERR_INVALID, param,
+                                 "'%s' has the field \"%.40s\"; it may have 'model' and 'weight'",
+                                 param, key);
+    }
     snprintf(param, sizeof param, "adapters[%zu].model", i);
     if (read_name(v, param, &out->model, e) != 0)
         return -1;

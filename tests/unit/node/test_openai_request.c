@@ -121,6 +121,8 @@ static void a_wrong_field_is_refused_by_its_name(void **state)
         {C, "{" PRO ",\"adapters\":[]}", ERR_INVALID, "adapters"},
         {C, "{" PRO ",\"adapters\":[\"a\"]}", ERR_INVALID, "adapters[0]"},
         {C, "{" PRO ",\"adapters\":[{\"weight\":1}]}", ERR_INVALID, "adapters[0].model"},
+        {C, "{" PRO ",\"adapters\":[{\"model\":\"a\"},{\"model\":\"b\",\"wieght\":2}]}",
+         ERR_INVALID, "adapters[1]"},
         {C, "{" PRO ",\"adapters\":[{\"model\":\"a\"},{\"model\":1}]}", ERR_INVALID,
          "adapters[1].model"},
         {C, "{" PRO ",\"adapters\":[{\"model\":\"\"}]}", ERR_INVALID, "adapters[0].model"},
