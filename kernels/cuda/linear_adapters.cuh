@@ -362,9 +362,9 @@ __device__ static inline void narrow_stage_t(const struct linear_args &a,
 template <class S>
 __device__ static inline bool sums_here(const struct linear_args &a, const typename S::found &found)
 {
-    enum { UNITS_MAX = 4, CHAINS_MAX = 16 };
+    enum { UNITS_MAX = 4 };
     int n_row_units = a.n_rows > 8 ? 2 : 1, n_parts = S::one_tile(a) ? 1 : a.lora.n_parts;
-    return S::one_unit_each(a.n_ranges) && a.n_chains <= CHAINS_MAX &&
+    return S::one_unit_each(a.n_ranges) && a.n_chains <= CHAINS_AHEAD &&
            found.head.n_segs * n_parts * ((found.head.rank + 15) / 16) * n_row_units <= UNITS_MAX;
 }
 
@@ -373,7 +373,6 @@ template <class S>
 __device__ static void narrow_sum_t(const struct linear_args &a, const struct adapter_memory<S> &m,
                                     int width, int thread)
 {
-    enum { CHAINS = 16 };
     const typename S::found &found = *m.found;
     int rank = thread % 16, only = S::one_tile(a) ? S::first_tile() : -1;
 #pragma unroll 1
@@ -388,22 +387,12 @@ __device__ static void narrow_sum_t(const struct linear_args &a, const struct ad
         if (!__any_sync(0xffffffffu, live))
             continue;
         const uint64_t *chains = a.tag_chains + (int64_t)unit * a.n_chains * LORA_UNIT + thread;
-        uint64_t w[CHAINS];
+        uint64_t w[CHAINS_AHEAD];
         await_words(w, found.head.tag, [&](int j) {
             return live && j < a.n_chains ? chains + j * LORA_UNIT : nullptr;
         });
-        float total = 0;
-#pragma unroll
-        for (int j = 0; j < CHAINS; j += 4) {
-            float c[4];
-#pragma unroll
-            for (int k = 0; k < 4; k++)
-                c[k] = __uint_as_float((uint32_t)w[j + k]);
-            float slice = ((c[0] + c[1]) + c[2]) + c[3];
-            if (j < a.n_chains)
-                total = j == 0 ? slice : total + slice;
-        }
-        float next = __shfl_down_sync(0xffffffffu, total, 1);
+        float total = add_chains(0, w, 0, a.n_chains),
+              next = __shfl_down_sync(0xffffffffu, total, 1);
         if (live && rank % 2 == 0)
             *reinterpret_cast<uint32_t *>(m.t + (at * width + u.cell.t_at + u.rank0 + rank) * 2) =
                 pack_bf16(u.cell.scale * total, u.cell.scale * next);

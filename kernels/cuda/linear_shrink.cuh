@@ -289,11 +289,29 @@ __device__ static void narrow_chains(const struct linear_args &a, const Found &f
         pdl_wait();
 }
 
+enum { CHAINS_AHEAD = 16 }; /* of a sum, asked for together: whole slices */
+
+/* total, the sum of the chains before `first`, and those from there on, as words hold them. */
+__device__ static inline float add_chains(float total, const uint64_t (&w)[CHAINS_AHEAD], int first,
+                                          int n_chains)
+{
+    float c[CHAINS_AHEAD];
+#pragma unroll
+    for (int j = 0; j < CHAINS_AHEAD; j++)
+        c[j] = __uint_as_float((uint32_t)w[j]); /* none: 0 */
+#pragma unroll
+    for (int j = 0; j < CHAINS_AHEAD; j += 4) {
+        float slice = ((c[j] + c[j + 1]) + c[j + 2]) + c[j + 3];
+        if (first + j < n_chains)
+            total = first + j == 0 ? slice : total + slice;
+    }
+    return total;
+}
+
 /* This block's share of t' = the sum of a unit's chains: a thread a sum. */
 template <class Found>
 __device__ static void narrow_sums(const struct linear_args &a, const Found &found, int thread)
 {
-    enum { AHEAD = 16 }; /* whole slices */
 #pragma unroll 1
     for (int unit = (int)(gridDim.x - 1 - blockIdx.x); unit < found.head.n_units;
          unit += (int)gridDim.x) {
@@ -301,21 +319,12 @@ __device__ static void narrow_sums(const struct linear_args &a, const Found &fou
         const uint64_t *chains = a.tag_chains + (int64_t)unit * a.n_chains * LORA_UNIT + thread;
         float total = 0;
 #pragma unroll 1
-        for (int i = 0; i < a.n_chains; i += AHEAD) {
-            uint64_t w[AHEAD];
-            float c[AHEAD];
+        for (int i = 0; i < a.n_chains; i += CHAINS_AHEAD) {
+            uint64_t w[CHAINS_AHEAD];
             await_words(w, found.head.tag, [&](int j) {
                 return i + j < a.n_chains ? chains + (i + j) * LORA_UNIT : nullptr;
             });
-#pragma unroll
-            for (int j = 0; j < AHEAD; j++)
-                c[j] = __uint_as_float((uint32_t)w[j]); /* none: 0 */
-#pragma unroll
-            for (int j = 0; j < AHEAD; j += 4) {
-                float slice = ((c[j] + c[j + 1]) + c[j + 2]) + c[j + 3];
-                if (i + j < a.n_chains)
-                    total = i + j == 0 ? slice : total + slice;
-            }
+            total = add_chains(total, w, i, a.n_chains);
         }
         float next = __shfl_down_sync(0xffffffffu, total, 1);
         if (thread % 2 == 0)
