@@ -213,8 +213,9 @@ void content_give_back(struct adapter_store *s, struct content *c);
 /* Out of host memory; it is loaded and nobody uses it. With the lock. */
 void content_unload(struct adapter_store *s, struct content *c);
 void content_pin(struct adapter_store *s, struct content *c, int by);
-/* Whether n adapters can be in host memory together while all that is pinned there stays; else
- * ERR_TOO_LARGE. With the lock. */
+/* Whether n adapters, asked for as `models`, can be in host memory together while all that is
+ * pinned there stays; else ERR_TOO_LARGE. One without a handle counts as what its name means now.
+ * With the lock. */
 int contents_fit(struct adapter_store *s, const char *const *models,
                  const struct resolved *adapters, size_t n, struct err *err);
 /* Off the device, loaded or not. Waits for the engine; without the lock. */

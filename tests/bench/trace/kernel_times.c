@@ -14,7 +14,8 @@
  *   gap       from the previous one's end to its start; below 0 where it was launched early
  *
  * The largest n * step first. Names are mangled (c++filt). Environment: KERNEL_TIMES, the file;
- * KERNEL_TIMES_SKIP, the share of the records at the beginning that is left out (0 to 1, 0).
+ * KERNEL_TIMES_FROM, 0 to 1 (0): kernels before that share of all are left out. Records that CUPTI
+ * drops are an error: there is no file then.
  * Source: CUPTI's activity API. CUPTI calls from threads of its own, one at a time. */
 #include <cupti.h>
 #include <stddef.h>
@@ -42,7 +43,8 @@ struct line {
 };
 
 static struct record *records;
-static size_t n_records, capacity;
+static size_t n_records, n_dropped, capacity;
+static double share; /* of the records, at the beginning, that are left out */
 
 static void die(const char *what)
 {
@@ -70,8 +72,11 @@ static void CUPTIAPI give_buffer(uint8_t **buffer, size_t *n_bytes, size_t *reco
 static void CUPTIAPI take_buffer(CUcontext context, uint32_t stream, uint8_t *buffer,
                                  size_t n_bytes, size_t n_valid)
 {
-    (void)context, (void)stream, (void)n_bytes;
+    (void)n_bytes;
     CUpti_Activity *at = NULL;
+    size_t n = 0;
+    if (cuptiActivityGetNumDroppedRecords(context, stream, &n) == CUPTI_SUCCESS)
+        n_dropped += n;
     while (cuptiActivityGetNextRecord(buffer, n_valid, &at) == CUPTI_SUCCESS) {
         if (at->kind != CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL)
             continue;
@@ -156,23 +161,37 @@ static void tell(FILE *f, const struct record *r, size_t n)
 
 static void finish(void)
 {
-    const char *path = getenv("KERNEL_TIMES"), *skip = getenv("KERNEL_TIMES_SKIP");
-    double share = skip != NULL ? strtod(skip, NULL) : 0;
-    cuptiActivityFlushAll(CUPTI_ACTIVITY_FLAG_FLUSH_FORCED);
+    const char *path = getenv("KERNEL_TIMES");
+    CUptiResult flushed = cuptiActivityFlushAll(CUPTI_ACTIVITY_FLAG_FLUSH_FORCED);
+    size_t from = (size_t)(share * (double)n_records);
+    if (flushed != CUPTI_SUCCESS)
+        fprintf(stderr, "kernel_times: the last kernels may be missing (CUPTI error %d)\n",
+                (int)flushed);
+    if (n_dropped > 0 || n_records - from < 2) {
+        fprintf(stderr, "kernel_times: %zu kernels were recorded, %zu lost\n", n_records,
+                n_dropped);
+        return;
+    }
     FILE *f = path != NULL ? fopen(path, "w") : stderr;
     if (f == NULL) {
         fprintf(stderr, "kernel_times: %s can't be written\n", path);
         return;
     }
-    size_t from = share > 0 && share < 1 ? (size_t)(share * (double)n_records) : 0;
     qsort(records, n_records, sizeof *records, by_start);
-    if (n_records - from > 1)
-        tell(f, records + from, n_records - from);
-    else
-        fprintf(stderr, "kernel_times: the program ran %zu kernels\n", n_records);
+    tell(f, records + from, n_records - from);
     free(records);
     if (f != stderr && fclose(f) != 0)
         fprintf(stderr, "kernel_times: %s couldn't be written\n", path);
+}
+
+static void read_share(void)
+{
+    const char *text = getenv("KERNEL_TIMES_FROM");
+    char *end = NULL;
+    if (text != NULL)
+        share = strtod(text, &end);
+    if (text != NULL && (end == text || *end != '\0' || !(share >= 0 && share < 1)))
+        die("KERNEL_TIMES_FROM must be a number from 0 to below 1");
 }
 
 /* The name that the CUDA runtime calls; not 0: it is well. */
@@ -180,6 +199,7 @@ int InitializeInjection(void);
 
 __attribute__((visibility("default"))) int InitializeInjection(void)
 {
+    read_share();
     if (cuptiActivityRegisterCallbacks(give_buffer, take_buffer) != CUPTI_SUCCESS ||
         cuptiActivityEnable(CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL) != CUPTI_SUCCESS)
         die("CUPTI doesn't record here");
