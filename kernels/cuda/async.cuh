@@ -137,6 +137,12 @@ __device__ static inline void named_sync(int barrier, int n_threads)
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(n_threads) : "memory");
 }
 
+/* Lets the others on who are, or will be, at named_sync. */
+__device__ static inline void named_arrive(int barrier, int n_threads)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(n_threads) : "memory");
+}
+
 /* Makes this thread's writes to shared memory visible to copies that start later. */
 __device__ static inline void fence_before_copies()
 {

@@ -647,6 +647,12 @@ int cuda_linear_open(struct backend *be, struct err *err)
         rc = cudaMalloc(&s->slots, slot_bytes);
     if (rc == cudaSuccess)
         rc = fill_async(be, s->slots, 0xff, slot_bytes); /* EMPTY */
+    slot_bytes = (size_t)be->n_multiprocessors * (size_t)lora_slices(o->max_d) * LORA_UNIT *
+                 sizeof *s->shrink_slots;
+    if (rc == cudaSuccess)
+        rc = cudaMalloc(&s->shrink_slots, slot_bytes);
+    if (rc == cudaSuccess)
+        rc = fill_async(be, s->shrink_slots, 0xff, slot_bytes); /* EMPTY */
     if (rc == cudaSuccess)
         rc = lora_look_up_open(be);
     if (rc != cudaSuccess)
@@ -685,6 +691,7 @@ void cuda_linear_close(struct backend *be)
     cudaFree(s->tag_chains);
     cudaFree(s->tag_t);
     cudaFree(s->slots);
+    cudaFree(s->shrink_slots);
     lora_look_up_close(be);
     delete s;
 }

@@ -182,17 +182,10 @@ template <int N_, int BITS_> struct middle {
 /* ---- handing on
  * -------------------------------------------------------------------------------------------- */
 
-enum : uint32_t { EMPTY = 0xffffffffu, NAN_MADE = 0x7fffffffu };
-
 __device__ static inline bool is_empty(float x, float y, float z, float w)
 {
     return __float_as_uint(x) == EMPTY || __float_as_uint(y) == EMPTY ||
            __float_as_uint(z) == EMPTY || __float_as_uint(w) == EMPTY;
-}
-
-__device__ static inline float not_empty(float f)
-{
-    return __float_as_uint(f) == EMPTY ? __uint_as_float(NAN_MADE) : f;
 }
 
 __device__ static inline void store_sums(char *to, float x, float y, float z, float w)

@@ -7,13 +7,38 @@
  * itself. A shrink and an expand fit on a multiprocessor together, so that while one finishes the
  * other's matrices are already coming in.
  *
- * A cluster of four thread blocks takes items (segment, tile of rows, up to GROUP tiles of
- * 16 ranks, counted over the parts). K goes by in rounds of 4,096; in a round each block has one
- * slice of 1,024 and each of its warps one chain of 256, whose piece of x it keeps in registers.
+ * Few rows (up to 256). A unit is 16 ranks of a segment's part by 8 of its rows, a piece a unit's
+ * slice of 1,024 k. All pieces stand in a row, units as segments, parts, ranks and rows follow one
+ * another, a unit's slices ascending, and are cut evenly over the blocks, one on a multiprocessor:
  *
- *   the last warp         A, [16, 1024] a stage: a bulk copy a rank, into a ring; rows lie
- *                         2,112 bytes apart, so that a warp's 16-byte reads meet no bank twice
- *   warps (chain, rows)   16 ranks by 8 NT rows of chain sums, to shared memory
+ *     unit     0             1             2
+ *     slice    0  1  2  3    0  1  2  3    0  1  2  3
+ *     block    0  0  0  0    0 |1  1  1    1  1 |2  2 ...
+ *
+ *   the producer's warp     A, [16, 1024] a stage: a bulk copy a rank, into a ring of three; rows
+ *                           lie 2,112 bytes apart, so that a warp's 16-byte reads meet no bank
+ *                           twice. The first before pdl_wait
+ *   four warps              a chain each, its x asked for a piece ahead; a stage is free as soon
+ *                           as it has been read
+ *   their 128 threads       a sum of the unit each: four chains to a slice, slices to t'
+ *
+ * The block that has a unit's last slice finishes it; others hand it their slices on, which may not
+ * be added up before the ones below them are there. A block goes through its units from the last to
+ * the first, so what it hands on comes first and what is handed to it is wanted last (as in
+ * linear_middle.cuh). A place for a sum is EMPTY until the sum is there, and the one who takes it
+ * waits for nothing else. Places are in L2, EMPTY again when the launch has ended; or, of the first
+ * slices, in the owner's shared memory, if both blocks are of one cluster: it is nearer, and where
+ * units are few each slice has a block of its own (clusters of four are for this alone). Blocks
+ * wait only for ones below them, so every wait ends. Segments that one table can't hold come in
+ * several; then the row is cut between units, and nothing is handed on.
+ *
+ * Many rows. A cluster of four thread blocks takes items (segment, 64 rows, up to 16 tiles of
+ * 16 ranks, counted over the parts), so that x is read once for all parts. K goes by in rounds of
+ * 4,096; in a round each block has one slice of 1,024 and each of its warps one chain of 256, whose
+ * piece of x it keeps in registers.
+ *
+ *   the last warp         A, into a ring as above
+ *   warps (chain, rows)   16 ranks by 32 rows of chain sums, to shared memory
  *   the block             adds four chains to a slice and sends it to block j % 4 of the cluster,
  *   block j % 4           which adds the slices of rank tile j and writes t'
  *
@@ -22,16 +47,13 @@
  * three, and a block that is gone can't be told anything. (A cluster barrier at the end does not
  * wait for answers that are under way.)
  *
- * Two shapes: rows <= 256: 8 rows and one rank tile an item, two blocks on a multiprocessor; more
- * rows: 64 rows and up to 16 rank tiles an item, so that x is read once for all parts.
- *
- * Two numbers (64 rows, 64 adapters of 16 ranks, K = 4,096): 8.4 MB of A, 2.7 us at 3.1 TB/s;
- * 17 MFLOP. */
+ * Two numbers (64 rows, 64 adapters of 16 ranks, K = 4,096): 8.4 MB of A, 1.9 us at 4.4 TB/s, what
+ * bulk copies reach with 64 KB and more on their way to each multiprocessor; 17 MFLOP. */
 #include "kernels/cuda/async.cuh"
 #include "kernels/cuda/lora.cuh"
 
 enum {
-    CLUSTER = 4, /* slices of a round */
+    CLUSTER = 4, /* blocks; of many rows, the slices of a round */
     ROUND = CLUSTER * LORA_SLICE,
     CHUNKS = LORA_CHAIN / 32,
     TABLE_CELLS = 256,                 /* in a table at a time: segments times parts */
@@ -67,40 +89,33 @@ struct lora_view lora_view_of(struct backend *be, const struct lora_args *lora)
     return v;
 }
 
-/* ---- shrink
+/* ---- many rows
  * --------------------------------------------------------------------------------------- */
 
-template <int NT_, int ROW_GROUPS_, int GROUP_, int STAGES_, int BLOCKS_, int REGISTERS_>
-struct shrink_shape {
-    static constexpr int NT = NT_;                         /* n8 tiles of rows of a warp */
-    static constexpr int ROW_GROUPS = ROW_GROUPS_;         /* of warps */
-    static constexpr int GROUP = GROUP_, STAGES = STAGES_; /* rank tiles of an item; of the ring */
-    static constexpr int BLOCKS = BLOCKS_;                 /* a multiprocessor */
-    static constexpr int REGISTERS = REGISTERS_;
-    static constexpr int ROWS = 8 * NT * ROW_GROUPS;
-    static constexpr int THREADS = 128 * ROW_GROUPS;
-    static constexpr int ADDERS = ROWS * 4; /* threads that add: four ranks of a row each */
-    static_assert(ADDERS <= THREADS && ADDERS % 32 == 0, "whole warps add");
-
-    /* A store to another block counts on its barrier, one after another: many go as one copy. */
-    static constexpr bool AT_ONCE = ADDERS > 32;
-    static constexpr int TURNS = AT_ONCE ? 1 : 2; /* of the chains' sums */
-
-    struct memory {
-        char ring[STAGES][STAGE_BYTES];
-        float4 leaving[AT_ONCE ? CLUSTER : 1][2][ADDERS]; /* on its way to slices at block q */
-        float sums[TURNS][4][ROWS * SUM_PITCH];           /* of chains */
-        float4 slices[2][CLUSTER][ADDERS];                /* sent here, to be added */
-        float4 total[(GROUP + 3) / CLUSTER][ADDERS];      /* of rank tiles added here, so far */
-        struct lora_cell cells[TABLE_CELLS];
-        struct lora_span spans[TABLE_CELLS];
-        int item_end[TABLE_CELLS];
-        uint64_t full[STAGES];
-        uint64_t slices_full[2], slices_free[CLUSTER][2]; /* free: at block q of the cluster */
-    };
+enum {
+    MANY_NT = 4,         /* n8 tiles of rows of a warp */
+    MANY_ROW_GROUPS = 2, /* of warps */
+    MANY_GROUP = 16,     /* rank tiles of an item */
+    MANY_STAGES = 3,
+    MANY_ROWS = 8 * MANY_NT * MANY_ROW_GROUPS,
+    MANY_THREADS = 128 * MANY_ROW_GROUPS,
+    MANY_ADDERS = MANY_ROWS * 4,            /* threads that add: four ranks of a row each */
+    MANY_SUMS = MANY_ROWS * (int)SUM_PITCH, /* floats of a chain's sums */
 };
-typedef shrink_shape<1, 1, 1, 2, 2, 96> shrink_few;
-typedef shrink_shape<4, 2, 16, 3, 1, 255> shrink_many;
+static_assert(MANY_ADDERS <= MANY_THREADS && MANY_ADDERS % 32 == 0, "whole warps add");
+
+struct many_memory {
+    char ring[MANY_STAGES][STAGE_BYTES];
+    float4 leaving[CLUSTER][2][MANY_ADDERS];               /* on its way to slices at block q */
+    float sums[4][MANY_SUMS];                              /* of chains */
+    float4 slices[2][CLUSTER][MANY_ADDERS];                /* sent here, to be added */
+    float4 total[(MANY_GROUP + 3) / CLUSTER][MANY_ADDERS]; /* of rank tiles added here, so far */
+    struct lora_cell cells[TABLE_CELLS];
+    struct lora_span spans[TABLE_CELLS];
+    int item_end[TABLE_CELLS];
+    uint64_t full[MANY_STAGES];
+    uint64_t slices_full[2], slices_free[CLUSTER][2]; /* free: at block q of the cluster */
+};
 
 /* To the same place or another in block `rank` of the cluster, and counted there. */
 __device__ static inline void copy_to_block(uint32_t to, const void *from, uint32_t bytes,
@@ -147,21 +162,20 @@ __device__ static inline struct rank_tile rank_tile_at(const struct lora_cell *c
     return {cells, 16 * j, cells->dtype == DTYPE_BF16 && (cells->a & 15) == 0};
 }
 
-template <class S>
-__device__ static inline struct shrink_item shrink_item_at(const typename S::memory &m, int n_segs,
+__device__ static inline struct shrink_item shrink_item_at(const struct many_memory &m, int n_segs,
                                                            int n_parts, int i)
 {
     int s = lora_find(m.item_end, n_segs, i);
     int rest = i - (s > 0 ? m.item_end[s - 1] : 0);
     struct lora_span span = m.spans[s];
-    int n_row_tiles = (span.row_end - span.row_begin + S::ROWS - 1) / S::ROWS;
+    int n_row_tiles = (span.row_end - span.row_begin + MANY_ROWS - 1) / MANY_ROWS;
     struct shrink_item item;
     item.cells = m.cells + s * n_parts;
-    item.row = span.row_begin + rest % n_row_tiles * S::ROWS;
+    item.row = span.row_begin + rest % n_row_tiles * MANY_ROWS;
     item.row_end = span.row_end;
-    item.first = rest / n_row_tiles * S::GROUP;
+    item.first = rest / n_row_tiles * MANY_GROUP;
     item.n = rank_tiles(item.cells, n_parts) - item.first;
-    item.n = item.n < S::GROUP ? item.n : S::GROUP;
+    item.n = item.n < MANY_GROUP ? item.n : MANY_GROUP;
     return item;
 }
 
@@ -171,8 +185,7 @@ __device__ static inline float4 plus(float4 a, float4 b)
 }
 
 /* Asks for the next stage of A, by a warp. */
-template <class S>
-__device__ static inline void shrink_copy(typename S::memory &m, struct shrink_copies &at,
+__device__ static inline void shrink_copy(struct many_memory &m, struct shrink_copies &at,
                                           int n_segs, int n_parts, int n_items, int d_in, int lane)
 {
     if (at.i >= n_items)
@@ -190,7 +203,7 @@ __device__ static inline void shrink_copy(typename S::memory &m, struct shrink_c
                    reinterpret_cast<const char *>(tile.cell->a) +
                        ((uintptr_t)(tile.rank0 + lane) * (unsigned)d_in + (unsigned)at.k) * 2,
                    bytes, full);
-    at.stage = at.stage + 1 == S::STAGES ? 0 : at.stage + 1;
+    at.stage = at.stage + 1 == MANY_STAGES ? 0 : at.stage + 1;
     if (++at.j < at.item.n)
         return;
     at.j = 0;
@@ -200,13 +213,12 @@ __device__ static inline void shrink_copy(typename S::memory &m, struct shrink_c
     at.k = cluster_rank() * LORA_SLICE;
     at.i += (int)gridDim.x / CLUSTER;
     if (at.i < n_items)
-        at.item = shrink_item_at<S>(m, n_segs, n_parts, at.i);
+        at.item = shrink_item_at(m, n_segs, n_parts, at.i);
 }
 
 /* A chain of n k, its A in the ring (rank 0, chunk 0 at `a`), its x in b. */
-template <int NT>
-__device__ static inline void chain_in_ring(float (&c)[NT][4], const char *a,
-                                            const uint4 (&b)[CHUNKS][NT], int n, int lane)
+__device__ static inline void chain_in_ring(float (&c)[MANY_NT][4], const char *a,
+                                            const uint4 (&b)[CHUNKS][MANY_NT], int n, int lane)
 {
     int t = lane & 3;
     a += (lane >> 2) * STAGE_PITCH + 16 * t;
@@ -218,23 +230,21 @@ __device__ static inline void chain_in_ring(float (&c)[NT][4], const char *a,
             q = *reinterpret_cast<const uint4 *>(a + 64 * u + 8 * STAGE_PITCH);
         }
 #pragma unroll
-        for (int i = 0; i < NT; i++)
+        for (int i = 0; i < MANY_NT; i++)
             mma_bf16(c[i], p.x, q.x, p.y, q.y, b[u][i].x, b[u][i].y);
 #pragma unroll
-        for (int i = 0; i < NT; i++)
+        for (int i = 0; i < MANY_NT; i++)
             mma_bf16(c[i], p.z, q.z, p.w, q.w, b[u][i].z, b[u][i].w);
     }
 }
 
 /* A chain whose A isn't in the ring, as lora_chain has it; any dtype. */
 template <int NT>
-__device__ static inline void chain_in_place(float (&c)[NT][4], const struct rank_tile &tile,
-                                             int row, int row_end, const bf16 *x, int d_in,
-                                             int k_begin, int k_end, int lane)
+__device__ static inline void chain_in_place(float (&c)[NT][4], const void *a, int dtype, int rank,
+                                             int rank0, int row, int row_end, const bf16 *x,
+                                             int d_in, int k_begin, int k_end, int lane)
 {
-    int g = lane >> 2, t = lane & 3, r0 = tile.rank0 + g, r1 = r0 + 8;
-    const void *a = reinterpret_cast<const void *>(tile.cell->a);
-    int dtype = tile.cell->dtype, rank = tile.cell->rank;
+    int g = lane >> 2, t = lane & 3, r0 = rank0 + g, r1 = r0 + 8;
 #pragma unroll 1
     for (int k = k_begin + 8 * t; k < k_end + 8 * t; k += 32) {
         bool inside = k < k_end;
@@ -264,30 +274,29 @@ __device__ static inline void chain_in_place(float (&c)[NT][4], const struct ran
     }
 }
 
-template <class S>
-__global__ static void __maxnreg__(S::REGISTERS)
-    shrink_kernel(const bf16 *x, int d_in, const __grid_constant__ struct lora_view v)
+__global__ static void __maxnreg__(255)
+    shrink_many_kernel(const bf16 *x, int d_in, const __grid_constant__ struct lora_view v)
 {
     extern __shared__ float4 shared[];
-    typename S::memory &m = *reinterpret_cast<typename S::memory *>(shared);
+    struct many_memory &m = *reinterpret_cast<struct many_memory *>(shared);
     int thread = (int)threadIdx.x, warp = thread >> 5, lane = thread & 31;
     int me = cluster_rank(), cluster = (int)blockIdx.x / CLUSTER;
     int n_clusters = (int)gridDim.x / CLUSTER;
     pdl_trigger();
     if (thread == 0) {
-        for (int i = 0; i < S::STAGES; i++)
+        for (int i = 0; i < MANY_STAGES; i++)
             barrier_init(&m.full[i], 1);
         for (int b = 0; b < 2; b++) {
             barrier_init(&m.slices_full[b], 1);
             for (int q = 0; q < CLUSTER; q++)
-                barrier_init(&m.slices_free[q][b], S::ADDERS / 32);
+                barrier_init(&m.slices_free[q][b], MANY_ADDERS / 32);
         }
         barrier_init_done();
     }
     cluster_arrive();
 
     int n_segs = lora_n_segs(v), n_before = 0; /* items of earlier tables */
-    int segs_max = TABLE_CELLS / v.n_parts, turn = 0;
+    int segs_max = TABLE_CELLS / v.n_parts;
     int stage = 0; /* of the ring */
     uint32_t phase = 0;
     uint32_t uses = 0; /* a byte for each block q: of its buffers, modulo 4 */
@@ -301,32 +310,32 @@ __global__ static void __maxnreg__(S::REGISTERS)
         int n = n_segs - s0 < segs_max ? n_segs - s0 : segs_max;
         if (!first)
             __syncthreads(); /* the last table has been read */
-        lora_table_fill(table, v, s0, n, thread, S::THREADS);
+        lora_table_fill(table, v, s0, n, thread, MANY_THREADS);
         __syncthreads();
-        for (int i = thread; i < n; i += S::THREADS)
-            m.item_end[i] = (m.spans[i].row_end - m.spans[i].row_begin + S::ROWS - 1) / S::ROWS *
-                            ((rank_tiles(m.cells + i * v.n_parts, v.n_parts) + S::GROUP - 1) /
-                             S::GROUP);
-        lora_scan(m.item_end, n, thread, S::THREADS, 0);
+        for (int i = thread; i < n; i += MANY_THREADS)
+            m.item_end[i] =
+                (m.spans[i].row_end - m.spans[i].row_begin + MANY_ROWS - 1) / MANY_ROWS *
+                ((rank_tiles(m.cells + i * v.n_parts, v.n_parts) + MANY_GROUP - 1) / MANY_GROUP);
+        lora_scan(m.item_end, n, thread, MANY_THREADS, 0);
         int n_items = m.item_end[n - 1];
         int i0 = (cluster + n_clusters - n_before % n_clusters) % n_clusters;
         n_before += n_items;
 
         struct shrink_copies copies = {{}, n_items, me * LORA_SLICE, 0, stage};
-        if (warp == S::THREADS / 32 - 1 && i0 < n_items && me * LORA_SLICE < d_in) {
+        if (warp == MANY_THREADS / 32 - 1 && i0 < n_items && me * LORA_SLICE < d_in) {
             copies.i = i0;
-            copies.item = shrink_item_at<S>(m, n, v.n_parts, i0);
-            for (int i = 0; i < S::STAGES; i++)
-                shrink_copy<S>(m, copies, n, v.n_parts, n_items, d_in, lane);
+            copies.item = shrink_item_at(m, n, v.n_parts, i0);
+            for (int i = 0; i < MANY_STAGES; i++)
+                shrink_copy(m, copies, n, v.n_parts, n_items, d_in, lane);
         }
         if (first) {
             cluster_wait();
             pdl_wait();
         }
         first = false;
-        int chain = warp & 3, g = lane >> 2, t = lane & 3, my_row = (warp >> 2) * 8 * S::NT;
+        int chain = warp & 3, g = lane >> 2, t = lane & 3, my_row = (warp >> 2) * 8 * MANY_NT;
         for (int i = i0; i < n_items; i += n_clusters) {
-            struct shrink_item item = shrink_item_at<S>(m, n, v.n_parts, i);
+            struct shrink_item item = shrink_item_at(m, n, v.n_parts, i);
             int row = item.row + my_row;
 #pragma unroll 1
             for (int k0 = 0; k0 < d_in; k0 += ROUND) {
@@ -334,11 +343,11 @@ __global__ static void __maxnreg__(S::REGISTERS)
                 n_slices = n_slices < CLUSTER ? n_slices : CLUSTER;
                 int begin = k0 + me * LORA_SLICE + chain * LORA_CHAIN;
                 int end = begin + LORA_CHAIN < d_in ? begin + LORA_CHAIN : d_in;
-                uint4 b[CHUNKS][S::NT];
+                uint4 b[CHUNKS][MANY_NT];
 #pragma unroll
                 for (int u = 0; u < CHUNKS; u++)
 #pragma unroll
-                    for (int nt = 0; nt < S::NT; nt++) {
+                    for (int nt = 0; nt < MANY_NT; nt++) {
                         int k = begin + 32 * u + 8 * t, r = row + 8 * nt + g;
                         b[u][nt] = make_uint4(0, 0, 0, 0);
                         if (k < end && r < item.row_end)
@@ -354,22 +363,23 @@ __global__ static void __maxnreg__(S::REGISTERS)
                     sent ^= q != me ? 1u << bit : 0;
                     uses = (uses & ~(0xffu << 8 * q)) | (uint32_t)((use + 1) & 3) << 8 * q;
                     if (me < n_slices) {
-                        float c[S::NT][4] = {};
+                        float c[MANY_NT][4] = {};
                         barrier_wait(&m.full[stage], phase);
                         if (tile.copied)
-                            chain_in_ring<S::NT>(c, m.ring[stage] + chain * LORA_CHAIN * 2, b,
-                                                 end - begin, lane);
+                            chain_in_ring(c, m.ring[stage] + chain * LORA_CHAIN * 2, b, end - begin,
+                                          lane);
                         else
-                            chain_in_place<S::NT>(c, tile, row, item.row_end, x, d_in, begin, end,
-                                                  lane);
-                        if (++stage == S::STAGES) {
+                            chain_in_place<MANY_NT>(c, reinterpret_cast<const void *>(tile.cell->a),
+                                                    tile.cell->dtype, tile.cell->rank, tile.rank0,
+                                                    row, item.row_end, x, d_in, begin, end, lane);
+                        if (++stage == MANY_STAGES) {
                             stage = 0;
                             phase ^= 1;
                         }
                         /* Who writes a buffer again has met everybody since. */
-                        float *sums = m.sums[turn][chain] + my_row * SUM_PITCH;
+                        float *sums = m.sums[chain] + my_row * SUM_PITCH;
 #pragma unroll
-                        for (int nt = 0; nt < S::NT; nt++) {
+                        for (int nt = 0; nt < MANY_NT; nt++) {
                             float *to = sums + (8 * nt + 2 * t) * SUM_PITCH + g;
                             to[0] = c[nt][0];
                             to[SUM_PITCH] = c[nt][1];
@@ -377,33 +387,29 @@ __global__ static void __maxnreg__(S::REGISTERS)
                             to[SUM_PITCH + 8] = c[nt][3];
                         }
                         __syncthreads();
-                        if (warp == S::THREADS / 32 - 1)
-                            shrink_copy<S>(m, copies, n, v.n_parts, n_items, d_in, lane);
-                        if (thread < S::ADDERS) {
+                        if (warp == MANY_THREADS / 32 - 1)
+                            shrink_copy(m, copies, n, v.n_parts, n_items, d_in, lane);
+                        if (thread < MANY_ADDERS) {
                             int at = thread / 4 * SUM_PITCH + thread % 4 * 4;
-                            float4 sum = *reinterpret_cast<float4 *>(&m.sums[turn][0][at]);
+                            float4 sum = *reinterpret_cast<float4 *>(&m.sums[0][at]);
 #pragma unroll
                             for (int i = 1; i < 4; i++)
-                                sum = plus(sum, *reinterpret_cast<float4 *>(&m.sums[turn][i][at]));
+                                sum = plus(sum, *reinterpret_cast<float4 *>(&m.sums[i][at]));
                             if (q != me)
                                 barrier_wait(&m.slices_free[q][buffer], free);
                             if (q == me)
                                 m.slices[buffer][me][thread] = sum;
-                            else if (S::AT_ONCE)
-                                m.leaving[q][buffer][thread] = sum;
                             else
-                                store_remote(shared_address(&m.slices[buffer][me][thread]), q,
-                                             &m.slices_full[buffer], sum.x, sum.y, sum.z, sum.w);
+                                m.leaving[q][buffer][thread] = sum;
                         }
-                        if (S::AT_ONCE) {
-                            fence_before_copies();
-                            __syncthreads();
-                            if (thread == 0 && q != me)
-                                copy_to_block(shared_address(m.slices[buffer][me]),
-                                              m.leaving[q][buffer], sizeof m.slices[0][0],
-                                              &m.slices_full[buffer], q);
-                        }
-                        turn = (turn + 1) % S::TURNS;
+                        fence_before_copies();
+                        __syncthreads();
+                        /* As one copy: a store to another block counts on its barrier, one after
+                         * another. */
+                        if (thread == 0 && q != me)
+                            copy_to_block(shared_address(m.slices[buffer][me]),
+                                          m.leaving[q][buffer], sizeof m.slices[0][0],
+                                          &m.slices_full[buffer], q);
                     } else if (q != me && warp == 0) {
                         /* No slice: a word that nobody reads, or q would be uses ahead of me. */
                         barrier_wait(&m.slices_free[q][buffer], free);
@@ -411,7 +417,7 @@ __global__ static void __maxnreg__(S::REGISTERS)
                             store_remote(shared_address(&m.slices[buffer][me][0]), q,
                                          &m.slices_full[buffer], 0, 0, 0, 0);
                     }
-                    if (q != me || thread >= S::ADDERS)
+                    if (q != me || thread >= MANY_ADDERS)
                         continue;
                     if (thread == 0) {
                         int n_sent = n_slices - (me < n_slices);
@@ -456,8 +462,493 @@ __global__ static void __maxnreg__(S::REGISTERS)
         barrier_wait(&m.slices_free[thread / 2][thread & 1], sent >> thread & 1);
 }
 
-template <class S>
-static cudaLaunchConfig_t shrink_config(struct backend *be, int n_clusters, bool dependent,
+/* ---- few rows
+ * ---------------------------------------------------------------------------------------- */
+
+enum {
+    FEW_STAGES = 3,
+    FEW_SUMMING = 128,              /* threads: a warp a chain, a thread a sum of a unit */
+    FEW_THREADS = FEW_SUMMING + 32, /* and the producer */
+    FEW_NEAR = CLUSTER - 1,         /* slices that may be handed on in shared memory */
+    FEW_ASKED = 8,                  /* slices asked for together */
+    FEW_REGISTERS = 160,
+};
+
+struct alignas(16) few_cell { /* a segment's part */
+    uintptr_t a;
+    int32_t rank, dtype;
+    float scale; /* weight * scaling */
+    int32_t t_at;
+    int32_t row_begin, row_end;
+};
+
+/* By the producer; else it is read where it lies: f16, f32, odd addresses. */
+__device__ static inline bool few_copied(const struct few_cell &cell)
+{
+    return cell.dtype == DTYPE_BF16 && (cell.a & 15) == 0;
+}
+
+/* A block's run of pieces, and where in it one is: units from the last to the first, a unit's
+ * slices from the first to the last. */
+struct few_run {
+    int begin, end;              /* pieces */
+    int near;                    /* the first piece of the cluster's blocks */
+    int owner;                   /* the block that finishes the last unit */
+    int unit, slice, slices_end; /* of the next piece */
+    int n_left;                  /* pieces */
+
+    __device__ bool whole_unit(int n_slices) const
+    {
+        return unit * n_slices >= begin && (unit + 1) * n_slices <= end;
+    }
+
+    __device__ void next(int n_slices)
+    {
+        n_left--;
+        if (++slice < slices_end)
+            return;
+        unit--;
+        slice = begin > unit * n_slices ? begin - unit * n_slices : 0;
+        slices_end = n_slices;
+    }
+};
+
+struct few_memory {
+    char ring[FEW_STAGES][STAGE_BYTES];
+    struct few_cell cells[TABLE_CELLS]; /* [segments, parts] */
+    float sums[2][4][8 * SUM_PITCH];    /* of chains: [8 rows, 16 ranks], in turn */
+    float handed[FEW_NEAR][LORA_UNIT];  /* slices of the unit that is finished here */
+    int unit_end[TABLE_CELLS];          /* running sums of the cells' units */
+    uint64_t full[FEW_STAGES], free[FEW_STAGES];
+    struct few_run run;
+};
+
+struct few_unit { /* 16 ranks by 8 rows */
+    const struct few_cell *cell;
+    int rank0, row, row_end;
+};
+
+/* Gathers segments first .. first + n - 1, but for t_at. seg: that of cell `thread`, if it is below
+ * n_ahead. */
+__device__ static inline void few_fill(struct few_memory &m, const struct lora_view &v, int first,
+                                       int n, struct lora_seg seg, int n_ahead, int thread)
+{
+#pragma unroll 1
+    for (int i = thread; i < n * v.n_parts; i += FEW_THREADS) {
+        int s = first + i / v.n_parts;
+        if (i != thread || s >= n_ahead)
+            seg = lora_seg_at(v, s);
+        struct lora_entry e = lora_entry_at(v, i % v.n_parts, seg.slot);
+        m.cells[i] = {e.a.addr,
+                      e.rank,
+                      e.dtype,
+                      seg.weight * e.scaling,
+                      0,
+                      seg.row_begin,
+                      seg.row_begin + seg.n_rows};
+    }
+}
+
+/* lora_t_at of cell i, from the table as far as it goes back. */
+__device__ static inline int few_t_at(const struct few_memory &m, const struct lora_view &v,
+                                      int first, int i)
+{
+    int at = 0, s = i / v.n_parts, row_begin = m.cells[i].row_begin;
+#pragma unroll 1
+    for (int q = s * v.n_parts; q < i; q++)
+        at += lora_padded(m.cells[q].rank);
+#pragma unroll 1
+    for (int u = s - 1; u >= 0; u--) { /* an ensemble's earlier segments, over the same rows */
+        const struct few_cell *before = &m.cells[u * v.n_parts];
+        if (before->row_begin == before->row_end)
+            continue;
+        if (before->row_begin != row_begin)
+            return at;
+#pragma unroll 1
+        for (int q = 0; q < v.n_parts; q++)
+            at += lora_padded(before[q].rank);
+    }
+    return first > 0 ? at + lora_t_at(v, first, {row_begin, 0, 0, 0}, 0) : at;
+}
+
+/* By a warp: unit_end of the n cells; returns the last. */
+__device__ static inline int few_count(struct few_memory &m, int n, int lane)
+{
+    int before = 0;
+#pragma unroll 1
+    for (int i = lane; i < n + lane; i += 32) {
+        int mine = 0;
+        if (i < n)
+            mine = (m.cells[i].rank + 15) / 16 *
+                   ((m.cells[i].row_end - m.cells[i].row_begin + 7) / 8);
+        for (int o = 1; o < 32; o <<= 1) {
+            int up = __shfl_up_sync(0xffffffffu, mine, o);
+            mine += lane >= o ? up : 0;
+        }
+        if (i < n)
+            m.unit_end[i] = before + mine;
+        before += __shfl_sync(0xffffffffu, mine, 31);
+    }
+    __syncwarp();
+    return before;
+}
+
+/* By a warp. A cell's units: ranks, and for each of them rows. */
+__device__ static inline struct few_unit few_unit_at(const struct few_memory &m, int n_cells,
+                                                     int unit, int lane)
+{
+    int at = 0; /* cells that end at or before it */
+#pragma unroll 1
+    for (int i = lane; i < n_cells + lane; i += 32)
+        at += __popc(__ballot_sync(0xffffffffu, i < n_cells && m.unit_end[i] <= unit));
+    const struct few_cell *cell = &m.cells[at];
+    int rest = unit - (at > 0 ? m.unit_end[at - 1] : 0);
+    int n_tiles = (cell->row_end - cell->row_begin + 7) / 8;
+    /* A division takes 40 instructions. */
+    int step = (int)__fdividef((float)rest + 0.5f, (float)n_tiles); /* both small */
+    return {cell, step * 16, cell->row_begin + (rest - step * n_tiles) * 8, cell->row_end};
+}
+
+/* The list is cut evenly, between slices or, if they are to stay whole, between units. Products
+ * are below 2^32: there are 10^5 units at most (linear_shrink.cuh). */
+__device__ static inline struct few_run few_run_of(unsigned n_units, unsigned n_slices, bool whole)
+{
+    unsigned each = whole ? n_slices : 1, n = n_units * (whole ? 1 : n_slices);
+    unsigned block = blockIdx.x, n_blocks = gridDim.x < n ? gridDim.x : n;
+    struct few_run run = {};
+    if (block >= n_blocks)
+        return run;
+    unsigned begin = block * n / n_blocks * each, end = (block + 1) * n / n_blocks * each;
+    unsigned unit = (end - 1) / n_slices;
+    run.begin = (int)begin;
+    run.end = (int)end;
+    run.near = (int)(block / CLUSTER * CLUSTER * n / n_blocks * each);
+    run.owner = whole ? (int)block : (int)(((unit + 1) * n_slices * n_blocks - 1) / n);
+    run.unit = (int)unit;
+    run.slice = begin > unit * n_slices ? (int)(begin - unit * n_slices) : 0;
+    run.slices_end = (int)(end - unit * n_slices);
+    run.n_left = (int)(end - begin);
+    return run;
+}
+
+/* ---- sums handed on: in shared memory or in L2, by generic addresses */
+
+__device__ static inline float get_sum(const float *from)
+{
+    float f;
+    asm volatile("ld.relaxed.gpu.f32 %0, [%1];" : "=f"(f) : "l"(from) : "memory");
+    return f;
+}
+
+__device__ static inline void put_sum(float *to, float sum)
+{
+    asm volatile("st.relaxed.gpu.f32 [%0], %1;" ::"l"(to), "f"(sum) : "memory");
+}
+
+/* The same place in block `rank` of the cluster. */
+__device__ static inline float *at_block(float *p, int rank)
+{
+    float *there;
+    asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
+    return there;
+}
+
+/* Where a thread of the owner finds its sum of a slice of the unit at `run`. */
+__device__ static inline float *few_place(struct few_memory &m, float *slots, int n_slices,
+                                          const struct few_run &run, int slice, int thread)
+{
+    if (slice < FEW_NEAR && run.unit * n_slices + slice >= run.near)
+        return &m.handed[slice][thread];
+    return slots + ((int)blockIdx.x * n_slices + slice) * LORA_UNIT + thread;
+}
+
+/* Where the one that finishes the unit at `run` looks for the slice there. */
+__device__ static inline float *few_place_at_owner(struct few_memory &m, float *slots, int n_slices,
+                                                   const struct few_run &run, int thread)
+{
+    int me = (int)blockIdx.x;
+    int owner = (run.unit + 1) * n_slices <= run.end ? me : run.owner;
+    if (run.slice < FEW_NEAR && owner / CLUSTER == me / CLUSTER)
+        return at_block(&m.handed[run.slice][thread], owner % CLUSTER);
+    return slots + (owner * n_slices + run.slice) * LORA_UNIT + thread;
+}
+
+/* Asks for those of the slices first .. first + FEW_ASKED - 1 that aren't there yet; the last slice
+ * of a unit isn't handed on. */
+__device__ static inline void few_ask(float (&h)[FEW_ASKED], struct few_memory &m, float *slots,
+                                      int n_slices, const struct few_run &run, int first,
+                                      int thread)
+{
+#pragma unroll
+    for (int j = 0; j < FEW_ASKED; j++)
+        if (first + j < n_slices - 1 && __float_as_uint(h[j]) == EMPTY)
+            h[j] = get_sum(few_place(m, slots, n_slices, run, first + j, thread));
+}
+
+/* The sum of all slices but the last, as a thread has it; their places are EMPTY again. h: the
+ * first ones, asked for already. */
+__device__ static inline float few_take(float (&h)[FEW_ASKED], struct few_memory &m, float *slots,
+                                        int n_slices, const struct few_run &run, int thread)
+{
+    float total = 0;
+#pragma unroll 1
+    for (int first = 0; first < n_slices - 1; first += FEW_ASKED) {
+        for (;;) {
+            bool all = true;
+#pragma unroll
+            for (int j = 0; j < FEW_ASKED; j++)
+                all = all && (first + j >= n_slices - 1 || __float_as_uint(h[j]) != EMPTY);
+            if (__all_sync(0xffffffffu, all))
+                break;
+            few_ask(h, m, slots, n_slices, run, first, thread);
+        }
+#pragma unroll
+        for (int j = 0; j < FEW_ASKED; j++) {
+            if (first + j >= n_slices - 1)
+                break;
+            total = first + j == 0 ? h[j] : total + h[j];
+            h[j] = __uint_as_float(EMPTY);
+            put_sum(few_place(m, slots, n_slices, run, first + j, thread), h[j]);
+        }
+    }
+    return total;
+}
+
+/* ---- the two roles */
+
+/* The producer: A of the run's pieces into the ring. */
+__device__ static inline void few_copy(struct few_memory &m, struct few_run run, int n_cells,
+                                       int n_slices, int d_in, int &stage, uint32_t &phase,
+                                       int lane)
+{
+    struct few_unit unit = {};
+#pragma unroll 1
+    for (int found = -1; run.n_left > 0; run.next(n_slices)) {
+        if (run.unit != found)
+            unit = few_unit_at(m, n_cells, run.unit, lane);
+        found = run.unit;
+        int live = unit.cell->rank - unit.rank0, k = run.slice * LORA_SLICE;
+        live = !few_copied(*unit.cell) ? 0 : live < 16 ? live : 16;
+        uint32_t bytes = (uint32_t)(d_in - k < LORA_SLICE ? d_in - k : LORA_SLICE) * 2;
+        barrier_wait(&m.free[stage], phase ^ 1);
+        if (lane == 0)
+            barrier_expect(&m.full[stage], (uint32_t)live * bytes);
+        __syncwarp();
+        if (lane < live)
+            copy_bytes(m.ring[stage] + lane * STAGE_PITCH,
+                       reinterpret_cast<const char *>(unit.cell->a) +
+                           ((uintptr_t)(unit.rank0 + lane) * (unsigned)d_in + (unsigned)k) * 2,
+                       bytes, &m.full[stage]);
+        if (++stage == FEW_STAGES) {
+            stage = 0;
+            phase ^= 1;
+        }
+    }
+}
+
+/* What a lane takes of x for a chain: eight k of every 32 of a row. */
+struct few_x {
+    const bf16 *from;
+    int n; /* k from there to the chain's end; 0 or less: none */
+
+    __device__ uint4 at(int chunk) const
+    {
+        if (32 * chunk < n)
+            return __ldcg(reinterpret_cast<const uint4 *>(from + 32 * chunk));
+        return make_uint4(0, 0, 0, 0);
+    }
+};
+
+__device__ static inline struct few_x few_x_of(const struct few_unit &unit, int slice, int chain,
+                                               const bf16 *x, int d_in, int lane)
+{
+    int row = unit.row + (lane >> 2), k = slice * LORA_SLICE + chain * LORA_CHAIN;
+    int end = k + LORA_CHAIN < d_in ? k + LORA_CHAIN : d_in;
+    k += 8 * (lane & 3);
+    return {x + (int64_t)row * d_in + k, row < unit.row_end ? end - k : 0};
+}
+
+/* The others: the run's sums. Piece for piece each warp sums its chain; then each thread adds one
+ * sum of the unit. */
+__device__ static inline void few_sum(struct few_memory &m, struct few_run run,
+                                      struct few_unit unit, int n_cells, int n_slices,
+                                      const bf16 *x, int d_in, float *slots,
+                                      const struct lora_view &v, int &stage, uint32_t &phase,
+                                      int thread)
+{
+    int lane = thread & 31, chain = thread >> 5, g = lane >> 2, t = lane & 3, turn = 0;
+    uint4 b[CHUNKS];
+    struct few_x mine = few_x_of(unit, run.slice, chain, x, d_in, lane);
+#pragma unroll
+    for (int u = 0; u < CHUNKS; u++)
+        b[u] = mine.at(u);
+    float total = 0;
+#pragma unroll 1
+    while (run.n_left > 0) {
+        bool whole = run.whole_unit(n_slices), last = run.slice == n_slices - 1;
+        float h[FEW_ASKED];
+#pragma unroll
+        for (int j = 0; j < FEW_ASKED; j++)
+            h[j] = __uint_as_float(EMPTY);
+        if (!whole && last)
+            few_ask(h, m, slots, n_slices, run, 0, thread);
+
+        struct few_run next = run;
+        struct few_unit next_unit = unit;
+        next.next(n_slices);
+        if (next.n_left > 0 && next.unit != run.unit)
+            next_unit = few_unit_at(m, n_cells, next.unit, lane);
+        struct few_x next_x = few_x_of(next_unit, next.slice, chain, x, d_in, lane);
+        next_x.n = next.n_left > 0 ? next_x.n : 0;
+
+        int k = run.slice * LORA_SLICE + chain * LORA_CHAIN;
+        int k_end = k + LORA_CHAIN < d_in ? k + LORA_CHAIN : d_in;
+        float c[1][4] = {};
+        barrier_wait(&m.full[stage], phase);
+        if (few_copied(*unit.cell)) {
+            const char *a = m.ring[stage] + chain * LORA_CHAIN * 2 + g * STAGE_PITCH + 16 * t;
+#pragma unroll
+            for (int half = 0; half < CHUNKS; half += CHUNKS / 2) {
+                uint4 p[CHUNKS / 2], q[CHUNKS / 2];
+#pragma unroll
+                for (int u = 0; u < CHUNKS / 2; u++) {
+                    p[u] = q[u] = make_uint4(0, 0, 0, 0);
+                    /* What lies there otherwise may be no number. */
+                    if (k + 32 * (half + u) + 8 * t < k_end) {
+                        const char *from = a + 64 * (half + u);
+                        p[u] = *reinterpret_cast<const uint4 *>(from);
+                        q[u] = *reinterpret_cast<const uint4 *>(from + 8 * STAGE_PITCH);
+                    }
+                }
+                if (half > 0) { /* all has been read */
+                    __syncwarp();
+                    if (lane == 0)
+                        barrier_arrive(&m.free[stage]);
+                }
+#pragma unroll
+                for (int u = 0; u < CHUNKS / 2; u++) {
+                    uint4 &w = b[half + u];
+                    mma_bf16(c[0], p[u].x, q[u].x, p[u].y, q[u].y, w.x, w.y);
+                    mma_bf16(c[0], p[u].z, q[u].z, p[u].w, q[u].w, w.z, w.w);
+                    w = next_x.at(half + u);
+                }
+            }
+        } else {
+            if (lane == 0)
+                barrier_arrive(&m.free[stage]);
+            chain_in_place<1>(c, reinterpret_cast<const void *>(unit.cell->a), unit.cell->dtype,
+                              unit.cell->rank, unit.rank0, unit.row, unit.row_end, x, d_in, k,
+                              k_end, lane);
+#pragma unroll
+            for (int u = 0; u < CHUNKS; u++)
+                b[u] = next_x.at(u);
+        }
+        if (++stage == FEW_STAGES) {
+            stage = 0;
+            phase ^= 1;
+        }
+
+        float *to = m.sums[turn][chain] + 2 * t * SUM_PITCH + g;
+        to[0] = c[0][0];
+        to[SUM_PITCH] = c[0][1];
+        to[8] = c[0][2];
+        to[SUM_PITCH + 8] = c[0][3];
+        named_sync(1, FEW_SUMMING);
+        int row = thread / 16, rank = thread % 16, at = row * SUM_PITCH + rank;
+        float slice = m.sums[turn][0][at];
+#pragma unroll
+        for (int i = 1; i < 4; i++)
+            slice += m.sums[turn][i][at];
+        turn ^= 1; /* who writes a half again has met everybody since */
+
+        if (whole)
+            total = run.slice == 0 ? slice : total + slice;
+        else if (last)
+            total = few_take(h, m, slots, n_slices, run, thread) + slice;
+        else /* to be kept for the last slice, if this block has it */
+            put_sum(few_place_at_owner(m, slots, n_slices, run, thread), not_empty(slice));
+        rank += unit.rank0;
+        row += unit.row;
+        if (last && row < unit.row_end && rank < lora_padded(unit.cell->rank))
+            v.t[(int64_t)row * v.t_stride + unit.cell->t_at + rank] = __float2bfloat16_rn(
+                rank < unit.cell->rank ? unit.cell->scale * total : 0);
+        run = next;
+        unit = next_unit;
+    }
+}
+
+__global__ static void __maxnreg__(FEW_REGISTERS)
+    shrink_few_kernel(const bf16 *x, int d_in, float *slots,
+                      const __grid_constant__ struct lora_view v)
+{
+    extern __shared__ float4 shared[];
+    struct few_memory &m = *reinterpret_cast<struct few_memory *>(shared);
+    int thread = (int)threadIdx.x, lane = thread & 31;
+    bool producer = thread >= FEW_SUMMING;
+    pdl_trigger();
+    int n_segs = lora_n_segs(v), n_slices = lora_slices(d_in), segs_max = TABLE_CELLS / v.n_parts;
+    struct lora_seg seg = {};
+    if (thread / v.n_parts < v.n_segs) /* the most that there are: no need to wait for the number */
+        seg = lora_seg_at(v, thread / v.n_parts);
+    if (thread == 0) {
+        for (int i = 0; i < FEW_STAGES; i++) {
+            barrier_init(&m.full[i], 1);
+            barrier_init(&m.free[i], FEW_SUMMING / 32);
+        }
+        barrier_init_done();
+    }
+#pragma unroll 1
+    for (int i = thread; i < FEW_NEAR * LORA_UNIT; i += FEW_THREADS)
+        m.handed[0][i] = __uint_as_float(EMPTY);
+
+    int stage = 0; /* of the ring */
+    uint32_t phase = 0;
+    int first = 0;
+    do {
+        int n = n_segs - first < segs_max ? n_segs - first : segs_max, n_cells = n * v.n_parts;
+        if (first > 0)
+            __syncthreads(); /* the last table has been read */
+        few_fill(m, v, first, n, seg, first > 0 ? 0 : v.n_segs, thread);
+        __syncthreads();
+        if (first == 0)
+            cluster_arrive(); /* handed is EMPTY */
+        if (producer) {
+            int n_units = few_count(m, n_cells, lane);
+            struct few_run run = few_run_of((unsigned)n_units, (unsigned)n_slices,
+                                            n_segs > segs_max);
+            if (lane == 0)
+                m.run = run;
+            named_arrive(2, FEW_THREADS);
+            few_copy(m, run, n_cells, n_slices, d_in, stage, phase, lane);
+        } else {
+#pragma unroll 1
+            for (int i = thread; i < n_cells; i += FEW_SUMMING)
+                m.cells[i].t_at = few_t_at(m, v, first, i);
+            named_sync(2, FEW_THREADS); /* the run and t_at are there */
+            struct few_run run = m.run;
+            struct few_unit unit = {};
+            if (run.n_left > 0)
+                unit = few_unit_at(m, n_cells, run.unit, lane);
+            if (first == 0) {
+                cluster_wait();
+                pdl_wait();
+            }
+            if (run.n_left > 0)
+                few_sum(m, run, unit, n_cells, n_slices, x, d_in, slots, v, stage, phase, thread);
+        }
+        first += segs_max;
+    } while (first < n_segs);
+    if (producer) {
+        cluster_wait();
+        pdl_wait();
+    }
+}
+
+/* ---- launches
+ * ---------------------------------------------------------------------------------------- */
+
+static cudaLaunchConfig_t shrink_config(struct backend *be, int n_clusters, int n_threads,
+                                        size_t shared_bytes, bool dependent,
                                         cudaLaunchAttribute (&attributes)[3])
 {
     cudaLaunchConfig_t config = {};
@@ -468,38 +959,42 @@ static cudaLaunchConfig_t shrink_config(struct backend *be, int n_clusters, bool
     a->val.clusterDim.y = a->val.clusterDim.z = 1;
     add_attributes(config, attributes, dependent);
     config.gridDim = dim3((unsigned)(n_clusters * CLUSTER));
-    config.blockDim = dim3(S::THREADS);
-    config.dynamicSmemBytes = sizeof(typename S::memory);
+    config.blockDim = dim3((unsigned)n_threads);
+    config.dynamicSmemBytes = shared_bytes;
     config.stream = be->stream;
     return config;
 }
 
-/* limit: how many clusters are resident together; asked once. */
-template <class S>
-static void launch_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, int d_in,
-                          int n_clusters, int *limit)
+/* limit: how many clusters are resident together, a block on a multiprocessor; asked once. */
+template <typename... Params, typename... Args>
+static void launch_shrink(struct backend *be, void (*kernel)(Params...), int n_threads,
+                          size_t shared_bytes, int n_clusters, int *limit, Args... args)
 {
     cudaLaunchAttribute attributes[3];
+    int most = be->n_multiprocessors / CLUSTER;
     if (*limit == 0) {
-        cudaLaunchConfig_t config = shrink_config<S>(be, be->n_multiprocessors, false, attributes);
-        cudaError_t rc = cudaOccupancyMaxActiveClusters(limit, shrink_kernel<S>, &config);
-        int most = be->n_multiprocessors * S::BLOCKS / CLUSTER;
+        cudaLaunchConfig_t config = shrink_config(be, most, n_threads, shared_bytes, false,
+                                                  attributes);
+        cudaError_t rc = cudaOccupancyMaxActiveClusters(limit, kernel, &config);
         *limit = rc != cudaSuccess || *limit < 1 ? 1 : *limit < most ? *limit : most;
         cuda_note(be, rc, "sgmv_shrink");
     }
-    cudaLaunchConfig_t config = shrink_config<S>(be, n_clusters < *limit ? n_clusters : *limit,
-                                                 dependent(be), attributes);
-    cuda_note(be, cudaLaunchKernelEx(&config, shrink_kernel<S>, x, d_in, v), "sgmv_shrink");
+    cudaLaunchConfig_t config = shrink_config(be, n_clusters < *limit ? n_clusters : *limit,
+                                              n_threads, shared_bytes, dependent(be), attributes);
+    cuda_note(be, cudaLaunchKernelEx(&config, kernel, Params(args)...), "sgmv_shrink");
 }
 
 void lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, int n_rows, int d_in)
 {
+    struct linear_scratch *s = be->linear;
     BUG_IF(d_in % 8 != 0);
-    int *limits = be->linear->n_shrink_clusters;
+    BUG_IF(lora_slices(d_in) > lora_slices(be->options.max_d));
     if (n_rows <= 256)
-        launch_shrink<shrink_few>(be, v, x, d_in, 8 + 4 * n_rows, &limits[0]);
+        launch_shrink(be, shrink_few_kernel, FEW_THREADS, sizeof(struct few_memory), 8 + 4 * n_rows,
+                      &s->n_shrink_clusters[0], x, d_in, s->shrink_slots, v);
     else
-        launch_shrink<shrink_many>(be, v, x, d_in, INT32_MAX, &limits[1]);
+        launch_shrink(be, shrink_many_kernel, MANY_THREADS, sizeof(struct many_memory), INT32_MAX,
+                      &s->n_shrink_clusters[1], x, d_in, v);
 }
 
 /* t' stays in the backend's own memory. */
@@ -513,13 +1008,12 @@ void cuda_sgmv_shrink(struct backend *be, struct devptr t, struct devptr x, int 
 
 int lora_open(struct err *err)
 {
-    cudaError_t rc = cudaFuncSetAttribute(shrink_kernel<shrink_few>,
+    cudaError_t rc = cudaFuncSetAttribute(shrink_few_kernel,
                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          (int)sizeof(shrink_few::memory));
+                                          (int)sizeof(struct few_memory));
     if (rc == cudaSuccess)
-        rc = cudaFuncSetAttribute(shrink_kernel<shrink_many>,
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)sizeof(shrink_many::memory));
+        rc = cudaFuncSetAttribute(shrink_many_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)sizeof(struct many_memory));
     return rc == cudaSuccess ? 0
                              : err_set(err, ERR_INTERNAL, "cuda: shared memory of sgmv_shrink: %s",
                                        cudaGetErrorString(rc));

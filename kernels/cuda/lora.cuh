@@ -42,9 +42,14 @@ enum {
     LORA_FOUND_SEGS = 128,
 };
 
+__host__ __device__ static inline int lora_slices(int d_in)
+{
+    return (d_in + LORA_SLICE - 1) / LORA_SLICE;
+}
+
 static inline int lora_n_chains(int d_in) /* those of the last slice may be empty */
 {
-    return (d_in + LORA_SLICE - 1) / LORA_SLICE * (LORA_SLICE / LORA_CHAIN);
+    return lora_slices(d_in) * (LORA_SLICE / LORA_CHAIN);
 }
 
 /* What the device needs of lora_args, by value. */
@@ -246,6 +251,17 @@ __device__ static inline uint32_t transposed(uint32_t x)
     uint32_t y;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
     return y;
+}
+
+/* ---- sums handed on
+ * ------------------------------------------------------------------------------- */
+
+/* What a place for a sum holds while there is none: a NaN that arithmetic doesn't make. */
+enum : uint32_t { EMPTY = 0xffffffffu, NAN_MADE = 0x7fffffffu };
+
+__device__ static inline float not_empty(float f)
+{
+    return __float_as_uint(f) == EMPTY ? __uint_as_float(NAN_MADE) : f;
 }
 
 /* ---- lists
