@@ -679,7 +679,7 @@ int cuda_linear_open(struct backend *be, struct err *err)
 #undef OPEN
     if (rc != cudaSuccess)
         return err_set(err, ERR_UNSUPPORTED, "cuda: kernels of linear: %s", cudaGetErrorString(rc));
-    return lora_open(err);
+    return lora_open(err) == 0 ? lora_expand_open(err) : -1;
 }
 
 void cuda_linear_close(struct backend *be)

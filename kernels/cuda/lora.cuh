@@ -352,6 +352,9 @@ struct lora_view lora_view_of(struct backend *be, const struct lora_args *lora);
 void lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, int n_rows,
                  int d_in);
 
+/* lora_expand.cu */
+int lora_expand_open(struct err *err);
+
 /* lora_look_up.cu */
 cudaError_t lora_look_up_open(struct backend *be);
 void lora_look_up_close(struct backend *be);
