@@ -393,7 +393,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
     }
     cluster_meet();
     if (threadIdx.x >= 256) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
         if (threadIdx.x == 256) {
             uint64_t policy = evict_normal(); /* other blocks read it too */
             pdl_wait();
@@ -463,7 +463,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
             asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
         int wg = (int)threadIdx.x >> 7, thread = (int)threadIdx.x & 127;
         int lane = thread & 31;
         uint32_t ring_at = shared_address(ring);
