@@ -653,6 +653,11 @@ int cuda_linear_open(struct backend *be, struct err *err)
         rc = cudaMalloc(&s->shrink_slots, slot_bytes);
     if (rc == cudaSuccess)
         rc = fill_async(be, s->shrink_slots, 0xff, slot_bytes); /* EMPTY */
+    slot_bytes = (size_t)be->n_multiprocessors * lora_shrink_many_slots(o->max_d);
+    if (rc == cudaSuccess)
+        rc = cudaMalloc(&s->many_slots, slot_bytes);
+    if (rc == cudaSuccess)
+        rc = fill_async(be, s->many_slots, 0xff, slot_bytes); /* EMPTY */
     if (rc == cudaSuccess)
         rc = lora_look_up_open(be);
     if (rc != cudaSuccess)
@@ -692,6 +697,7 @@ void cuda_linear_close(struct backend *be)
     cudaFree(s->tag_t);
     cudaFree(s->slots);
     cudaFree(s->shrink_slots);
+    cudaFree(s->many_slots);
     lora_look_up_close(be);
     delete s;
 }

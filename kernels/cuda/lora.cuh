@@ -264,6 +264,58 @@ __device__ static inline float not_empty(float f)
     return __float_as_uint(f) == EMPTY ? __uint_as_float(NAN_MADE) : f;
 }
 
+__device__ static inline bool is_empty(float x, float y, float z, float w)
+{
+    return __float_as_uint(x) == EMPTY || __float_as_uint(y) == EMPTY ||
+           __float_as_uint(z) == EMPTY || __float_as_uint(w) == EMPTY;
+}
+
+__device__ static inline void store_sums(void *to, float x, float y, float z, float w)
+{
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x), "f"(y),
+                 "f"(z), "f"(w)
+                 : "memory");
+}
+
+__device__ static inline void put_sums(void *to, float x, float y, float z, float w)
+{
+    store_sums(to, not_empty(x), not_empty(y), not_empty(z), not_empty(w));
+}
+
+/* Asks for what was put at from, of the units below n, where it isn't there yet. */
+template <int UNITS, int PIECE>
+__device__ static inline void ask_sums(float (&c)[4 * UNITS], const char *from, int n)
+{
+#pragma unroll
+    for (int u = 0; u < UNITS; u++)
+        if (u < n && is_empty(c[4 * u], c[4 * u + 1], c[4 * u + 2], c[4 * u + 3]))
+            asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                         : "=f"(c[4 * u]), "=f"(c[4 * u + 1]), "=f"(c[4 * u + 2]),
+                           "=f"(c[4 * u + 3])
+                         : "l"(from + u * PIECE)
+                         : "memory");
+}
+
+/* Asks again, by a warp, until all of it is there, and leaves the place empty. */
+template <int UNITS, int PIECE>
+__device__ static inline void take_sums(float (&c)[4 * UNITS], char *from, int n)
+{
+    for (;;) {
+        bool all = true;
+#pragma unroll
+        for (int u = 0; u < UNITS; u++)
+            all = all && !(u < n && is_empty(c[4 * u], c[4 * u + 1], c[4 * u + 2], c[4 * u + 3]));
+        if (__all_sync(0xffffffffu, all))
+            break;
+        ask_sums<UNITS, PIECE>(c, from, n);
+    }
+    const float none = __uint_as_float(EMPTY);
+#pragma unroll
+    for (int u = 0; u < UNITS; u++)
+        if (u < n)
+            store_sums(from + u * PIECE, none, none, none, none);
+}
+
 /* ---- lists
  * --------------------------------------------------------------------------------------- */
 
@@ -354,6 +406,11 @@ void lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, i
 
 /* lora_expand.cu */
 int lora_expand_open(struct err *err);
+
+/* lora_shrink_many.cu: the same of many rows; and how much of many_slots a block needs. */
+void lora_shrink_many(struct backend *be, const struct lora_view &v, const bf16 *x, int d_in);
+size_t lora_shrink_many_slots(int d_max);
+cudaError_t lora_shrink_many_open();
 
 /* lora_look_up.cu */
 cudaError_t lora_look_up_open(struct backend *be);
