@@ -48,6 +48,19 @@ __device__ static inline void barrier_wait(uint64_t *b, uint32_t parity)
                  : "memory");
 }
 
+/* Has the phase ended? */
+__device__ static inline bool barrier_test(uint64_t *b, uint32_t parity)
+{
+    uint32_t done;
+    asm volatile("{.reg .pred done;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, done;}"
+                 : "=r"(done)
+                 : "r"(shared_address(b)), "r"(parity)
+                 : "memory");
+    return done != 0;
+}
+
 /* From global to shared memory, in bulk, counted on the barrier: a multiple of 16, and so are the
  * addresses. */
 __device__ static inline void copy_bytes(void *to, const void *from, uint32_t bytes,

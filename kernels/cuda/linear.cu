@@ -581,7 +581,7 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
             a.lora.n_segs -= s;
             a.lora.d_n_segs = nullptr;
         }
-        lora_shrink(be, a.lora, a.x, n_rows, a.d_in);
+        a.x_is_there = lora_shrink(be, a.lora, a.x, n_rows, a.d_in);
     }
     run_wide(be, a);
 }

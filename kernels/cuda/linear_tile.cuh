@@ -21,6 +21,7 @@ struct linear_args {
     enum store store;
     int row0;                    /* wide: the first row that it computes */
     bool y_boxes;                /* wide: y leaves in boxes */
+    bool x_is_there;             /* wide: only t' may still be on its way when it starts */
     struct lora_view lora, next; /* next: of narrow's next launch, a hint */
     int next_d_in;
     bool next_is_other_half; /* of the rows: other segments */

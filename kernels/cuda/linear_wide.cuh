@@ -27,7 +27,8 @@
  * tensor-core warps know nothing about ranks, slots and dtypes.
  *
  * Outputs leave as one box of y per warpgroup, from shared memory, while the next tile is summed.
- * The same memory holds the steps of the deltas before: "area_free" says that a box has left it.
+ * The same memory holds the steps of the deltas before: "area_free" says that a box has left it,
+ * wide_await_room that the steps have been read.
  *
  * The ladder (four products of an 8B layer, 2,048 rows, TFLOP/s, one H100, no adapters; each row is
  * the kernel before it and one change):
@@ -216,10 +217,18 @@ struct wide_steps { /* in shared memory */
 template <class S> struct wide_filling {
     const struct wide_steps *steps;
     int slot, n_pending;
-    uint32_t phase;
+    uint32_t phases; /* a bit a slot */
 
-    __device__ uint32_t begin()
+    __device__ uint32_t begin(int helper)
     {
+        /* Who has to wait first hands over what it holds back: a tile's first steps would come one
+         * by one otherwise, each when the next has a slot. */
+        uint32_t phase = phases >> slot & 1;
+        if (n_pending > 0 && !barrier_test(&steps->empty[slot], phase)) {
+            copies_wait<0>();
+            while (n_pending > 0)
+                publish(false, helper);
+        }
         barrier_wait(&steps->empty[slot], phase);
         return steps->at + slot * S::STEP;
     }
@@ -227,10 +236,9 @@ template <class S> struct wide_filling {
     {
         copies_commit();
         n_pending++;
-        if (++slot == S::STEPS) {
+        phases ^= 1u << slot;
+        if (++slot == S::STEPS)
             slot = 0;
-            phase ^= 1;
-        }
     }
     /* The oldest of the pending ones has come, whole. */
     __device__ void publish(bool last, int helper)
@@ -244,13 +252,14 @@ template <class S> struct wide_filling {
     }
 };
 
-/* The steps of one tile: at least one. */
+/* The steps of one tile, from slot 0 on: at least one. */
 template <class S>
 __device__ static inline void wide_fill(struct wide_filling<S> &ring, const struct linear_args &a,
                                         int n_segs, int m_row, int row0, int helper)
 {
     const struct lora_view &v = a.lora;
     const struct wide_share me = wide_share_of(a, m_row, helper);
+    ring.slot = 0;
     bool pair = a.pair_width > 0;
     int out = pair ? m_row / 2 : m_row, n_out = pair ? TILE : 2 * TILE;
 #pragma unroll 1
@@ -270,7 +279,7 @@ __device__ static inline void wide_fill(struct wide_filling<S> &ring, const stru
             int t_at = lora_t_at(v, s, seg, p), n_planes = planes_of(e.dtype);
 #pragma unroll 1
             for (int i = 0; i < (e.rank + 15) / 16 * n_planes; i++) {
-                uint32_t to = ring.begin();
+                uint32_t to = ring.begin(helper);
                 int r = i / n_planes * 16;
                 wide_fill_b(to, a, me, e, begin, end - begin, r, i % n_planes);
                 wide_fill_t<S>(to, v, me, seg, e.rank, t_at, row0, r);
@@ -283,7 +292,7 @@ __device__ static inline void wide_fill(struct wide_filling<S> &ring, const stru
         }
     }
     if (ring.n_pending == 0) { /* base model: a step of zeros */
-        uint32_t to = ring.begin();
+        uint32_t to = ring.begin(helper);
         for (int i = helper; i < S::STEP / 16; i += WIDE_HELPERS)
             store_shared(to + i * 16, 0, 0, 0, 0);
         ring.end();
@@ -342,6 +351,23 @@ __device__ static inline void wide_stage(const float (&c)[S::N / 2], const struc
     }
 }
 
+/* The outputs go where steps lay: waits until both warpgroups have read those that lay in this
+ * one's part. Few steps are all in the first's part, so the second needn't wait for it and goes on
+ * ahead: the end of its tile falls into the other's ranges. phases: those that a step's next use
+ * will have. */
+template <class S>
+__device__ static inline void wide_await_room(const struct wide_steps &steps, int wg, bool fused,
+                                              int n_steps, uint32_t phases)
+{
+    int begin = wg * S::STAGING, n_bytes = fused ? S::N * TILE : S::UNITS_STAGED * 1024;
+    int end = (begin + n_bytes + S::STEP - 1) / S::STEP;
+    end = end < n_steps ? end : n_steps;
+    end = end < S::STEPS ? end : S::STEPS;
+#pragma unroll 1
+    for (int s = begin / S::STEP; s < end; s++)
+        barrier_wait(&steps.empty[s], (phases >> s & 1) ^ 1);
+}
+
 template <class S>
 __device__ static inline void wide_store_straight(const float (&c)[S::N / 2],
                                                   const struct linear_args &a, const int (&out)[2],
@@ -396,7 +422,8 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
         asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
         if (threadIdx.x == 256) {
             uint64_t policy = evict_normal(); /* other blocks read it too */
-            pdl_wait();
+            if (!a.x_is_there)
+                pdl_wait();
             int stage = 0;
             uint32_t phase = 1; /* of empty: the first round waits for nobody */
             for (int item = cluster; item < n_items; item += n_clusters) {
@@ -434,7 +461,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
         } else if (threadIdx.x >= WIDE_THREADS - WIDE_HELPERS) {
             int helper = (int)threadIdx.x - (WIDE_THREADS - WIDE_HELPERS), wg = helper >> 5;
             struct wide_filling<S> filling = {
-                &steps, 0, 0, 1
+                &steps, 0, 0, 0xff
             };
             uint32_t phase = 0;
             pdl_wait();
@@ -467,9 +494,10 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
         int wg = (int)threadIdx.x >> 7, thread = (int)threadIdx.x & 127;
         int lane = thread & 31;
         uint32_t ring_at = shared_address(ring);
-        int stage = 0, slot = 0;
-        uint32_t phase = 0, slot_phase = 0, area_phase = 1;
-        pdl_wait();
+        int stage = 0;
+        uint32_t phase = 0, slot_phases = 0, area_phase = 1;
+        if (!a.x_is_there) /* y is written straight from here, perhaps */
+            pdl_wait();
         for (int item = cluster; item < n_items; item += n_clusters) {
             float total[N / 2], acc[N / 2];
 #pragma unroll
@@ -530,10 +558,11 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
                 }
             }
             if (lora_n_segs(a.lora) > 0) {
-                int before = -1;
+                int before = -1, slot = 0, n_steps = 0;
 #pragma unroll 1
-                for (bool last = false; !last;) {
-                    barrier_wait(&steps.full[slot], slot_phase);
+                for (bool last = false; !last; n_steps++) {
+                    barrier_wait(&steps.full[slot], slot_phases >> slot & 1);
+                    slot_phases ^= 1u << slot;
                     if (lane == 0) /* who reads it hands it back */
                         last = steps.last[slot];
                     last = __shfl_sync(0xffffffffu, last, 0);
@@ -548,10 +577,8 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
                             barrier_arrive(&steps.empty[before]);
                     }
                     before = slot;
-                    if (++slot == S::STEPS) {
+                    if (++slot == S::STEPS)
                         slot = 0;
-                        slot_phase ^= 1;
-                    }
                 }
                 wgmma_wait<0>();
                 if (lane == 0)
@@ -559,7 +586,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
 #pragma unroll
                 for (int i = 0; i < N / 2; i++)
                     total[i] += acc[i];
-                named_sync(1, 256); /* the steps lie where the outputs go now */
+                wide_await_room<S>(steps, wg, a.store == STORE_SWIGLU, n_steps, slot_phases);
             }
             barrier_wait(area_free, area_phase);
             area_phase ^= 1;

@@ -633,7 +633,7 @@ static void launch_shrink(struct backend *be, void (*kernel)(Params...), int n_t
     cuda_note(be, cudaLaunchKernelEx(&config, kernel, Params(args)...), "sgmv_shrink");
 }
 
-void lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, int n_rows, int d_in)
+bool lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, int n_rows, int d_in)
 {
     struct linear_scratch *s = be->linear;
     BUG_IF(d_in % 8 != 0);
@@ -643,6 +643,7 @@ void lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, i
                       &s->n_shrink_clusters, x, d_in, s->shrink_slots, v);
     else
         lora_shrink_many(be, v, x, d_in);
+    return n_rows > 256;
 }
 
 /* t' stays in the backend's own memory. */

@@ -400,8 +400,8 @@ int lora_open(struct err *err);
 /* Of the segments alone; and of a linear: lora NULL is a view of nothing. */
 struct lora_view lora_segs_of(const struct lora_step *step);
 struct lora_view lora_view_of(struct backend *be, const struct lora_args *lora);
-/* t' of all segments. */
-void lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, int n_rows,
+/* t' of all segments. True: the kernel after it needn't wait for anything but t'. */
+bool lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, int n_rows,
                  int d_in);
 
 /* lora_expand.cu */

@@ -8,8 +8,11 @@
  *
  *   two producers     x [32, 1024] a piece and A [16, 1024] a rank tile, into two rings of two, by
  *                     bulk copies of 2 KB, rows 2,112 bytes apart
- *   four warps        a chain each: its x to registers once a piece, then a rank tile after another
- *   their threads     four chains to a slice, slices to t': four ranks of a row each
+ *   eight warps       a chain of 16 rows each: its x to registers once a piece, then a rank tile
+ *                     after another
+ *   128 threads       four chains to a slice, slices to t': four ranks of a row each
+ *
+ * The next kernel may start when all blocks know that x is there, so it needn't wait for that.
  *
  * Bulk copies, because x has just been written and is larger than L2's half: read in pieces of 64
  * bytes, those of down (2,048 rows, 58 MB) came at 0.8 TB/s, and at 1.1 when asked for by 256.
@@ -20,20 +23,21 @@
 #include "kernels/cuda/lora.cuh"
 
 enum {
-    MANY_NT = 4, /* n8 tiles of rows */
-    MANY_ROWS = 8 * MANY_NT,
+    MANY_NT = 2, /* n8 tiles of rows of a warp */
+    MANY_ROWS = 2 * 8 * MANY_NT,
     MANY_TILES = 4,
     MANY_STAGES = 2,
-    MANY_SUMMING = 128,               /* threads: a warp a chain, a thread four sums of a tile */
+    MANY_SUMMING = 256,               /* threads: a warp a chain of 16 rows */
+    MANY_ADDING = 128,                /* of them: four sums of a rank tile each */
     MANY_THREADS = MANY_SUMMING + 64, /* and two producers */
     MANY_CELLS = 192,                 /* in a table at a time: segments times parts */
     MANY_PITCH = LORA_SLICE * 2 + 64, /* bytes of a row of x, a rank of A */
     MANY_SUM_PITCH = 20,              /* floats of a row's 16 ranks */
     MANY_CHUNKS = LORA_CHAIN / 32,
-    MANY_ASKED = 8, /* slices asked for together */
-    MANY_SLOT = 4 * MANY_SUMMING * (int)sizeof(float), /* a slice of a rank tile */
+    MANY_ASKED = 4, /* slices asked for together */
+    MANY_SLOT = 4 * MANY_ADDING * (int)sizeof(float), /* a slice of a rank tile */
 };
-static_assert(MANY_ROWS * 4 == MANY_SUMMING, "a thread has a quarter of a row");
+static_assert(MANY_ROWS * 4 == MANY_ADDING, "a thread has a quarter of a row");
 
 struct many_memory {
     char x[MANY_STAGES][MANY_ROWS * MANY_PITCH], a[MANY_STAGES][16 * MANY_PITCH];
@@ -95,8 +99,9 @@ struct many_ring {
 __device__ static inline int many_tiles(const struct lora_cell *cells, int n_parts)
 {
     int n = 0;
+#pragma unroll 1
     for (int p = 0; p < n_parts; p++)
-        n += (cells[p].rank + 15) / 16;
+        n += (cells[p].rank + 15) >> 4;
     return n;
 }
 
@@ -104,8 +109,9 @@ __device__ static inline struct many_tile many_tile_at(const struct many_unit &u
 {
     const struct lora_cell *cell = unit.cells;
     j += unit.first;
-    while (j >= (cell->rank + 15) / 16)
-        j -= (cell++->rank + 15) / 16;
+#pragma unroll 1
+    while (j >= (cell->rank + 15) >> 4)
+        j -= (cell++->rank + 15) >> 4;
     int left = cell->rank - 16 * j;
     return {cell, 16 * j, left < 16 ? left : 16, cell->dtype == DTYPE_BF16 && (cell->a & 15) == 0};
 }
@@ -310,7 +316,8 @@ __device__ static inline void many_sum(struct many_memory &m, struct many_run ru
                                        int n_segs, int n_slices, const bf16 *x, int d_in,
                                        char *slots, const struct lora_view &v, int thread)
 {
-    int lane = thread & 31, chain = thread >> 5, g = lane >> 2, t = lane & 3, turn = 0;
+    int lane = thread & 31, chain = thread >> 5 & 3, g = lane >> 2, t = lane & 3, turn = 0;
+    int my_row = (thread >> 7) * 8 * MANY_NT; /* of the unit */
     float4 total[MANY_TILES];
 #pragma unroll
     for (int j = 0; j < MANY_TILES; j++)
@@ -325,7 +332,8 @@ __device__ static inline void many_sum(struct many_memory &m, struct many_run ru
         int k_end = k + LORA_CHAIN < d_in ? k + LORA_CHAIN : d_in;
         uint4 b[MANY_CHUNKS][MANY_NT];
         barrier_wait(&m.x_full[x_ring.stage], x_ring.phase);
-        const char *from = m.x[x_ring.stage] + g * MANY_PITCH + chain * LORA_CHAIN * 2 + 16 * t;
+        const char *from = m.x[x_ring.stage] + (my_row + g) * MANY_PITCH +
+                           chain * LORA_CHAIN * 2 + 16 * t;
 #pragma unroll
         for (int u = 0; u < MANY_CHUNKS; u++)
 #pragma unroll
@@ -346,12 +354,13 @@ __device__ static inline void many_sum(struct many_memory &m, struct many_run ru
             if (tile.copied)
                 many_chain(c, m.a[a_ring.stage] + chain * LORA_CHAIN * 2, b, k_end - k, lane);
             else
-                many_chain_in_place(c, tile, unit.row, unit.row_end, x, d_in, k, k_end, lane);
+                many_chain_in_place(c, tile, unit.row + my_row, unit.row_end, x, d_in, k, k_end,
+                                    lane);
             __syncwarp();
             if (lane == 0)
                 barrier_arrive(&m.a_free[a_ring.stage]);
             a_ring.next();
-            float *to = m.sums[turn][chain] + 2 * t * MANY_SUM_PITCH + g;
+            float *to = m.sums[turn][chain] + (my_row + 2 * t) * MANY_SUM_PITCH + g;
 #pragma unroll
             for (int i = 0; i < MANY_NT; i++, to += 8 * MANY_SUM_PITCH) {
                 to[0] = c[i][0];
@@ -360,13 +369,15 @@ __device__ static inline void many_sum(struct many_memory &m, struct many_run ru
                 to[MANY_SUM_PITCH + 8] = c[i][3];
             }
             named_sync(1, MANY_SUMMING);
+            const float(&sums)[4][MANY_ROWS * MANY_SUM_PITCH] = m.sums[turn];
+            turn ^= 1; /* who writes a half again has met everybody since */
+            if (thread >= MANY_ADDING)
+                continue;
             int at = thread / 4 * MANY_SUM_PITCH + thread % 4 * 4;
-            float4 slice = *reinterpret_cast<const float4 *>(&m.sums[turn][0][at]);
+            float4 slice = *reinterpret_cast<const float4 *>(&sums[0][at]);
 #pragma unroll
             for (int i = 1; i < 4; i++)
-                slice = plus(slice, *reinterpret_cast<const float4 *>(&m.sums[turn][i][at]));
-            turn ^= 1; /* who writes a half again has met everybody since */
-
+                slice = plus(slice, *reinterpret_cast<const float4 *>(&sums[i][at]));
             float4 sum = slice;
             if (!whole && !last) /* to be kept for the last slice, if this block has it */
                 put_sums(slot + (run.slice * MANY_TILES + j) * MANY_SLOT, slice.x, slice.y, slice.z,
@@ -400,7 +411,6 @@ __global__ static void __launch_bounds__(MANY_THREADS, 1)
     int thread = (int)threadIdx.x, lane = thread & 31;
     int n_segs = lora_n_segs(v), n_slices = (d_in + LORA_SLICE - 1) / LORA_SLICE;
     int segs_max = MANY_CELLS / v.n_parts;
-    pdl_trigger();
     if (thread == 0) {
         for (int i = 0; i < MANY_STAGES; i++) {
             barrier_init(&m.x_full[i], 1);
@@ -432,6 +442,8 @@ __global__ static void __launch_bounds__(MANY_THREADS, 1)
         } else {
             if (!waited)
                 pdl_wait();
+            if (!waited && thread == 0)
+                pdl_trigger();
             waited = true;
             if (thread >= MANY_SUMMING)
                 many_copy_x(m, run, x_ring, n, v.n_parts, n_slices, x, d_in, lane);
