@@ -1,40 +1,50 @@
 /* lora_expand.cu: y += B t', the second half of the adapters' product as a kernel of its own.
  * lora.cuh has the order of the sums, lora.cu the first half.
  *
- * A warp has a tile of rows for good and a range of outputs, cut evenly over the warps that have
- * the same rows; no thread block is in step with another, no warp either. What a tile's segments
- * need stands in a table of the warp. The range goes by in groups of outputs, a group segment after
- * segment; a segment's B for a group's outputs is one piece of memory:
+ * A thread block has a tile of rows and a range of outputs, cut evenly over the blocks that have
+ * the same rows; no block is in step with another. What the tile's segments need stands in a table.
+ * The range goes by in groups of outputs, a group segment after segment; a segment's B for a
+ * group's outputs is one piece of memory:
  *
  *   pieces  (group 0, segment 0) (group 0, segment 1) .. (group 1, segment 0) (group 1, segment 1)
  *
- * They come through a ring of the warp in shared memory by bulk copies, up to 8 KB ahead, the first
- * of them before t' is there. The delta is a sum of its own from +0 and is added once: y =
- * bf16(y + delta). t' of the tile is brought into shared memory once.
+ *   the producer's warp   the table; then pieces into a ring in shared memory, a bulk copy each,
+ *                         the first before t' is there
+ *   eight warps           16 M outputs of each group; t' is brought into shared memory once, y
+ *                         some groups ahead
  *
- * Tiles have 8 rows; fewer where there would be idle warps, since the adapters of a tile come one
- * after another; 32 where the work is many times the warps, so that B is fetched once for four
- * matrix steps.
+ * The delta is a sum of its own from +0 and is added once: y = bf16(y + delta).
  *
- * Which output is which row of the matrix step is free, so it is chosen by the memory: of a group
- * of 16 M outputs lane (g, t) has 4 M t .. 4 M t + 4 M - 1 of row g, together in y, whose 2 M
- * pairs, each transposed over the warp, are the step's accumulators.
+ * A piece costs a warp some 300 cycles whatever its size, so groups are as large as the ring lets
+ * them be. A tile's adapters come one after another, so its rows are the fewer, the more of them
+ * have adapters of their own; rows that share one want large tiles, for which B is fetched once.
+ * Host code weighs that up, and cuts the ring by what a block has to fetch: the less shared memory
+ * a kernel takes, the earlier the ones after it can start.
+ *
+ * Which output is which row of the matrix step is free, so it is chosen by the memory: of a warp's
+ * 16 M outputs lane (g, t) has 4 M t .. 4 M t + 4 M - 1 of row g, together in y, whose 2 M pairs,
+ * each transposed over the warp, are the step's accumulators.
  *
  * Two numbers (64 rows, 64 adapters, H200): rank 16, 4,096 outputs: 8.4 MB of B, 2 us at 4.3 TB/s,
  * all of it in the rings at once; rank 64, 14,336 outputs: 117 MB, 27 us, in which each
- * multiprocessor takes 19 bytes a cycle: a warp 2 KB in 860 cycles. */
+ * multiprocessor takes 19 bytes a cycle: a piece of 16 KB in 860 cycles. */
 #include "kernels/cuda/async.cuh"
 #include "kernels/cuda/lora.cuh"
 
 enum {
-    EXPAND_WARPS = 8,
-    EXPAND_UNIT = 16,   /* outputs: ranges are whole units */
-    EXPAND_RANKS = 256, /* of a segment; more take the slow way */
-    EXPAND_RING = 8192, /* bytes of a warp: a unit of EXPAND_RANKS */
-    EXPAND_STAGES = 16, /* of a ring, at most */
-    EXPAND_STEP = 32,   /* bytes of 16 ranks */
+    EXPAND_WARPS = 8, /* that multiply */
+    EXPAND_THREADS = EXPAND_WARPS * 32 + 32,
+    EXPAND_UNIT = 16,           /* outputs: ranges are whole units */
+    EXPAND_Y = 4,               /* units of y of a warp that are on their way */
+    EXPAND_SEGS = 64,           /* of a tile of rows; more take the slow way */
+    EXPAND_RANKS = 512,         /* of a segment; likewise */
+    EXPAND_RING_MIN = 24 << 10, /* bytes */
+    EXPAND_RING_TWO = 40 << 10, /* two kernels fit beside lora.cu's */
+    EXPAND_RING_MAX = 64 << 10, /* one does */
+    EXPAND_STAGES = 16,         /* of a ring, at most */
+    EXPAND_STEP = 32,           /* bytes of 16 ranks */
 };
-static_assert(EXPAND_RING >= EXPAND_UNIT * EXPAND_RANKS * 2, "a piece fits");
+static_assert(EXPAND_RING_MIN >= EXPAND_UNIT * EXPAND_RANKS * 2, "a unit fits");
 
 struct alignas(16) expand_cell { /* a segment that has rows in the tile */
     uintptr_t b;
@@ -46,62 +56,63 @@ struct alignas(16) expand_cell { /* a segment that has rows in the tile */
 struct expand_args {
     bf16 *y;
     int n_rows, d_out;
-    int tile_rows; /* at most 8 NT */
+    int tile_rows;   /* at most 8 NT */
+    int tile_blocks; /* with the same rows; 0: the units of all tiles are cut as one row */
+    int n_units;     /* of all parts */
+    int ring_bytes;
+    bool words; /* all that begins and ends in y does so at multiples of 16 bytes */
     struct lora_view v;
 };
 
-/* NT: n8 tiles of rows. */
-template <int NT> struct expand_memory {
-    static constexpr int SEGS = NT == 1 ? 32 : 64; /* of a tile of rows; more take the slow way */
-    static constexpr int PIECE = NT == 1 ? 2048 : 4096; /* bytes, if a unit isn't more */
-    static constexpr int M_MAX = NT == 1 ? 4 : 2;       /* units of a group */
-    static constexpr int T_BYTES = 8 * NT * (NT == 1 ? 17 : 9) * EXPAND_STEP; /* t' of a tile */
-
-    char ring[EXPAND_WARPS][EXPAND_RING];
-    char t[EXPAND_WARPS][T_BYTES];
-    struct expand_cell cells[EXPAND_WARPS][SEGS];
-    uint64_t full[EXPAND_WARPS][EXPAND_STAGES];
-};
-static_assert(sizeof(expand_memory<1>) <= 104 << 10, "fits beside lora.cu's");
-
-/* What a warp is at: some rows, a part, and the segments that touch the rows. */
+/* What a block is at: some rows, a part, and the segments that touch the rows. */
 struct expand_place {
-    struct expand_cell *cells; /* shared memory */
-    int n;                     /* cells; ranks above 0 */
     int row0, n_rows, part;
     int first, end;     /* segments */
     int out, out_end;   /* of the part */
-    unsigned rows;      /* bit i: row0 + i is in a segment */
+    int n;              /* cells; ranks above 0 */
     int rank;           /* the largest */
+    unsigned rows;      /* bit i: row0 + i is in a segment */
     int t_begin, t_end; /* what the cells have of a row of t' */
-    char *t;            /* a copy of it in shared memory, [n_rows, t_pitch] bytes */
-    int t_pitch;        /* 0: it doesn't fit there */
+    int t_pitch;        /* bytes of a row in the copy of it; 0: it doesn't fit there */
+    bool plain;         /* else the slow way */
+    int m, group_outs, n_groups;
+    int stage_bytes, n_stages; /* of the ring */
 };
 
-struct expand_ring {
-    char *bytes;    /* shared memory, [n_stages, stage_bytes] */
-    uint64_t *full; /* [n_stages] */
-    int stage_bytes, n_stages;
-    int stage;       /* the oldest */
-    uint32_t phases; /* bit i: the parity that says that stage i is full */
-    int group_outs;
-    int out, cell; /* what it is given next */
-};
+/* NT: n8 tiles of rows. The ring lies behind it. */
+template <int NT> struct alignas(16) expand_memory {
+    static constexpr int M_MAX = NT == 1 ? 4 : 2; /* units of a warp in a group */
+    static constexpr int Y_BYTES = 8 * NT * EXPAND_UNIT * EXPAND_Y * 2;       /* of a warp */
+    static constexpr int T_BYTES = 8 * NT * (NT == 1 ? 17 : 9) * EXPAND_STEP; /* t' of a tile */
 
-__device__ static inline struct expand_cell cell_at(const struct expand_place &p, int cell)
+    /* Groups on their way: [EXPAND_Y / M, 8 NT rows, 16 M outputs] */
+    char y[EXPAND_WARPS][Y_BYTES];
+    char t[T_BYTES];
+    struct expand_cell cells[EXPAND_SEGS];
+    uint64_t full[EXPAND_STAGES], free[EXPAND_STAGES];
+    struct expand_place place;
+};
+static_assert(sizeof(expand_memory<4>) + EXPAND_RING_MAX <= 110 << 10 &&
+                  sizeof(expand_memory<1>) + EXPAND_RING_TWO <= 54 << 10,
+              "fit beside lora.cu's");
+
+__device__ static inline struct expand_cell cell_at(const struct expand_cell *cells, int cell)
 {
     static_assert(sizeof(struct expand_cell) == 16, "read as one word");
-    const uint4 raw = *reinterpret_cast<const uint4 *>(&p.cells[cell]);
+    const uint4 raw = *reinterpret_cast<const uint4 *>(&cells[cell]);
     struct expand_cell e;
     memcpy(&e, &raw, sizeof e);
     return e;
 }
 
-/* Output (of a group) that row i of half q of the group's matrix steps is. */
+/* Output (of a warp's in a group) that row i of half q of the matrix steps is. */
 template <int M> __device__ static inline int output_at(int q, int i)
 {
     return 4 * M * (i >> 1) + 2 * q + (i & 1);
 }
+
+/* ---- the producer
+ * ---------------------------------------------------------------------------------------- */
 
 /* Which segments touch the place's rows. */
 __device__ static inline void place_find(struct expand_place &p, const struct lora_view &v,
@@ -109,23 +120,25 @@ __device__ static inline void place_find(struct expand_place &p, const struct lo
 {
     p.first = n_segs;
     p.end = 0;
-    for (int s0 = n_segs > 512 ? lora_first_seg(v, n_segs, p.row0) : 0; s0 < n_segs; s0 += 128) {
-        int begin[4], end[4];
+    /* Up to the most that there are: no need to wait for the number. */
+    for (int s0 = v.n_segs > 512 ? lora_first_seg(v, n_segs, p.row0) : 0; s0 < v.n_segs;
+         s0 += 128) {
+        struct lora_seg segs[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int s = s0 + 32 * i + lane;
-            struct lora_seg seg = {INT32_MAX, 0, 0, 0};
-            if (s < n_segs)
-                seg = lora_seg_at(v, s);
-            begin[i] = seg.row_begin;
-            end[i] = seg.n_rows == 0 ? 0 : seg.row_begin + seg.n_rows;
+            segs[i] = {INT32_MAX, 0, 0, 0};
+            if (s < v.n_segs)
+                segs[i] = lora_seg_at(v, s);
         }
         bool more = true;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            unsigned hit = __ballot_sync(0xffffffffu,
-                                         begin[i] < p.row0 + p.n_rows && end[i] > p.row0);
-            more = more && !__any_sync(0xffffffffu, begin[i] >= p.row0 + p.n_rows);
+            bool is = s0 + 32 * i + lane < n_segs;
+            int begin = is ? segs[i].row_begin : INT32_MAX;
+            int end = is && segs[i].n_rows > 0 ? begin + segs[i].n_rows : 0;
+            unsigned hit = __ballot_sync(0xffffffffu, begin < p.row0 + p.n_rows && end > p.row0);
+            more = more && !__any_sync(0xffffffffu, begin >= p.row0 + p.n_rows);
             if (hit == 0)
                 continue;
             if (p.end == 0)
@@ -137,16 +150,16 @@ __device__ static inline void place_find(struct expand_place &p, const struct lo
     }
 }
 
-/* Gathers the cells of a part. False: they need the slow way. */
-__device__ static inline bool place_fill(struct expand_place &p, const struct lora_view &v,
-                                         int segs_max, int lane)
+/* Gathers the cells of a part. */
+__device__ static inline void place_fill(struct expand_place &p, struct expand_cell *cells,
+                                         const struct lora_view &v, bool words, int lane)
 {
     p.n = 0;
-    if (p.end - p.first > segs_max)
-        return false;
+    p.plain = words && p.end - p.first <= EXPAND_SEGS;
+    if (!p.plain)
+        return;
     bool plain = true;
     unsigned rows = 0, rank = 0, t_begin = INT32_MAX, t_end = 0;
-    __syncwarp(); /* the last cells have been read */
 #pragma unroll 1
     for (int s = p.first + lane; s - lane < p.end; s += 32) {
         struct lora_seg seg = {0, 0, 0, 0};
@@ -162,117 +175,121 @@ __device__ static inline bool place_fill(struct expand_place &p, const struct lo
         unsigned all = __ballot_sync(0xffffffffu, live);
         if (live) {
             unsigned at = (unsigned)lora_t_at(v, s, seg, p.part);
-            /* A piece begins and ends at multiples of 16 bytes. */
             plain = plain && e.dtype == DTYPE_BF16 && e.rank % 4 == 0 && e.rank <= EXPAND_RANKS &&
-                    e.b.addr % 16 == 0 && (e.rank % 8 == 0 || v.part[p.part].d_out % 2 == 0);
+                    e.b.addr % 16 == 0;
             rows |= 0xffffffffu >> (32 - (end - begin)) << begin;
             rank = rank > (unsigned)e.rank ? rank : (unsigned)e.rank;
             t_begin = t_begin < at ? t_begin : at;
             t_end = t_end > at + (unsigned)e.rank ? t_end : at + (unsigned)e.rank;
-            p.cells[p.n + __popc(all & ((1u << lane) - 1))] = {
+            cells[p.n + __popc(all & ((1u << lane) - 1))] = {
                 e.b.addr, (int32_t)at, (uint16_t)e.rank, (uint8_t)begin, (uint8_t)end};
         }
         p.n += __popc(all);
     }
-    __syncwarp();
     p.rows = __reduce_or_sync(0xffffffffu, rows);
     p.rank = (int)__reduce_max_sync(0xffffffffu, rank);
     p.t_begin = (int)__reduce_min_sync(0xffffffffu, t_begin);
     p.t_end = (int)__reduce_max_sync(0xffffffffu, t_end);
-    return __all_sync(0xffffffffu, plain);
+    p.plain = __all_sync(0xffffffffu, plain);
 }
 
-/* Asks for the next piece of B, if there is one, in a stage that nobody reads any more. */
-__device__ static inline void ring_ask(struct expand_ring &ring, const struct expand_place &p,
-                                       int stage, int lane)
+/* Cuts the place's outputs into groups of equal size and the ring into stages for their pieces: all
+ * that the place needs, if the ring holds that; else a quarter of it a stage, or in a small ring
+ * half of it, if that gives more warps work. */
+template <int NT> __device__ static inline void place_cut(struct expand_place &p, int ring_bytes)
 {
-    if (ring.out >= p.out_end)
-        return;
-    if (lane == 0) {
-        const struct expand_cell e = cell_at(p, ring.cell);
-        int n = p.out_end - ring.out;
-        n = n < ring.group_outs ? n : ring.group_outs;
-        uint32_t row_bytes = e.rank * 2u, bytes = (uint32_t)n * row_bytes;
-        barrier_expect(&ring.full[stage], bytes);
-        copy_bytes(ring.bytes + stage * ring.stage_bytes,
-                   reinterpret_cast<const char *>(e.b) + (uint64_t)(uint32_t)ring.out * row_bytes,
-                   bytes, &ring.full[stage]);
-    }
-    __syncwarp();
-    if (++ring.cell < p.n)
-        return;
-    ring.cell = 0;
-    ring.out += ring.group_outs;
-}
-
-/* Cuts the ring into stages for groups of m units, and asks for as much as fits. */
-__device__ static inline void ring_begin(struct expand_ring &ring, const struct expand_place &p,
-                                         int m, int lane)
-{
-    ring.group_outs = m * EXPAND_UNIT;
-    ring.stage_bytes = ring.group_outs * p.rank * 2;
-    ring.n_stages = EXPAND_RING / ring.stage_bytes;
-    ring.n_stages = ring.n_stages < EXPAND_STAGES ? ring.n_stages : EXPAND_STAGES;
-    ring.stage = 0;
-    ring.out = p.out;
-    ring.cell = 0;
-#pragma unroll 1
-    for (int i = 0; i < ring.n_stages; i++)
-        ring_ask(ring, p, i, lane);
-}
-
-/* Copies the tile's t' to shared memory, if it fits. Rows lie an odd number of steps apart there,
- * so that the reads of four of them meet no bank twice. */
-template <int NT>
-__device__ static inline void place_load_t(struct expand_place &p, const struct lora_view &v,
-                                           int lane)
-{
-    constexpr int AHEAD = NT == 1 ? 4 : 2; /* steps of 16 ranks */
-    int g = lane >> 2, t = lane & 3, n_steps = (p.t_end - p.t_begin + 15) / 16;
-    p.t_pitch = (n_steps | 1) * EXPAND_STEP;
-    if (p.n_rows * p.t_pitch > expand_memory<NT>::T_BYTES) {
+    p.t_pitch = ((p.t_end - p.t_begin + 15) / 16 | 1) * EXPAND_STEP;
+    if (p.n_rows * p.t_pitch > expand_memory<NT>::T_BYTES)
         p.t_pitch = 0;
-        return;
+    int n_units = (p.out_end - p.out + EXPAND_UNIT - 1) / EXPAND_UNIT;
+    int unit_bytes = EXPAND_UNIT * p.rank * 2, most = ring_bytes / (p.n * unit_bytes);
+    if (n_units > most) {
+        most = ring_bytes / 4 / unit_bytes;
+        int half = ring_bytes / 2 / unit_bytes;
+        if (ring_bytes < EXPAND_RING_MAX && most < EXPAND_WARPS)
+            most = half < EXPAND_WARPS ? half : EXPAND_WARPS;
     }
-    const bf16 *from = v.t + (int64_t)(p.row0 + g) * v.t_stride + p.t_begin + 4 * t;
-    char *to = p.t + g * p.t_pitch + 8 * t;
-#pragma unroll 1
-    for (int j0 = 0; j0 < n_steps; j0 += AHEAD) {
-        uint2 w[NT][AHEAD];
-#pragma unroll
-        for (int i = 0; i < NT; i++)
-#pragma unroll
-            for (int j = 0; j < AHEAD; j++) {
-                int at = 16 * (j0 + j);
-                w[i][j] = make_uint2(0, 0);
-                if ((p.rows >> (8 * i + g) & 1) && p.t_begin + at + 4 * t < p.t_end)
-                    w[i][j] = __ldcg(
-                        reinterpret_cast<const uint2 *>(from + (int64_t)(8 * i) * v.t_stride + at));
-            }
-#pragma unroll
-        for (int i = 0; i < NT; i++)
-#pragma unroll
-            for (int j = 0; j < AHEAD; j++)
-                if ((p.rows >> (8 * i + g) & 1) && j0 + j < n_steps)
-                    *reinterpret_cast<uint2 *>(to + 8 * i * p.t_pitch +
-                                               (j0 + j) * EXPAND_STEP) = w[i][j];
-    }
-    __syncwarp();
+    constexpr int GROUP = EXPAND_WARPS * expand_memory<NT>::M_MAX;
+    most = most < 1 ? 1 : most < GROUP ? most : GROUP;
+    most = most > 2 * EXPAND_WARPS ? most & ~3 : most > EXPAND_WARPS ? most & ~1 : most;
+    int n_groups = (n_units + most - 1) / most, group = (n_units + n_groups - 1) / n_groups;
+    p.m = group > 2 * EXPAND_WARPS ? 4 : group > EXPAND_WARPS ? 2 : 1;
+    group = (group + p.m - 1) & -p.m; /* not above most */
+    p.n_groups = (n_units + group - 1) / group;
+    p.group_outs = group * EXPAND_UNIT;
+    p.stage_bytes = group * unit_bytes;
+    p.n_stages = ring_bytes / p.stage_bytes;
+    p.n_stages = p.n_stages < EXPAND_STAGES ? p.n_stages : EXPAND_STAGES;
 }
+
+/* Fetches the place's pieces, by one thread. Bit i of uses: the parity of the times that stage i
+ * has been used. */
+template <int NT>
+__device__ static inline void ring_fill(expand_memory<NT> &m, char *ring,
+                                        const struct expand_place &p, uint32_t &uses)
+{
+    int stage = 0;
+#pragma unroll 1
+    for (int out = p.out; out < p.out_end; out += p.group_outs) {
+        int left = p.out_end - out;
+        uint32_t n = (uint32_t)(left < p.group_outs ? left : p.group_outs);
+#pragma unroll 1
+        for (int cell = 0; cell < p.n; cell++) {
+            const struct expand_cell e = cell_at(m.cells, cell);
+            uint32_t row_bytes = e.rank * 2u;
+            barrier_wait(&m.free[stage], ~uses >> stage & 1);
+            barrier_expect(&m.full[stage], n * row_bytes);
+            copy_bytes(ring + stage * p.stage_bytes,
+                       reinterpret_cast<const char *>(e.b) + (uint64_t)(uint32_t)out * row_bytes,
+                       n * row_bytes, &m.full[stage]);
+            uses ^= 1u << stage;
+            stage = stage + 1 == p.n_stages ? 0 : stage + 1;
+        }
+    }
+}
+
+/* ---- the others
+ * ------------------------------------------------------------------------------------------ */
+
+/* Copies the tile's t' to shared memory, by all that multiply. Rows lie an odd number of steps
+ * apart there, so that the reads of four of them meet no bank twice. */
+template <int NT>
+__device__ static inline void load_t(char *to, const struct expand_place &p,
+                                     const struct lora_view &v, int warp, int lane)
+{
+    int n_words = (p.t_end - p.t_begin) / 4; /* of four ranks */
+    const bf16 *from = v.t + (int64_t)(p.row0 + warp) * v.t_stride + p.t_begin;
+    to += warp * p.t_pitch;
+#pragma unroll 1
+    for (int at = lane; at < n_words; at += 32) {
+        uint2 w[NT];
+#pragma unroll
+        for (int i = 0; i < NT; i++)
+            if (p.rows >> (8 * i + warp) & 1)
+                w[i] = __ldcg(
+                    reinterpret_cast<const uint2 *>(from + (int64_t)(8 * i) * v.t_stride + 4 * at));
+#pragma unroll
+        for (int i = 0; i < NT; i++)
+            if (p.rows >> (8 * i + warp) & 1)
+                *reinterpret_cast<uint2 *>(to + 8 * i * p.t_pitch + 8 * at) = w[i];
+    }
+    named_sync(1, EXPAND_WARPS * 32);
+}
+static_assert(EXPAND_WARPS == 8, "a warp has one of eight rows");
 
 /* Four ranks of row r of the tile, which begin at `at` in its t'. */
-__device__ static inline uint2 load_t(const struct expand_place &p, const struct lora_view &v,
-                                      int r, int at)
+__device__ static inline uint2 t_at(const char *t, const struct expand_place &p,
+                                    const struct lora_view &v, int r, int at)
 {
     if (p.t_pitch > 0)
-        return *reinterpret_cast<const uint2 *>(p.t + r * p.t_pitch + 2 * (at - p.t_begin));
+        return *reinterpret_cast<const uint2 *>(t + r * p.t_pitch + 2 * (at - p.t_begin));
     return __ldcg(reinterpret_cast<const uint2 *>(v.t + (int64_t)(p.row0 + r) * v.t_stride + at));
 }
 
-/* Adds a cell's part of the deltas of a group, whose B is at b. Ranks that aren't there count as 0,
- * whatever lies in their place; outputs that aren't there are not stored. */
+/* Adds a cell's part of a warp's deltas of a group, whose B is at b. Ranks that aren't there count
+ * as 0, whatever lies in their place; outputs that aren't there are not stored. */
 template <int NT, int M>
-__device__ static inline void piece_add(float (&c)[NT][M][4], const char *b,
+__device__ static inline void piece_add(float (&c)[NT][M][4], const char *b, const char *t_copy,
                                         const struct expand_cell &e, const struct expand_place &p,
                                         const struct lora_view &v, int lane)
 {
@@ -306,9 +323,9 @@ __device__ static inline void piece_add(float (&c)[NT][M][4], const char *b,
             bool in = row >= e.begin && row < e.end;
             uint2 f = make_uint2(0, 0), h = f;
             if (in)
-                f = load_t(p, v, row, e.t_at + r + 4 * t);
+                f = t_at(t_copy, p, v, row, e.t_at + r + 4 * t);
             if (in && live)
-                h = load_t(p, v, row, e.t_at + r + 16 + 4 * t);
+                h = t_at(t_copy, p, v, row, e.t_at + r + 16 + 4 * t);
 #pragma unroll
             for (int m = 0; m < M; m++)
                 mma_bf16(c[i][m], one[2 * m].x, one[2 * m + 1].x, one[2 * m].y, one[2 * m + 1].y,
@@ -336,7 +353,7 @@ __device__ static inline void piece_add(float (&c)[NT][M][4], const char *b,
         int row = 8 * i + g;
         uint2 f = make_uint2(0, 0);
         if (row >= e.begin && row < e.end && live)
-            f = load_t(p, v, row, e.t_at + r + 4 * t);
+            f = t_at(t_copy, p, v, row, e.t_at + r + 4 * t);
 #pragma unroll
         for (int m = 0; m < M; m++)
             mma_bf16(c[i][m], one[2 * m].x, one[2 * m + 1].x, one[2 * m].y, one[2 * m + 1].y, f.x,
@@ -354,63 +371,29 @@ __device__ static inline bf16 *outputs_at(int *n, const struct expand_args &a,
     return a.y + (int64_t)(p.row0 + i) * a.d_out + a.v.part[p.part].out_begin + out;
 }
 
-/* WORDS: all that begins and ends in y does so at multiples of 16 bytes. */
-template <bool WORDS, int M>
-__device__ static inline void load_outputs(uint32_t (&w)[2 * M], const struct expand_args &a,
-                                           const struct expand_place &p, int i, int out, int lane)
+/* Asks for a warp's outputs of a group, as the lanes will take them: [NT, 32 lanes, 4 M outputs].
+ */
+template <int NT, int M>
+__device__ static inline void ask_outputs(char *to, const struct expand_args &a,
+                                          const struct expand_place &p, int out, int lane)
 {
-    int n;
-    const bf16 *y = outputs_at<M>(&n, a, p, i, out, lane);
 #pragma unroll
-    for (int e = 0; e < 2 * M; e++)
-        w[e] = 0;
-    if (!WORDS) {
-        const unsigned short *h = reinterpret_cast<const unsigned short *>(y);
+    for (int i = 0; i < NT; i++) {
+        int n;
+        const bf16 *y = outputs_at<M>(&n, a, p, 8 * i + (lane >> 2), out, lane);
 #pragma unroll
-        for (int e = 0; e < 4 * M; e++)
-            if (e < n)
-                w[e / 2] |= (uint32_t)__ldcg(h + e) << e % 2 * 16;
-    } else if (M == 1) {
-        if (n > 0) {
-            uint2 x = __ldcg(reinterpret_cast<const uint2 *>(y));
-            w[0] = x.x;
-            w[1] = x.y;
-        }
-    } else {
-#pragma unroll
-        for (int e = 0; e + 3 < 2 * M; e += 4)
-            if (2 * e < n) {
-                uint4 x = __ldcg(reinterpret_cast<const uint4 *>(y + 2 * e));
-                w[e] = x.x;
-                w[e + 1] = x.y;
-                w[e + 2] = x.z;
-                w[e + 3] = x.w;
-            }
+        for (int e = 0; e < 4 * M; e += 8) /* M = 1: for the lane behind, too */
+            if (e < n && (M > 1 || lane % 2 == 0))
+                copy_16(to + (i * 32 + lane) * 8 * M + 2 * e, y + e);
     }
+    asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-template <bool WORDS, int M>
-__device__ static inline void store_outputs(const uint32_t (&w)[2 * M], const struct expand_args &a,
-                                            const struct expand_place &p, int i, int out, int lane)
+/* Until of what the warp has asked for all but the last N groups are there. */
+template <int N> __device__ static inline void wait_outputs()
 {
-    int n;
-    bf16 *y = outputs_at<M>(&n, a, p, i, out, lane);
-    if (!WORDS) {
-        unsigned short *h = reinterpret_cast<unsigned short *>(y);
-#pragma unroll
-        for (int e = 0; e < 4 * M; e++)
-            if (e < n)
-                h[e] = (unsigned short)(w[e / 2] >> e % 2 * 16);
-    } else if (M == 1) {
-        if (n > 0)
-            *reinterpret_cast<uint2 *>(y) = make_uint2(w[0], w[1]);
-    } else {
-#pragma unroll
-        for (int e = 0; e + 3 < 2 * M; e += 4)
-            if (2 * e < n)
-                *reinterpret_cast<uint4 *>(y + 2 * e) = make_uint4(w[e], w[e + 1], w[e + 2],
-                                                                   w[e + 3]);
-    }
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+    __syncwarp();
 }
 
 /* Adds the deltas, which are put back to 0, to a row's outputs. */
@@ -426,41 +409,90 @@ template <int M> __device__ static inline void add_deltas(uint32_t (&w)[2 * M], 
     }
 }
 
-/* The place's range, in groups of M units; the ring has been begun so. */
-template <bool WORDS, int NT, int M>
-__device__ static inline void expand_range(const struct expand_args &a, struct expand_place &p,
-                                           struct expand_ring &ring, int lane)
+/* y of a warp's outputs of a group, which have come to `from`. */
+template <int NT, int M>
+__device__ static inline void finish_outputs(const char *from, float (&c)[NT][M][4],
+                                             const struct expand_args &a,
+                                             const struct expand_place &p, int out, int lane)
 {
-    int g = lane >> 2;
-    float c[NT][M][4] = {};
-#pragma unroll 1
-    for (int out = p.out; out < p.out_end; out += M * EXPAND_UNIT) {
-        uint32_t y[NT][2 * M]; /* wanted last */
 #pragma unroll
-        for (int i = 0; i < NT; i++)
-            load_outputs<WORDS, M>(y[i], a, p, 8 * i + g, out, lane);
-        if (out == p.out)
-            place_load_t<NT>(p, a.v, lane);
-#pragma unroll 1
-        for (int cell = 0; cell < p.n; cell++) {
-            const struct expand_cell e = cell_at(p, cell);
-            int stage = ring.stage;
-            barrier_wait(&ring.full[stage], ring.phases >> stage & 1);
-            piece_add<NT, M>(c, ring.bytes + stage * ring.stage_bytes, e, p, a.v, lane);
-            ring.phases ^= 1u << stage;
-            ring.stage = stage + 1 == ring.n_stages ? 0 : stage + 1;
-            __syncwarp(); /* all have read the stage */
-            ring_ask(ring, p, stage, lane);
+    for (int i = 0; i < NT; i++) {
+        if (NT > 1 && (p.rows >> (8 * i) & 0xff) == 0)
+            continue; /* the whole warp agrees */
+        const char *at = from + (i * 32 + lane) * 8 * M;
+        uint32_t w[2 * M];
+        int n;
+        bf16 *y = outputs_at<M>(&n, a, p, 8 * i + (lane >> 2), out, lane);
+        if (M == 1) {
+            uint2 x = *reinterpret_cast<const uint2 *>(at);
+            w[0] = x.x;
+            w[1] = x.y;
         }
 #pragma unroll
-        for (int i = 0; i < NT; i++) {
-            add_deltas<M>(y[i], c[i]);
-            store_outputs<WORDS, M>(y[i], a, p, 8 * i + g, out, lane);
+        for (int e = 0; e + 3 < 2 * M; e += 4) {
+            uint4 x = *reinterpret_cast<const uint4 *>(at + 4 * e);
+            w[e] = x.x;
+            w[e + 1] = x.y;
+            w[e + 2] = x.z;
+            w[e + 3] = x.w;
         }
+        add_deltas<M>(w, c[i]);
+        if (M == 1 && n > 0)
+            *reinterpret_cast<uint2 *>(y) = make_uint2(w[0], w[1]);
+#pragma unroll
+        for (int e = 0; e + 3 < 2 * M; e += 4)
+            if (2 * e < n)
+                *reinterpret_cast<uint4 *>(y + 2 * e) = make_uint4(w[e], w[e + 1], w[e + 2],
+                                                                   w[e + 3]);
     }
 }
 
-/* The place's range, step by step: many segments, any dtype, any rank. */
+/* The place's range, by a warp; it has M units of a group, or none. */
+template <int NT, int M>
+__device__ static inline void expand_range(const struct expand_args &a, expand_memory<NT> &m,
+                                           const char *ring, const struct expand_place &p,
+                                           uint32_t &uses, int warp, int lane)
+{
+    constexpr int AHEAD = EXPAND_Y / M, Y_BYTES = expand_memory<NT>::Y_BYTES / AHEAD;
+    int mine = warp * M * EXPAND_UNIT; /* where a group's begin */
+    int out = mine < p.group_outs ? p.out + mine : p.out_end;
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+        ask_outputs<NT, M>(m.y[warp] + i * Y_BYTES, a, p, out + i * p.group_outs, lane);
+    if (p.t_pitch > 0)
+        load_t<NT>(m.t, p, a.v, warp, lane);
+    float c[NT][M][4] = {};
+    int stage = 0, turn = 0;
+    struct expand_cell e = cell_at(m.cells, 0);
+#pragma unroll 1
+    for (int group = 0; group < p.n_groups; group++, out += p.group_outs) {
+#pragma unroll 1
+        for (int cell = 1; cell <= p.n; cell++) {
+            const struct expand_cell next = cell_at(m.cells, cell < p.n ? cell : 0);
+            barrier_wait(&m.full[stage], uses >> stage & 1);
+            if (out < p.out_end)
+                piece_add<NT, M>(c, ring + stage * p.stage_bytes + mine * e.rank * 2, m.t, e, p,
+                                 a.v, lane);
+            __syncwarp(); /* all have read the stage */
+            if (lane == 0)
+                barrier_arrive(&m.free[stage]);
+            uses ^= 1u << stage;
+            stage = stage + 1 == p.n_stages ? 0 : stage + 1;
+            e = next;
+        }
+        if (out >= p.out_end)
+            continue; /* nothing was asked for, and nothing will be */
+        char *y = m.y[warp] + turn * Y_BYTES;
+        wait_outputs<AHEAD - 1>();
+        finish_outputs<NT, M>(y, c, a, p, out, lane);
+        __syncwarp(); /* all have read y */
+        ask_outputs<NT, M>(y, a, p, out + AHEAD * p.group_outs, lane);
+        turn = turn + 1 == AHEAD ? 0 : turn + 1;
+    }
+}
+
+/* A warp's share of the place's range, step by step: many segments, any dtype, any rank, any
+ * place of y. */
 __device__ static void __noinline__ expand_slowly(const struct expand_args &a, int row0, int part,
                                                   int first_seg, int end_seg, int out, int out_end,
                                                   int lane)
@@ -505,7 +537,7 @@ __device__ static void __noinline__ expand_slowly(const struct expand_args &a, i
                 }
                 uint2 f = make_uint2(0, 0);
                 if (in && r + 4 * t < e.rank)
-                    f = load_t(p, a.v, r0, at + r + 4 * t);
+                    f = t_at(nullptr, p, a.v, r0, at + r + 4 * t);
                 for (int plane = 0; plane < planes_of(e.dtype); plane++) {
                     uint32_t b[8];
 #pragma unroll
@@ -519,128 +551,162 @@ __device__ static void __noinline__ expand_slowly(const struct expand_args &a, i
             }
         }
         p.rows = (unsigned)mine << r0; /* this lane's own */
-        uint32_t y[2 * M];
-        load_outputs<false, M>(y, a, p, r0, out, lane);
-        add_deltas<M>(y, c);
-        store_outputs<false, M>(y, a, p, r0, out, lane);
+        int n;
+        bf16 *y = outputs_at<M>(&n, a, p, r0, out, lane);
+        unsigned short *y_bits = reinterpret_cast<unsigned short *>(y);
+        uint32_t sums[2 * M] = {};
+#pragma unroll
+        for (int e = 0; e < 4 * M; e++)
+            if (e < n)
+                sums[e / 2] |= (uint32_t)__ldcg(y_bits + e) << e % 2 * 16;
+        add_deltas<M>(sums, c);
+#pragma unroll
+        for (int e = 0; e < 4 * M; e++)
+            if (e < n)
+                y_bits[e] = (unsigned short)(sums[e / 2] >> e % 2 * 16);
     }
 }
 
-template <bool WORDS, int NT>
-__global__ static void __maxnreg__(NT == 1 ? 128 : 168)
+template <int NT>
+__global__ static void __maxnreg__(NT == 1 ? 112 : 136)
     expand_kernel(const __grid_constant__ struct expand_args a)
 {
     typedef expand_memory<NT> memory;
     extern __shared__ float4 shared[];
     memory &m = *reinterpret_cast<memory *>(shared);
+    char *ring = reinterpret_cast<char *>(&m + 1);
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x & 31;
     pdl_trigger();
     int n_segs = lora_n_segs(a.v);
-    struct expand_ring ring = {};
-    ring.bytes = m.ring[warp];
-    ring.full = m.full[warp];
-    if (lane < EXPAND_STAGES) {
-        barrier_init(&ring.full[lane], 1);
+    if (warp == EXPAND_WARPS && lane == 0) {
+        for (int i = 0; i < EXPAND_STAGES; i++) {
+            barrier_init(&m.full[i], 1);
+            barrier_init(&m.free[i], EXPAND_WARPS);
+        }
         barrier_init_done();
     }
     __syncwarp();
 
-    int n_tiles = (a.n_rows + a.tile_rows - 1) / a.tile_rows;
-    int n_warps = (int)gridDim.x * EXPAND_WARPS, me = (int)blockIdx.x * EXPAND_WARPS + warp;
-    int n_sharers = n_warps < n_tiles ? 1 : n_warps / n_tiles; /* warps with the same rows */
-    int n_units = 0;
-    for (int i = 0; i < a.v.n_parts; i++)
-        n_units += (a.v.part[i].d_out + EXPAND_UNIT - 1) / EXPAND_UNIT;
-    int sharer = me / n_tiles;
-    int unit = n_units * sharer / n_sharers, unit_end = n_units * (sharer + 1) / n_sharers;
-    if (sharer >= n_sharers || unit == unit_end)
-        n_segs = 0; /* nothing to do */
-    bool waited = false;
-    struct expand_place p = {};
-    p.cells = m.cells[warp];
-    p.t = m.t[warp];
-    p.n_rows = a.tile_rows;
-    for (int tile = me % n_tiles; tile < n_tiles && n_segs > 0; tile += n_warps) {
-        p.row0 = a.tile_rows * tile;
-        place_find(p, a.v, n_segs, lane);
-        int part_unit = 0; /* where the part's begin */
-        for (p.part = 0; p.part < a.v.n_parts && p.end > 0; p.part++) {
-            int d_out = a.v.part[p.part].d_out;
-            int begin = unit - part_unit, end = unit_end - part_unit;
-            part_unit += (d_out + EXPAND_UNIT - 1) / EXPAND_UNIT;
-            p.out = begin > 0 ? begin * EXPAND_UNIT : 0;
-            p.out_end = end * EXPAND_UNIT < d_out ? end * EXPAND_UNIT : d_out;
-            if (p.out >= p.out_end)
-                continue;
-            bool plain = place_fill(p, a.v, memory::SEGS, lane);
-            if (plain && p.n == 0)
-                continue;
-            int units = (p.out_end - p.out + EXPAND_UNIT - 1) / EXPAND_UNIT, n = 1;
-            while (plain && 2 * n <= memory::M_MAX && 2 * n <= units &&
-                   2 * n * EXPAND_UNIT * p.rank * 2 <= memory::PIECE)
-                n *= 2;
-            if (plain)
-                ring_begin(ring, p, n, lane);
-            if (!waited)
-                pdl_wait();
-            waited = true;
-            if (!plain)
-                expand_slowly(a, p.row0, p.part, p.first, p.end, p.out, p.out_end, lane);
-            else if (n == 1)
-                expand_range<WORDS, NT, 1>(a, p, ring, lane);
-            else if (n == 2)
-                expand_range<WORDS, NT, 2>(a, p, ring, lane);
-            else if (NT == 1)
-                expand_range<WORDS, NT, NT == 1 ? 4 : 2>(a, p, ring, lane);
-        }
+    /* The block's units, of all tiles' in a row: tile after tile, in it part after part. */
+    int n_tiles = (a.n_rows + a.tile_rows - 1) / a.tile_rows, block = (int)blockIdx.x;
+    int unit, unit_end;
+    if (a.tile_blocks > 0) {
+        unit = unit_end = block / a.tile_blocks * a.n_units;
+        block %= a.tile_blocks;
+        unit += a.n_units * block / a.tile_blocks;
+        unit_end += a.n_units * (block + 1) / a.tile_blocks;
+    } else {
+        int64_t n_all = (int64_t)n_tiles * a.n_units;
+        unit = (int)(n_all * block / gridDim.x);
+        unit_end = (int)(n_all * (block + 1) / gridDim.x);
     }
-    if (!waited)
-        pdl_wait();
-}
-
-typedef void expand_function(const struct expand_args a);
-
-/* The kernel for tiles of up to 8 rows, or for many rows 32; and its shared memory. */
-static expand_function *expand_choice(bool words, bool many, size_t *shared_bytes)
-{
-    *shared_bytes = many ? sizeof(expand_memory<4>) : sizeof(expand_memory<1>);
-    if (many)
-        return words ? expand_kernel<true, 4> : expand_kernel<false, 4>;
-    return words ? expand_kernel<true, 1> : expand_kernel<false, 1>;
+    uint32_t uses = 0; /* of the ring's stages */
+#pragma unroll 1
+    while (unit < unit_end) {
+        /* A place: what lies in one tile and one part. */
+        int tile = unit / a.n_units, out = unit % a.n_units, part = 0, part_units;
+        while (out >= (part_units = (a.v.part[part].d_out + EXPAND_UNIT - 1) / EXPAND_UNIT)) {
+            out -= part_units;
+            part++;
+        }
+        int n = part_units - out < unit_end - unit ? part_units - out : unit_end - unit;
+        unit += n;
+        if (warp == EXPAND_WARPS) {
+            struct expand_place p = {};
+            p.n_rows = a.tile_rows;
+            p.row0 = tile * a.tile_rows;
+            p.part = part;
+            p.out = out * EXPAND_UNIT;
+            p.out_end = (out + n) * EXPAND_UNIT;
+            if (p.out_end > a.v.part[part].d_out)
+                p.out_end = a.v.part[part].d_out;
+            place_find(p, a.v, n_segs, lane);
+            place_fill(p, m.cells, a.v, a.words, lane);
+            if (p.plain && p.n > 0)
+                place_cut<NT>(p, a.ring_bytes);
+            if (lane == 0)
+                m.place = p;
+            __syncwarp();
+        }
+        __syncthreads();
+        const struct expand_place q = m.place;
+        if (warp == EXPAND_WARPS) {
+            if (q.plain && q.n > 0 && lane == 0)
+                ring_fill<NT>(m, ring, q, uses);
+            __syncwarp();
+        } else {
+            if (!q.plain || q.n > 0)
+                pdl_wait();
+            if (!q.plain) {
+                int share = (n + EXPAND_WARPS - 1) / EXPAND_WARPS * EXPAND_UNIT;
+                int begin = q.out + warp * share, end = begin + share;
+                expand_slowly(a, q.row0, q.part, q.first, q.end, begin,
+                              end < q.out_end ? end : q.out_end, lane);
+            } else if (q.n == 0) {
+            } else if (q.m == 1) {
+                expand_range<NT, 1>(a, m, ring, q, uses, warp, lane);
+            } else if (q.m == 2 || NT > 1) {
+                expand_range<NT, 2>(a, m, ring, q, uses, warp, lane);
+            } else {
+                expand_range<NT, memory::M_MAX>(a, m, ring, q, uses, warp, lane);
+            }
+        }
+        if (unit < unit_end)
+            __syncthreads(); /* all have done with the place */
+    }
+    pdl_wait();
 }
 
 int lora_expand_open(struct err *err)
 {
-    for (int i = 0; i < 4; i++) {
-        size_t bytes;
-        expand_function *kernel = expand_choice(i % 2, i / 2, &bytes);
-        cudaError_t rc = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              (int)bytes);
-        if (rc != cudaSuccess)
-            return err_set(err, ERR_INTERNAL, "cuda: shared memory of sgmv_expand: %s",
-                           cudaGetErrorString(rc));
-    }
-    return 0;
+    cudaError_t rc = cudaFuncSetAttribute(expand_kernel<1>,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          (int)sizeof(expand_memory<1>) + EXPAND_RING_MAX);
+    if (rc == cudaSuccess)
+        rc = cudaFuncSetAttribute(expand_kernel<4>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)sizeof(expand_memory<4>) + EXPAND_RING_MAX);
+    return rc == cudaSuccess ? 0
+                             : err_set(err, ERR_INTERNAL, "cuda: shared memory of sgmv_expand: %s",
+                                       cudaGetErrorString(rc));
 }
 
-/* The rows of a tile, up to 8. A tile's adapters come one after another, so its warps' time is the
- * rows times the units of the warp that has most; but more rows in a tile may have the same
- * adapter. So rows are halved while a warp has but one unit, or where it saves a tenth. */
-static int expand_tile_rows(int n_units, int n_rows, int n_warps)
+/* How the work is cut over thread blocks. */
+struct expand_plan {
+    int rows; /* of a tile */
+    int n_blocks, tile_blocks;
+    int units; /* of a block, at most */
+    int cells; /* of a tile */
+    int64_t cycles;
+};
+
+static struct expand_plan expand_plan(int rows, int n_rows, int n_segs, int n_units,
+                                      int n_multiprocessors)
 {
-    int best = 8, best_units = 0;
-    int64_t best_cost = 0;
-    for (int rows = 8; rows > 0; rows /= 2) {
-        int n_tiles = ceil_div(n_rows, rows);
-        int units = ceil_div(n_units, n_warps < n_tiles ? 1 : n_warps / n_tiles);
-        int64_t cost = (int64_t)units * rows * ceil_div(n_tiles, n_warps);
-        if (best_units > 1 && 10 * cost > 9 * best_cost)
-            break;
-        best = rows;
-        best_units = units;
-        best_cost = cost;
+    struct expand_plan p = {};
+    int n_tiles = ceil_div(n_rows, rows);
+    int64_t n_all = (int64_t)n_tiles * n_units;
+    p.rows = rows;
+    p.n_blocks = n_all < n_multiprocessors ? (int)n_all : n_multiprocessors;
+    p.tile_blocks = p.n_blocks / n_tiles;
+    if (p.tile_blocks > n_units)
+        p.tile_blocks = n_units;
+    if (8 * p.tile_blocks * n_tiles >= 7 * p.n_blocks) {
+        p.n_blocks = p.tile_blocks * n_tiles;
+        p.units = ceil_div(n_units, p.tile_blocks);
+    } else { /* too many would be idle: some get the end of a tile and the beginning of the next */
+        p.tile_blocks = 0;
+        p.units = (int)((n_all + p.n_blocks - 1) / p.n_blocks);
     }
-    return best;
+    p.cells = (int)(((int64_t)n_segs * rows + n_rows - 1) / n_rows);
+    p.cells = p.cells > 0 ? p.cells : 1;
+    /* About: B from memory; a unit's B and y through L2; a piece's fixed cost and a group's; what
+     * the larger kernel keeps others from. */
+    int m = rows > 8 ? expand_memory<4>::M_MAX : expand_memory<1>::M_MAX;
+    int64_t groups = ceil_div(p.units, EXPAND_WARPS * m);
+    p.cycles = 40 * (int64_t)n_segs * n_units / n_multiprocessors +
+               (int64_t)p.units * (25 * p.cells + 3 * rows) + groups * (250 * p.cells + 300) +
+               (rows > 8 ? 300 : 0);
+    return p;
 }
 
 void cuda_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int n_rows,
@@ -649,18 +715,30 @@ void cuda_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int 
     (void)t;
     if (n_rows == 0 || lora == nullptr || lora->n_parts == 0)
         return;
-    struct expand_args a = {dev<bf16>(y), n_rows, d_out_total, 8, lora_view_of(be, lora)};
-    bool words = y.addr % 16 == 0 && d_out_total % 8 == 0;
-    int n_units = 0, n_warps = be->n_multiprocessors * EXPAND_WARPS;
+    struct expand_args a = {};
+    a.y = dev<bf16>(y);
+    a.n_rows = n_rows;
+    a.d_out = d_out_total;
+    a.v = lora_view_of(be, lora);
+    a.words = y.addr % 16 == 0 && d_out_total % 8 == 0;
     for (int p = 0; p < a.v.n_parts; p++) {
-        words = words && a.v.part[p].out_begin % 8 == 0 && a.v.part[p].d_out % 8 == 0;
-        n_units += ceil_div(a.v.part[p].d_out, EXPAND_UNIT);
+        a.words = a.words && a.v.part[p].out_begin % 8 == 0 && a.v.part[p].d_out % 8 == 0;
+        a.n_units += ceil_div(a.v.part[p].d_out, EXPAND_UNIT);
     }
-    bool many = n_rows > 64 && (int64_t)n_units * ceil_div(n_rows, 32) >= 6 * n_warps;
-    a.tile_rows = many ? 32 : expand_tile_rows(n_units, n_rows, n_warps);
-    int64_t n = (int64_t)n_units * ceil_div(n_rows, a.tile_rows);
-    int n_blocks = n < be->n_multiprocessors ? (int)n : be->n_multiprocessors;
-    size_t shared_bytes;
-    expand_function *kernel = expand_choice(words, many, &shared_bytes);
-    launch(be, "sgmv_expand", kernel, dim3((unsigned)n_blocks), EXPAND_WARPS * 32, shared_bytes, a);
+    struct expand_plan best = expand_plan(8, n_rows, a.v.n_segs, a.n_units, be->n_multiprocessors);
+    for (int rows : {4, 2, 1, 16, 32}) { /* if they save a tenth */
+        struct expand_plan p = expand_plan(rows, n_rows, a.v.n_segs, a.n_units,
+                                           be->n_multiprocessors);
+        if (10 * p.cycles < 9 * best.cycles && (rows <= 8 || n_rows > rows / 2))
+            best = p;
+    }
+    a.tile_rows = best.rows;
+    a.tile_blocks = best.tile_blocks;
+    bool many = best.rows > 8;
+    int64_t bytes = (int64_t)best.units * best.cells * (EXPAND_UNIT * 64 * 2); /* if of 64 ranks */
+    int most = many || bytes > EXPAND_RING_MAX ? EXPAND_RING_MAX : EXPAND_RING_TWO;
+    a.ring_bytes = bytes < EXPAND_RING_MIN ? EXPAND_RING_MIN : bytes < most ? (int)bytes : most;
+    launch(be, "sgmv_expand", many ? expand_kernel<4> : expand_kernel<1>,
+           dim3((unsigned)best.n_blocks), EXPAND_THREADS,
+           (many ? sizeof(expand_memory<4>) : sizeof(expand_memory<1>)) + (size_t)a.ring_bytes, a);
 }
