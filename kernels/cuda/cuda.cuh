@@ -26,11 +26,11 @@ struct linear_scratch {
     struct lora_looked *looked; /* lora_look_up.cu */
     char *slots;                /* middle: what its blocks hand on */
     char *many_slots;           /* lora_shrink_many.cu's likewise */
-    float *shrink_slots;        /* lora.cu's likewise: [multiprocessors, slices, LORA_UNIT] */
+    float *shrink_slots;        /* lora.cu's likewise: [blocks, slices, LORA_UNIT] */
     int n_clusters[5][3];       /* resident together, of each narrow kernel, for 2, 4, 8 ranges */
     int n_middle[4];            /* blocks resident together, of each middle kernel */
     int n_wide_clusters[4];     /* clusters, of the wide ones */
-    int n_shrink_clusters;      /* likewise of lora.cu's; 0: not yet asked */
+    int n_shrink_clusters[2];   /* likewise of lora.cu's, much and little; 0: not yet asked */
     void *encode_tiled;         /* cuTensorMapEncodeTiled */
 };
 

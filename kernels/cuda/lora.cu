@@ -15,9 +15,10 @@
  *     slice    0  1  2  3    0  1  2  3    0  1  2  3
  *     block    0  0  0  0    0 |1  1  1    1  1 |2  2 ...
  *
- *   the producer's warp     A, [16, 1024] a stage: a bulk copy a rank, into a ring of three; rows
- *                           lie 2,112 bytes apart, so that a warp's 16-byte reads meet no bank
- *                           twice. The first before pdl_wait
+ *   the producer's warp     A, [16, 1024] a stage: a bulk copy a rank, into a ring; rows lie 2,112
+ *                           bytes apart, so that a warp's 16-byte reads meet no bank twice. The
+ *                           first before pdl_wait; then L2 is asked for what comes behind, and
+ *                           for a share of B, so that expand finds it near
  *   four warps              a chain each, its x asked for a piece ahead; a stage is free as soon
  *                           as it has been read
  *   their 128 threads       a sum of the unit each: four chains to a slice, slices to t'
@@ -32,10 +33,18 @@
  * wait only for ones below them, so every wait ends. Segments that one table can't hold come in
  * several; then the row is cut between units, and nothing is handed on.
  *
+ * Where there is little to do, the time is that of the trips, and the next shrink is to make its
+ * own while this one and its expand run. So then the ring is a single stage, a block takes 52 KB
+ * and 15,360 registers, and two of them stand beside an expand. (This also makes room for 32
+ * clusters, one for each four of 128 slices: at one block on a multiprocessor, what is left over
+ * in the GPCs may leave fewer.) Else the ring has three, one block on a multiprocessor.
+ *
  * Many rows: lora_shrink_many.cu.
  *
  * Two numbers (64 rows, 64 adapters of 16 ranks, K = 4,096): 8.4 MB of A, 1.9 us at 4.4 TB/s, what
- * bulk copies reach with 64 KB and more on their way to each multiprocessor; 17 MFLOP. */
+ * bulk copies reach with 64 KB and more on their way to each multiprocessor; 17 MFLOP. Of a single
+ * adapter the two numbers say nothing: x, its chain's 16 dependent matrix steps, a slice handed on
+ * and t' are each a trip of 500 to 1,000 cycles. */
 #include "kernels/cuda/async.cuh"
 #include "kernels/cuda/lora.cuh"
 
@@ -75,18 +84,6 @@ struct lora_view lora_view_of(struct backend *be, const struct lora_args *lora)
     return v;
 }
 
-/* ---- few rows
- * ---------------------------------------------------------------------------------------- */
-
-enum {
-    FEW_STAGES = 3,
-    FEW_SUMMING = 128,              /* threads: a warp a chain, a thread a sum of a unit */
-    FEW_THREADS = FEW_SUMMING + 32, /* and the producer */
-    FEW_NEAR = CLUSTER - 1,         /* slices that may be handed on in shared memory */
-    FEW_ASKED = 8,                  /* slices asked for together */
-    FEW_REGISTERS = 160,
-};
-
 /* A chain whose A isn't in the ring, as lora_chain has it; any dtype. */
 template <int NT>
 __device__ static inline void chain_in_place(float (&c)[NT][4], const void *a, int dtype, int rank,
@@ -123,6 +120,24 @@ __device__ static inline void chain_in_place(float (&c)[NT][4], const void *a, i
     }
 }
 
+/* ---- few rows
+ * ---------------------------------------------------------------------------------------- */
+
+enum {
+    FEW_STAGES = 3,                 /* of the ring, at most */
+    FEW_AHEAD = 4,                  /* pieces behind the ring that L2 is asked for */
+    FEW_SUMMING = 128,              /* threads: a warp a chain, a thread a sum of a unit */
+    FEW_THREADS = FEW_SUMMING + 32, /* and the producer */
+    FEW_NEAR = CLUSTER - 1,         /* slices that may be handed on in shared memory */
+    FEW_ASKED = 8,                  /* slices asked for together */
+    FEW_CHUNKS = 4,                 /* of A in registers at a time, by 32 k */
+    FEW_REGISTERS = 96,
+    /* While an earlier kernel may still read its own matrices, L2 is asked for something only if
+     * A and B are no more than this in all; and for so much of B. */
+    FEW_SMALL_KB = 40 << 10,
+    FEW_B_BYTES = 16 << 20,
+};
+
 struct alignas(16) few_cell { /* a segment's part */
     uintptr_t a;
     int32_t rank, dtype;
@@ -137,21 +152,20 @@ __device__ static inline bool few_copied(const struct few_cell &cell)
     return cell.dtype == DTYPE_BF16 && (cell.a & 15) == 0;
 }
 
-/* A block's run of pieces, and where in it one is: units from the last to the first, a unit's
- * slices from the first to the last. */
+/* A block's run of pieces. */
 struct few_run {
-    int begin, end;              /* pieces */
-    int near;                    /* the first piece of the cluster's blocks */
-    int owner;                   /* the block that finishes the last unit */
+    int begin, end; /* pieces */
+    int near;       /* the first piece of the cluster's blocks */
+    int owner;      /* the block that finishes the last unit */
+};
+
+/* Where in it one is: units from the last to the first, a unit's slices from the first to the last.
+ */
+struct few_at {
     int unit, slice, slices_end; /* of the next piece */
     int n_left;                  /* pieces */
 
-    __device__ bool whole_unit(int n_slices) const
-    {
-        return unit * n_slices >= begin && (unit + 1) * n_slices <= end;
-    }
-
-    __device__ void next(int n_slices)
+    __device__ void next(int begin, int n_slices)
     {
         n_left--;
         if (++slice < slices_end)
@@ -163,19 +177,52 @@ struct few_run {
 };
 
 struct few_memory {
-    char ring[FEW_STAGES][STAGE_BYTES];
     struct few_cell cells[TABLE_CELLS]; /* [segments, parts] */
+    uintptr_t b[TABLE_CELLS];           /* B of a cell */
     float sums[2][4][8 * SUM_PITCH];    /* of chains: [8 rows, 16 ranks], in turn */
     float handed[FEW_NEAR][LORA_UNIT];  /* slices of the unit that is finished here */
     int unit_end[TABLE_CELLS];          /* running sums of the cells' units */
     uint64_t full[FEW_STAGES], free[FEW_STAGES];
     struct few_run run;
+    struct few_at at;                                /* where it begins */
+    alignas(128) char ring[FEW_STAGES][STAGE_BYTES]; /* its later stages may not be there */
 };
 
+static size_t few_bytes(int n_stages)
+{
+    return offsetof(struct few_memory, ring) + (size_t)n_stages * STAGE_BYTES;
+}
+
 struct few_unit { /* 16 ranks by 8 rows */
-    const struct few_cell *cell;
-    int rank0, row, row_end;
+    int cell, rank0, row;
 };
+
+/* a / b, below 2^24, in a quarter of a division's 40 instructions. */
+__device__ static inline unsigned few_divide(unsigned a, unsigned b)
+{
+    unsigned q = (unsigned)__fdividef((float)a, (float)b);
+    int rest = (int)(a - q * b);
+    return rest < 0 ? q - 1 : rest >= (int)b ? q + 1 : q;
+}
+
+/* Cell i's segment, counted from the table's first. */
+__device__ static inline int few_segment(int i, int n_parts)
+{
+    static_assert(LORA_PARTS_MAX == 3, "so many factors");
+    return i * (n_parts == 1 ? 65536 : n_parts == 2 ? 32768 : 21846) >> 16;
+}
+
+/* Segments of a table, at most; and of the one that begins with segment `first`. */
+__device__ static inline int few_segs_max(const struct lora_view &v)
+{
+    return few_segment(TABLE_CELLS, v.n_parts);
+}
+
+__device__ static inline int few_segs_of(const struct lora_view &v, int first)
+{
+    int n = lora_n_segs(v) - first;
+    return n < few_segs_max(v) ? n : few_segs_max(v);
+}
 
 /* Gathers segments first .. first + n - 1, but for t_at. seg: that of cell `thread`, if it is below
  * n_ahead. */
@@ -184,10 +231,12 @@ __device__ static inline void few_fill(struct few_memory &m, const struct lora_v
 {
 #pragma unroll 1
     for (int i = thread; i < n * v.n_parts; i += FEW_THREADS) {
-        int s = first + i / v.n_parts;
+        int s = few_segment(i, v.n_parts), p = i - s * v.n_parts;
+        s += first;
         if (i != thread || s >= n_ahead)
             seg = lora_seg_at(v, s);
-        struct lora_entry e = lora_entry_at(v, i % v.n_parts, seg.slot);
+        struct lora_entry e = lora_entry_at(v, p, seg.slot);
+        m.b[i] = e.b.addr;
         m.cells[i] = {e.a.addr,
                       e.rank,
                       e.dtype,
@@ -198,11 +247,24 @@ __device__ static inline void few_fill(struct few_memory &m, const struct lora_v
     }
 }
 
+/* By all threads: on to the next table, if there is one. */
+__device__ static inline bool few_next_table(struct few_memory &m, const struct lora_view &v,
+                                             int &first, int thread)
+{
+    first += few_segs_max(v);
+    if (first >= lora_n_segs(v))
+        return false;
+    named_sync(0, FEW_THREADS); /* the last one has been read */
+    few_fill(m, v, first, few_segs_of(v, first), {}, 0, thread);
+    named_sync(0, FEW_THREADS);
+    return true;
+}
+
 /* lora_t_at of cell i, from the table as far as it goes back. */
 __device__ static inline int few_t_at(const struct few_memory &m, const struct lora_view &v,
                                       int first, int i)
 {
-    int at = 0, s = i / v.n_parts, row_begin = m.cells[i].row_begin;
+    int at = 0, s = few_segment(i, v.n_parts), row_begin = m.cells[i].row_begin;
 #pragma unroll 1
     for (int q = s * v.n_parts; q < i; q++)
         at += lora_padded(m.cells[q].rank);
@@ -250,34 +312,29 @@ __device__ static inline struct few_unit few_unit_at(const struct few_memory &m,
 #pragma unroll 1
     for (int i = lane; i < n_cells + lane; i += 32)
         at += __popc(__ballot_sync(0xffffffffu, i < n_cells && m.unit_end[i] <= unit));
-    const struct few_cell *cell = &m.cells[at];
-    int rest = unit - (at > 0 ? m.unit_end[at - 1] : 0);
-    int n_tiles = (cell->row_end - cell->row_begin + 7) / 8;
-    /* A division takes 40 instructions. */
-    int step = (int)__fdividef((float)rest + 0.5f, (float)n_tiles); /* both small */
-    return {cell, step * 16, cell->row_begin + (rest - step * n_tiles) * 8, cell->row_end};
+    int rest = unit - (at > 0 ? m.unit_end[at - 1] : 0), row = m.cells[at].row_begin;
+    int n_tiles = (m.cells[at].row_end - row + 7) / 8, step = (int)few_divide(rest, n_tiles);
+    return {at, step * 16, row + (rest - step * n_tiles) * 8};
 }
 
-/* The list is cut evenly, between slices or, if they are to stay whole, between units. Products
- * are below 2^32: there are 10^5 units at most (linear_shrink.cuh). */
-__device__ static inline struct few_run few_run_of(unsigned n_units, unsigned n_slices, bool whole)
+/* The list is cut evenly, between slices or, if they are to stay whole, between units; the first
+ * blocks have one more than the others. There are 10^5 units at most (linear_shrink.cuh). */
+__device__ static inline struct few_at few_run_of(struct few_run &run, unsigned n_units,
+                                                  unsigned n_slices, bool whole)
 {
     unsigned each = whole ? n_slices : 1, n = n_units * (whole ? 1 : n_slices);
-    unsigned block = blockIdx.x, n_blocks = gridDim.x < n ? gridDim.x : n;
-    struct few_run run = {};
-    if (block >= n_blocks)
-        return run;
-    unsigned begin = block * n / n_blocks * each, end = (block + 1) * n / n_blocks * each;
-    unsigned unit = (end - 1) / n_slices;
-    run.begin = (int)begin;
-    run.end = (int)end;
-    run.near = (int)(block / CLUSTER * CLUSTER * n / n_blocks * each);
-    run.owner = whole ? (int)block : (int)(((unit + 1) * n_slices * n_blocks - 1) / n);
-    run.unit = (int)unit;
-    run.slice = begin > unit * n_slices ? (int)(begin - unit * n_slices) : 0;
-    run.slices_end = (int)(end - unit * n_slices);
-    run.n_left = (int)(end - begin);
-    return run;
+    unsigned block = blockIdx.x, q = few_divide(n, gridDim.x), more = n - q * gridDim.x;
+    auto begin_of = [&](unsigned b) { return (b * q + (b < more ? b : more)) * each; };
+    unsigned begin = begin_of(block), end = begin_of(block + 1);
+    if (begin == end)
+        return {};
+    unsigned unit = few_divide(end - 1, n_slices), owner = block;
+#pragma unroll 1
+    while (begin_of(owner + 1) < (unit + 1) * n_slices)
+        owner++;
+    run = {(int)begin, (int)end, (int)begin_of(block / CLUSTER * CLUSTER), (int)owner};
+    return {(int)unit, begin > unit * n_slices ? (int)(begin - unit * n_slices) : 0,
+            (int)(end - unit * n_slices), (int)(end - begin)};
 }
 
 /* ---- sums handed on: in shared memory or in L2, by generic addresses */
@@ -302,62 +359,54 @@ __device__ static inline float *at_block(float *p, int rank)
     return there;
 }
 
-/* Where a thread of the owner finds its sum of a slice of the unit at `run`. */
-__device__ static inline float *few_place(struct few_memory &m, float *slots, int n_slices,
-                                          const struct few_run &run, int slice, int thread)
-{
-    if (slice < FEW_NEAR && run.unit * n_slices + slice >= run.near)
-        return &m.handed[slice][thread];
-    return slots + ((int)blockIdx.x * n_slices + slice) * LORA_UNIT + thread;
-}
+/* Where a thread finds its sums of the slices of the unit that is finished here. */
+struct few_places {
+    float *near, *far; /* of slice 0 */
+    int first_near;    /* slice */
 
-/* Where the one that finishes the unit at `run` looks for the slice there. */
+    __device__ float *at(int slice) const
+    {
+        return (slice < FEW_NEAR && slice >= first_near ? near : far) + slice * LORA_UNIT;
+    }
+};
+
+/* Where the one that finishes the unit looks for a slice of it that is handed on. */
 __device__ static inline float *few_place_at_owner(struct few_memory &m, float *slots, int n_slices,
-                                                   const struct few_run &run, int thread)
+                                                   int unit, int slice, int thread)
 {
     int me = (int)blockIdx.x;
-    int owner = (run.unit + 1) * n_slices <= run.end ? me : run.owner;
-    if (run.slice < FEW_NEAR && owner / CLUSTER == me / CLUSTER)
-        return at_block(&m.handed[run.slice][thread], owner % CLUSTER);
-    return slots + (owner * n_slices + run.slice) * LORA_UNIT + thread;
+    int owner = (unit + 1) * n_slices <= m.run.end ? me : m.run.owner;
+    if (slice < FEW_NEAR && owner / CLUSTER == me / CLUSTER)
+        return at_block(&m.handed[slice][thread], owner % CLUSTER);
+    return slots + (owner * n_slices + slice) * LORA_UNIT + thread;
 }
 
-/* Asks for those of the slices first .. first + FEW_ASKED - 1 that aren't there yet; the last slice
- * of a unit isn't handed on. */
-__device__ static inline void few_ask(float (&h)[FEW_ASKED], struct few_memory &m, float *slots,
-                                      int n_slices, const struct few_run &run, int first,
-                                      int thread)
-{
-#pragma unroll
-    for (int j = 0; j < FEW_ASKED; j++)
-        if (first + j < n_slices - 1 && __float_as_uint(h[j]) == EMPTY)
-            h[j] = get_sum(few_place(m, slots, n_slices, run, first + j, thread));
-}
-
-/* The sum of all slices but the last, as a thread has it; their places are EMPTY again. h: the
- * first ones, asked for already. */
-__device__ static inline float few_take(float (&h)[FEW_ASKED], struct few_memory &m, float *slots,
-                                        int n_slices, const struct few_run &run, int thread)
+/* The sum of the first n slices, as a thread has it; their places are EMPTY again. */
+__device__ static inline float few_take(const struct few_places &places, int n)
 {
     float total = 0;
 #pragma unroll 1
-    for (int first = 0; first < n_slices - 1; first += FEW_ASKED) {
-        for (;;) {
-            bool all = true;
+    for (int first = 0; n > 0; first += FEW_ASKED, n -= FEW_ASKED) {
+        float h[FEW_ASKED];
+#pragma unroll
+        for (int j = 0; j < FEW_ASKED; j++)
+            h[j] = __uint_as_float(j < n ? EMPTY : 0);
+        for (bool all = false; !__all_sync(0xffffffffu, all);) {
+            all = true;
 #pragma unroll
             for (int j = 0; j < FEW_ASKED; j++)
-                all = all && (first + j >= n_slices - 1 || __float_as_uint(h[j]) != EMPTY);
-            if (__all_sync(0xffffffffu, all))
-                break;
-            few_ask(h, m, slots, n_slices, run, first, thread);
+                if (__float_as_uint(h[j]) == EMPTY)
+                    h[j] = get_sum(places.at(first + j));
+#pragma unroll
+            for (int j = 0; j < FEW_ASKED; j++)
+                all = all && __float_as_uint(h[j]) != EMPTY;
         }
 #pragma unroll
         for (int j = 0; j < FEW_ASKED; j++) {
-            if (first + j >= n_slices - 1)
+            if (j >= n)
                 break;
             total = first + j == 0 ? h[j] : total + h[j];
-            h[j] = __uint_as_float(EMPTY);
-            put_sum(few_place(m, slots, n_slices, run, first + j, thread), h[j]);
+            put_sum(places.at(first + j), __uint_as_float(EMPTY));
         }
     }
     return total;
@@ -365,30 +414,109 @@ __device__ static inline float few_take(float (&h)[FEW_ASKED], struct few_memory
 
 /* ---- the two roles */
 
-/* The producer: A of the run's pieces into the ring. */
-__device__ static inline void few_copy(struct few_memory &m, struct few_run run, int n_cells,
-                                       int n_slices, int d_in, int &stage, uint32_t &phase,
-                                       int lane)
+__device__ static inline void few_prefetch(uintptr_t from, uint32_t bytes)
 {
-    struct few_unit unit = {};
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
+/* A lane's rank of a piece of A. */
+struct few_rank {
+    uintptr_t from;
+    uint32_t bytes;
+    int n; /* ranks of the piece */
+};
+
+__device__ static inline struct few_rank
+few_rank_of(const struct few_memory &m, const struct few_unit &unit, int slice, int d_in, int lane)
+{
+    const struct few_cell &cell = m.cells[unit.cell];
+    int n = cell.rank - unit.rank0, k = slice * LORA_SLICE;
+    n = !few_copied(cell) ? 0 : n < 16 ? n : 16;
+    return {cell.a + ((uintptr_t)(unit.rank0 + lane) * (unsigned)d_in + (unsigned)k) * 2,
+            (uint32_t)(d_in - k < LORA_SLICE ? d_in - k : LORA_SLICE) * 2, n};
+}
+
+/* Bytes of B of cell i. */
+__device__ static inline uint32_t few_b_bytes(const struct few_memory &m, const struct lora_view &v,
+                                              int i)
+{
+    const struct few_cell &cell = m.cells[i];
+    uint32_t size = cell.dtype == DTYPE_F32 ? 4 : 2;
+    if (cell.row_begin == cell.row_end)
+        return 0;
+    return (uint32_t)(cell.rank * v.part[i - few_segment(i, v.n_parts) * v.n_parts].d_out) * size;
+}
+
+/* By a warp: are A and B together so few that L2 may be asked for them early? */
+__device__ static inline bool few_is_small(const struct few_memory &m, const struct lora_view &v,
+                                           int n_cells, int d_in, int lane)
+{
+    unsigned kb = 0;
 #pragma unroll 1
-    for (int found = -1; run.n_left > 0; run.next(n_slices)) {
-        if (run.unit != found)
-            unit = few_unit_at(m, n_cells, run.unit, lane);
-        found = run.unit;
-        int live = unit.cell->rank - unit.rank0, k = run.slice * LORA_SLICE;
-        live = !few_copied(*unit.cell) ? 0 : live < 16 ? live : 16;
-        uint32_t bytes = (uint32_t)(d_in - k < LORA_SLICE ? d_in - k : LORA_SLICE) * 2;
+    for (int i = lane; i < n_cells; i += 32)
+        kb += (few_b_bytes(m, v, i) >> 10) + ((unsigned)(m.cells[i].rank * d_in) >> 9);
+    return __reduce_add_sync(0xffffffffu, kb) <= FEW_SMALL_KB;
+}
+
+/* By a warp of each block: asks L2 for the block's share of the cells' B. */
+__device__ static inline void few_ask_b(const struct few_memory &m, const struct lora_view &v,
+                                        int n_cells, int lane)
+{
+#pragma unroll 1
+    for (int i = lane; i < n_cells; i += 32) {
+        uint32_t n = few_b_bytes(m, v, i) & ~15u, most = FEW_B_BYTES / (unsigned)n_cells & ~15u;
+        n = n < most ? n : most;
+        uint32_t each = (n / gridDim.x + 128) & ~127u, begin = blockIdx.x * each;
+        if ((m.b[i] & 15) == 0 && begin < n)
+            few_prefetch(m.b[i] + begin, n - begin < each ? n - begin : each);
+    }
+}
+
+/* The producer: A of the run's pieces into the ring. early: this is the launch's only table. */
+__device__ static inline void few_copy(struct few_memory &m, struct few_at at,
+                                       const struct lora_view &v, int n_cells, int n_slices,
+                                       int d_in, int n_stages, bool early, int &stage,
+                                       uint32_t &phase, int lane)
+{
+    struct few_at ahead = at; /* the next piece that L2 may be asked for */
+    struct few_unit unit = {}, far_unit = {};
+    int found = -1, far_found = -1;
+    int n_first = at.n_left < n_stages ? at.n_left : n_stages;
+#pragma unroll 1
+    for (int i = 0;; i++, at.next(m.run.begin, n_slices)) {
+        bool first = i == n_first; /* what fits has been asked for */
+        bool small = first && early && few_is_small(m, v, n_cells, d_in, lane);
+        /* When a stage has been free again, the kernels before this one have ended. */
+        if (small || i > n_stages) {
+#pragma unroll 1
+            for (; ahead.n_left > 0 && ahead.n_left > at.n_left - FEW_AHEAD;
+                 ahead.next(m.run.begin, n_slices)) {
+                if (ahead.n_left > at.n_left)
+                    continue; /* it is in the ring */
+                if (ahead.unit != far_found)
+                    far_unit = few_unit_at(m, n_cells, ahead.unit, lane);
+                far_found = ahead.unit;
+                struct few_rank rank = few_rank_of(m, far_unit, ahead.slice, d_in, lane);
+                if (lane < rank.n)
+                    few_prefetch(rank.from, rank.bytes);
+            }
+        }
+        if (small)
+            few_ask_b(m, v, n_cells, lane);
+        if (at.n_left == 0)
+            break;
+        if (at.unit != found)
+            unit = few_unit_at(m, n_cells, at.unit, lane);
+        found = at.unit;
+        struct few_rank rank = few_rank_of(m, unit, at.slice, d_in, lane);
         barrier_wait(&m.free[stage], phase ^ 1);
         if (lane == 0)
-            barrier_expect(&m.full[stage], (uint32_t)live * bytes);
+            barrier_expect(&m.full[stage], (uint32_t)rank.n * rank.bytes);
         __syncwarp();
-        if (lane < live)
+        if (lane < rank.n)
             copy_bytes(m.ring[stage] + lane * STAGE_PITCH,
-                       reinterpret_cast<const char *>(unit.cell->a) +
-                           ((uintptr_t)(unit.rank0 + lane) * (unsigned)d_in + (unsigned)k) * 2,
-                       bytes, &m.full[stage]);
-        if (++stage == FEW_STAGES) {
+                       reinterpret_cast<const void *>(rank.from), rank.bytes, &m.full[stage]);
+        if (++stage == n_stages) {
             stage = 0;
             phase ^= 1;
         }
@@ -398,7 +526,7 @@ __device__ static inline void few_copy(struct few_memory &m, struct few_run run,
 /* What a lane takes of x for a chain: eight k of every 32 of a row. */
 struct few_x {
     const bf16 *from;
-    int n; /* k from there to the chain's end; 0 or less: none */
+    int n; /* k from there on that there are; 0 or less: none */
 
     __device__ uint4 at(int chunk) const
     {
@@ -408,126 +536,127 @@ struct few_x {
     }
 };
 
-__device__ static inline struct few_x few_x_of(const struct few_unit &unit, int slice, int chain,
+__device__ static inline struct few_x few_x_of(const struct few_memory &m,
+                                               const struct few_unit &unit, int slice, int chain,
                                                const bf16 *x, int d_in, int lane)
 {
-    int row = unit.row + (lane >> 2), k = slice * LORA_SLICE + chain * LORA_CHAIN;
-    int end = k + LORA_CHAIN < d_in ? k + LORA_CHAIN : d_in;
-    k += 8 * (lane & 3);
-    return {x + (int64_t)row * d_in + k, row < unit.row_end ? end - k : 0};
+    int row = unit.row + (lane >> 2), k = slice * LORA_SLICE + chain * LORA_CHAIN + 8 * (lane & 3);
+    return {x + row * d_in + k, row < m.cells[unit.cell].row_end ? d_in - k : 0};
 }
 
 /* The others: the run's sums. Piece for piece each warp sums its chain; then each thread adds one
  * sum of the unit. */
-__device__ static inline void few_sum(struct few_memory &m, struct few_run run,
-                                      struct few_unit unit, int n_cells, int n_slices,
-                                      const bf16 *x, int d_in, float *slots,
-                                      const struct lora_view &v, int &stage, uint32_t &phase,
-                                      int thread)
+__device__ static inline void few_sum(struct few_memory &m, struct few_at at, struct few_unit unit,
+                                      int n_cells, int n_slices, const bf16 *x, int d_in,
+                                      float *slots, const struct lora_view &v, int n_stages,
+                                      int &stage, uint32_t &phase, int thread)
 {
-    int lane = thread & 31, chain = thread >> 5, g = lane >> 2, t = lane & 3, turn = 0;
+    int lane = thread & 31, chain = thread >> 5, turn = 0;
+    struct few_x next_x = few_x_of(m, unit, at.slice, chain, x, d_in, lane);
     uint4 b[CHUNKS];
-    struct few_x mine = few_x_of(unit, run.slice, chain, x, d_in, lane);
 #pragma unroll
     for (int u = 0; u < CHUNKS; u++)
-        b[u] = mine.at(u);
+        b[u] = next_x.at(u);
     float total = 0;
 #pragma unroll 1
-    while (run.n_left > 0) {
-        bool whole = run.whole_unit(n_slices), last = run.slice == n_slices - 1;
-        float h[FEW_ASKED];
-#pragma unroll
-        for (int j = 0; j < FEW_ASKED; j++)
-            h[j] = __uint_as_float(EMPTY);
-        if (!whole && last)
-            few_ask(h, m, slots, n_slices, run, 0, thread);
+    while (at.n_left > 0) {
+        struct few_at next = at;
+        next.next(m.run.begin, n_slices);
+        next_x.n = 0;
+        if (next.n_left > 0) {
+            struct few_unit next_unit = unit;
+            if (next.unit != at.unit)
+                next_unit = few_unit_at(m, n_cells, next.unit, lane);
+            next_x = few_x_of(m, next_unit, next.slice, chain, x, d_in, lane);
+        }
 
-        struct few_run next = run;
-        struct few_unit next_unit = unit;
-        next.next(n_slices);
-        if (next.n_left > 0 && next.unit != run.unit)
-            next_unit = few_unit_at(m, n_cells, next.unit, lane);
-        struct few_x next_x = few_x_of(next_unit, next.slice, chain, x, d_in, lane);
-        next_x.n = next.n_left > 0 ? next_x.n : 0;
-
-        int k = run.slice * LORA_SLICE + chain * LORA_CHAIN;
-        int k_end = k + LORA_CHAIN < d_in ? k + LORA_CHAIN : d_in;
         float c[1][4] = {};
+        const struct few_cell &cell = m.cells[unit.cell];
+        int k = at.slice * LORA_SLICE + chain * LORA_CHAIN;
         barrier_wait(&m.full[stage], phase);
-        if (few_copied(*unit.cell)) {
-            const char *a = m.ring[stage] + chain * LORA_CHAIN * 2 + g * STAGE_PITCH + 16 * t;
+        if (few_copied(cell)) {
+            int n = d_in - k - 8 * (lane & 3); /* k that there are */
+            const char *a = m.ring[stage] + chain * LORA_CHAIN * 2 + (lane >> 2) * STAGE_PITCH +
+                            16 * (lane & 3);
 #pragma unroll
-            for (int half = 0; half < CHUNKS; half += CHUNKS / 2) {
-                uint4 p[CHUNKS / 2], q[CHUNKS / 2];
+            for (int first = 0; first < CHUNKS; first += FEW_CHUNKS) {
+                uint4 p[FEW_CHUNKS], q[FEW_CHUNKS];
 #pragma unroll
-                for (int u = 0; u < CHUNKS / 2; u++) {
+                for (int u = 0; u < FEW_CHUNKS; u++) {
                     p[u] = q[u] = make_uint4(0, 0, 0, 0);
-                    /* What lies there otherwise may be no number. */
-                    if (k + 32 * (half + u) + 8 * t < k_end) {
-                        const char *from = a + 64 * (half + u);
+                    if (32 * (first + u) < n) { /* what lies there otherwise may be no number */
+                        const char *from = a + 64 * (first + u);
                         p[u] = *reinterpret_cast<const uint4 *>(from);
                         q[u] = *reinterpret_cast<const uint4 *>(from + 8 * STAGE_PITCH);
                     }
                 }
-                if (half > 0) { /* all has been read */
+                if (first + FEW_CHUNKS == CHUNKS) { /* all has been read */
                     __syncwarp();
                     if (lane == 0)
                         barrier_arrive(&m.free[stage]);
                 }
 #pragma unroll
-                for (int u = 0; u < CHUNKS / 2; u++) {
-                    uint4 &w = b[half + u];
+                for (int u = 0; u < FEW_CHUNKS; u++) {
+                    uint4 &w = b[first + u];
                     mma_bf16(c[0], p[u].x, q[u].x, p[u].y, q[u].y, w.x, w.y);
                     mma_bf16(c[0], p[u].z, q[u].z, p[u].w, q[u].w, w.z, w.w);
-                    w = next_x.at(half + u);
+                    w = next_x.at(first + u);
                 }
             }
         } else {
             if (lane == 0)
                 barrier_arrive(&m.free[stage]);
-            chain_in_place<1>(c, reinterpret_cast<const void *>(unit.cell->a), unit.cell->dtype,
-                              unit.cell->rank, unit.rank0, unit.row, unit.row_end, x, d_in, k,
-                              k_end, lane);
+            chain_in_place<1>(c, reinterpret_cast<const void *>(cell.a), cell.dtype, cell.rank,
+                              unit.rank0, unit.row, cell.row_end, x, d_in, k,
+                              k + LORA_CHAIN < d_in ? k + LORA_CHAIN : d_in, lane);
 #pragma unroll
             for (int u = 0; u < CHUNKS; u++)
                 b[u] = next_x.at(u);
         }
-        if (++stage == FEW_STAGES) {
+        if (++stage == n_stages) {
             stage = 0;
             phase ^= 1;
         }
 
-        float *to = m.sums[turn][chain] + 2 * t * SUM_PITCH + g;
+        float *to = m.sums[turn][chain] + 2 * (lane & 3) * SUM_PITCH + (lane >> 2);
         to[0] = c[0][0];
         to[SUM_PITCH] = c[0][1];
         to[8] = c[0][2];
         to[SUM_PITCH + 8] = c[0][3];
         named_sync(1, FEW_SUMMING);
-        int row = thread / 16, rank = thread % 16, at = row * SUM_PITCH + rank;
-        float slice = m.sums[turn][0][at];
+        int row = thread / 16, rank = thread % 16, from = row * SUM_PITCH + rank;
+        float slice = m.sums[turn][0][from];
 #pragma unroll
         for (int i = 1; i < 4; i++)
-            slice += m.sums[turn][i][at];
+            slice += m.sums[turn][i][from];
         turn ^= 1; /* who writes a half again has met everybody since */
 
-        if (whole)
-            total = run.slice == 0 ? slice : total + slice;
+        int unit_begin = at.unit * n_slices;
+        bool last = at.slice == n_slices - 1;
+        if (unit_begin >= m.run.begin && unit_begin + n_slices <= m.run.end)
+            total = at.slice == 0 ? slice : total + slice;
         else if (last)
-            total = few_take(h, m, slots, n_slices, run, thread) + slice;
+            total = few_take({&m.handed[0][thread],
+                              slots + (int)blockIdx.x * n_slices * LORA_UNIT + thread,
+                              m.run.near - unit_begin},
+                             n_slices - 1) +
+                    slice;
         else /* to be kept for the last slice, if this block has it */
-            put_sum(few_place_at_owner(m, slots, n_slices, run, thread), not_empty(slice));
+            put_sum(few_place_at_owner(m, slots, n_slices, at.unit, at.slice, thread),
+                    not_empty(slice));
         rank += unit.rank0;
         row += unit.row;
-        if (last && row < unit.row_end && rank < lora_padded(unit.cell->rank))
-            v.t[(int64_t)row * v.t_stride + unit.cell->t_at + rank] = __float2bfloat16_rn(
-                rank < unit.cell->rank ? unit.cell->scale * total : 0);
-        run = next;
-        unit = next_unit;
+        if (last && row < cell.row_end && rank < lora_padded(cell.rank))
+            v.t[(int64_t)row * v.t_stride + cell.t_at + rank] = __float2bfloat16_rn(
+                rank < cell.rank ? cell.scale * total : 0);
+        if (at.slice + 1 == at.slices_end && at.n_left > 1)
+            unit = few_unit_at(m, n_cells, at.unit - 1, lane);
+        at.next(m.run.begin, n_slices);
     }
 }
 
 __global__ static void __maxnreg__(FEW_REGISTERS)
-    shrink_few_kernel(const bf16 *x, int d_in, float *slots,
+    shrink_few_kernel(const bf16 *x, int d_in, int n_slices, int n_stages, float *slots,
                       const __grid_constant__ struct lora_view v)
 {
     extern __shared__ float4 shared[];
@@ -535,10 +664,10 @@ __global__ static void __maxnreg__(FEW_REGISTERS)
     int thread = (int)threadIdx.x, lane = thread & 31;
     bool producer = thread >= FEW_SUMMING;
     pdl_trigger();
-    int n_segs = lora_n_segs(v), n_slices = lora_slices(d_in), segs_max = TABLE_CELLS / v.n_parts;
+    int mine = few_segment(thread, v.n_parts);
     struct lora_seg seg = {};
-    if (thread / v.n_parts < v.n_segs) /* the most that there are: no need to wait for the number */
-        seg = lora_seg_at(v, thread / v.n_parts);
+    if (mine < v.n_segs) /* the most that there are: no need to wait for the number */
+        seg = lora_seg_at(v, mine);
     if (thread == 0) {
         for (int i = 0; i < FEW_STAGES; i++) {
             barrier_init(&m.full[i], 1);
@@ -550,46 +679,50 @@ __global__ static void __maxnreg__(FEW_REGISTERS)
     for (int i = thread; i < FEW_NEAR * LORA_UNIT; i += FEW_THREADS)
         m.handed[0][i] = __uint_as_float(EMPTY);
 
+    few_fill(m, v, 0, few_segs_of(v, 0), seg, v.n_segs, thread);
+    __syncthreads();
+    cluster_arrive(); /* handed is EMPTY */
+
     int stage = 0; /* of the ring */
     uint32_t phase = 0;
-    int first = 0;
-    do {
-        int n = n_segs - first < segs_max ? n_segs - first : segs_max, n_cells = n * v.n_parts;
-        if (first > 0)
-            __syncthreads(); /* the last table has been read */
-        few_fill(m, v, first, n, seg, first > 0 ? 0 : v.n_segs, thread);
-        __syncthreads();
-        if (first == 0)
-            cluster_arrive(); /* handed is EMPTY */
-        if (producer) {
+    if (producer) {
+        int first = 0;
+        do {
+            int n_cells = few_segs_of(v, first) * v.n_parts;
+            bool whole = lora_n_segs(v) > few_segs_max(v);
             int n_units = few_count(m, n_cells, lane);
-            struct few_run run = few_run_of((unsigned)n_units, (unsigned)n_slices,
-                                            n_segs > segs_max);
-            if (lane == 0)
+            struct few_run run = {};
+            struct few_at at = few_run_of(run, (unsigned)n_units, (unsigned)n_slices, whole);
+            if (lane == 0) {
                 m.run = run;
+                m.at = at;
+            }
+            __syncwarp();
             named_arrive(2, FEW_THREADS);
-            few_copy(m, run, n_cells, n_slices, d_in, stage, phase, lane);
-        } else {
+            few_copy(m, at, v, n_cells, n_slices, d_in, n_stages, !whole, stage, phase, lane);
+        } while (few_next_table(m, v, first, thread));
+        cluster_wait();
+        pdl_wait();
+    } else {
+        int first = 0;
+        do {
+            int n_cells = few_segs_of(v, first) * v.n_parts;
 #pragma unroll 1
             for (int i = thread; i < n_cells; i += FEW_SUMMING)
                 m.cells[i].t_at = few_t_at(m, v, first, i);
             named_sync(2, FEW_THREADS); /* the run and t_at are there */
-            struct few_run run = m.run;
+            struct few_at at = m.at;
             struct few_unit unit = {};
-            if (run.n_left > 0)
-                unit = few_unit_at(m, n_cells, run.unit, lane);
+            if (at.n_left > 0)
+                unit = few_unit_at(m, n_cells, at.unit, lane);
             if (first == 0) {
                 cluster_wait();
                 pdl_wait();
             }
-            if (run.n_left > 0)
-                few_sum(m, run, unit, n_cells, n_slices, x, d_in, slots, v, stage, phase, thread);
-        }
-        first += segs_max;
-    } while (first < n_segs);
-    if (producer) {
-        cluster_wait();
-        pdl_wait();
+            if (at.n_left > 0)
+                few_sum(m, at, unit, n_cells, n_slices, x, d_in, slots, v, n_stages, stage, phase,
+                        thread);
+        } while (few_next_table(m, v, first, thread));
     }
 }
 
@@ -614,13 +747,15 @@ static cudaLaunchConfig_t shrink_config(struct backend *be, int n_clusters, int 
     return config;
 }
 
-/* limit: how many clusters are resident together, a block on a multiprocessor; asked once. */
+/* limit: how many clusters are resident together, n_beside blocks on a multiprocessor; asked once.
+ */
 template <typename... Params, typename... Args>
 static void launch_shrink(struct backend *be, void (*kernel)(Params...), int n_threads,
-                          size_t shared_bytes, int n_clusters, int *limit, Args... args)
+                          size_t shared_bytes, int n_beside, int n_clusters, int *limit,
+                          Args... args)
 {
     cudaLaunchAttribute attributes[3];
-    int most = be->n_multiprocessors / CLUSTER;
+    int most = n_beside * be->n_multiprocessors / CLUSTER;
     if (*limit == 0) {
         cudaLaunchConfig_t config = shrink_config(be, most, n_threads, shared_bytes, false,
                                                   attributes);
@@ -638,12 +773,19 @@ bool lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, i
     struct linear_scratch *s = be->linear;
     BUG_IF(d_in % 8 != 0);
     BUG_IF(lora_slices(d_in) > lora_slices(be->options.max_d));
-    if (n_rows <= 256)
-        launch_shrink(be, shrink_few_kernel, FEW_THREADS, sizeof(struct few_memory), 8 + 4 * n_rows,
-                      &s->n_shrink_clusters, x, d_in, s->shrink_slots, v);
-    else
+    if (n_rows > 256) {
         lora_shrink_many(be, v, x, d_in);
-    return n_rows > 256;
+        return true;
+    }
+    /* Ranks aren't known here. If each were 16, would there be a block for every piece? */
+    int n_segs = v.n_segs < n_rows ? v.n_segs : n_rows;
+    int n_pieces = v.n_parts * ((n_rows + 7 * n_segs) / 8) * lora_slices(d_in);
+    bool little = n_pieces <= be->n_multiprocessors;
+    int n_stages = little ? 1 : FEW_STAGES, n_beside = little ? LORA_FEW_BESIDE : 1;
+    launch_shrink(be, shrink_few_kernel, FEW_THREADS, few_bytes(n_stages), n_beside, 8 + 4 * n_rows,
+                  &s->n_shrink_clusters[little], x, d_in, lora_slices(d_in), n_stages,
+                  s->shrink_slots, v);
+    return false;
 }
 
 /* t' stays in the backend's own memory. */
@@ -657,9 +799,8 @@ void cuda_sgmv_shrink(struct backend *be, struct devptr t, struct devptr x, int 
 
 int lora_open(struct err *err)
 {
-    cudaError_t rc = cudaFuncSetAttribute(shrink_few_kernel,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          (int)sizeof(struct few_memory));
+    cudaError_t rc = cudaFuncSetAttribute(
+        shrink_few_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)few_bytes(FEW_STAGES));
     if (rc == cudaSuccess)
         rc = lora_shrink_many_open();
     return rc == cudaSuccess ? 0

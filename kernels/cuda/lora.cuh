@@ -38,6 +38,7 @@ enum {
     LORA_SEGS_MAX = 8192,              /* of a step */
     LORA_T_PAD = 4,                    /* a part's t begins at a multiple of this */
     LORA_UNIT = 128,                   /* sums of a unit of shrink: 16 ranks by 8 rows */
+    LORA_FEW_BESIDE = 2,               /* blocks of shrink of few rows on a multiprocessor */
     LORA_FOUND_ROWS = LORA_ALONE_ROWS, /* lora_found */
     LORA_FOUND_SEGS = 128,
 };
