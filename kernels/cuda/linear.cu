@@ -383,17 +383,27 @@ template <class S> static int wide_items(const struct linear_args &a)
     return ceil_div(a.n_m_tiles, 2 * S::CLUSTER) * ceil_div(a.n_rows - a.row0, S::N);
 }
 
+/* Items of the last round, of `clusters` at a time, if halves of all of them fit into one. */
+static int wide_halves(int n_items, int clusters)
+{
+    int left = n_items % clusters;
+    return 2 * left <= clusters ? left : 0;
+}
+
 template <class S> static void launch_wide(struct backend *be, struct linear_args &a, int limit)
 {
     CUtensorMap x_map = map_boxes(be->linear->encode_tiled, a.x, (uint64_t)a.n_rows,
                                   (uint64_t)a.d_in, S::N / 2, TILE);
-    bool fused = a.store == STORE_SWIGLU;
-    CUtensorMap y_map = boxes_of_y(be, a, fused ? S::N : S::UNITS_STAGED * 8, x_map);
+    CUtensorMap y_map = boxes_of_y(be, a, S::N, x_map);
+    CUtensorMap y_half_map = boxes_of_y(be, a, S::N / 2, x_map);
     int n_items = wide_items<S>(a);
+    a.n_halves = wide_halves(n_items, limit);
+    int n_work = n_items + a.n_halves;
     cudaLaunchAttribute attributes[3];
     cudaLaunchConfig_t config = wide_config<S>(be, dependent(be), attributes);
-    config.gridDim = dim3((unsigned)((n_items < limit ? n_items : limit) * S::CLUSTER));
-    cuda_note(be, cudaLaunchKernelEx(&config, wide_kernel<S>, x_map, y_map, a), "linear");
+    config.gridDim = dim3((unsigned)((n_work < limit ? n_work : limit) * S::CLUSTER));
+    cuda_note(be, cudaLaunchKernelEx(&config, wide_kernel<S>, x_map, y_map, y_half_map, a),
+              "linear");
 }
 
 /* (rows of a tile, stages of the ring), and the time of such a tile, in rows of the second. */
@@ -411,7 +421,10 @@ static void run_wide(struct backend *be, struct linear_args &a)
 #define LOOK(i, tile_time)                                                     \
     {                                                                          \
         BUG_IF(limits[i] < 1);                                                 \
-        int time = ceil_div(wide_items<WIDE_##i>(a), limits[i]) * (tile_time); \
+        int n = wide_items<WIDE_##i>(a), halves = wide_halves(n, limits[i]);   \
+        /* A half takes 0.55 of a tile's time. */                              \
+        int time = (n - halves + limits[i] - 1) / limits[i] * (tile_time) +    \
+                   (halves > 0 ? (tile_time) * 11 / 20 : 0);                   \
         if (best < 0 || time < best_time) {                                    \
             best = i;                                                          \
             best_time = time;                                                  \

@@ -57,31 +57,45 @@ template <int N_, int STAGES_> struct wide {
     static constexpr int BAND = 2112 / N; /* row tiles whose x stays in L2 while all weights pass */
     static constexpr int STAGE = 2 * TILE_BYTES + N * TILE * 2;
     static constexpr int BARRIERS = 512;
+    /* A thread's: 168 at the launch, shared out as spills are fewest. */
+    static constexpr int SUM_REGISTERS = N > 176 ? 216 : 208;
+    static constexpr int HELPER_REGISTERS = 3 * 168 - 2 * SUM_REGISTERS;
     static constexpr size_t SHARED = 227 << 10;
     static constexpr int AREA = (int)SHARED - STAGES * STAGE - BARRIERS;
     /* A step of the deltas: 16 ranks of B for the block's outputs, and of t' for its rows. */
     static constexpr int STEP_B = 2 * TILE * 32, STEP = STEP_B + N * 32;
     static constexpr int STEPS_FIT = AREA / STEP, STEPS = STEPS_FIT < 8 ? STEPS_FIT : 8;
     static constexpr int AHEAD = STEPS > 5 ? 3 : STEPS - 2; /* steps whose loads are under way */
-    /* A warpgroup's outputs on their way to y, in the same place. What doesn't fit goes straight.
-     */
-    static constexpr int UNITS_FIT = AREA / 2 / 1024 / 2 * 2;
-    static constexpr int UNITS_STAGED = UNITS_FIT < UNITS ? UNITS_FIT : UNITS;
+    /* A warpgroup's outputs on their way to y, in the same place. */
     static constexpr int STAGING = AREA / 2 / 1024 * 1024;
     static_assert(N % 16 == 0 && STEP % 256 == 0, "swizzles");
-    static_assert(AHEAD > 0 && N * 64 <= STAGING, "fits");
+    static_assert(AHEAD > 0 && N * TILE * 2 <= STAGING, "fits");
 };
 
-/* Which tile is item i: bands of BAND row tiles, whose x stays in L2 while all weights pass. */
-template <int BAND>
-__device__ static inline void wide_item(int i, int n_groups, int n_row_tiles, int *group,
-                                        int *row_tile)
+/* What a cluster does at a time: a tile of rows by its outputs; or half the tile's rows, where what
+ * is left over for the last round is tiles for half of the clusters at most. */
+struct wide_work {
+    int m_tile; /* of the block: the first of its two tiles of outputs */
+    int row0, n_rows;
+    int half; /* 0, 1: a half; -1: all */
+};
+
+/* Work w of n_items + a.n_halves. Items stand in bands of BAND row tiles, whose x stays in L2 while
+ * all weights pass; the last a.n_halves of them are done by halves. */
+template <class S>
+__device__ static inline struct wide_work wide_work_at(const struct linear_args &a, int w,
+                                                       int n_groups, int n_row_tiles, int rank)
 {
-    int band = i / (BAND * n_groups), rest = i % (BAND * n_groups);
-    int width = n_row_tiles - band * BAND;
-    width = width < BAND ? width : BAND;
-    *group = rest / width;
-    *row_tile = band * BAND + rest % width;
+    int whole = n_groups * n_row_tiles - a.n_halves, i = w < whole ? w : whole + (w - whole) / 2;
+    int band = i / (S::BAND * n_groups), rest = i % (S::BAND * n_groups);
+    int width = n_row_tiles - band * S::BAND;
+    width = width < S::BAND ? width : S::BAND;
+    struct wide_work work;
+    work.half = w < whole ? -1 : (w - whole) % 2;
+    work.m_tile = (rest / width * S::CLUSTER + rank) * 2;
+    work.n_rows = work.half < 0 ? S::N : S::N / 2;
+    work.row0 = a.row0 + (band * S::BAND + rest % width) * S::N + (work.half > 0 ? S::N / 2 : 0);
+    return work;
 }
 
 /* ---- helpers: the deltas' operands
@@ -255,7 +269,7 @@ template <class S> struct wide_filling {
 /* The steps of one tile, from slot 0 on: at least one. */
 template <class S>
 __device__ static inline void wide_fill(struct wide_filling<S> &ring, const struct linear_args &a,
-                                        int n_segs, int m_row, int row0, int helper)
+                                        int n_segs, int m_row, int row0, int n_rows, int helper)
 {
     const struct lora_view &v = a.lora;
     const struct wide_share me = wide_share_of(a, m_row, helper);
@@ -265,7 +279,7 @@ __device__ static inline void wide_fill(struct wide_filling<S> &ring, const stru
 #pragma unroll 1
     for (int s = lora_first_seg(v, n_segs, row0); s < n_segs; s++) {
         const struct lora_seg seg = lora_seg_at(v, s);
-        if (seg.row_begin >= row0 + S::N)
+        if (seg.row_begin >= row0 + n_rows)
             break;
         if (seg.n_rows == 0 || seg.row_begin + seg.n_rows <= row0)
             continue;
@@ -305,11 +319,10 @@ __device__ static inline void wide_fill(struct wide_filling<S> &ring, const stru
 /* ---- the end of a tile
  * -------------------------------------------------------------------------------------------- */
 
-/* A warp's share of its warpgroup's 64 outputs by N rows, into shared memory as a box of y; rows
- * that don't fit there straight into y. */
+/* A warp's share of its warpgroup's 64 outputs by N rows, into shared memory as a box of y. */
 template <class S>
 __device__ static inline void wide_stage(const float (&c)[S::N / 2], const struct linear_args &a,
-                                         uint32_t staging, int m_tile, int row0)
+                                         uint32_t staging)
 {
     int warp = (int)threadIdx.x >> 5 & 3, lane = (int)threadIdx.x & 31;
     if (a.store == STORE_SWIGLU) {
@@ -328,26 +341,12 @@ __device__ static inline void wide_stage(const float (&c)[S::N / 2], const struc
         return;
     }
 #pragma unroll
-    for (int j = 0; j < S::UNITS_STAGED; j += 2) {
+    for (int j = 0; j < S::UNITS; j += 2) {
         int row = (j + lane / 16) * 8 + lane % 8;
         store_matrices(staging + row * 128 + (((warp * 2 + lane / 8 % 2) ^ (lane % 8)) << 4),
                        pack_bf16(c[4 * j], c[4 * j + 1]), pack_bf16(c[4 * j + 2], c[4 * j + 3]),
                        pack_bf16(c[4 * j + 4], c[4 * j + 5]),
                        pack_bf16(c[4 * j + 6], c[4 * j + 7]));
-    }
-    if (S::UNITS_STAGED == S::UNITS)
-        return;
-    int out = m_tile * TILE + warp * 16 + (lane & 3) * 2;
-#pragma unroll
-    for (int j = S::UNITS_STAGED; j < S::UNITS; j++) {
-        uint32_t lo = transposed(pack_bf16(c[4 * j], c[4 * j + 1]));
-        uint32_t hi = transposed(pack_bf16(c[4 * j + 2], c[4 * j + 3]));
-        int row = row0 + 8 * j + (lane >> 2);
-        bf16 *to = static_cast<bf16 *>(a.y) + (int64_t)row * a.d_out + out;
-        if (row < a.n_rows && out < a.d_out)
-            *reinterpret_cast<uint32_t *>(to) = lo;
-        if (row < a.n_rows && out + 8 < a.d_out)
-            *reinterpret_cast<uint32_t *>(to + 8) = hi;
     }
 }
 
@@ -359,7 +358,7 @@ template <class S>
 __device__ static inline void wide_await_room(const struct wide_steps &steps, int wg, bool fused,
                                               int n_steps, uint32_t phases)
 {
-    int begin = wg * S::STAGING, n_bytes = fused ? S::N * TILE : S::UNITS_STAGED * 1024;
+    int begin = wg * S::STAGING, n_bytes = fused ? S::N * TILE : S::UNITS * 1024;
     int end = (begin + n_bytes + S::STEP - 1) / S::STEP;
     end = end < n_steps ? end : n_steps;
     end = end < S::STEPS ? end : S::STEPS;
@@ -371,18 +370,69 @@ __device__ static inline void wide_await_room(const struct wide_steps &steps, in
 template <class S>
 __device__ static inline void wide_store_straight(const float (&c)[S::N / 2],
                                                   const struct linear_args &a, const int (&out)[2],
-                                                  int row0, int lane)
+                                                  const struct wide_work &work, int lane)
 {
 #pragma unroll
     for (int j = 0; j < S::UNITS; j++)
-        store_tile({c[4 * j], c[4 * j + 1], c[4 * j + 2], c[4 * j + 3]}, a, out,
-                   row0 + 8 * j + 2 * (lane & 3));
+        if (8 * j < work.n_rows)
+            store_tile({c[4 * j], c[4 * j + 1], c[4 * j + 2], c[4 * j + 3]}, a, out,
+                       work.row0 + 8 * j + 2 * (lane & 3));
 }
 
+/* A warpgroup's sums of all ranges, of the first ROWS rows of the tile. */
+template <class S, int ROWS>
+__device__ static inline void wide_sum(float (&total)[S::N / 2], float (&acc)[S::N / 2],
+                                       const struct linear_args &a, uint32_t ring_at,
+                                       uint64_t *full, uint64_t *empty, int &stage,
+                                       uint32_t &phase, int wg, int lane)
+{
+#pragma unroll 1
+    for (int range = 0; range < a.n_ranges; range++) {
+        int begin = range * a.n_k / a.n_ranges, end = (range + 1) * a.n_k / a.n_ranges;
+        if (begin == end)
+            continue;
+        int before = -1; /* the stage whose steps are still under way */
+#pragma unroll 1
+        for (int k = begin; k < end; k++) {
+            barrier_wait(&full[stage], phase);
+            uint32_t at = ring_at + stage * S::STAGE;
+            uint64_t w = wgmma_descriptor(at + wg * TILE_BYTES);
+            uint64_t b = wgmma_descriptor(at + 2 * TILE_BYTES);
+            wgmma_fence();
+#pragma unroll
+            for (int s = 0; s < 4; s++) {
+                if constexpr (ROWS == S::N)
+                    wgmma<ROWS>(acc, w + 2 * s, b + 2 * s, k > begin || s > 0);
+                else
+                    wgmma_first<ROWS>(acc, w + 2 * s, b + 2 * s, k > begin || s > 0);
+            }
+            wgmma_commit();
+            if (before >= 0) {
+                wgmma_wait<1>();
+                if (lane < S::CLUSTER)
+                    barrier_arrive_remote(&empty[before], lane);
+            }
+            before = stage;
+            if (++stage == S::STAGES) {
+                stage = 0;
+                phase ^= 1;
+            }
+        }
+        wgmma_wait<0>();
+        if (lane < S::CLUSTER)
+            barrier_arrive_remote(&empty[before], lane);
+#pragma unroll
+        for (int i = 0; i < ROWS / 2; i++)
+            total[i] += acc[i];
+    }
+}
+
+/* y_map, y_half_map: boxes of a tile's rows, of half of them. */
 template <class S>
 __global__ static void __launch_bounds__(WIDE_THREADS, 1)
     wide_kernel(const __grid_constant__ CUtensorMap x_map,
                 const __grid_constant__ CUtensorMap y_map,
+                const __grid_constant__ CUtensorMap y_half_map,
                 const __grid_constant__ struct linear_args a)
 {
     extern __shared__ __align__(1024) char ring[];
@@ -401,7 +451,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
     int n_clusters = (int)gridDim.x / S::CLUSTER;
     int n_groups = (a.n_m_tiles + 2 * S::CLUSTER - 1) / (2 * S::CLUSTER); /* of clusters */
     int n_row_tiles = (a.n_rows - a.row0 + N - 1) / N;
-    int n_items = n_groups * n_row_tiles;
+    int n_work = n_groups * n_row_tiles + a.n_halves;
     pdl_trigger();
     if (threadIdx.x == 0) {
         for (int i = 0; i < S::STAGES; i++) {
@@ -419,31 +469,36 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
     }
     cluster_meet();
     if (threadIdx.x >= 256) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::HELPER_REGISTERS));
         if (threadIdx.x == 256) {
             uint64_t policy = evict_normal(); /* other blocks read it too */
             if (!a.x_is_there)
                 pdl_wait();
-            int stage = 0;
+            int stage = 0, two_planes = a.n_planes == 2;
             uint32_t phase = 1; /* of empty: the first round waits for nobody */
-            for (int item = cluster; item < n_items; item += n_clusters) {
-                int group, row_tile;
-                wide_item<S::BAND>(item, n_groups, n_row_tiles, &group, &row_tile);
-                int m = (group * S::CLUSTER + rank) * 2; /* tiles past the end are dropped */
+            for (int w = cluster; w < n_work; w += n_clusters) {
+                const struct wide_work work = wide_work_at<S>(a, w, n_groups, n_row_tiles, rank);
+                int m = work.m_tile; /* tiles past the end are dropped */
                 int m0 = m < a.n_m_tiles ? m : a.n_m_tiles - 1;
                 int m1 = m + 1 < a.n_m_tiles ? m + 1 : a.n_m_tiles - 1;
                 const char *w0 = a.w + (int64_t)m0 * a.n_k * TILE_BYTES;
                 const char *w1 = a.w + (int64_t)m1 * a.n_k * TILE_BYTES;
+                /* A half's rows are one box, which one block of the two fetches for both. */
+                bool fetches = work.half < 0 || work.half == rank;
+                int box = work.half < 0 ? rank * (N / 2) : 0, row = work.row0 + box;
+                uint32_t to_x = 2 * TILE_BYTES + (uint32_t)box * TILE * 2;
+                uint32_t bytes = 2 * TILE_BYTES + (uint32_t)work.n_rows * TILE * 2;
                 for (int k = 0; k < a.n_k; k++) {
                     char *to = ring + stage * S::STAGE;
                     barrier_wait(&empty[stage], phase);
-                    barrier_expect(&full[stage], S::STAGE);
-                    copy_weight(to, w0 + (int64_t)k * TILE_BYTES, TILE_BYTES, &full[stage], policy);
-                    copy_weight(to + TILE_BYTES, w1 + (int64_t)k * TILE_BYTES, TILE_BYTES,
-                                &full[stage], policy);
-                    copy_box_to_all(to + 2 * TILE_BYTES + rank * (N / 2) * TILE * 2, &x_map,
-                                    k / a.n_planes * TILE, a.row0 + row_tile * N + rank * (N / 2),
-                                    &full[stage], (1 << S::CLUSTER) - 1);
+                    barrier_expect(&full[stage], bytes);
+                    copy_weight(to, w0, TILE_BYTES, &full[stage], policy);
+                    copy_weight(to + TILE_BYTES, w1, TILE_BYTES, &full[stage], policy);
+                    if (fetches)
+                        copy_box_to_all(to + to_x, &x_map, (k >> two_planes) * TILE, row,
+                                        &full[stage], (1 << S::CLUSTER) - 1);
+                    w0 += TILE_BYTES;
+                    w1 += TILE_BYTES;
                     if (++stage == S::STAGES) {
                         stage = 0;
                         phase ^= 1;
@@ -451,7 +506,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
                 }
             }
             /* The other blocks still say that they have read; not to one that is gone. */
-            for (int i = 0; i < S::STAGES && cluster < n_items; i++) {
+            for (int i = 0; i < S::STAGES && cluster < n_work; i++) {
                 barrier_wait(&empty[stage], phase);
                 if (++stage == S::STAGES) {
                     stage = 0;
@@ -466,20 +521,20 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
             uint32_t phase = 0;
             pdl_wait();
             int n_segs = lora_n_segs(a.lora);
-            for (int item = cluster; item < n_items; item += n_clusters) {
-                int group, row_tile;
-                wide_item<S::BAND>(item, n_groups, n_row_tiles, &group, &row_tile);
-                int m_tile = (group * S::CLUSTER + rank) * 2;
+            for (int w = cluster; w < n_work; w += n_clusters) {
+                const struct wide_work work = wide_work_at<S>(a, w, n_groups, n_row_tiles, rank);
                 if (n_segs > 0) {
                     barrier_wait(area_free, phase ^ 1);
-                    wide_fill<S>(filling, a, n_segs, m_tile * TILE, a.row0 + row_tile * N, helper);
+                    wide_fill<S>(filling, a, n_segs, work.m_tile * TILE, work.row0, work.n_rows,
+                                 helper);
                 }
                 if (wg < 2 && (helper & 31) == 0) {
+                    int m_tile = work.m_tile + wg;
                     barrier_wait(&staged[wg], phase);
-                    if (a.y_boxes && m_tile + wg < a.n_m_tiles)
-                        store_box(&y_map, steps.at + wg * S::STAGING,
-                                  (m_tile + wg) * (a.store == STORE_SWIGLU ? TILE / 2 : TILE),
-                                  a.row0 + row_tile * N);
+                    if (a.y_boxes && m_tile < a.n_m_tiles)
+                        store_box(work.half < 0 ? &y_map : &y_half_map,
+                                  steps.at + wg * S::STAGING,
+                                  m_tile * (a.store == STORE_SWIGLU ? TILE / 2 : TILE), work.row0);
                     commit_boxes();
                     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
                     barrier_arrive(area_free);
@@ -490,7 +545,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
             asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::SUM_REGISTERS));
         int wg = (int)threadIdx.x >> 7, thread = (int)threadIdx.x & 127;
         int lane = thread & 31;
         uint32_t ring_at = shared_address(ring);
@@ -498,50 +553,18 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
         uint32_t phase = 0, slot_phases = 0, area_phase = 1;
         if (!a.x_is_there) /* y is written straight from here, perhaps */
             pdl_wait();
-        for (int item = cluster; item < n_items; item += n_clusters) {
+        for (int w = cluster; w < n_work; w += n_clusters) {
             float total[N / 2], acc[N / 2];
 #pragma unroll
             for (int i = 0; i < N / 2; i++)
                 total[i] = 0;
-#pragma unroll 1
-            for (int range = 0; range < a.n_ranges; range++) {
-                int begin = range * a.n_k / a.n_ranges, end = (range + 1) * a.n_k / a.n_ranges;
-                if (begin == end)
-                    continue;
-                int before = -1; /* the stage whose steps are still under way */
-#pragma unroll 1
-                for (int k = begin; k < end; k++) {
-                    barrier_wait(&full[stage], phase);
-                    uint32_t at = ring_at + stage * S::STAGE;
-                    uint64_t w = wgmma_descriptor(at + wg * TILE_BYTES);
-                    uint64_t b = wgmma_descriptor(at + 2 * TILE_BYTES);
-                    wgmma_fence();
-#pragma unroll
-                    for (int s = 0; s < 4; s++)
-                        wgmma<N>(acc, w + 2 * s, b + 2 * s, k > begin || s > 0);
-                    wgmma_commit();
-                    if (before >= 0) {
-                        wgmma_wait<1>();
-                        if (lane < S::CLUSTER)
-                            barrier_arrive_remote(&empty[before], lane);
-                    }
-                    before = stage;
-                    if (++stage == S::STAGES) {
-                        stage = 0;
-                        phase ^= 1;
-                    }
-                }
-                wgmma_wait<0>();
-                if (lane < S::CLUSTER)
-                    barrier_arrive_remote(&empty[before], lane);
-#pragma unroll
-                for (int i = 0; i < N / 2; i++)
-                    total[i] += acc[i];
-            }
+            if (w < n_work - 2 * a.n_halves)
+                wide_sum<S, N>(total, acc, a, ring_at, full, empty, stage, phase, wg, lane);
+            else
+                wide_sum<S, N / 2>(total, acc, a, ring_at, full, empty, stage, phase, wg, lane);
 
-            int group, row_tile;
-            wide_item<S::BAND>(item, n_groups, n_row_tiles, &group, &row_tile);
-            int m_tile = (group * S::CLUSTER + rank) * 2 + wg, row0 = a.row0 + row_tile * N;
+            const struct wide_work work = wide_work_at<S>(a, w, n_groups, n_row_tiles, rank);
+            int m_tile = work.m_tile + wg;
             int out[2];
             outputs_of(out, a, m_tile * TILE + (thread >> 5) * 16 + (lane >> 2));
             if (m_tile >= a.n_m_tiles)
@@ -591,9 +614,9 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
             barrier_wait(area_free, area_phase);
             area_phase ^= 1;
             if (!a.y_boxes)
-                wide_store_straight<S>(total, a, out, row0, lane);
+                wide_store_straight<S>(total, a, out, work, lane);
             else if (m_tile < a.n_m_tiles)
-                wide_stage<S>(total, a, steps.at + wg * S::STAGING, m_tile, row0);
+                wide_stage<S>(total, a, steps.at + wg * S::STAGING);
             fence_before_copies();
             __syncwarp();
             if (lane == 0)

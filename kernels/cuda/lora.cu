@@ -125,17 +125,12 @@ __device__ static inline void chain_in_place(float (&c)[NT][4], const void *a, i
 
 enum {
     FEW_STAGES = 3,                 /* of the ring, at most */
-    FEW_AHEAD = 4,                  /* pieces behind the ring that L2 is asked for */
     FEW_SUMMING = 128,              /* threads: a warp a chain, a thread a sum of a unit */
     FEW_THREADS = FEW_SUMMING + 32, /* and the producer */
     FEW_NEAR = CLUSTER - 1,         /* slices that may be handed on in shared memory */
     FEW_ASKED = 8,                  /* slices asked for together */
     FEW_CHUNKS = 4,                 /* of A in registers at a time, by 32 k */
     FEW_REGISTERS = 96,
-    /* While an earlier kernel may still read its own matrices, L2 is asked for something only if
-     * A and B are no more than this in all; and for so much of B. */
-    FEW_SMALL_KB = 40 << 10,
-    FEW_B_BYTES = 16 << 20,
 };
 
 struct alignas(16) few_cell { /* a segment's part */
@@ -178,7 +173,6 @@ struct few_at {
 
 struct few_memory {
     struct few_cell cells[TABLE_CELLS]; /* [segments, parts] */
-    uintptr_t b[TABLE_CELLS];           /* B of a cell */
     float sums[2][4][8 * SUM_PITCH];    /* of chains: [8 rows, 16 ranks], in turn */
     float handed[FEW_NEAR][LORA_UNIT];  /* slices of the unit that is finished here */
     int unit_end[TABLE_CELLS];          /* running sums of the cells' units */
@@ -236,7 +230,6 @@ __device__ static inline void few_fill(struct few_memory &m, const struct lora_v
         if (i != thread || s >= n_ahead)
             seg = lora_seg_at(v, s);
         struct lora_entry e = lora_entry_at(v, p, seg.slot);
-        m.b[i] = e.b.addr;
         m.cells[i] = {e.a.addr,
                       e.rank,
                       e.dtype,
@@ -414,11 +407,6 @@ __device__ static inline float few_take(const struct few_places &places, int n)
 
 /* ---- the two roles */
 
-__device__ static inline void few_prefetch(uintptr_t from, uint32_t bytes)
-{
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
 /* A lane's rank of a piece of A. */
 struct few_rank {
     uintptr_t from;
@@ -436,75 +424,15 @@ few_rank_of(const struct few_memory &m, const struct few_unit &unit, int slice, 
             (uint32_t)(d_in - k < LORA_SLICE ? d_in - k : LORA_SLICE) * 2, n};
 }
 
-/* Bytes of B of cell i. */
-__device__ static inline uint32_t few_b_bytes(const struct few_memory &m, const struct lora_view &v,
-                                              int i)
-{
-    const struct few_cell &cell = m.cells[i];
-    uint32_t size = cell.dtype == DTYPE_F32 ? 4 : 2;
-    if (cell.row_begin == cell.row_end)
-        return 0;
-    return (uint32_t)(cell.rank * v.part[i - few_segment(i, v.n_parts) * v.n_parts].d_out) * size;
-}
-
-/* By a warp: are A and B together so few that L2 may be asked for them early? */
-__device__ static inline bool few_is_small(const struct few_memory &m, const struct lora_view &v,
-                                           int n_cells, int d_in, int lane)
-{
-    unsigned kb = 0;
-#pragma unroll 1
-    for (int i = lane; i < n_cells; i += 32)
-        kb += (few_b_bytes(m, v, i) >> 10) + ((unsigned)(m.cells[i].rank * d_in) >> 9);
-    return __reduce_add_sync(0xffffffffu, kb) <= FEW_SMALL_KB;
-}
-
-/* By a warp of each block: asks L2 for the block's share of the cells' B. */
-__device__ static inline void few_ask_b(const struct few_memory &m, const struct lora_view &v,
-                                        int n_cells, int lane)
-{
-#pragma unroll 1
-    for (int i = lane; i < n_cells; i += 32) {
-        uint32_t n = few_b_bytes(m, v, i) & ~15u, most = FEW_B_BYTES / (unsigned)n_cells & ~15u;
-        n = n < most ? n : most;
-        uint32_t each = (n / gridDim.x + 128) & ~127u, begin = blockIdx.x * each;
-        if ((m.b[i] & 15) == 0 && begin < n)
-            few_prefetch(m.b[i] + begin, n - begin < each ? n - begin : each);
-    }
-}
-
-/* The producer: A of the run's pieces into the ring. early: this is the launch's only table. */
-__device__ static inline void few_copy(struct few_memory &m, struct few_at at,
-                                       const struct lora_view &v, int n_cells, int n_slices,
-                                       int d_in, int n_stages, bool early, int &stage,
+/* The producer: A of the run's pieces into the ring. */
+__device__ static inline void few_copy(struct few_memory &m, struct few_at at, int n_cells,
+                                       int n_slices, int d_in, int n_stages, int &stage,
                                        uint32_t &phase, int lane)
 {
-    struct few_at ahead = at; /* the next piece that L2 may be asked for */
-    struct few_unit unit = {}, far_unit = {};
-    int found = -1, far_found = -1;
-    int n_first = at.n_left < n_stages ? at.n_left : n_stages;
+    struct few_unit unit = {};
+    int found = -1;
 #pragma unroll 1
-    for (int i = 0;; i++, at.next(m.run.begin, n_slices)) {
-        bool first = i == n_first; /* what fits has been asked for */
-        bool small = first && early && few_is_small(m, v, n_cells, d_in, lane);
-        /* When a stage has been free again, the kernels before this one have ended. */
-        if (small || i > n_stages) {
-#pragma unroll 1
-            for (; ahead.n_left > 0 && ahead.n_left > at.n_left - FEW_AHEAD;
-                 ahead.next(m.run.begin, n_slices)) {
-                if (ahead.n_left > at.n_left)
-                    continue; /* it is in the ring */
-                if (ahead.unit != far_found)
-                    far_unit = few_unit_at(m, n_cells, ahead.unit, lane);
-                far_found = ahead.unit;
-                struct few_rank rank = few_rank_of(m, far_unit, ahead.slice, d_in, lane);
-                if (lane < rank.n)
-                    few_prefetch(rank.from, rank.bytes);
-            }
-        }
-        if (small)
-            few_ask_b(m, v, n_cells, lane);
-        if (at.n_left == 0)
-            break;
+    for (; at.n_left > 0; at.next(m.run.begin, n_slices)) {
         if (at.unit != found)
             unit = few_unit_at(m, n_cells, at.unit, lane);
         found = at.unit;
@@ -699,7 +627,7 @@ __global__ static void __maxnreg__(FEW_REGISTERS)
             }
             __syncwarp();
             named_arrive(2, FEW_THREADS);
-            few_copy(m, at, v, n_cells, n_slices, d_in, n_stages, !whole, stage, phase, lane);
+            few_copy(m, at, n_cells, n_slices, d_in, n_stages, stage, phase, lane);
         } while (few_next_table(m, v, first, thread));
         cluster_wait();
         pdl_wait();
@@ -777,10 +705,11 @@ bool lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, i
         lora_shrink_many(be, v, x, d_in);
         return true;
     }
-    /* Ranks aren't known here. If each were 16, would there be a block for every piece? */
+    /* Ranks aren't known here. If each were 16, would there be a block for every piece? (With twice
+     * as many pieces at rank 64 it is the better way still.) */
     int n_segs = v.n_segs < n_rows ? v.n_segs : n_rows;
     int n_pieces = v.n_parts * ((n_rows + 7 * n_segs) / 8) * lora_slices(d_in);
-    bool little = n_pieces <= be->n_multiprocessors;
+    bool little = n_pieces <= LORA_FEW_BESIDE * be->n_multiprocessors;
     int n_stages = little ? 1 : FEW_STAGES, n_beside = little ? LORA_FEW_BESIDE : 1;
     launch_shrink(be, shrink_few_kernel, FEW_THREADS, few_bytes(n_stages), n_beside, 8 + 4 * n_rows,
                   &s->n_shrink_clusters[little], x, d_in, lora_slices(d_in), n_stages,
