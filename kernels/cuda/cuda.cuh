@@ -83,8 +83,8 @@ template <typename T> static inline T *dev(struct devptr p)
  *   3. calls pdl_wait() before it reads or writes anything that a kernel before it may write or
  *      read (activations, caches, scratch). pdl_wait returns when all earlier kernels are complete.
  * One that writes what the next may read early by rule 2 (copied KV blocks, what a step's adapters
- * are) calls pdl_trigger_written instead, last. And behind one that calls pdl_trigger after pdl_wait
- * (lora_shrink_many.cu) the next needs pdl_wait only for what that one itself writes.
+ * are) calls pdl_trigger_written instead, last. And behind one that calls pdl_trigger after
+ * pdl_wait (lora_shrink_many.cu) the next needs pdl_wait only for what that one itself writes.
  * Captured into a graph these become programmatic edges. */
 __device__ static inline void pdl_trigger()
 {

@@ -418,17 +418,17 @@ static void run_wide(struct backend *be, struct linear_args &a)
 {
     const int *limits = be->linear->n_wide_clusters;
     int best = -1, best_time = 0;
-#define LOOK(i, tile_time)                                                     \
-    {                                                                          \
-        BUG_IF(limits[i] < 1);                                                 \
-        int n = wide_items<WIDE_##i>(a), halves = wide_halves(n, limits[i]);   \
-        /* A half takes 0.55 of a tile's time. */                              \
-        int time = (n - halves + limits[i] - 1) / limits[i] * (tile_time) +    \
-                   (halves > 0 ? (tile_time) * 11 / 20 : 0);                   \
-        if (best < 0 || time < best_time) {                                    \
-            best = i;                                                          \
-            best_time = time;                                                  \
-        }                                                                      \
+#define LOOK(i, tile_time)                                                   \
+    {                                                                        \
+        BUG_IF(limits[i] < 1);                                               \
+        int n = wide_items<WIDE_##i>(a), halves = wide_halves(n, limits[i]); \
+        /* A half takes 0.55 of a tile's time. */                            \
+        int time = (n - halves + limits[i] - 1) / limits[i] * (tile_time) +  \
+                   (halves > 0 ? (tile_time)*11 / 20 : 0);                   \
+        if (best < 0 || time < best_time) {                                  \
+            best = i;                                                        \
+            best_time = time;                                                \
+        }                                                                    \
     }
     FOR_EACH_WIDE(LOOK)
 #undef LOOK

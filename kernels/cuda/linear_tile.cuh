@@ -89,7 +89,8 @@ __device__ static inline void add_bias(char *c, const struct linear_args &a, con
 
 __device__ static inline float swiglu(float gate, float up)
 {
-    return __fdividef(gate, 1.0f + __expf(-gate)) * up; /* as elementwise.cu; 20 instructions less */
+    return __fdividef(gate, 1.0f + __expf(-gate)) *
+           up; /* as elementwise.cu; 20 instructions less */
 }
 
 /* Straight to y: c0, c1 are (out[0], row, row + 1), c2, c3 the same of out[1]. */

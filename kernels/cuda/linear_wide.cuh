@@ -9,7 +9,7 @@
  *     128 x 128: 10.9 TB/s     128 x 192: 9.1     128 x 192, x shared by two blocks: 6.4
  *
  * N is no larger because the accumulator lies in registers twice: the sum of the ranges so far
- * (total), and the range under way (acc); 192 of the 224 registers that a thread may have.
+ * (total), and the range under way (acc); 192 of the 216 registers that a thread has.
  *
  * A cluster of two thread blocks takes tiles of the same rows and neighbouring outputs. x comes to
  * both at once: each fetches half a tile's rows.
@@ -36,6 +36,17 @@
  *     128 x 160, 376 bytes of spills, outputs stored by the warpgroups     382 to 463
  *     128 x 192, no spills, outputs as boxes                               624 to 632
  *     the tile by the rounds that it makes: 160, 176 or 192 rows           638 (the four alone)
+ *
+ *     on an H200, in a step (qkv, o, gate and up, down; us):           159  120  804  392
+ *     the helpers' registers don't spill, silu without a division      156  117  754  380
+ *     the copies of a stage are asked for in half the instructions,
+ *     what is left for the last round is done by halves                156  113  745  361
+ *
+ * (The thread that asks is what 128 rows wait for: a stage is 512 cycles.)
+ *
+ * Tried and dropped: t' made by the helpers while the first tile is summed, instead of by a kernel
+ * before (one adapter of rank 16, 2,048 rows: 4 % slower: 100 MB more through L2, behind the ring's
+ * 160 KB a multiprocessor; a task takes twice a tile's time).
  *
  * Tried and slower: clusters of four (370 to 410: they wait for each other), one warpgroup held a
  * stage behind the other so that their ends don't coincide (526). Both say that the ring's depth is
@@ -383,8 +394,8 @@ __device__ static inline void wide_store_straight(const float (&c)[S::N / 2],
 template <class S, int ROWS>
 __device__ static inline void wide_sum(float (&total)[S::N / 2], float (&acc)[S::N / 2],
                                        const struct linear_args &a, uint32_t ring_at,
-                                       uint64_t *full, uint64_t *empty, int &stage,
-                                       uint32_t &phase, int wg, int lane)
+                                       uint64_t *full, uint64_t *empty, int &stage, uint32_t &phase,
+                                       int wg, int lane)
 {
 #pragma unroll 1
     for (int range = 0; range < a.n_ranges; range++) {
@@ -532,8 +543,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
                     int m_tile = work.m_tile + wg;
                     barrier_wait(&staged[wg], phase);
                     if (a.y_boxes && m_tile < a.n_m_tiles)
-                        store_box(work.half < 0 ? &y_map : &y_half_map,
-                                  steps.at + wg * S::STAGING,
+                        store_box(work.half < 0 ? &y_map : &y_half_map, steps.at + wg * S::STAGING,
                                   m_tile * (a.store == STORE_SWIGLU ? TILE / 2 : TILE), work.row0);
                     commit_boxes();
                     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");

@@ -45,17 +45,7 @@
  * bulk copies reach with 64 KB and more on their way to each multiprocessor; 17 MFLOP. Of a single
  * adapter the two numbers say nothing: x, its chain's 16 dependent matrix steps, a slice handed on
  * and t' are each a trip of 500 to 1,000 cycles. */
-#include "kernels/cuda/async.cuh"
-#include "kernels/cuda/lora.cuh"
-
-enum {
-    CLUSTER = 4, /* blocks */
-    CHUNKS = LORA_CHAIN / 32,
-    TABLE_CELLS = 256,                 /* in a table at a time: segments times parts */
-    STAGE_PITCH = LORA_SLICE * 2 + 64, /* bytes of a rank of A */
-    STAGE_BYTES = 16 * STAGE_PITCH,
-    SUM_PITCH = 20, /* floats of a row's 16 ranks */
-};
+#include "kernels/cuda/lora_shrink.cuh"
 
 struct lora_view lora_segs_of(const struct lora_step *step)
 {
@@ -84,46 +74,13 @@ struct lora_view lora_view_of(struct backend *be, const struct lora_args *lora)
     return v;
 }
 
-/* A chain whose A isn't in the ring, as lora_chain has it; any dtype. */
-template <int NT>
-__device__ static inline void chain_in_place(float (&c)[NT][4], const void *a, int dtype, int rank,
-                                             int rank0, int row, int row_end, const bf16 *x,
-                                             int d_in, int k_begin, int k_end, int lane)
-{
-    int g = lane >> 2, t = lane & 3, r0 = rank0 + g, r1 = r0 + 8;
-#pragma unroll 1
-    for (int k = k_begin + 8 * t; k < k_end + 8 * t; k += 32) {
-        bool inside = k < k_end;
-        float f0[8], f1[8];
-#pragma unroll
-        for (int e = 0; e < 8; e++) {
-            f0[e] = inside && r0 < rank ? load_as_float(a, (int64_t)r0 * d_in + k + e, dtype) : 0;
-            f1[e] = inside && r1 < rank ? load_as_float(a, (int64_t)r1 * d_in + k + e, dtype) : 0;
-        }
-        for (int plane = 0; plane < planes_of(dtype); plane++) {
-            uint32_t p0[4], p1[4];
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                p0[e] = take_plane(f0[2 * e], f0[2 * e + 1]);
-                p1[e] = take_plane(f1[2 * e], f1[2 * e + 1]);
-            }
-#pragma unroll
-            for (int n = 0; n < NT; n++) {
-                uint4 b = make_uint4(0, 0, 0, 0);
-                if (inside && row + 8 * n + g < row_end)
-                    b = __ldcg(
-                        reinterpret_cast<const uint4 *>(x + (int64_t)(row + 8 * n + g) * d_in + k));
-                mma_bf16(c[n], p0[0], p1[0], p0[1], p1[1], b.x, b.y);
-                mma_bf16(c[n], p0[2], p1[2], p0[3], p1[3], b.z, b.w);
-            }
-        }
-    }
-}
-
 /* ---- few rows
  * ---------------------------------------------------------------------------------------- */
 
 enum {
+    CLUSTER = 4,       /* blocks */
+    TABLE_CELLS = 256, /* in a table at a time: segments times parts */
+    STAGE_BYTES = 16 * SHRINK_PITCH,
     FEW_STAGES = 3,                 /* of the ring, at most */
     FEW_SUMMING = 128,              /* threads: a warp a chain, a thread a sum of a unit */
     FEW_THREADS = FEW_SUMMING + 32, /* and the producer */
@@ -147,38 +104,14 @@ __device__ static inline bool few_copied(const struct few_cell &cell)
     return cell.dtype == DTYPE_BF16 && (cell.a & 15) == 0;
 }
 
-/* A block's run of pieces. */
-struct few_run {
-    int begin, end; /* pieces */
-    int near;       /* the first piece of the cluster's blocks */
-    int owner;      /* the block that finishes the last unit */
-};
-
-/* Where in it one is: units from the last to the first, a unit's slices from the first to the last.
- */
-struct few_at {
-    int unit, slice, slices_end; /* of the next piece */
-    int n_left;                  /* pieces */
-
-    __device__ void next(int begin, int n_slices)
-    {
-        n_left--;
-        if (++slice < slices_end)
-            return;
-        unit--;
-        slice = begin > unit * n_slices ? begin - unit * n_slices : 0;
-        slices_end = n_slices;
-    }
-};
-
 struct few_memory {
-    struct few_cell cells[TABLE_CELLS]; /* [segments, parts] */
-    float sums[2][4][8 * SUM_PITCH];    /* of chains: [8 rows, 16 ranks], in turn */
-    float handed[FEW_NEAR][LORA_UNIT];  /* slices of the unit that is finished here */
-    int unit_end[TABLE_CELLS];          /* running sums of the cells' units */
+    struct few_cell cells[TABLE_CELLS];     /* [segments, parts] */
+    float sums[2][4][8 * SHRINK_SUM_PITCH]; /* of chains: [8 rows, 16 ranks], in turn */
+    float handed[FEW_NEAR][LORA_UNIT];      /* slices of the unit that is finished here */
+    int unit_end[TABLE_CELLS];              /* running sums of the cells' units */
     uint64_t full[FEW_STAGES], free[FEW_STAGES];
-    struct few_run run;
-    struct few_at at;                                /* where it begins */
+    struct shrink_run run;
+    struct shrink_at at;                             /* where it begins */
     alignas(128) char ring[FEW_STAGES][STAGE_BYTES]; /* its later stages may not be there */
 };
 
@@ -190,14 +123,6 @@ static size_t few_bytes(int n_stages)
 struct few_unit { /* 16 ranks by 8 rows */
     int cell, rank0, row;
 };
-
-/* a / b, below 2^24, in a quarter of a division's 40 instructions. */
-__device__ static inline unsigned few_divide(unsigned a, unsigned b)
-{
-    unsigned q = (unsigned)__fdividef((float)a, (float)b);
-    int rest = (int)(a - q * b);
-    return rest < 0 ? q - 1 : rest >= (int)b ? q + 1 : q;
-}
 
 /* Cell i's segment, counted from the table's first. */
 __device__ static inline int few_segment(int i, int n_parts)
@@ -306,28 +231,8 @@ __device__ static inline struct few_unit few_unit_at(const struct few_memory &m,
     for (int i = lane; i < n_cells + lane; i += 32)
         at += __popc(__ballot_sync(0xffffffffu, i < n_cells && m.unit_end[i] <= unit));
     int rest = unit - (at > 0 ? m.unit_end[at - 1] : 0), row = m.cells[at].row_begin;
-    int n_tiles = (m.cells[at].row_end - row + 7) / 8, step = (int)few_divide(rest, n_tiles);
+    int n_tiles = (m.cells[at].row_end - row + 7) / 8, step = (int)shrink_divide(rest, n_tiles);
     return {at, step * 16, row + (rest - step * n_tiles) * 8};
-}
-
-/* The list is cut evenly, between slices or, if they are to stay whole, between units; the first
- * blocks have one more than the others. There are 10^5 units at most (linear_shrink.cuh). */
-__device__ static inline struct few_at few_run_of(struct few_run &run, unsigned n_units,
-                                                  unsigned n_slices, bool whole)
-{
-    unsigned each = whole ? n_slices : 1, n = n_units * (whole ? 1 : n_slices);
-    unsigned block = blockIdx.x, q = few_divide(n, gridDim.x), more = n - q * gridDim.x;
-    auto begin_of = [&](unsigned b) { return (b * q + (b < more ? b : more)) * each; };
-    unsigned begin = begin_of(block), end = begin_of(block + 1);
-    if (begin == end)
-        return {};
-    unsigned unit = few_divide(end - 1, n_slices), owner = block;
-#pragma unroll 1
-    while (begin_of(owner + 1) < (unit + 1) * n_slices)
-        owner++;
-    run = {(int)begin, (int)end, (int)begin_of(block / CLUSTER * CLUSTER), (int)owner};
-    return {(int)unit, begin > unit * n_slices ? (int)(begin - unit * n_slices) : 0,
-            (int)(end - unit * n_slices), (int)(end - begin)};
 }
 
 /* ---- sums handed on: in shared memory or in L2, by generic addresses */
@@ -425,7 +330,7 @@ few_rank_of(const struct few_memory &m, const struct few_unit &unit, int slice, 
 }
 
 /* The producer: A of the run's pieces into the ring. */
-__device__ static inline void few_copy(struct few_memory &m, struct few_at at, int n_cells,
+__device__ static inline void few_copy(struct few_memory &m, struct shrink_at at, int n_cells,
                                        int n_slices, int d_in, int n_stages, int &stage,
                                        uint32_t &phase, int lane)
 {
@@ -442,7 +347,7 @@ __device__ static inline void few_copy(struct few_memory &m, struct few_at at, i
             barrier_expect(&m.full[stage], (uint32_t)rank.n * rank.bytes);
         __syncwarp();
         if (lane < rank.n)
-            copy_bytes(m.ring[stage] + lane * STAGE_PITCH,
+            copy_bytes(m.ring[stage] + lane * SHRINK_PITCH,
                        reinterpret_cast<const void *>(rank.from), rank.bytes, &m.full[stage]);
         if (++stage == n_stages) {
             stage = 0;
@@ -474,21 +379,22 @@ __device__ static inline struct few_x few_x_of(const struct few_memory &m,
 
 /* The others: the run's sums. Piece for piece each warp sums its chain; then each thread adds one
  * sum of the unit. */
-__device__ static inline void few_sum(struct few_memory &m, struct few_at at, struct few_unit unit,
-                                      int n_cells, int n_slices, const bf16 *x, int d_in,
-                                      float *slots, const struct lora_view &v, int n_stages,
-                                      int &stage, uint32_t &phase, int thread)
+__device__ static inline void few_sum(struct few_memory &m, struct shrink_at at,
+                                      struct few_unit unit, int n_cells, int n_slices,
+                                      const bf16 *x, int d_in, float *slots,
+                                      const struct lora_view &v, int n_stages, int &stage,
+                                      uint32_t &phase, int thread)
 {
     int lane = thread & 31, chain = thread >> 5, turn = 0;
     struct few_x next_x = few_x_of(m, unit, at.slice, chain, x, d_in, lane);
-    uint4 b[CHUNKS];
+    uint4 b[SHRINK_CHUNKS];
 #pragma unroll
-    for (int u = 0; u < CHUNKS; u++)
+    for (int u = 0; u < SHRINK_CHUNKS; u++)
         b[u] = next_x.at(u);
     float total = 0;
 #pragma unroll 1
     while (at.n_left > 0) {
-        struct few_at next = at;
+        struct shrink_at next = at;
         next.next(m.run.begin, n_slices);
         next_x.n = 0;
         if (next.n_left > 0) {
@@ -504,10 +410,10 @@ __device__ static inline void few_sum(struct few_memory &m, struct few_at at, st
         barrier_wait(&m.full[stage], phase);
         if (few_copied(cell)) {
             int n = d_in - k - 8 * (lane & 3); /* k that there are */
-            const char *a = m.ring[stage] + chain * LORA_CHAIN * 2 + (lane >> 2) * STAGE_PITCH +
+            const char *a = m.ring[stage] + chain * LORA_CHAIN * 2 + (lane >> 2) * SHRINK_PITCH +
                             16 * (lane & 3);
 #pragma unroll
-            for (int first = 0; first < CHUNKS; first += FEW_CHUNKS) {
+            for (int first = 0; first < SHRINK_CHUNKS; first += FEW_CHUNKS) {
                 uint4 p[FEW_CHUNKS], q[FEW_CHUNKS];
 #pragma unroll
                 for (int u = 0; u < FEW_CHUNKS; u++) {
@@ -515,10 +421,10 @@ __device__ static inline void few_sum(struct few_memory &m, struct few_at at, st
                     if (32 * (first + u) < n) { /* what lies there otherwise may be no number */
                         const char *from = a + 64 * (first + u);
                         p[u] = *reinterpret_cast<const uint4 *>(from);
-                        q[u] = *reinterpret_cast<const uint4 *>(from + 8 * STAGE_PITCH);
+                        q[u] = *reinterpret_cast<const uint4 *>(from + 8 * SHRINK_PITCH);
                     }
                 }
-                if (first + FEW_CHUNKS == CHUNKS) { /* all has been read */
+                if (first + FEW_CHUNKS == SHRINK_CHUNKS) { /* all has been read */
                     __syncwarp();
                     if (lane == 0)
                         barrier_arrive(&m.free[stage]);
@@ -534,11 +440,11 @@ __device__ static inline void few_sum(struct few_memory &m, struct few_at at, st
         } else {
             if (lane == 0)
                 barrier_arrive(&m.free[stage]);
-            chain_in_place<1>(c, reinterpret_cast<const void *>(cell.a), cell.dtype, cell.rank,
-                              unit.rank0, unit.row, cell.row_end, x, d_in, k,
-                              k + LORA_CHAIN < d_in ? k + LORA_CHAIN : d_in, lane);
+            shrink_in_place<1>(c, reinterpret_cast<const void *>(cell.a), cell.dtype, cell.rank,
+                               unit.rank0, unit.row, cell.row_end, x, d_in, k,
+                               k + LORA_CHAIN < d_in ? k + LORA_CHAIN : d_in, lane);
 #pragma unroll
-            for (int u = 0; u < CHUNKS; u++)
+            for (int u = 0; u < SHRINK_CHUNKS; u++)
                 b[u] = next_x.at(u);
         }
         if (++stage == n_stages) {
@@ -546,13 +452,13 @@ __device__ static inline void few_sum(struct few_memory &m, struct few_at at, st
             phase ^= 1;
         }
 
-        float *to = m.sums[turn][chain] + 2 * (lane & 3) * SUM_PITCH + (lane >> 2);
+        float *to = m.sums[turn][chain] + 2 * (lane & 3) * SHRINK_SUM_PITCH + (lane >> 2);
         to[0] = c[0][0];
-        to[SUM_PITCH] = c[0][1];
+        to[SHRINK_SUM_PITCH] = c[0][1];
         to[8] = c[0][2];
-        to[SUM_PITCH + 8] = c[0][3];
+        to[SHRINK_SUM_PITCH + 8] = c[0][3];
         named_sync(1, FEW_SUMMING);
-        int row = thread / 16, rank = thread % 16, from = row * SUM_PITCH + rank;
+        int row = thread / 16, rank = thread % 16, from = row * SHRINK_SUM_PITCH + rank;
         float slice = m.sums[turn][0][from];
 #pragma unroll
         for (int i = 1; i < 4; i++)
@@ -619,8 +525,9 @@ __global__ static void __maxnreg__(FEW_REGISTERS)
             int n_cells = few_segs_of(v, first) * v.n_parts;
             bool whole = lora_n_segs(v) > few_segs_max(v);
             int n_units = few_count(m, n_cells, lane);
-            struct few_run run = {};
-            struct few_at at = few_run_of(run, (unsigned)n_units, (unsigned)n_slices, whole);
+            struct shrink_run run = {};
+            struct shrink_at at = shrink_run_of(run, (unsigned)n_units, (unsigned)n_slices, whole,
+                                                CLUSTER);
             if (lane == 0) {
                 m.run = run;
                 m.at = at;
@@ -639,7 +546,7 @@ __global__ static void __maxnreg__(FEW_REGISTERS)
             for (int i = thread; i < n_cells; i += FEW_SUMMING)
                 m.cells[i].t_at = few_t_at(m, v, first, i);
             named_sync(2, FEW_THREADS); /* the run and t_at are there */
-            struct few_at at = m.at;
+            struct shrink_at at = m.at;
             struct few_unit unit = {};
             if (at.n_left > 0)
                 unit = few_unit_at(m, n_cells, at.unit, lane);

@@ -14,13 +14,13 @@
  *
  * The next kernel may start when all blocks know that x is there, so it needn't wait for that.
  *
- * Bulk copies, because x has just been written and is larger than L2's half: read in pieces of 64
- * bytes, those of down (2,048 rows, 58 MB) came at 0.8 TB/s, and at 1.1 when asked for by 256.
+ * Bulk copies, because x has just been written and is as large as L2: read in pieces of 64 bytes,
+ * that of down (2,048 rows, 58 MB) came at 0.8 TB/s, and at 1.1 when asked for by 256.
  *
- * Two numbers (2,048 rows, one adapter of rank 16): qkv 230 KB a multiprocessor and rank tile, down
- * 665 KB, and x of down 14 us at 4.2 TB/s; 0.8 and 0.9 GFLOP. */
-#include "kernels/cuda/async.cuh"
-#include "kernels/cuda/lora.cuh"
+ * Two numbers (2,048 rows, one adapter of rank 16): qkv 330 KB a multiprocessor, 7 us at 45 GB/s;
+ * down 665 KB, 15 us, and its x alone 14 us at 4.2 TB/s. 0.8 and 0.9 GFLOP. In a step they take 13
+ * and 27 us. */
+#include "kernels/cuda/lora_shrink.cuh"
 
 enum {
     MANY_NT = 2, /* n8 tiles of rows of a warp */
@@ -31,20 +31,18 @@ enum {
     MANY_ADDING = 128,                /* of them: four sums of a rank tile each */
     MANY_THREADS = MANY_SUMMING + 64, /* and two producers */
     MANY_CELLS = 192,                 /* in a table at a time: segments times parts */
-    MANY_PITCH = LORA_SLICE * 2 + 64, /* bytes of a row of x, a rank of A */
-    MANY_SUM_PITCH = 20,              /* floats of a row's 16 ranks */
-    MANY_CHUNKS = LORA_CHAIN / 32,
-    MANY_ASKED = 4, /* slices asked for together */
+    MANY_ASKED = 4,                   /* slices asked for together */
     MANY_SLOT = 4 * MANY_ADDING * (int)sizeof(float), /* a slice of a rank tile */
 };
 static_assert(MANY_ROWS * 4 == MANY_ADDING, "a thread has a quarter of a row");
 
 struct many_memory {
-    char x[MANY_STAGES][MANY_ROWS * MANY_PITCH], a[MANY_STAGES][16 * MANY_PITCH];
-    float sums[2][4][MANY_ROWS * MANY_SUM_PITCH]; /* of chains, in turn */
-    struct lora_cell cells[MANY_CELLS];           /* [segments, parts] */
+    char x[MANY_STAGES][MANY_ROWS * (int)SHRINK_PITCH], a[MANY_STAGES][16 * SHRINK_PITCH];
+    float sums[2][4][MANY_ROWS * (int)SHRINK_SUM_PITCH]; /* of chains, in turn */
+    struct lora_cell cells[MANY_CELLS];                  /* [segments, parts] */
     struct lora_span spans[MANY_CELLS];
     int unit_end[MANY_CELLS]; /* running sums of the segments' units */
+    struct shrink_run run;
     uint64_t x_full[MANY_STAGES], x_free[MANY_STAGES], a_full[MANY_STAGES], a_free[MANY_STAGES];
 };
 
@@ -57,30 +55,7 @@ struct many_unit {
 struct many_tile { /* 16 ranks of one part */
     const struct lora_cell *cell;
     int rank0, n_ranks; /* n_ranks: up to 16 */
-    bool copied;        /* by the producer; else it is read where it lies: f16, f32, odd addresses */
-};
-
-/* What a block has of the pieces: units from the last to the first, a unit's slices from the first
- * to the last, so that what it hands on comes first. */
-struct many_run {
-    int begin, end;              /* pieces */
-    int owner;                   /* the block that finishes the last unit */
-    int unit, slice, slices_end; /* of the next piece */
-    int n_left;
-
-    __device__ bool whole_unit(int n_slices) const
-    {
-        return unit * n_slices >= begin && (unit + 1) * n_slices <= end;
-    }
-    __device__ void next(int n_slices)
-    {
-        n_left--;
-        if (++slice < slices_end)
-            return;
-        unit--;
-        slice = begin > unit * n_slices ? begin - unit * n_slices : 0;
-        slices_end = n_slices;
-    }
+    bool copied; /* by the producer; else it is read where it lies: f16, f32, odd addresses */
 };
 
 struct many_ring {
@@ -134,27 +109,6 @@ __device__ static inline struct many_unit many_unit_at(const struct many_memory 
     return unit;
 }
 
-/* This block's share, cut between slices or, if they are to stay whole, between units. */
-__device__ static inline struct many_run many_run_of(unsigned n_units, unsigned n_slices,
-                                                     bool whole)
-{
-    unsigned each = whole ? n_slices : 1, n = n_units * (whole ? 1 : n_slices);
-    unsigned block = blockIdx.x, n_blocks = gridDim.x < n ? gridDim.x : n;
-    struct many_run run = {};
-    if (block >= n_blocks)
-        return run;
-    unsigned begin = block * n / n_blocks * each, end = (block + 1) * n / n_blocks * each;
-    unsigned unit = (end - 1) / n_slices;
-    run.begin = (int)begin;
-    run.end = (int)end;
-    run.owner = whole ? (int)block : (int)(((unit + 1) * n_slices * n_blocks - 1) / n);
-    run.unit = (int)unit;
-    run.slice = begin > unit * n_slices ? (int)(begin - unit * n_slices) : 0;
-    run.slices_end = (int)(end - unit * n_slices);
-    run.n_left = (int)(end - begin);
-    return run;
-}
-
 /* How much of the slice there is, in bytes of a row. */
 __device__ static inline uint32_t slice_bytes(int slice, int d_in)
 {
@@ -164,14 +118,14 @@ __device__ static inline uint32_t slice_bytes(int slice, int d_in)
 
 /* ---- the producers: a warp each */
 
-__device__ static inline void many_copy_a(struct many_memory &m, struct many_run run,
+__device__ static inline void many_copy_a(struct many_memory &m, struct shrink_at at,
                                           struct many_ring &ring, int n_segs, int n_parts,
                                           int n_slices, int d_in, int lane)
 {
 #pragma unroll 1
-    for (; run.n_left > 0; run.next(n_slices)) {
-        struct many_unit unit = many_unit_at(m, n_segs, n_parts, run.unit);
-        uint32_t bytes = slice_bytes(run.slice, d_in);
+    for (; at.n_left > 0; at.next(m.run.begin, n_slices)) {
+        struct many_unit unit = many_unit_at(m, n_segs, n_parts, at.unit);
+        uint32_t bytes = slice_bytes(at.slice, d_in);
 #pragma unroll 1
         for (int j = 0; j < unit.n; j++, ring.next()) {
             struct many_tile tile = many_tile_at(unit, j);
@@ -182,22 +136,22 @@ __device__ static inline void many_copy_a(struct many_memory &m, struct many_run
                 barrier_expect(full, (uint32_t)live * bytes);
             __syncwarp();
             if (lane < live)
-                copy_bytes(m.a[ring.stage] + lane * MANY_PITCH,
+                copy_bytes(m.a[ring.stage] + lane * SHRINK_PITCH,
                            reinterpret_cast<const bf16 *>(tile.cell->a) +
-                               (int64_t)(tile.rank0 + lane) * d_in + run.slice * LORA_SLICE,
+                               (int64_t)(tile.rank0 + lane) * d_in + at.slice * LORA_SLICE,
                            bytes, full);
         }
     }
 }
 
-__device__ static inline void many_copy_x(struct many_memory &m, struct many_run run,
+__device__ static inline void many_copy_x(struct many_memory &m, struct shrink_at at,
                                           struct many_ring &ring, int n_segs, int n_parts,
                                           int n_slices, const bf16 *x, int d_in, int lane)
 {
 #pragma unroll 1
-    for (; run.n_left > 0; run.next(n_slices), ring.next()) {
-        struct many_unit unit = many_unit_at(m, n_segs, n_parts, run.unit);
-        uint32_t bytes = slice_bytes(run.slice, d_in);
+    for (; at.n_left > 0; at.next(m.run.begin, n_slices), ring.next()) {
+        struct many_unit unit = many_unit_at(m, n_segs, n_parts, at.unit);
+        uint32_t bytes = slice_bytes(at.slice, d_in);
         int live = unit.row_end - unit.row;
         uint64_t *full = &m.x_full[ring.stage];
         barrier_wait(&m.x_free[ring.stage], ring.phase ^ 1);
@@ -205,63 +159,25 @@ __device__ static inline void many_copy_x(struct many_memory &m, struct many_run
             barrier_expect(full, (uint32_t)live * bytes);
         __syncwarp();
         if (lane < live)
-            copy_bytes(m.x[ring.stage] + lane * MANY_PITCH,
-                       x + (int64_t)(unit.row + lane) * d_in + run.slice * LORA_SLICE, bytes, full);
+            copy_bytes(m.x[ring.stage] + lane * SHRINK_PITCH,
+                       x + (int64_t)(unit.row + lane) * d_in + at.slice * LORA_SLICE, bytes, full);
     }
 }
 
 /* ---- the sums */
 
-/* A chain whose A isn't in the ring; any dtype. */
-__device__ static inline void many_chain_in_place(float (&c)[MANY_NT][4],
-                                              const struct many_tile &tile, int row, int row_end,
-                                              const bf16 *x, int d_in, int k_begin, int k_end,
-                                              int lane)
-{
-    int g = lane >> 2, t = lane & 3, r0 = tile.rank0 + g, r1 = r0 + 8;
-    const void *a = reinterpret_cast<const void *>(tile.cell->a);
-    int dtype = tile.cell->dtype, rank = tile.cell->rank;
-#pragma unroll 1
-    for (int k = k_begin + 8 * t; k < k_end + 8 * t; k += 32) {
-        bool inside = k < k_end;
-        float f0[8], f1[8];
-#pragma unroll
-        for (int e = 0; e < 8; e++) {
-            f0[e] = inside && r0 < rank ? load_as_float(a, (int64_t)r0 * d_in + k + e, dtype) : 0;
-            f1[e] = inside && r1 < rank ? load_as_float(a, (int64_t)r1 * d_in + k + e, dtype) : 0;
-        }
-        for (int plane = 0; plane < planes_of(dtype); plane++) {
-            uint32_t p0[4], p1[4];
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                p0[e] = take_plane(f0[2 * e], f0[2 * e + 1]);
-                p1[e] = take_plane(f1[2 * e], f1[2 * e + 1]);
-            }
-#pragma unroll
-            for (int n = 0; n < MANY_NT; n++) {
-                uint4 b = make_uint4(0, 0, 0, 0);
-                if (inside && row + 8 * n + g < row_end)
-                    b = __ldcg(
-                        reinterpret_cast<const uint4 *>(x + (int64_t)(row + 8 * n + g) * d_in + k));
-                mma_bf16(c[n], p0[0], p1[0], p0[1], p1[1], b.x, b.y);
-                mma_bf16(c[n], p0[2], p1[2], p0[3], p1[3], b.z, b.w);
-            }
-        }
-    }
-}
-
 /* n: k of the chain. What lies behind them may be no number. */
 __device__ static inline void many_chain(float (&c)[MANY_NT][4], const char *a,
-                                         const uint4 (&b)[MANY_CHUNKS][MANY_NT], int n, int lane)
+                                         const uint4 (&b)[SHRINK_CHUNKS][MANY_NT], int n, int lane)
 {
     int t = lane & 3;
-    a += (lane >> 2) * MANY_PITCH + 16 * t;
+    a += (lane >> 2) * SHRINK_PITCH + 16 * t;
 #pragma unroll
-    for (int u = 0; u < MANY_CHUNKS; u++) {
+    for (int u = 0; u < SHRINK_CHUNKS; u++) {
         uint4 p = make_uint4(0, 0, 0, 0), q = p;
         if (32 * u + 8 * t < n) {
             p = *reinterpret_cast<const uint4 *>(a + 64 * u);
-            q = *reinterpret_cast<const uint4 *>(a + 64 * u + 8 * MANY_PITCH);
+            q = *reinterpret_cast<const uint4 *>(a + 64 * u + 8 * SHRINK_PITCH);
         }
 #pragma unroll
         for (int i = 0; i < MANY_NT; i++)
@@ -311,7 +227,7 @@ __device__ static inline float4 many_take(char *from, int n_slices)
     return total;
 }
 
-__device__ static inline void many_sum(struct many_memory &m, struct many_run run,
+__device__ static inline void many_sum(struct many_memory &m, struct shrink_at at,
                                        struct many_ring &x_ring, struct many_ring &a_ring,
                                        int n_segs, int n_slices, const bf16 *x, int d_in,
                                        char *slots, const struct lora_view &v, int thread)
@@ -323,24 +239,26 @@ __device__ static inline void many_sum(struct many_memory &m, struct many_run ru
     for (int j = 0; j < MANY_TILES; j++)
         total[j] = make_float4(0, 0, 0, 0);
 #pragma unroll 1
-    for (; run.n_left > 0; run.next(n_slices)) {
-        struct many_unit unit = many_unit_at(m, n_segs, v.n_parts, run.unit);
-        bool whole = run.whole_unit(n_slices), last = run.slice == n_slices - 1;
-        int owner = (run.unit + 1) * n_slices <= run.end ? (int)blockIdx.x : run.owner;
+    for (; at.n_left > 0; at.next(m.run.begin, n_slices)) {
+        struct many_unit unit = many_unit_at(m, n_segs, v.n_parts, at.unit);
+        bool ends = (at.unit + 1) * n_slices <= m.run.end, last = at.slice == n_slices - 1;
+        bool whole = ends && at.unit * n_slices >= m.run.begin;
+        int owner = ends ? (int)blockIdx.x : m.run.owner;
         char *slot = slots + (int64_t)owner * n_slices * MANY_TILES * MANY_SLOT + thread * 16;
-        int k = run.slice * LORA_SLICE + chain * LORA_CHAIN;
+        int k = at.slice * LORA_SLICE + chain * LORA_CHAIN;
         int k_end = k + LORA_CHAIN < d_in ? k + LORA_CHAIN : d_in;
-        uint4 b[MANY_CHUNKS][MANY_NT];
+        uint4 b[SHRINK_CHUNKS][MANY_NT];
         barrier_wait(&m.x_full[x_ring.stage], x_ring.phase);
-        const char *from = m.x[x_ring.stage] + (my_row + g) * MANY_PITCH +
+        const char *from = m.x[x_ring.stage] + (my_row + g) * SHRINK_PITCH +
                            chain * LORA_CHAIN * 2 + 16 * t;
 #pragma unroll
-        for (int u = 0; u < MANY_CHUNKS; u++)
+        for (int u = 0; u < SHRINK_CHUNKS; u++)
 #pragma unroll
             for (int i = 0; i < MANY_NT; i++) {
                 b[u][i] = make_uint4(0, 0, 0, 0);
                 if (k + 32 * u + 8 * t < k_end)
-                    b[u][i] = *reinterpret_cast<const uint4 *>(from + 8 * i * MANY_PITCH + 64 * u);
+                    b[u][i] = *reinterpret_cast<const uint4 *>(from + 8 * i * SHRINK_PITCH +
+                                                               64 * u);
             }
         __syncwarp();
         if (lane == 0)
@@ -354,35 +272,36 @@ __device__ static inline void many_sum(struct many_memory &m, struct many_run ru
             if (tile.copied)
                 many_chain(c, m.a[a_ring.stage] + chain * LORA_CHAIN * 2, b, k_end - k, lane);
             else
-                many_chain_in_place(c, tile, unit.row + my_row, unit.row_end, x, d_in, k, k_end,
-                                    lane);
+                shrink_in_place<MANY_NT>(c, reinterpret_cast<const void *>(tile.cell->a),
+                                         tile.cell->dtype, tile.cell->rank, tile.rank0,
+                                         unit.row + my_row, unit.row_end, x, d_in, k, k_end, lane);
             __syncwarp();
             if (lane == 0)
                 barrier_arrive(&m.a_free[a_ring.stage]);
             a_ring.next();
-            float *to = m.sums[turn][chain] + (my_row + 2 * t) * MANY_SUM_PITCH + g;
+            float *to = m.sums[turn][chain] + (my_row + 2 * t) * SHRINK_SUM_PITCH + g;
 #pragma unroll
-            for (int i = 0; i < MANY_NT; i++, to += 8 * MANY_SUM_PITCH) {
+            for (int i = 0; i < MANY_NT; i++, to += 8 * SHRINK_SUM_PITCH) {
                 to[0] = c[i][0];
-                to[MANY_SUM_PITCH] = c[i][1];
+                to[SHRINK_SUM_PITCH] = c[i][1];
                 to[8] = c[i][2];
-                to[MANY_SUM_PITCH + 8] = c[i][3];
+                to[SHRINK_SUM_PITCH + 8] = c[i][3];
             }
             named_sync(1, MANY_SUMMING);
-            const float(&sums)[4][MANY_ROWS * MANY_SUM_PITCH] = m.sums[turn];
+            const float(&sums)[4][MANY_ROWS * (int)SHRINK_SUM_PITCH] = m.sums[turn];
             turn ^= 1; /* who writes a half again has met everybody since */
             if (thread >= MANY_ADDING)
                 continue;
-            int at = thread / 4 * MANY_SUM_PITCH + thread % 4 * 4;
-            float4 slice = *reinterpret_cast<const float4 *>(&sums[0][at]);
+            int mine = thread / 4 * SHRINK_SUM_PITCH + thread % 4 * 4;
+            float4 slice = *reinterpret_cast<const float4 *>(&sums[0][mine]);
 #pragma unroll
             for (int i = 1; i < 4; i++)
-                slice = plus(slice, *reinterpret_cast<const float4 *>(&sums[i][at]));
+                slice = plus(slice, *reinterpret_cast<const float4 *>(&sums[i][mine]));
             float4 sum = slice;
             if (!whole && !last) /* to be kept for the last slice, if this block has it */
-                put_sums(slot + (run.slice * MANY_TILES + j) * MANY_SLOT, slice.x, slice.y, slice.z,
+                put_sums(slot + (at.slice * MANY_TILES + j) * MANY_SLOT, slice.x, slice.y, slice.z,
                          slice.w);
-            if (whole && run.slice > 0)
+            if (whole && at.slice > 0)
                 sum = plus(total_of(total, j), slice);
             if (!whole && last)
                 sum = plus(many_take(slot + j * MANY_SLOT, n_slices), slice);
@@ -392,9 +311,8 @@ __device__ static inline void many_sum(struct many_memory &m, struct many_run ru
             int row = unit.row + thread / 4, rank = thread % 4 * 4, live = tile.n_ranks - rank;
             if (last && row < unit.row_end && live > 0) {
                 float scale = tile.cell->scale; /* the padding of the last ranks is 0 */
-                uint2 w = {
-                    pack_bf16(scale * sum.x, live > 1 ? scale * sum.y : 0),
-                    pack_bf16(live > 2 ? scale * sum.z : 0, live > 3 ? scale * sum.w : 0)};
+                uint2 w = {pack_bf16(scale * sum.x, live > 1 ? scale * sum.y : 0),
+                           pack_bf16(live > 2 ? scale * sum.z : 0, live > 3 ? scale * sum.w : 0)};
                 *reinterpret_cast<uint2 *>(v.t + (int64_t)row * v.t_stride + tile.cell->t_at +
                                            tile.rank0 + rank) = w;
             }
@@ -431,14 +349,18 @@ __global__ static void __launch_bounds__(MANY_THREADS, 1)
         lora_table_fill(table, v, first, n, thread, MANY_THREADS);
         __syncthreads();
         for (int i = thread; i < n; i += MANY_THREADS)
-            m.unit_end[i] = (m.spans[i].row_end - m.spans[i].row_begin + MANY_ROWS - 1) / MANY_ROWS *
-                            ((many_tiles(m.cells + i * v.n_parts, v.n_parts) + MANY_TILES - 1) /
-                             MANY_TILES);
+            m.unit_end[i] =
+                (m.spans[i].row_end - m.spans[i].row_begin + MANY_ROWS - 1) / MANY_ROWS *
+                ((many_tiles(m.cells + i * v.n_parts, v.n_parts) + MANY_TILES - 1) / MANY_TILES);
         lora_scan(m.unit_end, n, thread, MANY_THREADS, 0);
-        struct many_run run = many_run_of((unsigned)m.unit_end[n - 1], (unsigned)n_slices,
-                                          n_segs > segs_max);
+        struct shrink_run run = {};
+        struct shrink_at at = shrink_run_of(run, (unsigned)m.unit_end[n - 1], (unsigned)n_slices,
+                                            n_segs > segs_max, 1);
+        if (thread == 0)
+            m.run = run;
+        __syncthreads();
         if (thread >= MANY_SUMMING + 32) {
-            many_copy_a(m, run, a_ring, n, v.n_parts, n_slices, d_in, lane);
+            many_copy_a(m, at, a_ring, n, v.n_parts, n_slices, d_in, lane);
         } else {
             if (!waited)
                 pdl_wait();
@@ -446,9 +368,9 @@ __global__ static void __launch_bounds__(MANY_THREADS, 1)
                 pdl_trigger();
             waited = true;
             if (thread >= MANY_SUMMING)
-                many_copy_x(m, run, x_ring, n, v.n_parts, n_slices, x, d_in, lane);
+                many_copy_x(m, at, x_ring, n, v.n_parts, n_slices, x, d_in, lane);
             else
-                many_sum(m, run, x_ring, a_ring, n, n_slices, x, d_in, slots, v, thread);
+                many_sum(m, at, x_ring, a_ring, n, n_slices, x, d_in, slots, v, thread);
         }
     }
     if (!waited)
