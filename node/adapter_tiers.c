@@ -127,13 +127,17 @@ static void keep_run(void *store, void *argument)
 {
     struct adapter_store *s = store;
     struct content_digest *digest = argument;
+    char *name = NULL; /* as which it is pinned */
     pthread_mutex_lock(&s->lock);
     const struct content *c = hash_map_get(&s->contents, digest->bytes, 32);
-    bool keep = c != NULL && c->loaded && c->n_pins > 0;
+    if (c != NULL && c->loaded)
+        for (const struct item *i = c->items; i != NULL && name == NULL; i = i->next)
+            name = i->pinned ? xstrdup(i->name) : NULL;
     pthread_mutex_unlock(&s->lock);
     struct err err = {0};
-    if (engine_adapter_keep(s->engine, digest, keep, &err) != 0 && keep)
-        log_warn("adapters", "a pinned adapter is not kept on the device: %s", err.message);
+    if (engine_adapter_keep(s->engine, digest, name != NULL, &err) != 0 && name != NULL)
+        log_warn("adapters", "%s is pinned, but not kept on the device: %s", name, err.message);
+    free(name);
     free(digest);
 }
 

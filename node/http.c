@@ -95,7 +95,8 @@ struct http_exchange {
     size_t head_bytes; /* request line and headers, as they came */
     uint8_t id[32];
     struct buf body;
-    bool nul; /* in path or query, which end there for us */
+    bool nul;        /* in path or query, which end there for us */
+    bool needs_host; /* HTTP/1.1 */
     bool head_seen, handled;
     int body_fd; /* -1: memory */
     uint64_t body_max, body_seen;
@@ -600,8 +601,21 @@ static enum MHD_Result copy_pair(void *context, enum MHD_ValueKind kind, const c
     return MHD_YES;
 }
 
+/* RFC 9112, 3.2.2: a target in the absolute form, as for a proxy, is its path. */
+static const char *path_of(const char *target)
+{
+    size_t scheme = strncasecmp(target, "http://", 7) == 0    ? 7
+                    : strncasecmp(target, "https://", 8) == 0 ? 8
+                                                              : 0;
+    if (scheme == 0)
+        return target;
+    const char *path = strchr(target + scheme, '/');
+    return path != NULL ? path : "/";
+}
+
 static struct http_exchange *exchange_create(struct http_server *s, struct MHD_Connection *mhd,
-                                             const char *method, const char *path)
+                                             const char *method, const char *target,
+                                             const char *version)
 {
     struct http_exchange *x = xcalloc(1, sizeof *x);
     x->server = s;
@@ -610,7 +624,8 @@ static struct http_exchange *exchange_create(struct http_server *s, struct MHD_C
     x->connection =
         MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
     x->method = arena_strdup(&x->arena, method);
-    x->path = arena_strdup(&x->arena, path);
+    x->path = arena_strdup(&x->arena, path_of(target));
+    x->needs_host = strcmp(version, MHD_HTTP_VERSION_1_1) == 0;
     x->peer = arena_strdup(&x->arena, x->connection->peer);
     x->nul = x->connection->nul;
     x->connection->nul = false;
@@ -743,6 +758,16 @@ static bool body_end_is_clear(const struct http_exchange *x)
             (n_codings == 0 || strcasecmp(http_header(x, "Transfer-Encoding"), "chunked") == 0));
 }
 
+/* RFC 9112, 3.2: HTTP/1.1 names its host, and nobody names two: who stands between might have gone
+ * by the other. */
+static bool host_is_clear(const struct http_exchange *x)
+{
+    int n = 0;
+    for (const struct pair *p = x->headers; p != NULL; p = p->next)
+        n += strcasecmp(p->name, "Host") == 0;
+    return n == 1 || (n == 0 && !x->needs_host);
+}
+
 /* The headers are there. True: answered, and not worth reading the body. */
 static bool head(struct http_exchange *x)
 {
@@ -756,7 +781,13 @@ static bool head(struct http_exchange *x)
                     "Transfer-Encoding: chunked");
         return true;
     }
-    if (atomic_load(&s->draining) && strcmp(x->method, "GET") != 0) {
+    if (!host_is_clear(x)) {
+        http_set_header(x, "Connection", "close");
+        reply_error(x, ERR_INVALID, "HTTP/1.1 wants one Host header");
+        return true;
+    }
+    if (atomic_load(&s->draining) && strcmp(x->method, "GET") != 0 &&
+        strcmp(x->method, "HEAD") != 0) {
         http_set_header(x, "Retry-After", "5");
         reply_error(x, ERR_BUSY, "the node is shutting down");
         return false;
@@ -829,11 +860,10 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *mhd, cons
                                  const char *method, const char *version, const char *piece,
                                  size_t *piece_bytes, void **con_cls)
 {
-    (void)version;
     struct http_server *s = context;
     struct http_exchange *x = *con_cls;
     if (x == NULL) {
-        x = exchange_create(s, mhd, method, url);
+        x = exchange_create(s, mhd, method, url, version);
         *con_cls = x;
         /* An early answer waits for the body all the same, which is thrown away: closing on unread
          * bytes resets the connection, and the client may lose the answer. Only a body that is too

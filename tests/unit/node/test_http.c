@@ -224,6 +224,13 @@ static void requests_are_answered_or_refused_by_rule(void **state)
          "0\r\n\r\n",
          "POST |abcde", "chunked body"},
         {"GET /none HTTP/1.1\r\nHost: x\r\n\r\n", "404", "unknown path"},
+        {"GET http://x:80/echo?q=whole HTTP/1.1\r\nHost: x\r\n\r\n", "GET whole|", "absolute form"},
+        {"GET HTTPS://x/none HTTP/1.1\r\nHost: x\r\n\r\n", "404", "absolute form, unknown path"},
+        {"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n", "404", "absolute form without a path"},
+        {"GET /echo HTTP/1.1\r\n\r\n", "400", "no Host"},
+        {"GET /echo HTTP/1.1\r\nHost: x\r\nhost: y\r\n\r\n", "400", "two Hosts"},
+        {"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\nab", "one Host", "no Host, a body"},
+        {"GET /echo?q=old HTTP/1.0\r\n\r\n", "GET old|", "HTTP/1.0 needs no Host"},
         {"GET /echo%00 HTTP/1.1\r\nHost: x\r\n\r\n", "400", "a NUL in the path"},
         {"GET /ec%00ho HTTP/1.1\r\nHost: x\r\n\r\n", "400", "a NUL in the path"},
         {"POST /echo?q=a%00b HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab", "has a NUL",
@@ -610,13 +617,20 @@ static void draining_finishes_what_runs_and_takes_nothing_new(void **state)
     (void)state;
     struct http_options o = {0};
     struct world *w = world_open(&o);
-    int running = dial(w), idle = dial(w);
+    int running = dial(w), idle = dial(w), asks = dial(w);
     say(running, "GET /later HTTP/1.1\r\nHost: x\r\n\r\n");
     struct buf got = BUF_INIT;
     say(idle, "GET /echo?q=before HTTP/1.1\r\nHost: x\r\n\r\n");
     hear(idle, &got, "before|");
+    say(asks, "GET /echo?q=here HTTP/1.1\r\nHost: x\r\n\r\n");
+    buf_reset(&got);
+    hear(asks, &got, "here|");
     struct http_exchange *x = wait_kept(w);
     http_drain(w->server);
+    buf_reset(&got);
+    say(asks, "HEAD /none HTTP/1.1\r\nHost: x\r\n\r\n");
+    hear(asks, &got, "\r\n\r\n");
+    expect("who only asks", &got, "404");
     buf_reset(&got);
     say(idle, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nz");
     hear(idle, &got, "shutting down");
@@ -629,6 +643,7 @@ static void draining_finishes_what_runs_and_takes_nothing_new(void **state)
     buf_release(&got);
     close(running);
     close(idle);
+    close(asks);
     world_close(w);
 }
 
