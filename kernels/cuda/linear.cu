@@ -126,7 +126,7 @@ __global__ static void plain_shrink_kernel(const bf16 *x, int d_in,
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x & 31;
     __shared__ struct lora_cell cells[LORA_PARTS_MAX];
     __shared__ struct lora_span spans[1];
-    struct lora_table table = {spans, cells, 0};
+    struct lora_table table = {spans, cells};
     pdl_trigger();
     pdl_wait();
     int n_segs = lora_n_segs(v);
@@ -554,7 +554,7 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
                 struct devptr bias, int n_rows, enum store store, const struct lora_args *lora)
 {
     BUG_IF(n_rows > be->options.max_rows);
-    if (lora != nullptr && !is_touched(be, lora, n_rows))
+    if (lora != nullptr && (lora->n_parts == 0 || !is_touched(be, lora, n_rows)))
         lora = nullptr;
     struct linear_args a = {};
     a.y = dev<void>(y);

@@ -9,10 +9,10 @@
  *     128 x 128: 10.9 TB/s     128 x 192: 9.1     128 x 192, x shared by two blocks: 6.4
  *
  * N is no larger because the accumulator lies in registers twice: the sum of the ranges so far
- * (total), and the range under way (acc); 192 of the 216 registers that a thread has.
+ * (total), and the range under way (acc): 192 registers of 216.
  *
  * A cluster of two thread blocks takes tiles of the same rows and neighbouring outputs. x comes to
- * both at once: each fetches half a tile's rows.
+ * both at once: each fetches half a tile's rows (of half a tile, one of them does).
  *
  *     warp 8         copies: fills a ring of stages, each W [2 x 64, 64] and x [N, 64]
  *     warpgroup 0    outputs 0 - 63 of the tile:    acc = range; total += acc; next range ...
@@ -38,7 +38,7 @@
  *     the tile by the rounds that it makes: 160, 176 or 192 rows           638 (the four alone)
  *
  *     on an H200, in a step (qkv, o, gate and up, down; us):           159  120  804  392
- *     the helpers' registers don't spill, silu without a division      156  117  754  380
+ *     the helpers hardly spill, silu without a division                156  117  754  380
  *     the copies of a stage are asked for in half the instructions,
  *     what is left for the last round is done by halves                156  113  745  361
  *

@@ -4,8 +4,8 @@
  *
  * Few rows are latency, many adapters are bytes; both want everything that doesn't depend on an
  * earlier kernel to be under way before pdl_wait returns: the segments, the entries, and A or B
- * itself. A shrink and an expand fit on a multiprocessor together, so that while one finishes the
- * other's matrices are already coming in.
+ * itself. A shrink of few rows and an expand fit on a multiprocessor together, so that while one
+ * finishes the other's matrices are already coming in.
  *
  * Few rows (up to 256). A unit is 16 ranks of a segment's part by 8 of its rows, a piece a unit's
  * slice of 1,024 k. All pieces stand in a row, units as segments, parts, ranks and rows follow one
@@ -17,8 +17,7 @@
  *
  *   the producer's warp     A, [16, 1024] a stage: a bulk copy a rank, into a ring; rows lie 2,112
  *                           bytes apart, so that a warp's 16-byte reads meet no bank twice. The
- *                           first before pdl_wait; then L2 is asked for what comes behind, and
- *                           for a share of B, so that expand finds it near
+ *                           first before pdl_wait
  *   four warps              a chain each, its x asked for a piece ahead; a stage is free as soon
  *                           as it has been read
  *   their 128 threads       a sum of the unit each: four chains to a slice, slices to t'
@@ -34,12 +33,15 @@
  * several; then the row is cut between units, and nothing is handed on.
  *
  * Where there is little to do, the time is that of the trips, and the next shrink is to make its
- * own while this one and its expand run. So then the ring is a single stage, a block takes 52 KB
+ * own while this one and its expand run. So then the ring is a single stage, a block takes 50 KB
  * and 15,360 registers, and two of them stand beside an expand. (This also makes room for 32
  * clusters, one for each four of 128 slices: at one block on a multiprocessor, what is left over
  * in the GPCs may leave fewer.) Else the ring has three, one block on a multiprocessor.
  *
  * Many rows: lora_shrink_many.cu.
+ *
+ * Tried and dropped: asking L2 for the pieces behind the ring, and for B (64 adapters of rank 64,
+ * pair: 28.1 us for 27.6; 256 of them 106 for 96).
  *
  * Two numbers (64 rows, 64 adapters of 16 ranks, K = 4,096): 8.4 MB of A, 1.9 us at 4.4 TB/s, what
  * bulk copies reach with 64 KB and more on their way to each multiprocessor; 17 MFLOP. Of a single
@@ -564,9 +566,8 @@ __global__ static void __maxnreg__(FEW_REGISTERS)
 /* ---- launches
  * ---------------------------------------------------------------------------------------- */
 
-static cudaLaunchConfig_t shrink_config(struct backend *be, int n_clusters, int n_threads,
-                                        size_t shared_bytes, bool dependent,
-                                        cudaLaunchAttribute (&attributes)[3])
+static cudaLaunchConfig_t few_config(struct backend *be, int n_clusters, int n_stages,
+                                     bool dependent, cudaLaunchAttribute (&attributes)[3])
 {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute *a = &attributes[config.numAttrs++];
@@ -576,51 +577,49 @@ static cudaLaunchConfig_t shrink_config(struct backend *be, int n_clusters, int 
     a->val.clusterDim.y = a->val.clusterDim.z = 1;
     add_attributes(config, attributes, dependent);
     config.gridDim = dim3((unsigned)(n_clusters * CLUSTER));
-    config.blockDim = dim3((unsigned)n_threads);
-    config.dynamicSmemBytes = shared_bytes;
+    config.blockDim = dim3(FEW_THREADS);
+    config.dynamicSmemBytes = few_bytes(n_stages);
     config.stream = be->stream;
     return config;
 }
 
 /* limit: how many clusters are resident together, n_beside blocks on a multiprocessor; asked once.
  */
-template <typename... Params, typename... Args>
-static void launch_shrink(struct backend *be, void (*kernel)(Params...), int n_threads,
-                          size_t shared_bytes, int n_beside, int n_clusters, int *limit,
-                          Args... args)
+static void launch_few(struct backend *be, const struct lora_view &v, const bf16 *x, int d_in,
+                       int n_stages, int n_beside, int n_clusters, int *limit)
 {
     cudaLaunchAttribute attributes[3];
     int most = n_beside * be->n_multiprocessors / CLUSTER;
     if (*limit == 0) {
-        cudaLaunchConfig_t config = shrink_config(be, most, n_threads, shared_bytes, false,
-                                                  attributes);
-        cudaError_t rc = cudaOccupancyMaxActiveClusters(limit, kernel, &config);
+        cudaLaunchConfig_t config = few_config(be, most, n_stages, false, attributes);
+        cudaError_t rc = cudaOccupancyMaxActiveClusters(limit, shrink_few_kernel, &config);
         *limit = rc != cudaSuccess || *limit < 1 ? 1 : *limit < most ? *limit : most;
         cuda_note(be, rc, "sgmv_shrink");
     }
-    cudaLaunchConfig_t config = shrink_config(be, n_clusters < *limit ? n_clusters : *limit,
-                                              n_threads, shared_bytes, dependent(be), attributes);
-    cuda_note(be, cudaLaunchKernelEx(&config, kernel, Params(args)...), "sgmv_shrink");
+    cudaLaunchConfig_t config = few_config(be, n_clusters < *limit ? n_clusters : *limit, n_stages,
+                                           dependent(be), attributes);
+    cuda_note(be,
+              cudaLaunchKernelEx(&config, shrink_few_kernel, x, d_in, lora_slices(d_in), n_stages,
+                                 be->linear->shrink_slots, v),
+              "sgmv_shrink");
 }
 
 bool lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, int n_rows, int d_in)
 {
-    struct linear_scratch *s = be->linear;
     BUG_IF(d_in % 8 != 0);
     BUG_IF(lora_slices(d_in) > lora_slices(be->options.max_d));
     if (n_rows > 256) {
         lora_shrink_many(be, v, x, d_in);
         return true;
     }
-    /* Ranks aren't known here. If each were 16, would there be a block for every piece? (With twice
-     * as many pieces at rank 64 it is the better way still.) */
+    /* Ranks aren't known here. If each were 16, would there be a block for every piece? (At rank 64
+     * there are four for a block, and it is the better way still.) */
     int n_segs = v.n_segs < n_rows ? v.n_segs : n_rows;
     int n_pieces = v.n_parts * ((n_rows + 7 * n_segs) / 8) * lora_slices(d_in);
     bool little = n_pieces <= LORA_FEW_BESIDE * be->n_multiprocessors;
     int n_stages = little ? 1 : FEW_STAGES, n_beside = little ? LORA_FEW_BESIDE : 1;
-    launch_shrink(be, shrink_few_kernel, FEW_THREADS, few_bytes(n_stages), n_beside, 8 + 4 * n_rows,
-                  &s->n_shrink_clusters[little], x, d_in, lora_slices(d_in), n_stages,
-                  s->shrink_slots, v);
+    launch_few(be, v, x, d_in, n_stages, n_beside, 8 + 4 * n_rows,
+               &be->linear->n_shrink_clusters[little]);
     return false;
 }
 

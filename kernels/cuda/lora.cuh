@@ -1,5 +1,5 @@
-/* lora.cuh: the adapters' half of linear, on the device. Used by linear.cu, lora.cu and
- * lora_expand.cu alone.
+/* lora.cuh: the adapters' half of linear, on the device. Used by linear*, lora* and weight.cu
+ * alone.
  *
  * Order of summation.
  *
@@ -23,9 +23,10 @@
  *
  * Finding things. segment -> slot -> entry -> matrix is a chain of dependent loads, each a trip to
  * L2. A step finds what its linears need at its beginning (lora_look_up.cu), and narrow's blocks
- * copy it; the other kernels first gather what they need of their segments into a table in shared
+ * copy it; shrink and expand first gather what they need of their segments into a table in shared
  * memory, all at once, before pdl_wait (nobody writes those while a step runs). Then every load of
- * a matrix is one trip, and many are in flight. */
+ * a matrix is one trip, and many are in flight. Wide's helpers have a tile's time to look up a
+ * segment after another. */
 #ifndef TRIBUTARY_KERNELS_CUDA_LORA_CUH
 #define TRIBUTARY_KERNELS_CUDA_LORA_CUH
 
@@ -160,14 +161,12 @@ struct lora_cell { /* a segment's part */
 struct lora_table {          /* in shared memory */
     struct lora_span *spans; /* [n] */
     struct lora_cell *cells; /* [n, n_parts] */
-    int n;                   /* segments in it */
 };
 
 /* Gathers segments first .. first + n - 1. The caller puts a barrier behind it. */
 __device__ static inline void lora_table_fill(struct lora_table &table, const struct lora_view &v,
                                               int first, int n, int thread, int n_threads)
 {
-    table.n = n;
     for (int i = thread; i < n * v.n_parts; i += n_threads) {
         int s = first + i / v.n_parts, p = i % v.n_parts;
         struct lora_seg seg = lora_seg_at(v, s);

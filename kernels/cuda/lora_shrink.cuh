@@ -49,7 +49,8 @@ __device__ static inline unsigned shrink_divide(unsigned a, unsigned b)
 }
 
 /* The list is cut evenly, between slices or, if they are to stay whole, between units; the first
- * blocks have one more than the others. There are 10^5 units at most (linear_shrink.cuh). */
+ * blocks have one more than the others. Pieces are below 2^24: a table's units are 10^5 at most,
+ * slices 28. */
 __device__ static inline struct shrink_at shrink_run_of(struct shrink_run &run, unsigned n_units,
                                                         unsigned n_slices, bool whole,
                                                         unsigned cluster)

@@ -327,7 +327,7 @@ __global__ static void __launch_bounds__(MANY_THREADS, 1)
     extern __shared__ float4 shared[];
     struct many_memory &m = *reinterpret_cast<struct many_memory *>(shared);
     int thread = (int)threadIdx.x, lane = thread & 31;
-    int n_segs = lora_n_segs(v), n_slices = (d_in + LORA_SLICE - 1) / LORA_SLICE;
+    int n_segs = lora_n_segs(v), n_slices = lora_slices(d_in);
     int segs_max = MANY_CELLS / v.n_parts;
     if (thread == 0) {
         for (int i = 0; i < MANY_STAGES; i++) {
@@ -342,7 +342,7 @@ __global__ static void __launch_bounds__(MANY_THREADS, 1)
     bool waited = false;
 #pragma unroll 1
     for (int first = 0; first < n_segs; first += segs_max) {
-        struct lora_table table = {m.spans, m.cells, 0};
+        struct lora_table table = {m.spans, m.cells};
         int n = n_segs - first < segs_max ? n_segs - first : segs_max;
         if (first > 0)
             __syncthreads(); /* the last table has been read */
@@ -379,7 +379,7 @@ __global__ static void __launch_bounds__(MANY_THREADS, 1)
 
 size_t lora_shrink_many_slots(int d_max)
 {
-    return (size_t)((d_max + LORA_SLICE - 1) / LORA_SLICE) * MANY_TILES * MANY_SLOT;
+    return (size_t)lora_slices(d_max) * MANY_TILES * MANY_SLOT;
 }
 
 void lora_shrink_many(struct backend *be, const struct lora_view &v, const bf16 *x, int d_in)

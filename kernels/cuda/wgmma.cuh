@@ -212,13 +212,6 @@ template <> __device__ inline void wgmma<192>(float (&d)[96], uint64_t a, uint64
         : "l"(a), "l"(b), "r"((int)add));
 }
 
-/* ---- A in registers
- * --------------------------------------------------------------------------------------
- *
- * A's 16 columns as the A fragments of mma.m16n8k16: the lane has a[0] = (row g, columns 2t, 2t +
- * 1), a[1] = (row g + 8, the same), a[2] and a[3] the same 8 columns on. Not to be changed before
- * wgmma_wait. */
-
 /* The same of the first N columns of a larger d. */
 template <int N, int SIZE>
 __device__ static inline void wgmma_first(float (&d)[SIZE], uint64_t a, uint64_t b, bool add)
@@ -291,6 +284,13 @@ __device__ static inline void wgmma_first(float (&d)[SIZE], uint64_t a, uint64_t
 }
 
 /* B [16 x N] as it lies, N contiguous: V, of which K are the keys. */
+/* ---- A in registers
+ * --------------------------------------------------------------------------------------
+ *
+ * A's 16 columns as the A fragments of mma.m16n8k16: the lane has a[0] = (row g, columns 2t, 2t +
+ * 1), a[1] = (row g + 8, the same), a[2] and a[3] the same 8 columns on. Not to be changed before
+ * wgmma_wait. */
+
 template <int N>
 __device__ static inline void wgmma_transposed(float (&d)[N / 2], const uint32_t (&a)[4],
                                                uint64_t b, bool add);

@@ -145,7 +145,9 @@ static void a_number_that_is_not_finite_is_found_wherever_it_is(void **state)
         {"BF16", 0x7f80, false},    {"BF16", 0xff80, false},    {"BF16", 0x7fc1, false},
         {"BF16", 0xff7f, true},     {"F16", 0x7c00, false},     {"F16", 0xfc00, false},
         {"F16", 0x7e01, false},     {"F16", 0xfbff, true},      {"F32", 0x7f800000, false},
-        {"F32", 0xff800000, false}, {"F32", 0x7fc00001, false}, {"F32", 0xff7fffff, true},
+        {"F32", 0xff800000, false}, {"F32", 0x7fc00001, false}, {"F32", 0xffffffff, false},
+        {"F32", 0xff7fffff, false}, {"F32", 0x7f7f8000, false}, /* infinite as a bf16 */
+        {"F32", 0xff7f7fff, true},  {"F32", 0x807fffff, true},
     };
     (void)state;
     char *dir = temp_dir_create();
@@ -168,8 +170,8 @@ static void a_number_that_is_not_finite_is_found_wherever_it_is(void **state)
                 open_and_place(&d, dir, &places);
                 int rc = tensor_dir_read(&d, &err);
                 char says[100];
-                snprintf(says, sizeof says, "tensor %c: holds numbers that are not finite",
-                         (char)('c' - (int)(where[w] / n)));
+                snprintf(says, sizeof says, "tensor %c: holds numbers that are not finite%s",
+                         (char)('c' - (int)(where[w] / n)), width == 4 ? " as bf16" : "");
                 if ((rc == 0) != cases[c].finite ||
                     (rc != 0 && (err.code != ERR_INVALID || strcmp(err.message, says) != 0)))
                     fail_msg("%s %08" PRIx32 " as number %zu of %zu: %s", cases[c].dtype,
