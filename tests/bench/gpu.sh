@@ -34,6 +34,7 @@ traffic() { # many tenants: whoever comes
 prefill() {
     rows --kinds base --streams 1 --prompt 2048 --generate 1 --rounds 15
     rows --kinds base --streams 1 --prompt 8192 --generate 1 --rounds 9
+    rows --kinds base --streams 1 --prompt 256 --generate 1 --rounds 15
     rows --kinds base --streams 64 --prompt 128 --generate 1 --rounds 9
 }
 
