@@ -122,8 +122,9 @@ static int file_open(struct tensor_dir_file *f, const char *dir, const char *nam
     } else if (how == TENSOR_DIR_MAP) {
         rc = file_map(f, fd, (size_t)st.st_size, err);
     } else if ((size_t)st.st_size > *budget) {
-        err_set(err, ERR_TOO_LARGE, "%s: has %zu bytes, %zu are allowed", name, (size_t)st.st_size,
-                *budget);
+        err_set(err, ERR_TOO_LARGE,
+                "%s: has %zu bytes, %zu are allowed (engine.adapter_host_bytes)", name,
+                (size_t)st.st_size, *budget);
     } else {
         *budget -= (size_t)st.st_size;
         rc = how == TENSOR_DIR_READ ? file_load(f, fd, (size_t)st.st_size, err)

@@ -361,6 +361,29 @@ static void a_truncated_file_is_refused_at_every_length(void **state)
     temp_dir_remove(dir);
 }
 
+static void what_host_memory_never_holds_is_refused_naming_the_limit(void **state)
+{
+    (void)state;
+    struct lora_adapter *a;
+    struct err err = {0};
+    struct buf file = BUF_INIT;
+    char *dir = temp_dir_create(), *path = xasprintf("%s/adapter_model.safetensors", dir);
+    write_adapter(dir, &(struct wrong){.what = FINE});
+    assert_ok(file_read(path, 1 << 20, &file, &err), err);
+    assert_int_equal(lora_open(&a, &MODEL, dir, file.len - 1, NULL, &err), -1);
+    assert_int_equal(err.code, ERR_TOO_LARGE);
+    char *says = xasprintf("adapter_model.safetensors: has %zu bytes, %zu are allowed "
+                           "(engine.adapter_host_bytes)",
+                           file.len, file.len - 1);
+    assert_string_equal(err.message, says);
+    assert_ok(lora_open(&a, &MODEL, dir, file.len, NULL, &err), err);
+    lora_close(a);
+    free(says);
+    free(path);
+    buf_release(&file);
+    temp_dir_remove(dir);
+}
+
 static void pickles_and_missing_files_are_refused_by_name(void **state)
 {
     (void)state;
@@ -456,6 +479,7 @@ int main(void)
         cmocka_unit_test(a_pattern_that_would_run_for_ever_is_stopped),
         cmocka_unit_test(every_tensor_is_checked_against_the_base_model),
         cmocka_unit_test(a_truncated_file_is_refused_at_every_length),
+        cmocka_unit_test(what_host_memory_never_holds_is_refused_naming_the_limit),
         cmocka_unit_test(pickles_and_missing_files_are_refused_by_name),
         cmocka_unit_test(what_is_no_file_is_refused_and_not_waited_for),
         cmocka_unit_test(content_digests_are_what_the_header_says),
