@@ -38,9 +38,9 @@ struct lora_adapter {
 };
 
 /* Reads dir (PEFT layout) and checks every tensor's name, shape, dtype and numbers against the base
- * model: nothing may be missing, nothing surplus, nothing infinite. max_bytes bounds its files.
- * The matrices lie in `home`, which must outlive it, or on the heap (NULL). The error names the
- * file, the tensor or the key, and not dir. */
+ * model: nothing may be missing, nothing surplus, nothing infinite (of f32 not as a bf16 either).
+ * max_bytes bounds its files. The matrices lie in `home`, which must outlive it, or on the heap
+ * (NULL). The error names the file, the tensor or the key, and not dir. */
 int lora_open(struct lora_adapter **out, const struct model_config *model, const char *dir,
               size_t max_bytes, struct host_memory *home, struct err *err);
 void lora_close(struct lora_adapter *a); /* quiet on NULL */

@@ -118,7 +118,8 @@ struct tensor_dir {
     size_t n_tensors;
 };
 
-/* max_bytes bounds the sum of the files when they are read. Fails naming the file, not dir: whose
+/* max_bytes, which is engine.adapter_host_bytes and called so in the error (the base model is
+ * mapped), bounds the sum of the files when they are read. Fails naming the file, not dir: whose
  * files these are, and whether a reader of the error may know where they lie, knows the caller. */
 int tensor_dir_open(struct tensor_dir *out, const char *dir, const char *stem,
                     enum tensor_dir_how how, size_t max_bytes, struct err *err);
@@ -128,8 +129,9 @@ void tensor_dir_close(struct tensor_dir *d); /* quiet when nothing is open */
 void tensor_dir_place(struct tensor_dir *d, const struct tensor *t, uint8_t *data);
 /* Reads all tensors, each of which was placed, and hashes the files: what counts are the headers as
  * they were parsed and the data as it lies in its places, whatever becomes of the files meanwhile.
- * All must be F32, F16 or BF16; numbers that are not finite are refused. Uses a thread of its own
- * for a moment; when it returns, failed or not, nobody writes to the places any more. */
+ * All must be F32, F16 or BF16; numbers that are not finite, or of F32 not as a bf16 (from 3.396e38
+ * on), are refused. Uses a thread of its own for a moment; when it returns, failed or not, nobody
+ * writes to the places any more. */
 int tensor_dir_read(struct tensor_dir *d, struct err *err);
 
 const struct tensor *tensor_dir_find(const struct tensor_dir *d, const char *name);
