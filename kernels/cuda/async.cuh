@@ -48,6 +48,15 @@ __device__ static inline void barrier_wait(uint64_t *b, uint32_t parity)
                  : "memory");
 }
 
+/* By all threads that the barrier was made for; parity: of the times before, from 0 on. Where
+ * threads wait for copies, too, racecheck follows this, but not bar.sync. */
+__device__ static inline void barrier_meet(uint64_t *b, uint32_t &parity)
+{
+    barrier_arrive(b);
+    barrier_wait(b, parity);
+    parity ^= 1;
+}
+
 /* Has the phase ended? */
 __device__ static inline bool barrier_test(uint64_t *b, uint32_t parity)
 {

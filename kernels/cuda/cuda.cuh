@@ -30,7 +30,6 @@ struct linear_scratch {
     int n_clusters[5][3];       /* resident together, of each narrow kernel, for 2, 4, 8 ranges */
     int n_middle[4];            /* blocks resident together, of each middle kernel */
     int n_wide_clusters[4];     /* clusters, of the wide ones */
-    int n_shrink_clusters[2];   /* likewise of lora.cu's, much and little; 0: not yet asked */
     void *encode_tiled;         /* cuTensorMapEncodeTiled */
 };
 

@@ -660,8 +660,8 @@ int cuda_linear_open(struct backend *be, struct err *err)
         rc = cudaMalloc(&s->slots, slot_bytes);
     if (rc == cudaSuccess)
         rc = fill_async(be, s->slots, 0xff, slot_bytes); /* EMPTY */
-    slot_bytes = (size_t)(LORA_FEW_BESIDE * be->n_multiprocessors) * (size_t)lora_slices(o->max_d) *
-                 LORA_UNIT * sizeof *s->shrink_slots;
+    slot_bytes = (size_t)be->n_multiprocessors * (size_t)lora_slices(o->max_d) * LORA_UNIT *
+                 sizeof *s->shrink_slots;
     if (rc == cudaSuccess)
         rc = cudaMalloc(&s->shrink_slots, slot_bytes);
     if (rc == cudaSuccess)

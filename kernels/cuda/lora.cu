@@ -4,8 +4,8 @@
  *
  * Few rows are latency, many adapters are bytes; both want everything that doesn't depend on an
  * earlier kernel to be under way before pdl_wait returns: the segments, the entries, and A or B
- * itself. A shrink of few rows and an expand fit on a multiprocessor together, so that while one
- * finishes the other's matrices are already coming in.
+ * itself. A block of shrink of few rows and one of expand fit on a multiprocessor together, so that
+ * while one finishes the other's matrices are already coming in.
  *
  * Few rows (up to 256). A unit is 16 ranks of a segment's part by 8 of its rows, a piece a unit's
  * slice of 1,024 k. All pieces stand in a row, units as segments, parts, ranks and rows follow one
@@ -26,22 +26,24 @@
  * be added up before the ones below them are there. A block goes through its units from the last to
  * the first, so what it hands on comes first and what is handed to it is wanted last (as in
  * linear_middle.cuh). A place for a sum is EMPTY until the sum is there, and the one who takes it
- * waits for nothing else. Places are in L2, EMPTY again when the launch has ended; or, of the first
- * slices, in the owner's shared memory, if both blocks are of one cluster: it is nearer, and where
- * units are few each slice has a block of its own (clusters of four are for this alone). Blocks
- * wait only for ones below them, so every wait ends. Segments that one table can't hold come in
- * several; then the row is cut between units, and nothing is handed on.
+ * waits for nothing else. Places are in L2, EMPTY again when the launch has ended. Blocks wait only
+ * for ones below them, so every wait ends. Segments that one table can't hold come in several; then
+ * the row is cut between units, and nothing is handed on.
  *
- * Where there is little to do, the time is that of the trips, and the next shrink is to make its
- * own while this one and its expand run. So then the ring is a single stage, a block takes 50 KB
- * and 15,360 registers, and two of them stand beside an expand. (This also makes room for 32
- * clusters, one for each four of 128 slices: at one block on a multiprocessor, what is left over
- * in the GPCs may leave fewer.) Else the ring has three, one block on a multiprocessor.
+ * One block on a multiprocessor, and those that got no piece leave at once: what counts is that an
+ * expand finds room. Two blocks of a single stage, and places for two on each multiprocessor, look
+ * better on paper; but when blocks of an expand end, the next shrink's, two or four of them, take
+ * that room, and a third of the next expand's blocks start when they are gone (stamps of blocks;
+ * 64 adapters of rank 16: pair 9.7 us, now 8.4; 256 rows, one of rank 64, out 14,336: 19.5, 16.3).
  *
  * Many rows: lora_shrink_many.cu.
  *
  * Tried and dropped: asking L2 for the pieces behind the ring, and for B (64 adapters of rank 64,
- * pair: 28.1 us for 27.6; 256 of them 106 for 96).
+ * pair: 28.1 us for 27.6; 256 of them 106 for 96); clusters of four blocks that hand slices on in
+ * each other's shared memory (2 % slower in the mean of the grid, and the sanitizers don't follow
+ * words that are polled there); two teams of five warps in a block (1.5 us slower: a multiprocessor
+ * has no room for the next one's block); a ring of three stages (16 ranks the same; 64: 4 %
+ * slower).
  *
  * Two numbers (64 rows, 64 adapters of 16 ranks, K = 4,096): 8.4 MB of A, 1.9 us at 4.4 TB/s, what
  * bulk copies reach with 64 KB and more on their way to each multiprocessor; 17 MFLOP. Of a single
@@ -80,13 +82,11 @@ struct lora_view lora_view_of(struct backend *be, const struct lora_args *lora)
  * ---------------------------------------------------------------------------------------- */
 
 enum {
-    CLUSTER = 4,       /* blocks */
     TABLE_CELLS = 256, /* in a table at a time: segments times parts */
     STAGE_BYTES = 16 * SHRINK_PITCH,
-    FEW_STAGES = 3,                 /* of the ring, at most */
+    FEW_STAGES = 2,                 /* of the ring */
     FEW_SUMMING = 128,              /* threads: a warp a chain, a thread a sum of a unit */
     FEW_THREADS = FEW_SUMMING + 32, /* and the producer */
-    FEW_NEAR = CLUSTER - 1,         /* slices that may be handed on in shared memory */
     FEW_ASKED = 8,                  /* slices asked for together */
     FEW_CHUNKS = 4,                 /* of A in registers at a time, by 32 k */
     FEW_REGISTERS = 96,
@@ -107,20 +107,14 @@ __device__ static inline bool few_copied(const struct few_cell &cell)
 }
 
 struct few_memory {
-    struct few_cell cells[TABLE_CELLS];     /* [segments, parts] */
-    float sums[2][4][8 * SHRINK_SUM_PITCH]; /* of chains: [8 rows, 16 ranks], in turn */
-    float handed[FEW_NEAR][LORA_UNIT];      /* slices of the unit that is finished here */
-    int unit_end[TABLE_CELLS];              /* running sums of the cells' units */
-    uint64_t full[FEW_STAGES], free[FEW_STAGES];
+    struct few_cell cells[TABLE_CELLS];                /* [segments, parts] */
+    float sums[2][4][8 * SHRINK_SUM_PITCH];            /* of chains: [8 rows, 16 ranks], in turn */
+    int unit_end[TABLE_CELLS];                         /* running sums of the cells' units */
+    uint64_t full[FEW_STAGES], free[FEW_STAGES], meet; /* meet: of all threads */
     struct shrink_run run;
-    struct shrink_at at;                             /* where it begins */
-    alignas(128) char ring[FEW_STAGES][STAGE_BYTES]; /* its later stages may not be there */
+    struct shrink_at at; /* where it begins */
+    alignas(128) char ring[FEW_STAGES][STAGE_BYTES];
 };
-
-static size_t few_bytes(int n_stages)
-{
-    return offsetof(struct few_memory, ring) + (size_t)n_stages * STAGE_BYTES;
-}
 
 struct few_unit { /* 16 ranks by 8 rows */
     int cell, rank0, row;
@@ -131,18 +125,6 @@ __device__ static inline int few_segment(int i, int n_parts)
 {
     static_assert(LORA_PARTS_MAX == 3, "so many factors");
     return i * (n_parts == 1 ? 65536 : n_parts == 2 ? 32768 : 21846) >> 16;
-}
-
-/* Segments of a table, at most; and of the one that begins with segment `first`. */
-__device__ static inline int few_segs_max(const struct lora_view &v)
-{
-    return few_segment(TABLE_CELLS, v.n_parts);
-}
-
-__device__ static inline int few_segs_of(const struct lora_view &v, int first)
-{
-    int n = lora_n_segs(v) - first;
-    return n < few_segs_max(v) ? n : few_segs_max(v);
 }
 
 /* Gathers segments first .. first + n - 1, but for t_at. seg: that of cell `thread`, if it is below
@@ -165,19 +147,6 @@ __device__ static inline void few_fill(struct few_memory &m, const struct lora_v
                       seg.row_begin,
                       seg.row_begin + seg.n_rows};
     }
-}
-
-/* By all threads: on to the next table, if there is one. */
-__device__ static inline bool few_next_table(struct few_memory &m, const struct lora_view &v,
-                                             int &first, int thread)
-{
-    first += few_segs_max(v);
-    if (first >= lora_n_segs(v))
-        return false;
-    named_sync(0, FEW_THREADS); /* the last one has been read */
-    few_fill(m, v, first, few_segs_of(v, first), {}, 0, thread);
-    named_sync(0, FEW_THREADS);
-    return true;
 }
 
 /* lora_t_at of cell i, from the table as far as it goes back. */
@@ -237,56 +206,27 @@ __device__ static inline struct few_unit few_unit_at(const struct few_memory &m,
     return {at, step * 16, row + (rest - step * n_tiles) * 8};
 }
 
-/* ---- sums handed on: in shared memory or in L2, by generic addresses */
+/* ---- sums handed on */
 
 __device__ static inline float get_sum(const float *from)
 {
     float f;
-    asm volatile("ld.relaxed.gpu.f32 %0, [%1];" : "=f"(f) : "l"(from) : "memory");
+    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(f) : "l"(from) : "memory");
     return f;
 }
 
 __device__ static inline void put_sum(float *to, float sum)
 {
-    asm volatile("st.relaxed.gpu.f32 [%0], %1;" ::"l"(to), "f"(sum) : "memory");
+    asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(to), "f"(sum) : "memory");
 }
 
-/* The same place in block `rank` of the cluster. */
-__device__ static inline float *at_block(float *p, int rank)
-{
-    float *there;
-    asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
-    return there;
-}
-
-/* Where a thread finds its sums of the slices of the unit that is finished here. */
-struct few_places {
-    float *near, *far; /* of slice 0 */
-    int first_near;    /* slice */
-
-    __device__ float *at(int slice) const
-    {
-        return (slice < FEW_NEAR && slice >= first_near ? near : far) + slice * LORA_UNIT;
-    }
-};
-
-/* Where the one that finishes the unit looks for a slice of it that is handed on. */
-__device__ static inline float *few_place_at_owner(struct few_memory &m, float *slots, int n_slices,
-                                                   int unit, int slice, int thread)
-{
-    int me = (int)blockIdx.x;
-    int owner = (unit + 1) * n_slices <= m.run.end ? me : m.run.owner;
-    if (slice < FEW_NEAR && owner / CLUSTER == me / CLUSTER)
-        return at_block(&m.handed[slice][thread], owner % CLUSTER);
-    return slots + (owner * n_slices + slice) * LORA_UNIT + thread;
-}
-
-/* The sum of the first n slices, as a thread has it; their places are EMPTY again. */
-__device__ static inline float few_take(const struct few_places &places, int n)
+/* The sum of the first n slices, as a thread has it; their places, from `from` on, are EMPTY again.
+ */
+__device__ static inline float few_take(float *from, int n)
 {
     float total = 0;
 #pragma unroll 1
-    for (int first = 0; n > 0; first += FEW_ASKED, n -= FEW_ASKED) {
+    for (bool first = true; n > 0; from += FEW_ASKED * LORA_UNIT, n -= FEW_ASKED, first = false) {
         float h[FEW_ASKED];
 #pragma unroll
         for (int j = 0; j < FEW_ASKED; j++)
@@ -296,7 +236,7 @@ __device__ static inline float few_take(const struct few_places &places, int n)
 #pragma unroll
             for (int j = 0; j < FEW_ASKED; j++)
                 if (__float_as_uint(h[j]) == EMPTY)
-                    h[j] = get_sum(places.at(first + j));
+                    h[j] = get_sum(from + j * LORA_UNIT);
 #pragma unroll
             for (int j = 0; j < FEW_ASKED; j++)
                 all = all && __float_as_uint(h[j]) != EMPTY;
@@ -305,8 +245,8 @@ __device__ static inline float few_take(const struct few_places &places, int n)
         for (int j = 0; j < FEW_ASKED; j++) {
             if (j >= n)
                 break;
-            total = first + j == 0 ? h[j] : total + h[j];
-            put_sum(places.at(first + j), __uint_as_float(EMPTY));
+            total = first && j == 0 ? h[j] : total + h[j];
+            put_sum(from + j * LORA_UNIT, __uint_as_float(EMPTY));
         }
     }
     return total;
@@ -333,8 +273,8 @@ few_rank_of(const struct few_memory &m, const struct few_unit &unit, int slice, 
 
 /* The producer: A of the run's pieces into the ring. */
 __device__ static inline void few_copy(struct few_memory &m, struct shrink_at at, int n_cells,
-                                       int n_slices, int d_in, int n_stages, int &stage,
-                                       uint32_t &phase, int lane)
+                                       int n_slices, int d_in, int &stage, uint32_t &phase,
+                                       int lane)
 {
     struct few_unit unit = {};
     int found = -1;
@@ -351,7 +291,7 @@ __device__ static inline void few_copy(struct few_memory &m, struct shrink_at at
         if (lane < rank.n)
             copy_bytes(m.ring[stage] + lane * SHRINK_PITCH,
                        reinterpret_cast<const void *>(rank.from), rank.bytes, &m.full[stage]);
-        if (++stage == n_stages) {
+        if (++stage == FEW_STAGES) {
             stage = 0;
             phase ^= 1;
         }
@@ -384,8 +324,8 @@ __device__ static inline struct few_x few_x_of(const struct few_memory &m,
 __device__ static inline void few_sum(struct few_memory &m, struct shrink_at at,
                                       struct few_unit unit, int n_cells, int n_slices,
                                       const bf16 *x, int d_in, float *slots,
-                                      const struct lora_view &v, int n_stages, int &stage,
-                                      uint32_t &phase, int thread)
+                                      const struct lora_view &v, int &stage, uint32_t &phase,
+                                      int thread)
 {
     int lane = thread & 31, chain = thread >> 5, turn = 0;
     struct few_x next_x = few_x_of(m, unit, at.slice, chain, x, d_in, lane);
@@ -426,11 +366,8 @@ __device__ static inline void few_sum(struct few_memory &m, struct shrink_at at,
                         q[u] = *reinterpret_cast<const uint4 *>(from + 8 * SHRINK_PITCH);
                     }
                 }
-                if (first + FEW_CHUNKS == SHRINK_CHUNKS) { /* all has been read */
-                    __syncwarp();
-                    if (lane == 0)
-                        barrier_arrive(&m.free[stage]);
-                }
+                if (first + FEW_CHUNKS == SHRINK_CHUNKS) /* all has been read */
+                    barrier_arrive(&m.free[stage]);
 #pragma unroll
                 for (int u = 0; u < FEW_CHUNKS; u++) {
                     uint4 &w = b[first + u];
@@ -440,8 +377,7 @@ __device__ static inline void few_sum(struct few_memory &m, struct shrink_at at,
                 }
             }
         } else {
-            if (lane == 0)
-                barrier_arrive(&m.free[stage]);
+            barrier_arrive(&m.free[stage]);
             shrink_in_place<1>(c, reinterpret_cast<const void *>(cell.a), cell.dtype, cell.rank,
                                unit.rank0, unit.row, cell.row_end, x, d_in, k,
                                k + LORA_CHAIN < d_in ? k + LORA_CHAIN : d_in, lane);
@@ -449,7 +385,7 @@ __device__ static inline void few_sum(struct few_memory &m, struct shrink_at at,
             for (int u = 0; u < SHRINK_CHUNKS; u++)
                 b[u] = next_x.at(u);
         }
-        if (++stage == n_stages) {
+        if (++stage == FEW_STAGES) {
             stage = 0;
             phase ^= 1;
         }
@@ -459,7 +395,7 @@ __device__ static inline void few_sum(struct few_memory &m, struct shrink_at at,
         to[SHRINK_SUM_PITCH] = c[0][1];
         to[8] = c[0][2];
         to[SHRINK_SUM_PITCH + 8] = c[0][3];
-        named_sync(1, FEW_SUMMING);
+        named_sync(2, FEW_SUMMING);
         int row = thread / 16, rank = thread % 16, from = row * SHRINK_SUM_PITCH + rank;
         float slice = m.sums[turn][0][from];
 #pragma unroll
@@ -468,18 +404,15 @@ __device__ static inline void few_sum(struct few_memory &m, struct shrink_at at,
         turn ^= 1; /* who writes a half again has met everybody since */
 
         int unit_begin = at.unit * n_slices;
-        bool last = at.slice == n_slices - 1;
-        if (unit_begin >= m.run.begin && unit_begin + n_slices <= m.run.end)
+        bool ends = unit_begin + n_slices <= m.run.end, last = at.slice == n_slices - 1;
+        float *places = slots + (ends ? (int)blockIdx.x : m.run.owner) * n_slices * LORA_UNIT +
+                        thread;
+        if (ends && unit_begin >= m.run.begin)
             total = at.slice == 0 ? slice : total + slice;
         else if (last)
-            total = few_take({&m.handed[0][thread],
-                              slots + (int)blockIdx.x * n_slices * LORA_UNIT + thread,
-                              m.run.near - unit_begin},
-                             n_slices - 1) +
-                    slice;
+            total = few_take(places, n_slices - 1) + slice;
         else /* to be kept for the last slice, if this block has it */
-            put_sum(few_place_at_owner(m, slots, n_slices, at.unit, at.slice, thread),
-                    not_empty(slice));
+            put_sum(places + at.slice * LORA_UNIT, not_empty(slice));
         rank += unit.rank0;
         row += unit.row;
         if (last && row < cell.row_end && rank < lora_padded(cell.rank))
@@ -492,7 +425,7 @@ __device__ static inline void few_sum(struct few_memory &m, struct shrink_at at,
 }
 
 __global__ static void __maxnreg__(FEW_REGISTERS)
-    shrink_few_kernel(const bf16 *x, int d_in, int n_slices, int n_stages, float *slots,
+    shrink_few_kernel(const bf16 *x, int d_in, int n_slices, float *slots,
                       const __grid_constant__ struct lora_view v)
 {
     extern __shared__ float4 shared[];
@@ -500,6 +433,7 @@ __global__ static void __maxnreg__(FEW_REGISTERS)
     int thread = (int)threadIdx.x, lane = thread & 31;
     bool producer = thread >= FEW_SUMMING;
     pdl_trigger();
+    int n_segs = lora_n_segs(v), segs_max = few_segment(TABLE_CELLS, v.n_parts);
     int mine = few_segment(thread, v.n_parts);
     struct lora_seg seg = {};
     if (mine < v.n_segs) /* the most that there are: no need to wait for the number */
@@ -507,102 +441,57 @@ __global__ static void __maxnreg__(FEW_REGISTERS)
     if (thread == 0) {
         for (int i = 0; i < FEW_STAGES; i++) {
             barrier_init(&m.full[i], 1);
-            barrier_init(&m.free[i], FEW_SUMMING / 32);
+            barrier_init(&m.free[i], FEW_SUMMING);
         }
+        barrier_init(&m.meet, FEW_THREADS);
         barrier_init_done();
     }
-#pragma unroll 1
-    for (int i = thread; i < FEW_NEAR * LORA_UNIT; i += FEW_THREADS)
-        m.handed[0][i] = __uint_as_float(EMPTY);
-
-    few_fill(m, v, 0, few_segs_of(v, 0), seg, v.n_segs, thread);
-    __syncthreads();
-    cluster_arrive(); /* handed is EMPTY */
+    __syncthreads(); /* the barriers are there */
 
     int stage = 0; /* of the ring */
-    uint32_t phase = 0;
-    if (producer) {
-        int first = 0;
-        do {
-            int n_cells = few_segs_of(v, first) * v.n_parts;
-            bool whole = lora_n_segs(v) > few_segs_max(v);
+    uint32_t phase = 0, met = 0;
+    bool waited = false;
+#pragma unroll 1
+    for (int first = 0; first < n_segs; first += segs_max) {
+        int n = n_segs - first < segs_max ? n_segs - first : segs_max, n_cells = n * v.n_parts;
+        if (first > 0)
+            barrier_meet(&m.meet, met); /* the last table has been read */
+        few_fill(m, v, first, n, seg, first == 0 ? v.n_segs : 0, thread);
+        barrier_meet(&m.meet, met);
+        if (producer) {
             int n_units = few_count(m, n_cells, lane);
             struct shrink_run run = {};
-            struct shrink_at at = shrink_run_of(run, (unsigned)n_units, (unsigned)n_slices, whole,
-                                                CLUSTER);
+            struct shrink_at at = shrink_run_of(run, (unsigned)n_units, (unsigned)n_slices,
+                                                n_segs > segs_max);
             if (lane == 0) {
                 m.run = run;
                 m.at = at;
             }
             __syncwarp();
-            named_arrive(2, FEW_THREADS);
-            few_copy(m, at, n_cells, n_slices, d_in, n_stages, stage, phase, lane);
-        } while (few_next_table(m, v, first, thread));
-        cluster_wait();
-        pdl_wait();
-    } else {
-        int first = 0;
-        do {
-            int n_cells = few_segs_of(v, first) * v.n_parts;
+            named_arrive(1, FEW_THREADS);
+            few_copy(m, at, n_cells, n_slices, d_in, stage, phase, lane);
+        } else {
 #pragma unroll 1
             for (int i = thread; i < n_cells; i += FEW_SUMMING)
                 m.cells[i].t_at = few_t_at(m, v, first, i);
-            named_sync(2, FEW_THREADS); /* the run and t_at are there */
+            named_sync(1, FEW_THREADS); /* the run and t_at are there */
             struct shrink_at at = m.at;
-            struct few_unit unit = {};
-            if (at.n_left > 0)
-                unit = few_unit_at(m, n_cells, at.unit, lane);
-            if (first == 0) {
-                cluster_wait();
+            if (at.n_left > 0) {
+                struct few_unit unit = few_unit_at(m, n_cells, at.unit, lane);
                 pdl_wait();
+                waited = true;
+                few_sum(m, at, unit, n_cells, n_slices, x, d_in, slots, v, stage, phase, thread);
             }
-            if (at.n_left > 0)
-                few_sum(m, at, unit, n_cells, n_slices, x, d_in, slots, v, n_stages, stage, phase,
-                        thread);
-        } while (few_next_table(m, v, first, thread));
+        }
     }
+    /* Who has nothing to do makes room for expand; but some block waits, or the next kernel would
+     * know nothing of those before this one. */
+    if (!waited && blockIdx.x == 0)
+        pdl_wait();
 }
 
 /* ---- launches
  * ---------------------------------------------------------------------------------------- */
-
-static cudaLaunchConfig_t few_config(struct backend *be, int n_clusters, int n_stages,
-                                     bool dependent, cudaLaunchAttribute (&attributes)[3])
-{
-    cudaLaunchConfig_t config = {};
-    cudaLaunchAttribute *a = &attributes[config.numAttrs++];
-    *a = {};
-    a->id = cudaLaunchAttributeClusterDimension;
-    a->val.clusterDim.x = CLUSTER;
-    a->val.clusterDim.y = a->val.clusterDim.z = 1;
-    add_attributes(config, attributes, dependent);
-    config.gridDim = dim3((unsigned)(n_clusters * CLUSTER));
-    config.blockDim = dim3(FEW_THREADS);
-    config.dynamicSmemBytes = few_bytes(n_stages);
-    config.stream = be->stream;
-    return config;
-}
-
-/* limit: how many clusters are resident together, n_beside blocks on a multiprocessor; asked once.
- */
-static void launch_few(struct backend *be, const struct lora_view &v, const bf16 *x, int d_in,
-                       int n_stages, int n_beside, int n_clusters, int *limit)
-{
-    cudaLaunchAttribute attributes[3];
-    int most = n_beside * be->n_multiprocessors / CLUSTER;
-    if (*limit == 0) {
-        cudaLaunchConfig_t config = few_config(be, most, n_stages, false, attributes);
-        cudaError_t rc = cudaOccupancyMaxActiveClusters(limit, shrink_few_kernel, &config);
-        *limit = rc != cudaSuccess || *limit < 1 ? 1 : *limit < most ? *limit : most;
-        cuda_note(be, rc, "sgmv_shrink");
-    }
-    cudaLaunchConfig_t config = few_config(be, n_clusters < *limit ? n_clusters : *limit, n_stages,
-                                           dependent(be), attributes);
-    cuda_note(be,
-              cudaLaunchKernelEx(&config, shrink_few_kernel, x, d_in, lora_slices(d_in), n_stages,
-                                 be->linear->shrink_slots, v),
-              "sgmv_shrink");
-}
 
 bool lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, int n_rows, int d_in)
 {
@@ -612,14 +501,8 @@ bool lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, i
         lora_shrink_many(be, v, x, d_in);
         return true;
     }
-    /* Ranks aren't known here. If each were 16, would there be a block for every piece? (At rank 64
-     * there are four for a block, and it is the better way still.) */
-    int n_segs = v.n_segs < n_rows ? v.n_segs : n_rows;
-    int n_pieces = v.n_parts * ((n_rows + 7 * n_segs) / 8) * lora_slices(d_in);
-    bool little = n_pieces <= LORA_FEW_BESIDE * be->n_multiprocessors;
-    int n_stages = little ? 1 : FEW_STAGES, n_beside = little ? LORA_FEW_BESIDE : 1;
-    launch_few(be, v, x, d_in, n_stages, n_beside, 8 + 4 * n_rows,
-               &be->linear->n_shrink_clusters[little]);
+    launch(be, "sgmv_shrink", shrink_few_kernel, dim3((unsigned)be->n_multiprocessors), FEW_THREADS,
+           sizeof(struct few_memory), x, d_in, lora_slices(d_in), be->linear->shrink_slots, v);
     return false;
 }
 
@@ -634,8 +517,9 @@ void cuda_sgmv_shrink(struct backend *be, struct devptr t, struct devptr x, int 
 
 int lora_open(struct err *err)
 {
-    cudaError_t rc = cudaFuncSetAttribute(
-        shrink_few_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)few_bytes(FEW_STAGES));
+    cudaError_t rc = cudaFuncSetAttribute(shrink_few_kernel,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          (int)sizeof(struct few_memory));
     if (rc == cudaSuccess)
         rc = lora_shrink_many_open();
     return rc == cudaSuccess ? 0

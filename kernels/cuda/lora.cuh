@@ -39,7 +39,6 @@ enum {
     LORA_SEGS_MAX = 8192,              /* of a step */
     LORA_T_PAD = 4,                    /* a part's t begins at a multiple of this */
     LORA_UNIT = 128,                   /* sums of a unit of shrink: 16 ranks by 8 rows */
-    LORA_FEW_BESIDE = 2,               /* blocks of shrink of few rows on a multiprocessor */
     LORA_FOUND_ROWS = LORA_ALONE_ROWS, /* lora_found */
     LORA_FOUND_SEGS = 128,
 };
@@ -125,21 +124,27 @@ __device__ static inline int lora_padded(int rank)
     return (rank + LORA_T_PAD - 1) / LORA_T_PAD * LORA_T_PAD;
 }
 
+/* Where the ranks of part p begin among those of a segment. */
+__device__ static inline int lora_part_at(const struct lora_view &v, int slot, int p)
+{
+    int at = 0;
+    for (int q = 0; q < p; q++)
+        at += lora_padded(lora_rank(v, q, slot));
+    return at;
+}
+
 /* Where the ranks of (segment s, part p) begin in a row of t'. */
 __device__ static inline int lora_t_at(const struct lora_view &v, int s, const struct lora_seg &seg,
                                        int p)
 {
-    int at = 0;
-    for (int q = 0; q < p; q++)
-        at += lora_padded(lora_rank(v, q, seg.slot));
+    int at = lora_part_at(v, seg.slot, p);
     for (int u = s - 1; u >= 0; u--) { /* an ensemble's earlier segments, over the same rows */
         struct lora_seg before = lora_seg_at(v, u);
         if (before.n_rows == 0)
             continue;
         if (before.row_begin != seg.row_begin)
             break;
-        for (int q = 0; q < v.n_parts; q++)
-            at += lora_padded(lora_rank(v, q, before.slot));
+        at += lora_part_at(v, before.slot, v.n_parts);
     }
     return at;
 }

@@ -39,10 +39,9 @@ enum {
     EXPAND_SEGS = 64,           /* of a tile of rows; more take the slow way */
     EXPAND_RANKS = 512,         /* of a segment; likewise */
     EXPAND_RING_MIN = 24 << 10, /* bytes */
-    EXPAND_RING_TWO = 40 << 10, /* two kernels fit beside lora.cu's */
-    EXPAND_RING_MAX = 64 << 10, /* one does */
-    EXPAND_STAGES = 16,         /* of a ring, at most */
-    EXPAND_STEP = 32,           /* bytes of 16 ranks */
+    EXPAND_RING_MAX = 64 << 10,
+    EXPAND_STAGES = 16, /* of a ring, at most */
+    EXPAND_STEP = 32,   /* bytes of 16 ranks */
 };
 static_assert(EXPAND_RING_MIN >= EXPAND_UNIT * EXPAND_RANKS * 2, "a unit fits");
 
@@ -89,12 +88,10 @@ template <int NT> struct alignas(16) expand_memory {
     char y[EXPAND_WARPS][Y_BYTES];
     char t[T_BYTES];
     struct expand_cell cells[EXPAND_SEGS];
-    uint64_t full[EXPAND_STAGES], free[EXPAND_STAGES];
+    uint64_t full[EXPAND_STAGES], free[EXPAND_STAGES], meet; /* meet: of all threads */
     struct expand_place place;
 };
-static_assert(sizeof(expand_memory<4>) + EXPAND_RING_MAX <= 110 << 10 &&
-                  sizeof(expand_memory<1>) + EXPAND_RING_TWO <= 54 << 10,
-              "fit beside lora.cu's");
+static_assert(sizeof(expand_memory<4>) + EXPAND_RING_MAX <= 110 << 10, "fits beside lora.cu's");
 
 __device__ static inline struct expand_cell cell_at(const struct expand_cell *cells, int cell)
 {
@@ -172,9 +169,13 @@ __device__ static inline void place_fill(struct expand_place &p, struct expand_c
         begin = begin > 0 ? begin : 0;
         end = end < p.n_rows ? end : p.n_rows;
         bool live = e.rank > 0 && begin < end;
+        /* Is none of the ensemble before it? Those would touch the rows as well. */
+        int before = __shfl_up_sync(0xffffffffu, seg.n_rows > 0 ? seg.row_begin : -1, 1);
+        bool first = s == p.first || (lane > 0 && before >= 0 && before != seg.row_begin);
         unsigned all = __ballot_sync(0xffffffffu, live);
         if (live) {
-            unsigned at = (unsigned)lora_t_at(v, s, seg, p.part);
+            unsigned at = (unsigned)(first ? lora_part_at(v, seg.slot, p.part)
+                                           : lora_t_at(v, s, seg, p.part));
             plain = plain && e.dtype == DTYPE_BF16 && e.rank % 4 == 0 && e.rank <= EXPAND_RANKS &&
                     e.b.addr % 16 == 0;
             rows |= 0xffffffffu >> (32 - (end - begin)) << begin;
@@ -194,8 +195,9 @@ __device__ static inline void place_fill(struct expand_place &p, struct expand_c
 }
 
 /* Cuts the place's outputs into groups of equal size and the ring into stages for their pieces: all
- * that the place needs, if the ring holds that; else a quarter of it a stage, or in a small ring
- * half of it, if that gives more warps work. */
+ * that the place needs, if the ring holds that; else a quarter of it a stage, or half of it in a
+ * small ring, if that gives more warps work, and where rows share one adapter, whose work for a
+ * stage is then worth its wait. */
 template <int NT> __device__ static inline void place_cut(struct expand_place &p, int ring_bytes)
 {
     p.t_pitch = ((p.t_end - p.t_begin + 15) / 16 | 1) * EXPAND_STEP;
@@ -206,7 +208,9 @@ template <int NT> __device__ static inline void place_cut(struct expand_place &p
     if (n_units > most) {
         most = ring_bytes / 4 / unit_bytes;
         int half = ring_bytes / 2 / unit_bytes;
-        if (ring_bytes < EXPAND_RING_MAX && most < EXPAND_WARPS)
+        if (NT > 1 && p.n == 1)
+            most = half;
+        else if (ring_bytes < EXPAND_RING_MAX && most < EXPAND_WARPS)
             most = half < EXPAND_WARPS ? half : EXPAND_WARPS;
     }
     constexpr int GROUP = EXPAND_WARPS * expand_memory<NT>::M_MAX;
@@ -315,25 +319,27 @@ __device__ static inline void piece_add(float (&c)[NT][M][4], const char *b, con
             one[q] = swapped ? y : x;
             two[q] = swapped ? x : y;
         }
+        uint2 f[NT], h[NT];
 #pragma unroll
         for (int i = 0; i < NT; i++) {
-            if (NT > 1 && (e.begin >= 8 * i + 8 || e.end <= 8 * i))
-                continue; /* the whole warp agrees */
             int row = 8 * i + g;
             bool in = row >= e.begin && row < e.end;
-            uint2 f = make_uint2(0, 0), h = f;
+            f[i] = h[i] = make_uint2(0, 0);
             if (in)
-                f = t_at(t_copy, p, v, row, e.t_at + r + 4 * t);
+                f[i] = t_at(t_copy, p, v, row, e.t_at + r + 4 * t);
             if (in && live)
-                h = t_at(t_copy, p, v, row, e.t_at + r + 16 + 4 * t);
+                h[i] = t_at(t_copy, p, v, row, e.t_at + r + 16 + 4 * t);
+        }
+#pragma unroll
+        for (int i = 0; i < NT; i++) {
 #pragma unroll
             for (int m = 0; m < M; m++)
                 mma_bf16(c[i][m], one[2 * m].x, one[2 * m + 1].x, one[2 * m].y, one[2 * m + 1].y,
-                         f.x, f.y);
+                         f[i].x, f[i].y);
 #pragma unroll
             for (int m = 0; m < M; m++)
                 mma_bf16(c[i][m], two[2 * m].x, two[2 * m + 1].x, two[2 * m].y, two[2 * m + 1].y,
-                         h.x, h.y);
+                         h[i].x, h[i].y);
         }
     }
     if (r >= rank)
@@ -346,19 +352,53 @@ __device__ static inline void piece_add(float (&c)[NT][M][4], const char *b, con
         if (live)
             one[q] = *reinterpret_cast<const uint2 *>(b + q * pitch);
     }
+    uint2 f[NT];
 #pragma unroll
     for (int i = 0; i < NT; i++) {
-        if (NT > 1 && (e.begin >= 8 * i + 8 || e.end <= 8 * i))
-            continue;
         int row = 8 * i + g;
-        uint2 f = make_uint2(0, 0);
+        f[i] = make_uint2(0, 0);
         if (row >= e.begin && row < e.end && live)
-            f = t_at(t_copy, p, v, row, e.t_at + r + 4 * t);
+            f[i] = t_at(t_copy, p, v, row, e.t_at + r + 4 * t);
+    }
+#pragma unroll
+    for (int i = 0; i < NT; i++)
 #pragma unroll
         for (int m = 0; m < M; m++)
-            mma_bf16(c[i][m], one[2 * m].x, one[2 * m + 1].x, one[2 * m].y, one[2 * m + 1].y, f.x,
-                     f.y);
+            mma_bf16(c[i][m], one[2 * m].x, one[2 * m + 1].x, one[2 * m].y, one[2 * m + 1].y,
+                     f[i].x, f[i].y);
+}
+
+/* The same of two cells of up to 16 ranks, in half the time: each would be a chain of a wait, a
+ * read and a matrix step. */
+template <int M>
+__device__ static inline void pieces_add(float (&c)[M][4], const char *const (&b)[2],
+                                         const char *t_copy, const struct expand_cell (&e)[2],
+                                         const struct expand_place &p, const struct lora_view &v,
+                                         int lane)
+{
+    int g = lane >> 2, t = lane & 3;
+    uint2 w[2][2 * M], f[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int rank = e[i].rank;
+        const char *from = b[i] + output_at<M>(0, g) * 2 * rank + 8 * t;
+        bool live = 4 * t < rank;
+#pragma unroll
+        for (int q = 0; q < 2 * M; q++) {
+            w[i][q] = make_uint2(0, 0);
+            if (live)
+                w[i][q] = *reinterpret_cast<const uint2 *>(from + q * 4 * rank);
+        }
+        f[i] = make_uint2(0, 0);
+        if (g >= e[i].begin && g < e[i].end && live)
+            f[i] = t_at(t_copy, p, v, g, e[i].t_at + 4 * t);
     }
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int m = 0; m < M; m++)
+            mma_bf16(c[m], w[i][2 * m].x, w[i][2 * m + 1].x, w[i][2 * m].y, w[i][2 * m + 1].y,
+                     f[i].x, f[i].y);
 }
 
 /* Where the lane's 4 M outputs of row i of a group begin in y, and how many of them there are. */
@@ -396,17 +436,30 @@ template <int N> __device__ static inline void wait_outputs()
     __syncwarp();
 }
 
-/* Adds the deltas, which are put back to 0, to a row's outputs. */
-template <int M> __device__ static inline void add_deltas(uint32_t (&w)[2 * M], float (&c)[M][4])
+/* Adds the deltas, which are put back to 0, to outputs of a row of each n8 tile. All tiles' at
+ * once: one is a chain of five dependent steps. */
+template <int NT, int M>
+__device__ static inline void add_deltas(uint32_t (&w)[NT][2 * M], float (&c)[NT][M][4])
 {
 #pragma unroll
-    for (int q = 0; q < 2 * M; q++) {
-        float *delta = &c[q / 2][q % 2 * 2];
-        uint32_t was = transposed(w[q]);
-        w[q] = transposed(pack_bf16(__uint_as_float(was << 16) + delta[0],
-                                    __uint_as_float(was & 0xffff0000u) + delta[1]));
-        delta[0] = delta[1] = 0;
-    }
+    for (int i = 0; i < NT; i++)
+#pragma unroll
+        for (int q = 0; q < 2 * M; q++)
+            w[i][q] = transposed(w[i][q]);
+#pragma unroll
+    for (int i = 0; i < NT; i++)
+#pragma unroll
+        for (int q = 0; q < 2 * M; q++) {
+            float *delta = &c[i][q / 2][q % 2 * 2];
+            w[i][q] = pack_bf16(__uint_as_float(w[i][q] << 16) + delta[0],
+                                __uint_as_float(w[i][q] & 0xffff0000u) + delta[1]);
+            delta[0] = delta[1] = 0;
+        }
+#pragma unroll
+    for (int i = 0; i < NT; i++)
+#pragma unroll
+        for (int q = 0; q < 2 * M; q++)
+            w[i][q] = transposed(w[i][q]);
 }
 
 /* y of a warp's outputs of a group, which have come to `from`. */
@@ -415,35 +468,36 @@ __device__ static inline void finish_outputs(const char *from, float (&c)[NT][M]
                                              const struct expand_args &a,
                                              const struct expand_place &p, int out, int lane)
 {
+    uint32_t w[NT][2 * M];
 #pragma unroll
     for (int i = 0; i < NT; i++) {
-        if (NT > 1 && (p.rows >> (8 * i) & 0xff) == 0)
-            continue; /* the whole warp agrees */
         const char *at = from + (i * 32 + lane) * 8 * M;
-        uint32_t w[2 * M];
-        int n;
-        bf16 *y = outputs_at<M>(&n, a, p, 8 * i + (lane >> 2), out, lane);
         if (M == 1) {
             uint2 x = *reinterpret_cast<const uint2 *>(at);
-            w[0] = x.x;
-            w[1] = x.y;
+            w[i][0] = x.x;
+            w[i][1] = x.y;
         }
 #pragma unroll
         for (int e = 0; e + 3 < 2 * M; e += 4) {
             uint4 x = *reinterpret_cast<const uint4 *>(at + 4 * e);
-            w[e] = x.x;
-            w[e + 1] = x.y;
-            w[e + 2] = x.z;
-            w[e + 3] = x.w;
+            w[i][e] = x.x;
+            w[i][e + 1] = x.y;
+            w[i][e + 2] = x.z;
+            w[i][e + 3] = x.w;
         }
-        add_deltas<M>(w, c[i]);
+    }
+    add_deltas<NT, M>(w, c);
+#pragma unroll
+    for (int i = 0; i < NT; i++) {
+        int n;
+        bf16 *y = outputs_at<M>(&n, a, p, 8 * i + (lane >> 2), out, lane);
         if (M == 1 && n > 0)
-            *reinterpret_cast<uint2 *>(y) = make_uint2(w[0], w[1]);
+            *reinterpret_cast<uint2 *>(y) = make_uint2(w[i][0], w[i][1]);
 #pragma unroll
         for (int e = 0; e + 3 < 2 * M; e += 4)
             if (2 * e < n)
-                *reinterpret_cast<uint4 *>(y + 2 * e) = make_uint4(w[e], w[e + 1], w[e + 2],
-                                                                   w[e + 3]);
+                *reinterpret_cast<uint4 *>(y + 2 * e) = make_uint4(w[i][e], w[i][e + 1],
+                                                                   w[i][e + 2], w[i][e + 3]);
     }
 }
 
@@ -463,22 +517,37 @@ __device__ static inline void expand_range(const struct expand_args &a, expand_m
         load_t<NT>(m.t, p, a.v, warp, lane);
     float c[NT][M][4] = {};
     int stage = 0, turn = 0;
-    struct expand_cell e = cell_at(m.cells, 0);
+    auto wait = [&] {
+        int was = stage;
+        barrier_wait(&m.full[stage], uses >> stage & 1);
+        uses ^= 1u << stage;
+        stage = stage + 1 == p.n_stages ? 0 : stage + 1;
+        return was;
+    };
+    auto at = [&](int s, const struct expand_cell &e) {
+        return ring + s * p.stage_bytes + mine * e.rank * 2;
+    };
 #pragma unroll 1
     for (int group = 0; group < p.n_groups; group++, out += p.group_outs) {
 #pragma unroll 1
-        for (int cell = 1; cell <= p.n; cell++) {
-            const struct expand_cell next = cell_at(m.cells, cell < p.n ? cell : 0);
-            barrier_wait(&m.full[stage], uses >> stage & 1);
-            if (out < p.out_end)
-                piece_add<NT, M>(c, ring + stage * p.stage_bytes + mine * e.rank * 2, m.t, e, p,
-                                 a.v, lane);
-            __syncwarp(); /* all have read the stage */
-            if (lane == 0)
-                barrier_arrive(&m.free[stage]);
-            uses ^= 1u << stage;
-            stage = stage + 1 == p.n_stages ? 0 : stage + 1;
-            e = next;
+        for (int cell = 0; cell < p.n;) {
+            struct expand_cell e[2] = {cell_at(m.cells, cell), {}};
+            if (cell + 1 < p.n)
+                e[1] = cell_at(m.cells, cell + 1);
+            int one = wait();
+            if (NT == 1 && M <= 2 && p.n_stages > 1 && cell + 1 < p.n && e[0].rank <= 16 &&
+                e[1].rank <= 16) {
+                int two = wait();
+                const char *const b[2] = {at(one, e[0]), at(two, e[1])};
+                if (out < p.out_end)
+                    pieces_add<M>(c[0], b, m.t, e, p, a.v, lane);
+                barrier_arrive(&m.free[two]);
+                cell++;
+            } else if (out < p.out_end) {
+                piece_add<NT, M>(c, at(one, e[0]), m.t, e[0], p, a.v, lane);
+            }
+            barrier_arrive(&m.free[one]);
+            cell++;
         }
         if (out >= p.out_end)
             continue; /* nothing was asked for, and nothing will be */
@@ -511,7 +580,7 @@ __device__ static void __noinline__ expand_slowly(const struct expand_args &a, i
             continue;
         }
         int row = row0 + r0;
-        float c[M][4] = {};
+        float c[1][M][4] = {};
         bool mine = false;
 #pragma unroll 1
         for (int s = first_seg; s < end_seg; s++) {
@@ -545,8 +614,8 @@ __device__ static void __noinline__ expand_slowly(const struct expand_args &a, i
                         b[2 * h] = take_plane(w[h][0], w[h][1]);
                         b[2 * h + 1] = take_plane(w[h][2], w[h][3]);
                     }
-                    mma_bf16(c[0], b[0], b[2], b[1], b[3], f.x, f.y);
-                    mma_bf16(c[1], b[4], b[6], b[5], b[7], f.x, f.y);
+                    mma_bf16(c[0][0], b[0], b[2], b[1], b[3], f.x, f.y);
+                    mma_bf16(c[0][1], b[4], b[6], b[5], b[7], f.x, f.y);
                 }
             }
         }
@@ -554,16 +623,16 @@ __device__ static void __noinline__ expand_slowly(const struct expand_args &a, i
         int n;
         bf16 *y = outputs_at<M>(&n, a, p, r0, out, lane);
         unsigned short *y_bits = reinterpret_cast<unsigned short *>(y);
-        uint32_t sums[2 * M] = {};
+        uint32_t sums[1][2 * M] = {};
 #pragma unroll
         for (int e = 0; e < 4 * M; e++)
             if (e < n)
-                sums[e / 2] |= (uint32_t)__ldcg(y_bits + e) << e % 2 * 16;
-        add_deltas<M>(sums, c);
+                sums[0][e / 2] |= (uint32_t)__ldcg(y_bits + e) << e % 2 * 16;
+        add_deltas<1, M>(sums, c);
 #pragma unroll
         for (int e = 0; e < 4 * M; e++)
             if (e < n)
-                y_bits[e] = (unsigned short)(sums[e / 2] >> e % 2 * 16);
+                y_bits[e] = (unsigned short)(sums[0][e / 2] >> e % 2 * 16);
     }
 }
 
@@ -581,11 +650,12 @@ __global__ static void __maxnreg__(NT == 1 ? 112 : 136)
     if (warp == EXPAND_WARPS && lane == 0) {
         for (int i = 0; i < EXPAND_STAGES; i++) {
             barrier_init(&m.full[i], 1);
-            barrier_init(&m.free[i], EXPAND_WARPS);
+            barrier_init(&m.free[i], EXPAND_WARPS * 32);
         }
+        barrier_init(&m.meet, EXPAND_THREADS);
         barrier_init_done();
     }
-    __syncwarp();
+    __syncthreads();
 
     /* The block's units, of all tiles' in a row: tile after tile, in it part after part. */
     int n_tiles = (a.n_rows + a.tile_rows - 1) / a.tile_rows, block = (int)blockIdx.x;
@@ -600,7 +670,7 @@ __global__ static void __maxnreg__(NT == 1 ? 112 : 136)
         unit = (int)(n_all * block / gridDim.x);
         unit_end = (int)(n_all * (block + 1) / gridDim.x);
     }
-    uint32_t uses = 0; /* of the ring's stages */
+    uint32_t uses = 0 /* of the ring's stages */, met = 0;
 #pragma unroll 1
     while (unit < unit_end) {
         /* A place: what lies in one tile and one part. */
@@ -628,7 +698,7 @@ __global__ static void __maxnreg__(NT == 1 ? 112 : 136)
                 m.place = p;
             __syncwarp();
         }
-        __syncthreads();
+        barrier_meet(&m.meet, met);
         const struct expand_place q = m.place;
         if (warp == EXPAND_WARPS) {
             if (q.plain && q.n > 0 && lane == 0)
@@ -652,7 +722,7 @@ __global__ static void __maxnreg__(NT == 1 ? 112 : 136)
             }
         }
         if (unit < unit_end)
-            __syncthreads(); /* all have done with the place */
+            barrier_meet(&m.meet, met); /* all have done with the place */
     }
     pdl_wait();
 }
@@ -736,8 +806,9 @@ void cuda_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int 
     a.tile_blocks = best.tile_blocks;
     bool many = best.rows > 8;
     int64_t bytes = (int64_t)best.units * best.cells * (EXPAND_UNIT * 64 * 2); /* if of 64 ranks */
-    int most = many || bytes > EXPAND_RING_MAX ? EXPAND_RING_MAX : EXPAND_RING_TWO;
-    a.ring_bytes = bytes < EXPAND_RING_MIN ? EXPAND_RING_MIN : bytes < most ? (int)bytes : most;
+    a.ring_bytes = bytes < EXPAND_RING_MIN   ? EXPAND_RING_MIN
+                   : bytes < EXPAND_RING_MAX ? (int)bytes
+                                             : EXPAND_RING_MAX;
     launch(be, "sgmv_expand", many ? expand_kernel<4> : expand_kernel<1>,
            dim3((unsigned)best.n_blocks), EXPAND_THREADS,
            (many ? sizeof(expand_memory<4>) : sizeof(expand_memory<1>)) + (size_t)a.ring_bytes, a);

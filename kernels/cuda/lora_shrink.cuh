@@ -19,7 +19,6 @@ enum {
 /* A block's run of pieces. */
 struct shrink_run {
     int begin, end; /* pieces */
-    int near;       /* the first piece of its cluster's blocks */
     int owner;      /* the block that finishes the last unit */
 };
 
@@ -52,8 +51,7 @@ __device__ static inline unsigned shrink_divide(unsigned a, unsigned b)
  * blocks have one more than the others. Pieces are below 2^24: a table's units are 10^5 at most,
  * slices 28. */
 __device__ static inline struct shrink_at shrink_run_of(struct shrink_run &run, unsigned n_units,
-                                                        unsigned n_slices, bool whole,
-                                                        unsigned cluster)
+                                                        unsigned n_slices, bool whole)
 {
     unsigned each = whole ? n_slices : 1, n = n_units * (whole ? 1 : n_slices);
     unsigned block = blockIdx.x, q = shrink_divide(n, gridDim.x), more = n - q * gridDim.x;
@@ -65,7 +63,7 @@ __device__ static inline struct shrink_at shrink_run_of(struct shrink_run &run, 
 #pragma unroll 1
     while (begin_of(owner + 1) < (unit + 1) * n_slices)
         owner++;
-    run = {(int)begin, (int)end, (int)begin_of(block / cluster * cluster), (int)owner};
+    run = {(int)begin, (int)end, (int)owner};
     return {(int)unit, begin > unit * n_slices ? (int)(begin - unit * n_slices) : 0,
             (int)(end - unit * n_slices), (int)(end - begin)};
 }

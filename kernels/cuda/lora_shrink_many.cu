@@ -260,9 +260,7 @@ __device__ static inline void many_sum(struct many_memory &m, struct shrink_at a
                     b[u][i] = *reinterpret_cast<const uint4 *>(from + 8 * i * SHRINK_PITCH +
                                                                64 * u);
             }
-        __syncwarp();
-        if (lane == 0)
-            barrier_arrive(&m.x_free[x_ring.stage]);
+        barrier_arrive(&m.x_free[x_ring.stage]);
         x_ring.next();
 #pragma unroll 1
         for (int j = 0; j < unit.n; j++) {
@@ -275,9 +273,7 @@ __device__ static inline void many_sum(struct many_memory &m, struct shrink_at a
                 shrink_in_place<MANY_NT>(c, reinterpret_cast<const void *>(tile.cell->a),
                                          tile.cell->dtype, tile.cell->rank, tile.rank0,
                                          unit.row + my_row, unit.row_end, x, d_in, k, k_end, lane);
-            __syncwarp();
-            if (lane == 0)
-                barrier_arrive(&m.a_free[a_ring.stage]);
+            barrier_arrive(&m.a_free[a_ring.stage]);
             a_ring.next();
             float *to = m.sums[turn][chain] + (my_row + 2 * t) * SHRINK_SUM_PITCH + g;
 #pragma unroll
@@ -333,8 +329,8 @@ __global__ static void __launch_bounds__(MANY_THREADS, 1)
         for (int i = 0; i < MANY_STAGES; i++) {
             barrier_init(&m.x_full[i], 1);
             barrier_init(&m.a_full[i], 1);
-            barrier_init(&m.x_free[i], MANY_SUMMING / 32);
-            barrier_init(&m.a_free[i], MANY_SUMMING / 32);
+            barrier_init(&m.x_free[i], MANY_SUMMING);
+            barrier_init(&m.a_free[i], MANY_SUMMING);
         }
         barrier_init_done();
     }
@@ -353,9 +349,10 @@ __global__ static void __launch_bounds__(MANY_THREADS, 1)
                 (m.spans[i].row_end - m.spans[i].row_begin + MANY_ROWS - 1) / MANY_ROWS *
                 ((many_tiles(m.cells + i * v.n_parts, v.n_parts) + MANY_TILES - 1) / MANY_TILES);
         lora_scan(m.unit_end, n, thread, MANY_THREADS, 0);
+        __syncthreads();
         struct shrink_run run = {};
         struct shrink_at at = shrink_run_of(run, (unsigned)m.unit_end[n - 1], (unsigned)n_slices,
-                                            n_segs > segs_max, 1);
+                                            n_segs > segs_max);
         if (thread == 0)
             m.run = run;
         __syncthreads();
