@@ -337,14 +337,16 @@ static void tell_memory(const struct engine *e, const struct backend_caps *at_op
     struct backend_caps now;
     e->ops->caps(e->be, &now);
     size_t kv = (size_t)n_blocks * forward_block_bytes(&e->model->config, now.activation);
+    size_t known = now.memory_free_bytes + kv + e->adapter_pool_bytes;
+    /* Another process on the card may have given some back meanwhile. */
+    size_t rest = at_open->memory_free_bytes > known ? at_open->memory_free_bytes - known : 0;
     if (now.own_memory)
         log_info(
             "engine",
             "device memory, MiB: %zu of %zu were free; weights, workspace and recordings %zu, "
             "adapters %zu, KV cache %zu (%d blocks); left %zu",
             at_open->memory_free_bytes >> 20, at_open->memory_total_bytes >> 20,
-            (at_open->memory_free_bytes - now.memory_free_bytes - kv - e->adapter_pool_bytes) >> 20,
-            e->adapter_pool_bytes >> 20, kv >> 20, n_blocks, now.memory_free_bytes >> 20);
+            rest >> 20, e->adapter_pool_bytes >> 20, kv >> 20, n_blocks, now.memory_free_bytes >> 20);
 }
 
 int engine_device_open(struct engine *e, struct err *err)
