@@ -341,12 +341,11 @@ static void tell_memory(const struct engine *e, const struct backend_caps *at_op
     /* Another process on the card may have given some back meanwhile. */
     size_t rest = at_open->memory_free_bytes > known ? at_open->memory_free_bytes - known : 0;
     if (now.own_memory)
-        log_info(
-            "engine",
-            "device memory, MiB: %zu of %zu were free; weights, workspace and recordings %zu, "
-            "adapters %zu, KV cache %zu (%d blocks); left %zu",
-            at_open->memory_free_bytes >> 20, at_open->memory_total_bytes >> 20,
-            rest >> 20, e->adapter_pool_bytes >> 20, kv >> 20, n_blocks, now.memory_free_bytes >> 20);
+        log_info("engine",
+                 "device memory, MiB: %zu of %zu were free; weights, workspace and recordings %zu, "
+                 "adapters %zu, KV cache %zu (%d blocks); left %zu",
+                 at_open->memory_free_bytes >> 20, at_open->memory_total_bytes >> 20, rest >> 20,
+                 e->adapter_pool_bytes >> 20, kv >> 20, n_blocks, now.memory_free_bytes >> 20);
 }
 
 int engine_device_open(struct engine *e, struct err *err)
