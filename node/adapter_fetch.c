@@ -620,10 +620,7 @@ static void mean_first(struct adapter_store *s, struct wanted *w)
     if (ask_first(s, content, &first) != 0 || bytes32_is_zero(first.bytes))
         return;
     const struct content *c = hash_map_get(&s->contents, content.bytes, 32);
-    const struct item *local = c != NULL ? c->items : NULL;
-    while (local != NULL && local->dir == NULL)
-        local = local->next;
-    if (local != NULL && hash_map_get(&s->by_id, first.bytes, 32) == NULL)
+    if (c != NULL && content_local(c) != NULL && hash_map_get(&s->by_id, first.bytes, 32) == NULL)
         return;
     w->by = BY_ID;
     memcpy(w->digest, first.bytes, 32);

@@ -69,6 +69,14 @@ bool item_is_checked(const struct adapter_store *s, const struct item *i)
             clock_elapsed_us(i->checked, clock_monotonic_us()) < s->refresh_us);
 }
 
+struct item *content_local(const struct content *c)
+{
+    struct item *i = c->items;
+    while (i != NULL && i->dir == NULL)
+        i = i->next;
+    return i;
+}
+
 /* What a content's digest means: with a chain its earliest registration, which never changes once
  * there is one. A later one may be somebody's copy that is after the royalties, whoever asked for
  * it first here. fresh: NULL when the chain has to be asked, or when the earliest isn't here. */
@@ -83,9 +91,8 @@ static struct item *content_meant(struct adapter_store *s, const struct content 
         return known || !fresh ? c->items : NULL;
     }
     struct item *i = hash_map_get(&s->by_id, c->first.bytes, 32);
-    if (i == NULL) /* the operator's own files, if there are some */
-        for (i = c->items; i != NULL && i->dir == NULL;)
-            i = i->next;
+    if (i == NULL)
+        i = content_local(c);
     return i != NULL || fresh ? i : c->items;
 }
 
@@ -682,10 +689,10 @@ void adapter_store_stats(struct adapter_store *s, struct adapter_store_stats *ou
     pthread_mutex_lock(&s->lock);
     size_t at = 0;
     for (const struct content *c; (c = hash_map_next(&s->contents, &at)) != NULL;) {
-        bool on_disk = c->disk_bytes > 0 || (c->items != NULL && c->items->dir != NULL);
+        bool local = content_local(c) != NULL;
         out->n_adapters[TIER_HOST] += c->loaded;
-        out->n_adapters[TIER_DISK] += on_disk;
-        out->bytes[TIER_DISK] += c->disk_bytes > 0 ? c->disk_bytes : on_disk ? c->n_bytes : 0;
+        out->n_adapters[TIER_DISK] += local || c->disk_bytes > 0;
+        out->bytes[TIER_DISK] += c->disk_bytes + (local ? c->n_bytes : 0);
     }
     for (int t = 0; t < N_TIERS; t++)
         out->hits[t] = atomic_load(&s->hits[t]);

@@ -171,6 +171,8 @@ struct adapter_store {
 
 struct content *content_get(struct adapter_store *s, const struct content_digest *digest);
 void content_learn(struct content *c, const struct engine_adapter *facts);
+/* The earliest of its names that has files of the operator's own; NULL: none. */
+struct item *content_local(const struct content *c);
 /* Frees it if nothing keeps it. With the lock; c is gone afterwards, perhaps. */
 void content_settle(struct adapter_store *s, struct content *c);
 void item_attach(struct adapter_store *s, struct item *i, struct content *c);

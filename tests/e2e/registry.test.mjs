@@ -371,6 +371,9 @@ await checks.test('of a local copy and the registry’s files, those that are wh
   behave = (request, response) => { response.destroy(); return true; };
   damage(fetched);
   await serve('fetched files are damaged, and no registry answers');
+  const unloaded = JSON.parse((await run(tributary, ['adapter', 'unload', 'law', '--node', node.url, '--json'])).out);
+  if (fs.existsSync(fetched) || unloaded.tier !== 'disk')
+    throw new Error(`only the local copy is there, on disk: ${JSON.stringify(unloaded)}, fetched files: ${fs.existsSync(fetched)}`);
   behave = () => false;
   damage(copy);
   await serve('the local copy is damaged, and there are no fetched files');
