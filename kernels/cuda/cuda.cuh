@@ -81,6 +81,8 @@ template <typename T> static inline T *dev(struct devptr p)
  *      step), and
  *   3. calls pdl_wait() before it reads or writes anything that a kernel before it may write or
  *      read (activations, caches, scratch). pdl_wait returns when all earlier kernels are complete.
+ *      It does so because some thread of each of them called it; a block with nothing to do may
+ *      leave without, as long as one block of every launch waits (lora.cu: the first).
  * One that writes what the next may read early by rule 2 (copied KV blocks, what a step's adapters
  * are) calls pdl_trigger_written instead, last. And behind one that calls pdl_trigger after
  * pdl_wait (lora_shrink_many.cu) the next may go on without pdl_wait, but for what that one writes
