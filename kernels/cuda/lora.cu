@@ -27,8 +27,10 @@
  * the first, so what it hands on comes first and what is handed to it is wanted last (as in
  * linear_middle.cuh). A place for a sum is EMPTY until the sum is there, and the one who takes it
  * waits for nothing else. Places are in L2, EMPTY again when the launch has ended. Blocks wait only
- * for ones below them, so every wait ends. Segments that one table can't hold come in several; then
- * the row is cut between units, and nothing is handed on.
+ * for ones below them, and all of them get a place (no more than multiprocessors, and no later
+ * kernel starts before each of them has called pdl_trigger, first of all), so every wait ends.
+ * Segments that one table can't hold come in several; then the row is cut between units, and
+ * nothing is handed on.
  *
  * One block on a multiprocessor, and those that got no piece leave at once: what counts is that an
  * expand finds room. Two blocks of a single stage, and places for two on each multiprocessor, look

@@ -15,11 +15,11 @@
  *
  * The delta is a sum of its own from +0 and is added once: y = bf16(y + delta).
  *
- * A piece costs a warp some 300 cycles whatever its size, so groups are as large as the ring lets
- * them be. A tile's adapters come one after another, so its rows are the fewer, the more of them
- * have adapters of their own; rows that share one want large tiles, for which B is fetched once.
- * Host code weighs that up, and cuts the ring by what a block has to fetch: the less shared memory
- * a kernel takes, the earlier the ones after it can start.
+ * A piece costs a warp some 300 cycles whatever its size (small ones are taken two at a time), so
+ * groups are as large as the ring lets them be. A tile's adapters come one after another, so its
+ * rows are the fewer, the more of them have adapters of their own; rows that share one want large
+ * tiles, for which B is fetched once. Host code weighs that up, and cuts the ring by what a block
+ * has to fetch: the less shared memory a kernel takes, the earlier the ones after it can start.
  *
  * Which output is which row of the matrix step is free, so it is chosen by the memory: of a warp's
  * 16 M outputs lane (g, t) has 4 M t .. 4 M t + 4 M - 1 of row g, together in y, whose 2 M pairs,

@@ -349,7 +349,8 @@ __global__ static void __launch_bounds__(MANY_THREADS, 1)
                 (m.spans[i].row_end - m.spans[i].row_begin + MANY_ROWS - 1) / MANY_ROWS *
                 ((many_tiles(m.cells + i * v.n_parts, v.n_parts) + MANY_TILES - 1) / MANY_TILES);
         lora_scan(m.unit_end, n, thread, MANY_THREADS, 0);
-        __syncthreads();
+        __syncthreads(); /* for racecheck, which doesn't follow the barrier that lora_scan ends with
+                          */
         struct shrink_run run = {};
         struct shrink_at at = shrink_run_of(run, (unsigned)m.unit_end[n - 1], (unsigned)n_slices,
                                             n_segs > segs_max);
