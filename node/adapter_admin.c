@@ -38,7 +38,7 @@ static enum adapter_tier tier_of(const struct adapter_store *s, const struct ite
         return engine_adapter_residency(s->engine, &c->digest, &at, NULL) == 0 && at.on_device
                    ? TIER_DEVICE
                    : TIER_HOST;
-    bool on_disk = i->dir != NULL || (c != NULL && (c->disk_bytes > 0 || content_local(c) != NULL));
+    bool on_disk = i->dir != NULL || c->disk_bytes > 0 || content_local(c) != NULL;
     return on_disk ? TIER_DISK : TIER_REGISTRY;
 }
 

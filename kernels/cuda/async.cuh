@@ -48,8 +48,9 @@ __device__ static inline void barrier_wait(uint64_t *b, uint32_t parity)
                  : "memory");
 }
 
-/* By all threads that the barrier was made for; parity: of the times before, from 0 on. Where
- * threads wait for copies, too, racecheck follows this, but not bar.sync. */
+/* By all threads that the barrier was made for; parity: of the times before, from 0 on. Between
+ * tables of a kernel whose threads also wait for copies, racecheck follows this; it reported what
+ * __syncthreads and named_sync of all threads separate there. */
 __device__ static inline void barrier_meet(uint64_t *b, uint32_t &parity)
 {
     barrier_arrive(b);

@@ -86,8 +86,8 @@ template <typename T> static inline T *dev(struct devptr p)
  * One that writes what the next may read early by rule 2 (copied KV blocks, what a step's adapters
  * are) calls pdl_trigger_written instead, last. And behind one that calls pdl_trigger after
  * pdl_wait (lora_shrink_many.cu) the next may go on without pdl_wait, but for what that one writes
- * (which it may not read) or reads (which it may not write); some thread of each of its blocks
- * calls it all the same, or the kernel after it would know nothing of that one.
+ * (which it may not read) or reads (which it may not write); some thread of it calls pdl_wait
+ * all the same, as of every launch.
  * Captured into a graph these become programmatic edges. */
 __device__ static inline void pdl_trigger()
 {
