@@ -13,6 +13,7 @@
 #include "node/base/buf.h"
 #include "node/base/err.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 enum { NONE = -1 };
@@ -98,19 +99,22 @@ static void forget(struct payers *t, int payer)
     t->n_used--;
 }
 
-/* With all places used, at least PAYERS_IDLE_MAX are only remembered. One at least is not above
- * their mean; usually half of them, so this is seldom. */
+/* With all places used, at least PAYERS_IDLE_MAX are only remembered. Those not above their mean
+ * go, usually half of them, so this is seldom. The least is among them, also where a rounded mean
+ * lies below it. */
 static void forget_some(struct payers *t)
 {
-    double sum = 0, n = 0;
+    double sum = 0, n = 0, least = INFINITY;
     for (int i = 0; i < t->n_places; i++) {
         if (t->payers[i].n_live == 0) {
             sum += t->payers[i].counter;
+            least = fmin(least, t->payers[i].counter);
             n++;
         }
     }
+    double most = fmax(sum / n, least);
     for (int i = 0; i < t->n_places; i++)
-        if (t->payers[i].n_live == 0 && t->payers[i].counter * n <= sum)
+        if (t->payers[i].n_live == 0 && t->payers[i].counter <= most)
             forget(t, i);
     BUG_IF(t->free_places == NONE);
 }

@@ -164,6 +164,27 @@ static void a_stream_of_payers_is_forgotten_but_not_whoever_has_had_much_or_is_t
     payers_free(t);
 }
 
+/* A third of 1, added up as often as there are places, is less than so many times a third. */
+static void
+of_payers_who_have_had_the_same_some_are_forgotten_however_the_mean_is_rounded(void **state)
+{
+    (void)state;
+    enum { N = MAX_LIVE + PAYERS_IDLE_MAX };
+    for (int cost = 1; cost < 16; cost++) {
+        struct payers *t = payers_create(MAX_LIVE, CREDIT);
+        for (uint64_t id = 0; id < N; id++) {
+            int p = payers_hold(t, id);
+            payers_set_weight(t, p, 3);
+            payers_charge(t, p, cost);
+            payers_drop(t, p);
+        }
+        assert_int_equal(payers_n_known(t), N);
+        payers_drop(t, payers_hold(t, N));
+        assert_in_range(payers_n_known(t), 1, N - 1);
+        payers_free(t);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -175,6 +196,8 @@ int main(void)
         cmocka_unit_test(one_payer_cannot_fill_the_queue_against_others),
         cmocka_unit_test(a_payers_share_is_what_it_may_have_waiting_beside_others),
         cmocka_unit_test(a_stream_of_payers_is_forgotten_but_not_whoever_has_had_much_or_is_there),
+        cmocka_unit_test(
+            of_payers_who_have_had_the_same_some_are_forgotten_however_the_mean_is_rounded),
     };
     return cmocka_run_group_tests_name("payers", tests, NULL, NULL);
 }
