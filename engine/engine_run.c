@@ -139,7 +139,7 @@ static void sequence_finish(struct engine *e, struct sequence *s, enum engine_fi
     s->finish = finish;
     if (s->running && s->n_flying == 0)
         sequence_release_device(e, s);
-    for (int i = 0; i < s->n_adapters && !s->was_admitted; i++)
+    for (int i = 0; i < s->n_adapters && !s->running; i++) /* it waited, first or again */
         lora_pool_forget(e->lora, &s->adapters[i]->lora->content);
     pthread_mutex_lock(&e->lock);
     set_queued(e, s, false);

@@ -109,7 +109,6 @@ struct lora_pool {
     struct lora_linear *linears; /* [n_layers, FUSED_KINDS] */
     uint64_t n_fills, n_ticks;
     double age;
-    size_t bytes_promised;
     int32_t *loading; /* [stats.n_loading] slots on their way */
     struct lora_pool_owners owners;
     pthread_mutex_t lock; /* of what lora_pool_look reads */
@@ -270,7 +269,7 @@ static void reckon(struct lora_pool *p, struct slot *s)
 static void forget_promise(struct lora_pool *p, struct slot *s)
 {
     if (s->promised)
-        p->bytes_promised -= s->n_bytes;
+        p->stats.bytes_promised -= s->n_bytes;
     s->promised = false;
 }
 
@@ -656,11 +655,11 @@ bool lora_pool_pin(struct lora_pool *p, const struct lora_adapter *a, void *owne
 bool lora_pool_prefetch(struct lora_pool *p, const struct lora_adapter *a, void *owner,
                         bool promise)
 {
-    size_t taken = p->stats.bytes_pinned + p->stats.bytes_kept + p->bytes_promised;
+    size_t taken = p->stats.bytes_pinned + p->stats.bytes_kept + p->stats.bytes_promised;
     if (lora_pool_is_resident(p, &a->content))
         return true;
     if (taken > p->n_bytes || a->n_bytes > p->n_bytes - taken ||
-        (promise && p->bytes_promised + a->n_bytes > p->n_bytes / PROMISES_PART))
+        (promise && p->stats.bytes_promised + a->n_bytes > p->n_bytes / PROMISES_PART))
         return false;
     lora_pool_poll(p);
     pthread_mutex_lock(&p->lock);
@@ -671,7 +670,7 @@ bool lora_pool_prefetch(struct lora_pool *p, const struct lora_adapter *a, void 
         reckon(p, s);
         s->n_uses = 0;
         s->promised = promise;
-        p->bytes_promised += promise ? s->n_bytes : 0;
+        p->stats.bytes_promised += promise ? s->n_bytes : 0;
         p->stats.n_prefetched++;
     }
     pthread_mutex_unlock(&p->lock);

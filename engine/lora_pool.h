@@ -33,7 +33,7 @@ struct lora_pool_stats {
     uint64_t n_uploads, n_evictions;
     uint64_t n_hits;       /* pins that found the adapter here or on its way */
     uint64_t n_prefetched; /* of the uploads, those that nobody had pinned when they began */
-    size_t bytes_used, bytes_total, bytes_pinned, bytes_kept, bytes_loading;
+    size_t bytes_used, bytes_total, bytes_pinned, bytes_kept, bytes_promised, bytes_loading;
     uint64_t bytes_uploaded; /* by all uploads */
     int n_resident, n_slots, n_loading;
 };

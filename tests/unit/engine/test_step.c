@@ -294,6 +294,70 @@ static void the_cancelled_end_and_the_others_never_notice(void **state)
     run_close(&plain);
 }
 
+/* Cancels those that wait again and whose adapter is here, if something is promised to somebody. */
+static void cancel_who_waits_again(struct run *run, const struct engine_event *event)
+{
+    const struct engine *e = run->engine; /* this is its thread */
+    struct lora_pool_stats pool;
+    (void)event;
+    lora_pool_stats(e->lora, &pool);
+    for (int i = 0; i < e->n_waiting && pool.bytes_promised > 0; i++)
+        if (e->waiting[i]->was_admitted &&
+            lora_pool_is_resident(e->lora, &e->waiting[i]->adapters[0]->lora->content))
+            engine_cancel(run->engine, e->waiting[i]->id);
+}
+
+/* Also one that was preempted, for whom an adapter that had to go was brought in again, may end
+ * before it has it: nothing stays promised to it. */
+static void what_was_promised_to_a_sequence_is_free_when_it_ends(void **state)
+{
+    enum { ADAPTERS_MADE = 12, FIT = 4, ROUNDS = 6 };
+    (void)state;
+    struct run run;
+    struct lora_pool_stats pool;
+    struct content_digest content[ADAPTERS_MADE];
+    static const int32_t prompt[] = {1, 403, 407};
+    int n_cancelled = 0;
+    struct engine_options o = options_of();
+    o.debug_preempt = true;
+    for (int opened = 0; opened < 2; opened++) { /* the first time to learn what fits */
+        engine_debug_ops = deferring_ops(true, 256 << 20);
+        run_open(&run, o, ROUNDS * ADAPTERS_MADE);
+        engine_debug_ops = NULL;
+        for (int i = 0; i < ADAPTERS_MADE; i++) {
+            struct err err = {0};
+            struct lora_adapter *a = lora_random(&run.engine->model->config, 4, DTYPE_BF16,
+                                                 100 + (uint64_t)i);
+            content[i] = a->content;
+            o.adapter_bytes = FIT * a->n_bytes;
+            assert_ok(engine_adapter_add(run.engine, a, &err), err);
+        }
+        if (opened == 0)
+            run_close(&run);
+    }
+    run.watch = cancel_who_waits_again;
+    for (int i = 0; i < ROUNDS * ADAPTERS_MADE; i++) {
+        struct engine_request r = run_greedy(prompt, 3, i < FIT ? 100 : 12, -1);
+        r.ignore_eos = true;
+        r.priority = i >= FIT; /* they come before those that were preempted */
+        r.n_adapters = 1;
+        r.adapters[0].content = content[i < FIT ? i : FIT + i % (ADAPTERS_MADE - FIT)];
+        r.adapters[0].weight = 1;
+        run_submit(&run, r);
+        pthread_mutex_lock(&run.lock);
+        while (i == FIT - 1 && run.answers[i].n_tokens == 0)
+            pthread_cond_wait(&run.changed, &run.lock);
+        pthread_mutex_unlock(&run.lock);
+    }
+    run_wait(&run);
+    for (int i = 0; i < run.n; i++)
+        n_cancelled += run.answers[i].finish == ENGINE_FINISH_CANCELLED;
+    lora_pool_stats(run.engine->lora, &pool);
+    assert_true(n_cancelled > 0 && pool.n_prefetched > 0 && pool.n_evictions > 0);
+    assert_int_equal(pool.bytes_promised, 0);
+    run_close(&run);
+}
+
 static void closing_ends_what_flies(void **state)
 {
     (void)state;
@@ -455,6 +519,7 @@ int main(void)
         cmocka_unit_test(padding_has_tokens_behind_a_step_that_had_none),
         cmocka_unit_test(a_sequence_that_its_length_ends_is_not_computed_beyond_its_last_token),
         cmocka_unit_test(the_cancelled_end_and_the_others_never_notice),
+        cmocka_unit_test(what_was_promised_to_a_sequence_is_free_when_it_ends),
         cmocka_unit_test(closing_ends_what_flies),
         cmocka_unit_test(a_device_that_fails_ends_everything_and_refuses_more),
         cmocka_unit_test(padding_changes_no_bit_of_the_logits),
