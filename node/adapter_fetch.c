@@ -1,8 +1,15 @@
 /* adapter_fetch: an adapter's way from the registries to the disk, and the disk's bound.
  *
- * Runs on the fetchers. A fetch ends with an item whose manifest, signature and registration were
- * checked and whose files are on disk; from there it is loaded like any other. One manifest is
- * fetched once: who wants it under another name meanwhile waits.
+ * A fetch ends with an item whose manifest, signature and registration were checked and whose files
+ * are on disk; from there it is loaded like any other. One manifest is fetched once: who wants it
+ * under another name meanwhile waits.
+ *
+ * It begins on the fetchers, which ask the index and the chain only. Most that come are for what is
+ * here and has to be checked again; files may take an hour. So who finds that manifests or files
+ * are to be waited for, whoever fetches them, goes on among the bringers, from the beginning:
+ *
+ *     fetchers: here, and counts ---------------------------------> end
+ *        `------put off--> bringers: manifest, checks, files -----> end
  *
  * DATA/adapters/
  *     <contentDigest>/        whole; its age is that of its last load
@@ -465,30 +472,39 @@ static int check_item(struct adapter_store *s, struct item *i, struct err *err)
     return 0;
 }
 
+static int put_off(struct fetch *f, struct err *err)
+{
+    f->put_off = true;
+    return err_set(err, ERR_BUSY, "it has to be fetched first");
+}
+
 /* By entry of the index. With the lock, let go of meanwhile. */
-static int resolve_entry(struct adapter_store *s, const struct index_entry *e, struct item **out,
-                         bool *downloaded, struct err *err)
+static int resolve_entry(struct adapter_store *s, struct fetch *f, const struct index_entry *e,
+                         struct item **out, struct err *err)
 {
     struct err problem = {0};
-    if (claim(s, e->e.manifest, err) != 0)
+    if (f->brings && claim(s, e->e.manifest, err) != 0)
         return -1;
     struct item *i = hash_map_get(&s->by_manifest, e->e.manifest.bytes, 32);
     int rc = i != NULL ? check_item(s, i, &problem) : -1;
     if (i != NULL && (rc == 0 || problem.code != ERR_IO)) {
-        unclaim(s, e->e.manifest);
+        if (f->brings)
+            unclaim(s, e->e.manifest);
         *out = i;
         if (rc != 0 && err != NULL)
             *err = problem;
         return rc;
     }
+    if (!f->brings)
+        return put_off(f, err);
     pthread_mutex_unlock(&s->lock);
-    struct found f = {.arena = ARENA_INIT, .text = BUF_INIT};
+    struct found found = {.arena = ARENA_INIT, .text = BUF_INIT};
     struct monotonic_us began = clock_monotonic_us();
-    rc = bring_in(s, e, &f, err);
+    rc = bring_in(s, e, &found, err);
     pthread_mutex_lock(&s->lock);
     if (rc == 0) {
-        *out = item_brought(s, &f);
-        *downloaded = f.downloaded;
+        *out = item_brought(s, &found);
+        f->downloaded = found.downloaded;
         log_info(
             "registry",
             "adapter %s version %" PRIu64 " is here, %" PRIu64 " ms after it was first asked for",
@@ -497,7 +513,7 @@ static int resolve_entry(struct adapter_store *s, const struct index_entry *e, s
         log_warn("registry", "refused: %s", err != NULL ? err->message : "");
     }
     unclaim(s, e->e.manifest);
-    found_release(&f);
+    found_release(&found);
     return rc;
 }
 
@@ -550,17 +566,17 @@ static int resolve_from_ledger(struct adapter_store *s, const struct wanted *w, 
 }
 
 /* By what the index says now; *known is false when it says nothing. With the lock. */
-static int resolve_indexed(struct adapter_store *s, const char *model, const struct wanted *w,
-                           struct item **out, bool *downloaded, bool *known, struct err *err)
+static int resolve_indexed(struct adapter_store *s, struct fetch *f, const struct wanted *w,
+                           struct item **out, bool *known, struct err *err)
 {
     struct index_entry e;
     *known = true;
     if (w->by == BY_NAME) {
         if (adapter_index_named(s->index, w->name, w->version, &e))
-            return resolve_entry(s, &e, out, downloaded, err);
+            return resolve_entry(s, f, &e, out, err);
     } else {
         struct item *i = w->by == BY_ID ? hash_map_get(&s->by_id, w->digest, 32)
-                                        : item_find(s, model, false);
+                                        : item_find(s, f->model, false);
         struct err problem = {0};
         int rc = -1;
         if (i != NULL) {
@@ -572,11 +588,13 @@ static int resolve_indexed(struct adapter_store *s, const char *model, const str
                 *err = problem;
             return rc;
         }
+        if (!f->brings)
+            return put_off(f, err);
         pthread_mutex_unlock(&s->lock);
         rc = adapter_index_find(s->index, w->by == BY_ID, w->digest, look, s, &e, &problem);
         pthread_mutex_lock(&s->lock);
         if (rc == 0)
-            return resolve_entry(s, &e, out, downloaded, err);
+            return resolve_entry(s, f, &e, out, err);
         if (problem.code == ERR_BUSY) {
             if (err != NULL)
                 *err = problem;
@@ -584,7 +602,7 @@ static int resolve_indexed(struct adapter_store *s, const char *model, const str
         }
     }
     *known = false;
-    return err_set(err, ERR_NOT_FOUND, "there is no model \"%.100s\"", model);
+    return err_set(err, ERR_NOT_FOUND, "there is no model \"%.100s\"", f->model);
 }
 
 /* Asks the chain for a content's earliest registration; -1: it can't be asked. With the lock, let
@@ -652,7 +670,7 @@ void fetch_run(void *store, void *argument)
     struct item *i = NULL;
     struct err err = {0};
     struct wanted w;
-    bool known = true, downloaded = false;
+    bool known = true;
     int rc = wanted_parse(&w, f->model, &err);
     pthread_mutex_lock(&s->lock);
     if (rc == 0 && atomic_load(&s->cancelled)) {
@@ -662,13 +680,22 @@ void fetch_run(void *store, void *argument)
         if (refresh(s, s->refresh_us, &err) != 0)
             rc = resolve_from_ledger(s, &w, &i, &err);
         else
-            rc = resolve_indexed(s, f->model, &w, &i, &downloaded, &known, &err);
+            rc = resolve_indexed(s, f, &w, &i, &known, &err);
         /* What was published a moment ago is asked for a moment later: an unknown name looks
          * again, but not at every request. */
         if (!known && adapter_index_age_us(s->index) >= UNKNOWN_AGAIN_US &&
             refresh(s, UNKNOWN_AGAIN_US, NULL) == 0)
-            rc = resolve_indexed(s, f->model, &w, &i, &downloaded, &known, &err);
+            rc = resolve_indexed(s, f, &w, &i, &known, &err);
+    }
+    if (f->put_off) {
+        f->put_off = false;
+        f->brings = true;
+        if (workers_submit(s->bringers, fetch_run, s, f)) {
+            pthread_mutex_unlock(&s->lock);
+            return;
+        }
+        err_set(&err, ERR_BUSY, "the node is shutting down");
     }
     s->n_failed += rc != 0 && err.code != ERR_NOT_FOUND;
-    fetch_end(s, f, rc == 0 ? i : NULL, downloaded, &err);
+    fetch_end(s, f, rc == 0 ? i : NULL, &err);
 }

@@ -398,14 +398,13 @@ void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *read
     waiters_fail(&one, &err, ready);
 }
 
-void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, bool downloaded,
-               const struct err *err)
+void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, const struct err *err)
 {
     struct waiters ready = {0};
     hash_map_remove(&s->fetches, f->model, strlen(f->model));
     for (struct waiter *w; (w = waiters_take(&f->waiters)) != NULL;) {
         s->n_fetch_waiters--;
-        if (downloaded)
+        if (f->downloaded)
             w->tier = TIER_REGISTRY;
         if (i != NULL) {
             item_use(s, i, w, &ready);
@@ -610,7 +609,11 @@ int adapter_store_start(struct adapter_store *s, struct engine *engine, struct l
     if (workers_create(&s->loaders, s->n_loaders, QUEUE_MAX, err) != 0 ||
         workers_create(&s->keeper, 1, QUEUE_MAX, err) != 0)
         return -1;
-    return s->index == NULL ? 0 : workers_create(&s->fetchers, s->n_fetchers, QUEUE_MAX, err);
+    if (s->index == NULL)
+        return 0;
+    if (workers_create(&s->fetchers, s->n_fetchers, QUEUE_MAX, err) != 0)
+        return -1;
+    return workers_create(&s->bringers, s->n_fetchers, QUEUE_MAX, err);
 }
 
 void adapter_store_cancel(struct adapter_store *s)
@@ -628,7 +631,8 @@ void adapter_store_stop(struct adapter_store *s)
         return;
     adapter_store_cancel(s);
     local_examiner_stop(s);
-    workers_stop(s->fetchers); /* their ends may be loads */
+    workers_stop(s->fetchers); /* what they leave may be the bringers' */
+    workers_stop(s->bringers); /* their ends may be loads */
     workers_stop(s->loaders);
     workers_stop(s->keeper);
     if (s->engine != NULL)
@@ -641,6 +645,7 @@ void adapter_store_free(struct adapter_store *s)
         return;
     BUG_IF(s->fetches.n > 0);
     workers_free(s->fetchers);
+    workers_free(s->bringers);
     workers_free(s->loaders);
     workers_free(s->keeper);
     size_t at = 0;

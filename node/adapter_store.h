@@ -25,7 +25,8 @@
  *
  * What fails is refused by name and nothing half-done is left in the way. Requests for one adapter
  * that isn't there share one load and one fetch. Reading from disk has threads of its own, so that
- * it never waits behind a slow registry.
+ * it never waits behind a slow registry; and so has asking whether a name still means what is here,
+ * so that this never waits behind slow files.
  *
  * Whatever a name points at, tensors only ever serve under their own digest: files that were edited
  * since their digest was taken are an error that names the adapter, until it is registered anew.
@@ -60,7 +61,7 @@ struct adapter_store_options {
     uint64_t cache_bytes;
     struct amount max_royalty_per_1k; /* of adapters from registries; 0: no limit */
     int n_loaders;      /* threads that read from disk; 0: a quarter of the cores, 2 to 8 */
-    int n_fetchers;     /* threads that ask registries and the chain; 0: 8 */
+    int n_fetchers;     /* threads that ask what a name means, and as many that fetch; 0: 8 */
     size_t max_waiting; /* requests that wait for registries; 0: 256, then ERR_BUSY */
     /* All must outlive the store. rpc NULL: no chain; signatures are all there is to check. metrics
      * may be NULL. */

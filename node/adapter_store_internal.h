@@ -112,6 +112,9 @@ struct fetch {
     struct adapter_store *store;
     char *model;
     struct waiters waiters;
+    bool brings;     /* it has a thread that may wait for files; else ... */
+    bool put_off;    /* ... it found that there are some to wait for */
+    bool downloaded; /* files of it */
 };
 
 struct adapter_store {
@@ -128,8 +131,10 @@ struct adapter_store {
     struct http_client *http;
     struct adapter_index *index; /* NULL: no registry is configured */
     struct metrics *metrics;
-    struct workers *loaders, *fetchers;
-    struct workers *keeper; /* one thread: tells the engine what to keep, in order */
+    struct workers *loaders;
+    struct workers *fetchers; /* ask the chain and the registries' indexes ... */
+    struct workers *bringers; /* ... and wait for what that takes: manifests and files */
+    struct workers *keeper;   /* one thread: tells the engine what to keep, in order */
     _Atomic bool cancelled;
 
     pthread_mutex_t lock;
@@ -193,8 +198,7 @@ void item_use(struct adapter_store *s, struct item *i, struct waiter *w, struct 
 /* Sends w to the registries, or to ready as a failure. With the lock. */
 void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *ready);
 /* f has ended with i, or with *err where i is NULL; frees f. With the lock, and lets go of it. */
-void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, bool downloaded,
-               const struct err *err);
+void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, const struct err *err);
 /* The local ones in the order in which they were added: [*n], free() it. With the lock. */
 struct item **items_in_order(const struct adapter_store *s, size_t *n);
 

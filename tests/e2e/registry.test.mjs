@@ -209,6 +209,36 @@ await checks.test('an interrupted download is taken up where it broke off', asyn
   behave = () => false;
 });
 
+await checks.test('however many names wait for a file that does not come, an adapter that is here is checked again and serves', async () => {
+  const code = await manifestOf('code');
+  const file = code.files.find((f) => f.path.endsWith('.safetensors'));
+  let asked = 0;
+  const held = [];
+  behave = (request, response) => {
+    if (request.url !== `/v1/blobs/${file.sha256}`) return false;
+    asked++;
+    held.push(response);
+    return true;
+  };
+  const digest = code.contentDigest, id = world.published.code.adapterId;
+  const names = ['code', 'code@1', digest, `sha256:${digest}`, id, ...Array.from({ length: 12 }, (_, i) => digest.slice(0, 3 * i) + digest.slice(3 * i).toUpperCase())];
+  const waiting = [];
+  for (const name of new Set(names)) {
+    waiting.push(ask(node, name));
+    await new Promise((resolve) => setTimeout(resolve, 40)); // few may read manifests at the same time
+  }
+  await until('the file to be asked for', async () => asked > 0); // and the refresh of what is known is past
+  for (const name of ['law', 'law@1', (await manifestOf('law')).contentDigest]) {
+    const late = new Promise((resolve) => setTimeout(() => resolve({ status: `nothing in 10 s from ${name}` }), 10000));
+    const answer = await Promise.race([ask(node, name), late]);
+    if (answer.status !== 200) throw new Error(`${answer.status}`);
+  }
+  behave = () => false;
+  for (const response of held) response.destroy();
+  for (const answer of await Promise.all(waiting))
+    if (answer.status === 200 && answer.body.tributary.receipt.adapters[0].adapterId !== id) throw new Error(JSON.stringify(answer.body));
+});
+
 await checks.test('name, name@version, content digest and adapter id mean the same adapter', async () => {
   const code = await manifestOf('code');
   const ids = [];
