@@ -38,6 +38,7 @@ struct payers {
     int free_places;
 
     double credit, level;
+    double back_at; /* who comes back is lifted to this, less the credit */
     uint64_t round;
     int *view_places;         /* [n_view] places of max_live */
     struct sched_payer *view; /* likewise */
@@ -219,10 +220,12 @@ int payers_view_add(struct payers *t, int payer, bool waits)
     return p->index;
 }
 
-/* The least counter of those who waited (or, if nobody did, were there) in the last round, too. */
+/* The least counter of those who waited (or, if nobody did, were there) in the last round, too.
+ * With nobody waiting, what was computed was nobody else's: who comes back then doesn't come before
+ * the one who had most of it. */
 static void raise_level(struct payers *t)
 {
-    double least_waiting = 0, least = 0;
+    double least_waiting = 0, least = 0, most = 0;
     bool any_waiting = false, any = false;
     for (int i = 0; i < t->n_view; i++) {
         const struct payer *p = &t->payers[t->view_places[i]];
@@ -232,13 +235,15 @@ static void raise_level(struct payers *t)
         }
         if (p->seen_before == t->round - 1) {
             least = any && least < p->counter ? least : p->counter;
+            most = most > p->counter ? most : p->counter;
             any = true;
         }
     }
     if (any_waiting)
-        least = least_waiting;
+        least = most = least_waiting;
     if (any && least > t->level)
         t->level = least;
+    t->back_at = most > t->level ? most : t->level;
 }
 
 const struct sched_payer *payers_view_end(struct payers *t, int *n)
@@ -247,8 +252,8 @@ const struct sched_payer *payers_view_end(struct payers *t, int *n)
     for (int i = 0; i < t->n_view; i++) {
         struct payer *p = &t->payers[t->view_places[i]];
         bool comes_back = p->waited == t->round && p->waited_before != t->round - 1;
-        if (comes_back && p->counter < t->level - t->credit)
-            p->counter = t->level - t->credit;
+        if (comes_back && p->counter < t->back_at - t->credit)
+            p->counter = t->back_at - t->credit;
         t->view[i] = (struct sched_payer){.counter = p->counter, .weight = p->weight};
     }
     *n = t->n_view;

@@ -9,7 +9,9 @@
  * Coming back. A counter that stood still while others' grew would be a claim on all their time. So
  * when a payer gets something to wait for (of what can be computed now) that had nothing, its
  * counter is lifted to the level less a credit: the level is the least counter of those who had
- * something waiting before, or if nobody had, of those who had something running; it never falls.
+ * something waiting before; it never falls. If nobody had, what was computed was nobody else's: the
+ * level is the least counter of those who had something running, and a counter is lifted to the
+ * greatest of theirs, less the credit, so that nobody pays later for what nobody wanted.
  * The credit, a few steps' worth of tokens, lets a payer who asks seldom be ahead of those who ask
  * all the time, for about that much; it is unused time of its own, never more than the credit. A
  * counter is never lowered: who has had too much waits, also when it comes back.

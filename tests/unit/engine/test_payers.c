@@ -88,6 +88,26 @@ static void with_nobody_waiting_the_level_is_of_those_who_run_and_never_falls(vo
     payers_free(t);
 }
 
+/* One has had much while nobody waited, one who has had little runs beside it; a third who comes
+ * then is no further ahead of the first than anybody may be. */
+static void a_newcomer_has_no_claim_to_what_others_had_while_nobody_waited(void **state)
+{
+    (void)state;
+    struct payers *t = payers_create(MAX_LIVE, CREDIT);
+    int held[3] = {payers_hold(t, 1), payers_hold(t, 2), payers_hold(t, 3)};
+    view(t, held, 3, 3);
+    payers_charge(t, held[0], 100000);
+    payers_charge(t, held[1], 50);
+    view(t, held, 3, 0);
+    view(t, held, 3, 0);
+    view(t, held, 7, 5); /* 0 comes back, 2 is new */
+    assert_int_equal((int)payers_counter(t, held[0]), 100000);
+    assert_int_equal((int)payers_counter(t, held[2]), 100000 - CREDIT);
+    view(t, held, 7, 7); /* nor has the one that had little */
+    assert_int_equal((int)payers_counter(t, held[1]), 100000 - 2 * CREDIT);
+    payers_free(t);
+}
+
 static void a_view_has_each_payer_once(void **state)
 {
     (void)state;
@@ -192,6 +212,7 @@ int main(void)
         cmocka_unit_test(who_comes_back_is_lifted_to_the_level_less_the_credit),
         cmocka_unit_test(one_whose_adapter_is_on_its_way_waits_for_nothing_yet),
         cmocka_unit_test(with_nobody_waiting_the_level_is_of_those_who_run_and_never_falls),
+        cmocka_unit_test(a_newcomer_has_no_claim_to_what_others_had_while_nobody_waited),
         cmocka_unit_test(a_view_has_each_payer_once),
         cmocka_unit_test(one_payer_cannot_fill_the_queue_against_others),
         cmocka_unit_test(a_payers_share_is_what_it_may_have_waiting_beside_others),
