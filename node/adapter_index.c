@@ -197,12 +197,18 @@ static void forget_unlisted(struct adapter_index *ix)
     free(gone);
 }
 
+/* With the lock. */
+static bool is_younger(const struct adapter_index *ix, uint64_t age_us)
+{
+    return ix->has_index && clock_elapsed_us(ix->refreshed, clock_monotonic_us()) < age_us;
+}
+
 int adapter_index_refresh(struct adapter_index *ix, uint64_t max_age_us, struct err *err)
 {
     pthread_mutex_lock(&ix->lock);
-    while (ix->refreshing)
+    while (ix->refreshing && !is_younger(ix, max_age_us))
         pthread_cond_wait(&ix->refreshed_now, &ix->lock);
-    if (ix->has_index && clock_elapsed_us(ix->refreshed, clock_monotonic_us()) < max_age_us) {
+    if (is_younger(ix, max_age_us)) {
         pthread_mutex_unlock(&ix->lock);
         return 0;
     }
@@ -246,8 +252,7 @@ uint64_t adapter_index_age_us(struct adapter_index *ix)
 bool adapter_index_is_fresh(struct adapter_index *ix)
 {
     pthread_mutex_lock(&ix->lock);
-    bool fresh = ix->has_index &&
-                 clock_elapsed_us(ix->refreshed, clock_monotonic_us()) < ix->refresh_us;
+    bool fresh = is_younger(ix, ix->refresh_us);
     pthread_mutex_unlock(&ix->lock);
     return fresh;
 }

@@ -37,8 +37,8 @@ void adapter_index_free(struct adapter_index *ix); /* quiet on NULL */
 /* Where an entry's manifest and files are. */
 struct registry_client adapter_index_client(struct adapter_index *ix, size_t registry);
 
-/* Makes the index no older than max_age_us, or waits for the thread that is at it. Fails only when
- * there is no index at all, not even an old one. */
+/* Makes the index no older than max_age_us, or waits for the thread that is at it; never waits
+ * where it is no older. Fails only when there is no index at all, not even an old one. */
 int adapter_index_refresh(struct adapter_index *ix, uint64_t max_age_us, struct err *err);
 bool adapter_index_is_fresh(struct adapter_index *ix); /* no older than refresh_us; never blocks */
 uint64_t adapter_index_age_us(struct adapter_index *ix); /* since the last attempt */

@@ -13,6 +13,8 @@ enum { PAGES = 5, PAGE_ITEMS = 4000, NAMES = 5000 };
 
 static struct buf pages[PAGES]; /* the last is the newest, which is the index itself */
 static char hashes[PAGES][65];
+static _Atomic bool silent;
+static _Atomic int n_kept_waiting;
 
 /* Entry i has name i % NAMES: the first of a name is creator 1's version 1, later ones are version
  * 2 of a stranger, a Datanet, and version 3 of creator 1. Names sort otherwise than they come. */
@@ -38,6 +40,9 @@ static void make_pages(void)
 
 static void registry(struct exchange *x)
 {
+    n_kept_waiting += silent;
+    while (silent && !x->server->stopping)
+        usleep(1000);
     for (int p = 0; p < PAGES; p++) {
         bool index = p == PAGES - 1 && strcmp(x->path, "/v1/index.json") == 0;
         if (index || strstr(x->path, hashes[p]) != NULL) {
@@ -174,6 +179,31 @@ static void a_manifest_is_read_once_however_many_digests_are_asked_for(void **st
     assert_int_equal(l.n_looks, n_manifests);
 }
 
+static void *refresh_now(void *ix)
+{
+    adapter_index_refresh(ix, 0, NULL);
+    return NULL;
+}
+
+/* Somebody asks for a name that isn't known, so the registries are asked again; who is content with
+ * the index that is there doesn't wait for that. */
+static void an_index_that_is_young_enough_serves_while_a_registry_is_slow(void **state)
+{
+    struct index_world *w = *state;
+    struct err err = {0};
+    pthread_t thread;
+    silent = true;
+    assert_int_equal(pthread_create(&thread, NULL, refresh_now, w->ix), 0);
+    while (n_kept_waiting == 0)
+        usleep(1000);
+    struct monotonic_us began = clock_monotonic_us();
+    assert_ok(adapter_index_refresh(w->ix, 60000000, &err), err);
+    if (clock_elapsed_us(began, clock_monotonic_us()) > 1000000)
+        fail_msg("waited for a registry");
+    silent = false;
+    pthread_join(thread, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -183,6 +213,8 @@ int main(void)
                                         index_close),
         cmocka_unit_test_setup_teardown(a_manifest_is_read_once_however_many_digests_are_asked_for,
                                         index_open, index_close),
+        cmocka_unit_test_setup_teardown(
+            an_index_that_is_young_enough_serves_while_a_registry_is_slow, index_open, index_close),
     };
     return cmocka_run_group_tests_name("adapter_index", tests, NULL, NULL);
 }
