@@ -663,6 +663,23 @@ static int refresh(struct adapter_store *s, uint64_t max_age_us, struct err *err
     return rc;
 }
 
+static void refresh_run(void *store, void *nothing)
+{
+    struct adapter_store *s = store;
+    (void)nothing;
+    pthread_mutex_lock(&s->lock);
+    if (!atomic_load(&s->cancelled))
+        refresh(s, s->refresh_us, NULL);
+    s->refreshing = false;
+    pthread_mutex_unlock(&s->lock);
+}
+
+void refresh_begin(struct adapter_store *s)
+{
+    if (!s->refreshing && !adapter_index_is_fresh(s->index))
+        s->refreshing = workers_submit(s->fetchers, refresh_run, s, NULL);
+}
+
 void fetch_run(void *store, void *argument)
 {
     struct adapter_store *s = store;
@@ -677,7 +694,8 @@ void fetch_run(void *store, void *argument)
         rc = err_set(&err, ERR_CANCELLED, "the node is shutting down");
     } else if (rc == 0 && (i = local_first(s, f->model)) == NULL) {
         mean_first(s, &w);
-        if (refresh(s, s->refresh_us, &err) != 0)
+        refresh_begin(s);
+        if (refresh(s, f->brings ? s->refresh_us : 2 * s->refresh_us, &err) != 0)
             rc = resolve_from_ledger(s, &w, &i, &err);
         else
             rc = resolve_indexed(s, f, &w, &i, &known, &err);

@@ -249,12 +249,22 @@ uint64_t adapter_index_age_us(struct adapter_index *ix)
     return age;
 }
 
-bool adapter_index_is_fresh(struct adapter_index *ix)
+static bool check_younger(struct adapter_index *ix, uint64_t age_us)
 {
     pthread_mutex_lock(&ix->lock);
-    bool fresh = is_younger(ix, ix->refresh_us);
+    bool younger = is_younger(ix, age_us);
     pthread_mutex_unlock(&ix->lock);
-    return fresh;
+    return younger;
+}
+
+bool adapter_index_is_fresh(struct adapter_index *ix)
+{
+    return check_younger(ix, ix->refresh_us);
+}
+
+bool adapter_index_counts(struct adapter_index *ix)
+{
+    return check_younger(ix, 2 * ix->refresh_us);
 }
 
 /* ---- names -------------------------------------------------------------------------------------

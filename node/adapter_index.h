@@ -40,7 +40,10 @@ struct registry_client adapter_index_client(struct adapter_index *ix, size_t reg
 /* Makes the index no older than max_age_us, or waits for the thread that is at it; never waits
  * where it is no older. Fails only when there is no index at all, not even an old one. */
 int adapter_index_refresh(struct adapter_index *ix, uint64_t max_age_us, struct err *err);
-bool adapter_index_is_fresh(struct adapter_index *ix); /* no older than refresh_us; never blocks */
+/* Never block: no older than refresh_us; no older than twice that, so that names may still be
+ * looked up while registries that are slow are asked again. */
+bool adapter_index_is_fresh(struct adapter_index *ix);
+bool adapter_index_counts(struct adapter_index *ix);
 uint64_t adapter_index_age_us(struct adapter_index *ix); /* since the last attempt */
 
 /* The entry that a name means: the first creator who used it, and of that creator's adapters the

@@ -17,7 +17,9 @@
  *
  * A registry's item is good for refresh_ms; then its registration is looked up again, so that
  * retiring an adapter takes effect without a restart. A chain that doesn't answer leaves a checked
- * item in use and lets no new one in. */
+ * item in use and lets no new one in. An index that is older is asked for again, by a thread of its
+ * own; so nobody who asks for what is here waits for a registry that is slow, unless it is so slow
+ * that the index gets twice as old. */
 #include "node/adapter_store_internal.h"
 
 #include "attribution/attribution.h"
@@ -111,7 +113,7 @@ struct item *item_find(struct adapter_store *s, const char *model, bool fresh)
     case BY_ID:
         return hash_map_get(&s->by_id, w.digest, 32);
     case BY_NAME:
-        if (s->index == NULL || (fresh && !adapter_index_is_fresh(s->index)) ||
+        if (s->index == NULL || (fresh && !adapter_index_counts(s->index)) ||
             !adapter_index_named(s->index, w.name, w.version, &e))
             return NULL;
         return hash_map_get(&s->by_manifest, e.e.manifest.bytes, 32);
@@ -298,10 +300,13 @@ static void begin(struct adapter_store *s, const char *model, service_resolved_f
     struct waiters ready = {0};
     pthread_mutex_lock(&s->lock);
     struct item *i = item_find(s, model, true);
-    if (i != NULL && item_is_checked(s, i) && !first_is_wanted(s, i))
+    if (i != NULL && item_is_checked(s, i) && !first_is_wanted(s, i)) {
         item_use(s, i, w, &ready);
-    else
+        if (i->dir == NULL)
+            refresh_begin(s);
+    } else {
         fetch_begin(s, w, &ready);
+    }
     pthread_mutex_unlock(&s->lock);
     waiters_tell(s, &ready);
 }

@@ -149,6 +149,7 @@ struct adapter_store {
 
     struct hash_map fetches; /* by model */
     size_t n_fetch_waiters;
+    bool refreshing; /* refresh_begin's is under way */
     struct sha256_digest in_flight[IN_FLIGHT_MAX];
     size_t n_in_flight;
 
@@ -183,7 +184,7 @@ void content_settle(struct adapter_store *s, struct content *c);
 void item_attach(struct adapter_store *s, struct item *i, struct content *c);
 void item_detach(struct adapter_store *s, struct item *i);
 /* A local adapter, a registry's item that is known, or NULL. fresh: a registry's name only counts
- * while the index does. With the lock. */
+ * while the index does (adapter_index_counts). With the lock. */
 struct item *item_find(struct adapter_store *s, const char *model, bool fresh);
 bool item_is_checked(const struct adapter_store *s, const struct item *i);
 
@@ -197,6 +198,8 @@ void waiters_tell(struct adapter_store *s, struct waiters *ready);
 void item_use(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready);
 /* Sends w to the registries, or to ready as a failure. With the lock. */
 void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *ready);
+/* Has the registries asked again, if the index isn't fresh; waits for nothing. With the lock. */
+void refresh_begin(struct adapter_store *s);
 /* f has ended with i, or with *err where i is NULL; frees f. With the lock, and lets go of it. */
 void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, const struct err *err);
 /* The local ones in the order in which they were added: [*n], free() it. With the lock. */

@@ -427,6 +427,26 @@ await checks.test('names without bytes, which a loss of power leaves, are fetche
   if (answer.status !== 200) throw new Error(JSON.stringify(answer.body));
   checks.equal(await again.stop(), 0, 'the node ends with status 0');
 });
+
+await checks.test('a registry that does not say what it has holds up nobody who asks for what is here', async () => {
+  const patient = await world.serve(['--registry-refresh', '3s'], { registryUrl: proxy.url });
+  if ((await ask(patient, 'law')).status !== 200) throw new Error('law does not serve');
+  const held = [];
+  behave = (request, response) => request.url.startsWith('/v1/index.json') && held.push(response) > 0;
+  const began = Date.now();
+  // Past the first refresh: the index is 3 s old, and the registration has been looked up meanwhile.
+  while (Date.now() - began < 4500) {
+    const asked = Date.now();
+    const late = new Promise((resolve) => setTimeout(() => resolve({ status: 'nothing' }), 10000));
+    const answer = await Promise.race([ask(patient, 'law'), late]);
+    if (answer.status !== 200) throw new Error(`${answer.status}, asked ${asked - began} ms after the registry fell silent`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  if (held.length === 0) throw new Error('the registry was not asked again');
+  behave = () => false;
+  for (const response of held) response.destroy();
+  checks.equal(await patient.stop(), 0, 'the node ends with status 0');
+});
 proxy.server.close();
 await stop(world.registry.child);
 await stop(world.anvil.child);
