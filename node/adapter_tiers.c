@@ -324,6 +324,13 @@ static int reserve(struct adapter_store *s, size_t n_bytes, struct err *err)
     return 0;
 }
 
+/* Who waits for room may have it now. With the lock. */
+static void unreserve(struct adapter_store *s, size_t n_bytes)
+{
+    s->host_reserved -= n_bytes;
+    pthread_cond_broadcast(&s->room);
+}
+
 struct pressed {
     struct adapter_store *store;
     int turn;
@@ -394,7 +401,7 @@ int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *
         *us = clock_elapsed_us(began, clock_monotonic_us());
         *loaded = rc == 0;
         pthread_mutex_lock(&s->lock);
-        s->host_reserved -= n_bytes;
+        unreserve(s, n_bytes);
         pthread_mutex_unlock(&s->lock);
         if (rc != 0 && problem.code != ERR_BUSY) {
             if (err != NULL)
@@ -509,8 +516,7 @@ static int load_files(struct adapter_store *s, struct load *l, struct engine_ada
     rc = engine_adapter_load_when(s->engine, l->dir, wait_pressed, &pressed, facts, err);
     *us = clock_elapsed_us(began, clock_monotonic_us());
     pthread_mutex_lock(&s->lock);
-    s->host_reserved -= n_bytes;
-    pthread_cond_broadcast(&s->room);
+    unreserve(s, n_bytes);
     pthread_mutex_unlock(&s->lock);
     return rc;
 }

@@ -247,6 +247,63 @@ static void when_all_is_in_use_a_load_waits_for_room_and_does_not_fail(void **st
     world_close(w, false);
 }
 
+struct adding {
+    struct world *w;
+    const char *dir;
+    _Atomic bool ends;
+    int n_refused;
+};
+
+static void *add_again_and_again(void *context)
+{
+    struct adding *a = context;
+    struct err err = {0};
+    for (; !a->ends; a->n_refused++)
+        assert_int_equal(adapter_store_add(a->w->store, "bad", a->dir, true, NULL, &err), -1);
+    return NULL;
+}
+
+/* Room that was kept for files which then are refused is anybody's, and who waits for some hears of
+ * it at once. */
+static void room_that_refused_files_did_not_need_goes_to_who_waits(void **state)
+{
+    (void)state;
+    enum { TURNS = 100, PATIENCE_MS = 5000 };
+    struct world *w = world_open(2, NULL, NULL);
+    struct err err = {0};
+    add_adapters(w, 2);
+    char *dir = xasprintf("%s/bad", w->dir), *file = xasprintf("%s/adapter_model.safetensors", dir);
+    write_adapter(dir, ADAPTER, 99);
+    FILE *f = fopen(file, "r+b"); /* its size stays, its header says nothing */
+    assert_non_null(f);
+    for (int i = 0; i < 16; i++)
+        fputc(0xff, f);
+    fclose(f);
+    struct resolved held = get(w, "a0");
+    struct adding adding = {.w = w, .dir = dir};
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, add_again_and_again, &adding), 0);
+    for (int i = 0; i < TURNS; i++) {
+        json_decref(adapter_store_unload(w->store, "a1", &err));
+        struct result r;
+        ask(w, &r, "a1");
+        for (int ms = 0; ms < PATIENCE_MS && !has_come(&r); ms++)
+            usleep(1000);
+        if (!has_come(&r))
+            fail_msg("turn %d: nothing after %d ms", i, PATIENCE_MS);
+        await(&r);
+        assert_ok(r.rc, r.err);
+        w->r.release(w->r.context, &r.out);
+    }
+    adding.ends = true;
+    pthread_join(thread, NULL);
+    assert_true(adding.n_refused > 0);
+    w->r.release(w->r.context, &held);
+    free(dir);
+    free(file);
+    world_close(w, false);
+}
+
 /* What was read for an engine that has no room yet is loaded when it has some, and not read again:
  * its files may have gone meanwhile. */
 static void a_load_that_waits_for_the_engine_reads_its_files_once(void **state)
@@ -513,6 +570,7 @@ int main(void)
         cmocka_unit_test(what_fits_is_counted_by_what_names_mean_now),
         cmocka_unit_test(many_requests_for_one_absent_adapter_share_one_load),
         cmocka_unit_test(when_all_is_in_use_a_load_waits_for_room_and_does_not_fail),
+        cmocka_unit_test(room_that_refused_files_did_not_need_goes_to_who_waits),
         cmocka_unit_test(a_load_that_waits_for_the_engine_reads_its_files_once),
         cmocka_unit_test(what_waits_is_told_when_the_node_stops),
         cmocka_unit_test(unloading_frees_host_memory_and_says_how_much),
