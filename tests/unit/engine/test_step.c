@@ -298,10 +298,10 @@ static void the_cancelled_end_and_the_others_never_notice(void **state)
 static void cancel_who_waits_again(struct run *run, const struct engine_event *event)
 {
     const struct engine *e = run->engine; /* this is its thread */
-    struct lora_pool_stats pool;
+    struct lora_pool_stats *pool = run->watch_context;
     (void)event;
-    lora_pool_stats(e->lora, &pool);
-    for (int i = 0; i < e->n_waiting && pool.bytes_promised > 0; i++)
+    lora_pool_stats(e->lora, pool);
+    for (int i = 0; i < e->n_waiting && pool->bytes_promised > 0; i++)
         if (e->waiting[i]->was_admitted &&
             lora_pool_is_resident(e->lora, &e->waiting[i]->adapters[0]->lora->content))
             engine_cancel(run->engine, e->waiting[i]->id);
@@ -322,7 +322,7 @@ static void what_was_promised_to_a_sequence_is_free_when_it_ends(void **state)
     o.debug_preempt = true;
     for (int opened = 0; opened < 2; opened++) { /* the first time to learn what fits */
         engine_debug_ops = deferring_ops(true, 256 << 20);
-        run_open(&run, o, ROUNDS * ADAPTERS_MADE);
+        run_open(&run, o, ROUNDS * ADAPTERS_MADE + 1);
         engine_debug_ops = NULL;
         for (int i = 0; i < ADAPTERS_MADE; i++) {
             struct err err = {0};
@@ -335,6 +335,7 @@ static void what_was_promised_to_a_sequence_is_free_when_it_ends(void **state)
         if (opened == 0)
             run_close(&run);
     }
+    run.watch_context = &pool;
     run.watch = cancel_who_waits_again;
     for (int i = 0; i < ROUNDS * ADAPTERS_MADE; i++) {
         struct engine_request r = run_greedy(prompt, 3, i < FIT ? 100 : 12, -1);
@@ -350,9 +351,10 @@ static void what_was_promised_to_a_sequence_is_free_when_it_ends(void **state)
         pthread_mutex_unlock(&run.lock);
     }
     run_wait(&run);
+    run_submit(&run, run_greedy(prompt, 3, 1, -1)); /* so that somebody looks again */
+    run_wait(&run);
     for (int i = 0; i < run.n; i++)
         n_cancelled += run.answers[i].finish == ENGINE_FINISH_CANCELLED;
-    lora_pool_stats(run.engine->lora, &pool);
     assert_true(n_cancelled > 0 && pool.n_prefetched > 0 && pool.n_evictions > 0);
     assert_int_equal(pool.bytes_promised, 0);
     run_close(&run);
