@@ -466,7 +466,7 @@ static int check_item(struct adapter_store *s, struct item *i, struct err *err)
             return -1;
         }
     }
-    if (i->dir == NULL && !i->content->loaded && i->content->disk_bytes == 0)
+    if (!item_is_here(i))
         return err_set(err, ERR_IO, "adapter %s: its files are not on disk", i->name);
     i->content->used = clock_unix_ms();
     return 0;

@@ -71,6 +71,11 @@ bool item_is_checked(const struct adapter_store *s, const struct item *i)
             clock_elapsed_us(i->checked, clock_monotonic_us()) < s->refresh_us);
 }
 
+bool item_is_here(const struct item *i)
+{
+    return i->dir != NULL || i->content->loaded || i->content->disk_bytes > 0;
+}
+
 struct item *content_local(const struct content *c)
 {
     struct item *i = c->items;
@@ -376,9 +381,11 @@ void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *read
     struct err err = {0};
     struct wanted wanted;
     struct fetch *f = hash_map_get(&s->fetches, w->model, strlen(w->model));
+    const struct item *i = item_find(s, w->model, false);
+    w->fetches = i == NULL || !item_is_here(i); /* else there is a question to wait for, no more */
     if (s->index == NULL || wanted_parse(&wanted, w->model, &err) != 0)
         err_set(&err, ERR_NOT_FOUND, "there is no model \"%.100s\"", w->model);
-    else if (s->n_fetch_waiters >= s->max_fetch_waiters)
+    else if (w->fetches && s->n_fetch_waiters >= s->max_fetch_waiters)
         err_set(&err, ERR_BUSY, "too many requests wait for adapters to be fetched");
     else if (f != NULL)
         waiters_add(&f->waiters, w);
@@ -396,7 +403,7 @@ void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *read
         }
     }
     if (err.code == ERR_OK) {
-        s->n_fetch_waiters++;
+        s->n_fetch_waiters += w->fetches;
         return;
     }
     waiters_add(&one, w);
@@ -408,7 +415,7 @@ void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, const s
     struct waiters ready = {0};
     hash_map_remove(&s->fetches, f->model, strlen(f->model));
     for (struct waiter *w; (w = waiters_take(&f->waiters)) != NULL;) {
-        s->n_fetch_waiters--;
+        s->n_fetch_waiters -= w->fetches;
         if (f->downloaded)
             w->tier = TIER_REGISTRY;
         if (i != NULL) {

@@ -62,7 +62,8 @@ struct adapter_store_options {
     struct amount max_royalty_per_1k; /* of adapters from registries; 0: no limit */
     int n_loaders;      /* threads that read from disk; 0: a quarter of the cores, 2 to 8 */
     int n_fetchers;     /* threads that ask what a name means, and as many that fetch; 0: 8 */
-    size_t max_waiting; /* requests that wait for registries; 0: 256, then ERR_BUSY */
+    size_t max_waiting; /* requests for what isn't here that wait for registries; 0: 256, then
+                           ERR_BUSY */
     /* All must outlive the store. rpc NULL: no chain; signatures are all there is to check. metrics
      * may be NULL. */
     struct rpc *rpc;

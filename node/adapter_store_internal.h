@@ -33,7 +33,8 @@ struct waiter {
     struct resolved out;
     enum adapter_tier tier; /* the slowest that had to be gone to */
     struct monotonic_us began;
-    bool again; /* it was sent back to the registry once: not twice */
+    bool again;   /* it was sent back to the registry once: not twice */
+    bool fetches; /* counted in n_fetch_waiters */
     bool failed;
     struct err err;
     service_resolved_fn *done;
@@ -187,6 +188,7 @@ void item_detach(struct adapter_store *s, struct item *i);
  * while the index does (adapter_index_counts). With the lock. */
 struct item *item_find(struct adapter_store *s, const char *model, bool fresh);
 bool item_is_checked(const struct adapter_store *s, const struct item *i);
+bool item_is_here(const struct item *i); /* its files are, or what they hold */
 
 void waiters_add(struct waiters *list, struct waiter *w);
 /* All of from become failures and go to ready. */

@@ -209,7 +209,7 @@ await checks.test('an interrupted download is taken up where it broke off', asyn
   behave = () => false;
 });
 
-await checks.test('however many names wait for a file that does not come, an adapter that is here is checked again and serves', async () => {
+await checks.test('however many names and requests wait for a file that does not come, an adapter that is here is checked again and serves', async () => {
   const code = await manifestOf('code');
   const file = code.files.find((f) => f.path.endsWith('.safetensors'));
   let asked = 0;
@@ -228,6 +228,8 @@ await checks.test('however many names wait for a file that does not come, an ada
     await new Promise((resolve) => setTimeout(resolve, 40)); // few may read manifests at the same time
   }
   await until('the file to be asked for', async () => asked > 0); // and the refresh of what is known is past
+  for (let i = 0; i < 300; i++) waiting.push(ask(node, 'code')); // more than may wait for files
+  await until('one that may not wait', () => Promise.race([Promise.race(waiting).then((a) => a.status === 503), new Promise((resolve) => setTimeout(resolve, 1000, false))]));
   for (const name of ['law', 'law@1', (await manifestOf('law')).contentDigest]) {
     const late = new Promise((resolve) => setTimeout(() => resolve({ status: `nothing in 10 s from ${name}` }), 10000));
     const answer = await Promise.race([ask(node, name), late]);
