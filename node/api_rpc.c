@@ -301,7 +301,7 @@ static int decode_params(struct call *c, const struct method *m, json_t *params,
 
 static json_t *rpc_error(json_t *id, int code, const char *message, const char *name)
 {
-    json_t *e = json_pack("{s:i, s:s}", "code", code, "message", message);
+    json_t *e = json_pack("{s:i, s:o}", "code", code, "message", json_text(message));
     if (name != NULL)
         json_object_set_new(e, "data", json_pack("{s:s}", "code", name));
     return json_pack("{s:s, s:o, s:o}", "jsonrpc", "2.0", "id",
@@ -328,12 +328,14 @@ static json_t *answer_call(struct node *n, json_t *request, bool local)
         if (strcmp(methods[i].name, name) == 0)
             m = &methods[i];
     }
-    if (m == NULL)
-        return id == NULL ? NULL : rpc_error(id, -32601, "no such method", NULL);
+    struct err err = {0};
+    if (m == NULL) {
+        err_set(&err, ERR_NOT_FOUND, "no such method: %.60s", name);
+        return id == NULL ? NULL : rpc_error(id, -32601, err.message, NULL);
+    }
     struct call *c = xcalloc(1, sizeof *c);
     c->node = n;
     c->local = local;
-    struct err err = {0};
     json_t *response;
     if (decode_params(c, m, params, &err) != 0) {
         response = rpc_error(id, -32602, err.message, NULL);

@@ -11,6 +11,7 @@
 #include "node/base/hex.h"
 #include "node/config.h"
 #include "node/http.h"
+#include "node/json_util.h"
 #include "node/metrics.h"
 #include "node/service.h"
 
@@ -112,7 +113,7 @@ static json_t *ledger_status(const struct node *n)
         "unsealedReceipts", (json_int_t)h.unsealed_receipts, "batchesSealed",
         (json_int_t)h.batches_sealed, "batchesSubmitted", (json_int_t)h.batches_submitted,
         "batchesFinal", (json_int_t)h.batches_final, "outboxWaiting", (json_int_t)h.outbox_waiting);
-    json_object_set_new(o, "reason", h.reason[0] != '\0' ? json_string(h.reason) : json_null());
+    json_object_set_new(o, "reason", h.reason[0] != '\0' ? json_text(h.reason) : json_null());
     set_address(o, "operator", ledger_operator(n->ledger));
     set_address(o, "signer", ledger_signer(n->ledger));
     set_address(o, "house", ledger_house(n->ledger));
@@ -155,7 +156,7 @@ json_t *health_status(struct node *n)
     json_t *o = json_object();
     json_object_set_new(o, "version", json_string(TRIBUTARY_VERSION));
     json_object_set_new(o, "ready", json_boolean(ready));
-    json_object_set_new(o, "reason", reason[0] != '\0' ? json_string(reason) : json_null());
+    json_object_set_new(o, "reason", reason[0] != '\0' ? json_text(reason) : json_null());
     json_object_set_new(
         o, "uptimeMs",
         json_integer((json_int_t)(clock_elapsed_us(n->started, clock_monotonic_us()) / 1000)));

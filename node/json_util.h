@@ -24,8 +24,9 @@ json_t *json_parse(const void *bytes, size_t n_bytes, struct err *err);
 /* Appends text [n] as a JSON string with its quotes. Bytes that are no UTF-8 become U+FFFD. */
 void json_append_string(struct buf *b, const char *text, size_t n);
 void json_append_cstr(struct buf *b, const char *text);
-/* The same as a value, for what may have any bytes: a path, a file's name. json_string refuses such
- * a text, and then the whole member is missing. */
+/* The same as a value, for what may have any bytes: a path, a file's name, a sentence with a
+ * quotation that was cut in the middle of a character. json_string and json_pack refuse such a
+ * text, and then the whole member, or object, is missing. */
 json_t *json_text(const char *text);
 /* The shortest of up to nine digits that reads back as the same float; null when not finite. */
 void json_append_float(struct buf *b, float value);

@@ -15,6 +15,7 @@
 #include "node/base/log.h"
 #include "node/base/sha256.h"
 #include "node/http.h"
+#include "node/json_util.h"
 #include "node/registry.h"
 
 #include <dirent.h>
@@ -83,8 +84,8 @@ static void reply_json(struct http_exchange *x, unsigned status, json_t *value)
 static void reply_error(struct http_exchange *x, const struct err *err)
 {
     reply_json(x, (unsigned)err_http_status(err->code),
-               json_pack("{s:{s:s,s:s}}", "error", "code", err_code_name(err->code), "message",
-                         err->message));
+               json_pack("{s:{s:s,s:o}}", "error", "code", err_code_name(err->code), "message",
+                         json_text(err->message)));
 }
 
 static void refuse(struct http_exchange *x, enum err_code code, const char *message)

@@ -5,6 +5,7 @@
 #include "node/api_error.h"
 #include "node/api_rpc.h"
 #include "node/metrics.h"
+#include "node/node.h"
 #include "node/service.h"
 #include "node/status_page.h"
 
@@ -134,6 +135,40 @@ static void the_openrpc_document_has_every_method_with_its_parameters(void **sta
     buf_release(&b);
 }
 
+/* What an error quotes may be cut in the middle of a character; the caller waits for an answer. */
+static void a_wrong_call_is_answered_wherever_its_quotation_is_cut(void **state)
+{
+    (void)state;
+    static const char *const calls[] = {
+        "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"@\"}",
+        "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"node_status\",\"params\":{\"@\":1}}",
+    };
+    static const int codes[] = {-32601, -32602};
+    char euros[91] = "";
+    for (int i = 0; i < 30; i++)
+        strcat(euros, "\xE2\x82\xAC");
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        for (int pad = 0; pad < 3; pad++) {
+            struct buf body = BUF_INIT, out = BUF_INIT;
+            const char *at = strchr(calls[i], '@');
+            buf_append(&body, calls[i], (size_t)(at - calls[i]));
+            buf_append(&body, "aa", (size_t)pad);
+            buf_append_str(&body, euros);
+            buf_append_str(&body, at + 1);
+            rpc_answer(&(struct node){0}, &out, body.data, body.len, true);
+            json_t *answer = json_loadb(buf_cstr(&out), out.len, 0, NULL);
+            const json_t *error = json_object_get(answer, "error");
+            const char *message = json_string_value(json_object_get(error, "message"));
+            if (json_integer_value(json_object_get(error, "code")) != codes[i] || message == NULL ||
+                strstr(message, "\xE2\x82\xAC\xE2\x82\xAC") == NULL)
+                fail_msg("%s: %s", buf_cstr(&body), buf_cstr(&out));
+            json_decref(answer);
+            buf_release(&body);
+            buf_release(&out);
+        }
+    }
+}
+
 static void an_error_reads_as_openais(void **state)
 {
     (void)state;
@@ -173,6 +208,7 @@ int main(void)
         cmocka_unit_test(an_empty_status_is_a_page_too),
         cmocka_unit_test(names_from_outside_cannot_make_the_metrics_grow),
         cmocka_unit_test(the_openrpc_document_has_every_method_with_its_parameters),
+        cmocka_unit_test(a_wrong_call_is_answered_wherever_its_quotation_is_cut),
         cmocka_unit_test(an_error_reads_as_openais),
     };
     return cmocka_run_group_tests_name("pages", tests, NULL, NULL);
