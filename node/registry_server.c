@@ -329,7 +329,7 @@ static int accept_manifest(struct registry_server *s, struct http_exchange *x, c
     if (header == NULL)
         rc = err_set(err, ERR_UNAUTHORIZED, "an upload needs the header x-tributary-signature");
     else if (registry_signature_parse(&signature, header, strlen(header), err) != 0)
-        rc = -1;
+        rc = err_set(err, ERR_UNAUTHORIZED, "the header x-tributary-signature is malformed");
     if (rc == 0)
         rc = read_facts(&f, &arena, text, n, err);
     if (rc == 0 && (hex_decode(asked.bytes, 32, hex) != 0 || !DIGEST_EQ(asked, f.hash)))

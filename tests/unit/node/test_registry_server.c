@@ -112,12 +112,32 @@ static void a_manifest_is_refused_with_a_sentence_wherever_a_quotation_is_cut(vo
     buf_release(&many);
 }
 
+/* 502 would blame a server behind this one. */
+static void a_signature_that_cannot_be_read_is_the_clients_fault(void **state)
+{
+    struct world *w = *state;
+    static const char *const headers[] = {
+        "x-tributary-signature: 0x1111", "x-tributary-signature: {}",
+        "x-tributary-signature: "
+        "{\"chainId\":-1,\"signature\":\"0x\",\"verifyingContract\":\"0x\"}"};
+    for (size_t i = 0; i < sizeof headers / sizeof *headers; i++) {
+        int status;
+        json_t *error = refusal(w, "{}", headers[i], &status);
+        const char *message = json_string_value(json_object_get(error, "message"));
+        if (status != 401 || strstr(message, "x-tributary-signature") == NULL)
+            fail_msg("%s: %d, %s", headers[i], status, message);
+        json_decref(error);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(
             a_manifest_is_refused_with_a_sentence_wherever_a_quotation_is_cut, world_open,
             world_close),
+        cmocka_unit_test_setup_teardown(a_signature_that_cannot_be_read_is_the_clients_fault,
+                                        world_open, world_close),
     };
     return cmocka_run_group_tests_name("registry_server", tests, NULL, NULL);
 }
