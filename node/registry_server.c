@@ -95,16 +95,19 @@ static void refuse(struct http_exchange *x, enum err_code code, const char *mess
     reply_error(x, &err);
 }
 
-/* "bytes=N-" of a file of n bytes. false: another form, which is ignored as the standard allows. */
+/* "bytes=N-"; an N that doesn't fit becomes UINT64_MAX, which is behind the end of every file.
+ * false: another form, which is ignored as the standard allows; *from is as it was. */
 static bool range_from(const struct http_exchange *x, uint64_t *from)
 {
     const char *range = http_header(x, "Range");
     char *end;
     if (range == NULL || strncmp(range, "bytes=", 6) != 0 || range[6] < '0' || range[6] > '9')
         return false;
-    errno = 0;
-    *from = strtoull(range + 6, &end, 10);
-    return errno == 0 && strcmp(end, "-") == 0;
+    uint64_t n = strtoull(range + 6, &end, 10);
+    if (strcmp(end, "-") != 0)
+        return false;
+    *from = n;
+    return true;
 }
 
 static void serve_file(struct registry_server *s, struct http_exchange *x, const char *folder,

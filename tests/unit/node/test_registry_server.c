@@ -130,6 +130,49 @@ static void a_signature_that_cannot_be_read_is_the_clients_fault(void **state)
     }
 }
 
+/* A form that the server doesn't know is as no Range at all, a start behind the end is 416. */
+static void a_range_gives_the_rest_of_a_file_or_all_of_it(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        const char *range;
+        int status;
+        size_t from; /* of the body, in the file */
+    } rows[] = {
+        {NULL, 206, 5}, /* the client writes that header itself */
+        {"Range: bytes=5-10", 200, 0},
+        {"Range: bytes=5-,7-", 200, 0},
+        {"Range: bytes=4096-4100", 200, 0},
+        {"Range: bytes=-5", 200, 0},
+        {"Range: lines=5-", 200, 0},
+        {"Range: bytes=99999999999999999999-99999999999999999999", 200, 0},
+        {"Range: bytes=4096-", 416, 0},
+        {"Range: bytes=18446744073709551615-", 416, 0},
+        {"Range: bytes=99999999999999999999-", 416, 0},
+    };
+    char *url = xasprintf("%s/v1/index.json", http_url(w->http));
+    struct buf whole = BUF_INIT;
+    struct err err = {0};
+    assert_ok(http_client_fetch(w->client, &(struct http_call){.url = url}, &whole, NULL, &err),
+              err);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct http_call call = {.url = url,
+                                 .headers = &rows[i].range,
+                                 .n_headers = rows[i].range != NULL ? 1 : 0,
+                                 .range_from = rows[i].from};
+        struct buf text = BUF_INIT;
+        struct http_reply reply = {0};
+        assert_ok(http_client_fetch(w->client, &call, &text, &reply, &err), err);
+        const char *wanted = rows[i].status == 416 ? "" : buf_cstr(&whole) + rows[i].from;
+        if (reply.status != rows[i].status || strcmp(buf_cstr(&text), wanted) != 0)
+            fail_msg("row %zu: %d \"%s\", expected %d \"%s\"", i, reply.status, buf_cstr(&text),
+                     rows[i].status, wanted);
+        buf_release(&text);
+    }
+    buf_release(&whole);
+    free(url);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -138,6 +181,8 @@ int main(void)
             world_close),
         cmocka_unit_test_setup_teardown(a_signature_that_cannot_be_read_is_the_clients_fault,
                                         world_open, world_close),
+        cmocka_unit_test_setup_teardown(a_range_gives_the_rest_of_a_file_or_all_of_it, world_open,
+                                        world_close),
     };
     return cmocka_run_group_tests_name("registry_server", tests, NULL, NULL);
 }
