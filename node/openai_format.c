@@ -92,27 +92,34 @@ static void append_chat_logprobs(struct buf *b, const struct tokenizer *t, const
     buf_append_str(b, "],\"refusal\":null}");
 }
 
+/* One member of such an object, unless its text is there; keys: the JSON strings so far, each
+ * followed by a NUL. */
+static void append_top(struct buf *b, struct buf *keys, const struct tokenizer *t, int32_t id,
+                       float logprob)
+{
+    struct buf key = BUF_INIT;
+    append_token_string(&key, t, id);
+    bool seen = false;
+    for (size_t at = 0; at < keys->len && !seen; at += strlen((char *)keys->data + at) + 1)
+        seen = strcmp((char *)keys->data + at, buf_cstr(&key)) == 0;
+    if (!seen) {
+        buf_appendf(b, "%s%s:", keys->len > 0 ? "," : "", buf_cstr(&key));
+        json_append_float(b, logprob);
+        buf_append(keys, key.data, key.len + 1);
+    }
+    buf_release(&key);
+}
+
 /* The object of a completion's alternatives has token texts as keys: where two tokens have the same
- * text, the likelier stays. */
+ * text, the likelier stays. The token itself is always among them, so that there may be one more
+ * than was asked for (OpenAI's reference, "logprobs"). */
 static void append_top_object(struct buf *b, const struct tokenizer *t, const struct score *s)
 {
-    struct buf keys = BUF_INIT; /* JSON strings so far, each followed by a NUL */
+    struct buf keys = BUF_INIT;
     buf_append_byte(b, '{');
-    bool first = true;
-    for (int32_t k = 0; k < s->n_top; k++) {
-        struct buf key = BUF_INIT;
-        append_token_string(&key, t, s->top_ids[k]);
-        bool seen = false;
-        for (size_t at = 0; at < keys.len && !seen; at += strlen((char *)keys.data + at) + 1)
-            seen = strcmp((char *)keys.data + at, buf_cstr(&key)) == 0;
-        if (!seen) {
-            buf_appendf(b, "%s%s:", first ? "" : ",", buf_cstr(&key));
-            json_append_float(b, s->top_logprobs[k]);
-            first = false;
-            buf_append(&keys, key.data, key.len + 1);
-        }
-        buf_release(&key);
-    }
+    for (int32_t k = 0; k < s->n_top; k++)
+        append_top(b, &keys, t, s->top_ids[k], s->top_logprobs[k]);
+    append_top(b, &keys, t, s->token, s->logprob);
     buf_append_byte(b, '}');
     buf_release(&keys);
 }

@@ -140,6 +140,9 @@ await checks.test('a completion with log-probabilities and echo', async () => {
     checks.equal(logprobs[key].length, n, `${key} has an entry a token`);
   checks.equal(logprobs.token_logprobs[0], null, 'the first token has none');
   checks.ok(logprobs.token_logprobs.slice(1).every((p) => p <= 0), 'all others have one');
+  const rows = logprobs.tokens.slice(1).map((token, i) => [token, logprobs.token_logprobs[i + 1], logprobs.top_logprobs[i + 1]]);
+  checks.ok(rows.every(([token, p, top]) => top[token] >= p), 'the token itself is among the alternatives, likely or not', JSON.stringify(rows));
+  checks.ok(rows.every(([, p, top]) => Object.values(top).filter((q) => q > p).length <= 2), 'and no more of the others than were asked for');
 });
 
 await checks.test('text_offset is where a token is in the text that was sent, whole characters or not', async () => {
