@@ -49,48 +49,75 @@ static int encode_chat(struct answer *a, struct token_ids *out)
     return rc;
 }
 
+/* The field that prompt i came in; param [32]. */
+static const char *prompt_param(const struct openai_request *r, size_t i, char param[32])
+{
+    if (r->kind == OPENAI_CHAT)
+        snprintf(param, 32, "messages");
+    else if (r->n_prompts == 1)
+        snprintf(param, 32, "prompt");
+    else
+        snprintf(param, 32, "prompt[%zu]", i);
+    return param;
+}
+
+static int encode_prompt(struct answer *a, size_t i)
+{
+    const struct openai_request *r = &a->request;
+    const struct openai_prompt *p = &r->prompts[i];
+    const struct engine_model *m = engine_model(a->service->engine);
+    struct token_ids *ids = &a->prompts[i];
+    char param[32];
+    prompt_param(r, i, param);
+    if (p->text != NULL) {
+        struct tokenizer_encode_options options = {.add_special = r->add_special_tokens,
+                                                   .parse_special = true};
+        if (tokenizer_encode(answer_tokenizer(a), ids, p->text, p->n_bytes, &options,
+                             &a->failure.err) != 0) {
+            snprintf(a->failure.param, sizeof a->failure.param, "%s", param);
+            return -1;
+        }
+        return 0;
+    }
+    for (size_t k = 0; k < p->n_ids; k++) {
+        if (p->ids[k] >= m->vocab)
+            return api_error_set(&a->failure, ERR_INVALID, param,
+                                 "'%s' has the token id %d; the vocabulary ends at %d", param,
+                                 p->ids[k], m->vocab - 1);
+        token_ids_append(ids, p->ids[k]);
+    }
+    return 0;
+}
+
+static int check_length(struct answer *a, size_t i)
+{
+    const struct openai_request *r = &a->request;
+    const struct engine_model *m = engine_model(a->service->engine);
+    size_t n = a->prompts[i].n, most = (size_t)m->max_context;
+    char param[32];
+    prompt_param(r, i, param);
+    if (n == 0)
+        return api_error_set(&a->failure, ERR_INVALID, param, "'%s' has no token", param);
+    if (n + (r->max_tokens == 0 ? 0 : 1) <= most)
+        return 0;
+    api_error_set(&a->failure, ERR_INVALID, param,
+                  "this model's maximum context length is %zu tokens; '%s' has %zu%s", most, param,
+                  n, n == most ? ", which leaves none for an answer" : "");
+    a->failure.code = "context_length_exceeded";
+    return -1;
+}
+
 static int encode_prompts(struct answer *a)
 {
     const struct openai_request *r = &a->request;
-    const struct tokenizer *t = answer_tokenizer(a);
-    const struct engine_model *m = engine_model(a->service->engine);
     a->n_prompts = r->n_prompts;
     a->prompts = xcalloc(a->n_prompts, sizeof *a->prompts);
     uint64_t total = 0;
     for (size_t i = 0; i < a->n_prompts; i++) {
-        struct token_ids *ids = &a->prompts[i];
-        if (r->kind == OPENAI_CHAT) {
-            if (encode_chat(a, ids) != 0)
-                return -1;
-        } else if (r->prompts[i].text != NULL) {
-            struct tokenizer_encode_options options = {.add_special = r->add_special_tokens,
-                                                       .parse_special = true};
-            if (tokenizer_encode(t, ids, r->prompts[i].text, r->prompts[i].n_bytes, &options,
-                                 &a->failure.err) != 0) {
-                snprintf(a->failure.param, sizeof a->failure.param, "prompt");
-                return -1;
-            }
-        } else {
-            for (size_t k = 0; k < r->prompts[i].n_ids; k++) {
-                int32_t id = r->prompts[i].ids[k];
-                if (id >= m->vocab)
-                    return api_error_set(&a->failure, ERR_INVALID, "prompt",
-                                         "'prompt' has the token id %d; the vocabulary ends at %d",
-                                         id, m->vocab - 1);
-                token_ids_append(ids, id);
-            }
-        }
-        const char *param = r->kind == OPENAI_CHAT ? "messages" : "prompt";
-        if (ids->n == 0)
-            return api_error_set(&a->failure, ERR_INVALID, param, "'%s' has no token", param);
-        if (ids->n + (r->max_tokens == 0 ? 0 : 1) > (size_t)m->max_context) {
-            api_error_set(&a->failure, ERR_INVALID, param,
-                          "this model's maximum context length is %d tokens; '%s' has %zu",
-                          m->max_context, param, ids->n);
-            a->failure.code = "context_length_exceeded";
+        int rc = r->kind == OPENAI_CHAT ? encode_chat(a, &a->prompts[i]) : encode_prompt(a, i);
+        if (rc != 0 || check_length(a, i) != 0)
             return -1;
-        }
-        total += ids->n;
+        total += a->prompts[i].n;
     }
     if (total > UINT32_MAX)
         return api_error_set(&a->failure, ERR_TOO_LARGE, "prompt", "'prompt' has too many tokens");

@@ -1166,6 +1166,9 @@ static void what_cannot_be_answered_is_refused_by_name(void **state)
     } rows[] = {
         {"{\"model\":\"nobody\"," ONCE "}", 404, "model", "model_not_found"},
         {"{\"model\":\"base\",\"prompt\":[512]}", 400, "prompt", "invalid"},
+        {"{\"model\":\"base\",\"prompt\":[[5],[6,512]]}", 400, "prompt[1]", "invalid"},
+        {"{\"model\":\"base\",\"prompt\":[\"x\",\"\"],\"add_special_tokens\":false}", 400,
+         "prompt[1]", "invalid"},
         {"{\"model\":\"base\",\"prompt\":\"x\",\"logit_bias\":{\"512\":1}}", 400, "logit_bias",
          "invalid"},
         {"{\"model\":\"base\",\"prompt\":\"x\",\"stop_token_ids\":[99999]}", 400, "stop_token_ids",
@@ -1198,18 +1201,36 @@ static void what_cannot_be_answered_is_refused_by_name(void **state)
         answer_release(&a);
     }
     everything_is_given_back(w);
-    struct buf body = BUF_INIT;
-    buf_append_str(&body, "{\"model\":\"base\",\"prompt\":[1");
-    for (int i = 0; i < 512; i++)
-        buf_append_str(&body, ",5");
-    buf_append_str(&body, "]}");
-    struct answer_seen a = ask(w, buf_cstr(&body));
-    assert_int_equal(a.status, 400);
-    assert_string_equal(
-        json_string_value(json_object_get(json_object_get(a.body, "error"), "code")),
-        "context_length_exceeded");
-    answer_release(&a);
-    buf_release(&body);
+}
+
+static void a_prompt_that_fills_the_context_is_refused_by_its_place(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        int n_ids;
+        bool beside; /* another prompt */
+        const char *param, *words;
+    } rows[] = {
+        {513, false, "prompt", "maximum context length is 512 tokens; 'prompt' has 513"},
+        {512, false, "prompt", "'prompt' has 512, which leaves none for an answer"},
+        {513, true, "prompt[1]", "'prompt[1]' has 513"},
+    };
+    for (size_t k = 0; k < sizeof rows / sizeof *rows; k++) {
+        struct buf body = BUF_INIT;
+        buf_append_str(&body, "{\"model\":\"base\",\"prompt\":[");
+        buf_append_str(&body, rows[k].beside ? "[5],[1" : "1");
+        for (int i = 1; i < rows[k].n_ids; i++)
+            buf_append_str(&body, ",5");
+        buf_append_str(&body, rows[k].beside ? "]]}" : "]}");
+        struct answer_seen a = ask(w, buf_cstr(&body));
+        expect_refusal("the context", &a, 400, rows[k].param, rows[k].words);
+        assert_string_equal(
+            json_string_value(json_object_get(json_object_get(a.body, "error"), "code")),
+            "context_length_exceeded");
+        answer_release(&a);
+        buf_release(&body);
+    }
+    everything_is_given_back(w);
 }
 
 static void an_adapters_own_limit_is_refused_by_its_name(void **state)
@@ -1591,6 +1612,7 @@ int main(void)
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
         cmocka_unit_test(what_is_no_number_is_neither_an_answer_nor_billed),
         cmocka_unit_test(what_cannot_be_answered_is_refused_by_name),
+        cmocka_unit_test(a_prompt_that_fills_the_context_is_refused_by_its_place),
         cmocka_unit_test(an_adapters_own_limit_is_refused_by_its_name),
         cmocka_unit_test(a_request_may_lower_its_priority_and_never_raise_it),
         cmocka_unit_test(a_full_queue_says_when_to_come_back),
