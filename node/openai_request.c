@@ -129,13 +129,18 @@ static bool harmless(const char *name, const json_t *v)
     return json_is_false(v);
 }
 
-static int refuse_of(const json_t *root, const char *const *names, size_t n, struct api_error *e)
+/* where: "", or the name of the field that o is, and a point. */
+static int refuse_of(const json_t *o, const char *where, const char *const *names, size_t n,
+                     struct api_error *e)
 {
+    char param[96];
     for (size_t i = 0; i < n; i++) {
-        const json_t *v = field(root, names[i]);
-        if (v != NULL && !harmless(names[i], v))
-            return api_error_set(e, ERR_UNSUPPORTED, names[i],
-                                 "'%s' is not supported with this value by this node", names[i]);
+        const json_t *v = field(o, names[i]);
+        if (v == NULL || harmless(names[i], v))
+            continue;
+        snprintf(param, sizeof param, "%s%s", where, names[i]);
+        return api_error_set(e, ERR_UNSUPPORTED, param,
+                             "'%s' is not supported with this value by this node", param);
     }
     return 0;
 }
@@ -178,9 +183,11 @@ static int refuse_unsupported(const json_t *root, enum openai_kind kind, struct 
         "prompt_logprobs",
     };
     static const char *const of_chat[] = {"echo", "add_generation_prompt"};
-    if (refuse_of(root, names, sizeof names / sizeof *names, e) != 0)
+    if (refuse_of(root, "", names, sizeof names / sizeof *names, e) != 0)
         return -1;
-    return kind != OPENAI_CHAT ? 0 : refuse_of(root, of_chat, sizeof of_chat / sizeof *of_chat, e);
+    if (kind != OPENAI_CHAT)
+        return 0;
+    return refuse_of(root, "", of_chat, sizeof of_chat / sizeof *of_chat, e);
 }
 
 /* ---- messages ----------------------------------------------------------------------------------
@@ -281,6 +288,9 @@ static int parse_message(json_t *messages, size_t i, struct api_error *e)
 
 static int parse_chat(struct openai_request *r, struct api_error *e)
 {
+    /* What a template is given from elsewhere, so that a value here would be passed over. */
+    static const char *const of_template[] = {"messages", "tools", "documents",
+                                              "add_generation_prompt"};
     r->messages = field(r->root, "messages");
     if (r->messages == NULL)
         return api_error_set(e, ERR_INVALID, "messages", "'messages' is missing");
@@ -299,6 +309,10 @@ static int parse_chat(struct openai_request *r, struct api_error *e)
     r->template_kwargs = field(r->root, "chat_template_kwargs");
     if (r->template_kwargs != NULL && !json_is_object(r->template_kwargs))
         return wrong_type(e, "chat_template_kwargs", "an object", r->template_kwargs);
+    if (r->template_kwargs != NULL &&
+        refuse_of(r->template_kwargs, "chat_template_kwargs.", of_template,
+                  sizeof of_template / sizeof *of_template, e) != 0)
+        return -1;
     bool logprobs = false;
     int64_t top = 0;
     if (read_bool(r->root, "logprobs", &logprobs, e) != 0 ||

@@ -117,6 +117,12 @@ static void a_wrong_field_is_refused_by_its_name(void **state)
         {M, "{" MSG ",\"prompt_logprobs\":0}", ERR_UNSUPPORTED, "prompt_logprobs"},
         {C, "{" PRO ",\"prompt_logprobs\":1}", ERR_UNSUPPORTED, "prompt_logprobs"},
         {M, "{" MSG ",\"chat_template_kwargs\":1}", ERR_INVALID, "chat_template_kwargs"},
+        {M, "{" MSG ",\"chat_template_kwargs\":{\"tools\":[{}]}}", ERR_UNSUPPORTED,
+         "chat_template_kwargs.tools"},
+        {M, "{" MSG ",\"chat_template_kwargs\":{\"messages\":[{}]}}", ERR_UNSUPPORTED,
+         "chat_template_kwargs.messages"},
+        {M, "{" MSG ",\"chat_template_kwargs\":{\"add_generation_prompt\":false}}", ERR_UNSUPPORTED,
+         "chat_template_kwargs.add_generation_prompt"},
         {C, "{" PRO ",\"adapters\":{}}", ERR_INVALID, "adapters"},
         {C, "{" PRO ",\"adapters\":[]}", ERR_INVALID, "adapters"},
         {C, "{" PRO ",\"adapters\":[\"a\"]}", ERR_INVALID, "adapters[0]"},
@@ -185,6 +191,9 @@ static void harmless_and_unknown_fields_are_accepted(void **state)
         "{" MSG ",\"add_generation_prompt\":true,\"echo\":false,\"prompt_logprobs\":null}",
         "{" MSG ",\"stop\":[]}",
         "{" MSG ",\"top_k\":-1,\"seed\":-5}",
+        "{" MSG
+        ",\"chat_template_kwargs\":{\"enable_thinking\":false,\"tools\":[],\"documents\":null,"
+        "\"add_generation_prompt\":true}}",
     };
     for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
         struct openai_request r = {0};
