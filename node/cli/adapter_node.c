@@ -273,6 +273,12 @@ int adapter_node_add(const struct cli_args *a)
     json_t *body = json_pack("{s:s, s:s}", "name", cli_operand(a, 0), "dir",
                              dir != NULL ? dir : given);
     free(dir);
+    if (body == NULL) {
+        err_set(&err, ERR_INVALID,
+                "%s, %s: name and directory must be UTF-8, JSON has nothing else",
+                cli_operand(a, 0), given);
+        return cli_fail(a, &err);
+    }
     return show(a, call(a, HTTP_POST, "", body, &err), &err);
 }
 

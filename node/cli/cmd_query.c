@@ -5,6 +5,7 @@
 #include "node/base/buf.h"
 #include "node/cli/commands.h"
 #include "node/cli/rpc_call.h"
+#include "node/json_util.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -64,7 +65,7 @@ static int filter_params(const struct cli_args *a, json_t **out, struct err *err
     json_t *p = json_object();
     for (int i = 0; i < 3; i++) {
         if (cli_has(a, texts[i]))
-            json_object_set_new(p, texts[i], json_string(cli_value(a, texts[i], NULL)));
+            json_object_set_new(p, texts[i], json_text(cli_value(a, texts[i], NULL)));
     }
     for (int i = 0; i < 2; i++) {
         if (!cli_has(a, times[i]))

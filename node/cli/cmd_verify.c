@@ -25,6 +25,7 @@
 #include "node/cli/ledger_json.h"
 #include "node/cli/rpc_call.h"
 #include "node/config.h"
+#include "node/json_util.h"
 #include "wallet/wallet.h"
 
 #include <inttypes.h>
@@ -55,7 +56,7 @@ static void pass(struct check *c, const char *fmt, ...)
     va_end(args);
     if (!cli_has(c->args, "json"))
         printf("ok    %s\n", buf_cstr(&text));
-    json_array_append_new(c->steps, json_string(buf_cstr(&text)));
+    json_array_append_new(c->steps, json_text(buf_cstr(&text)));
     buf_release(&text);
 }
 
@@ -344,7 +345,7 @@ static int run(const struct cli_args *a)
     if (!all && cli_has(a, "json")) {
         json_t *o = json_pack("{s:b,s:O}", "ok", rc == 0, "steps", c.steps);
         if (rc != 0)
-            json_object_set_new(o, "failed", json_string(err.message));
+            json_object_set_new(o, "failed", json_text(err.message));
         cli_print_json(o);
         json_decref(o);
     }

@@ -391,6 +391,14 @@ await checks.test('a receipt is verified by its answer\'s id, its own hash, or t
   checks.ok(code === 65 && err.includes('--rpc'), 'contracts without an endpoint are not passed over in silence', `${code} ${err}`);
 });
 
+await checks.test('a command line that is no UTF-8 is refused, not passed over', async () => {
+  const ask = (command) => run('sh', ['-c', `exec "$0" ${command} --node "$1"`, tributary, node.url]);
+  const usage = await ask('usage --adapter "$(printf "\\377")"');
+  checks.ok(usage.code === 65 && usage.err.includes('adapter must be'), 'a filter that can\'t be read is not "everything"', `${usage.code} ${usage.out}${usage.err}`);
+  const add = await ask('adapter add "$(printf "x\\351")" /tmp');
+  checks.ok(add.code === 65 && add.err.includes('UTF-8'), 'nor is a name left out', `${add.code} ${add.err}`);
+});
+
 await checks.test('JSON-RPC as its specification says', async () => {
   const call = async (body) => { const r = await post(`${node.url}/rpc`, body); return r.status === 204 ? null : r.json(); };
   const code = async (body) => (await call(body)).error?.code;
