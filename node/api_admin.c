@@ -50,20 +50,20 @@ static void reply_error(struct http_exchange *x, const struct err *err, const ch
 /* ---- the list ----------------------------------------------------------------------------------
  */
 
-static int parse_filter(struct adapter_filter *f, struct http_exchange *x, struct err *err)
+static int parse_filter(struct adapter_filter *f, struct http_exchange *x, struct api_error *e)
 {
     *f = (struct adapter_filter){.tier = http_query(x, "tier"),
                                  .prefix = http_query(x, "prefix"),
                                  .cursor = http_query(x, "cursor")};
     const char *pinned = http_query(x, "pinned"), *limit = http_query(x, "limit");
     if (pinned != NULL && strcmp(pinned, "true") != 0 && strcmp(pinned, "false") != 0)
-        return err_set(err, ERR_INVALID, "pinned is true or false");
+        return api_error_set(e, ERR_INVALID, "pinned", "pinned is true or false");
     f->pinned = pinned != NULL && strcmp(pinned, "true") == 0;
     if (limit != NULL) {
         char *end;
         f->limit = strtoul(limit, &end, 10);
         if (limit[0] < '1' || limit[0] > '9' || *end != '\0' || f->limit > 1000)
-            return err_set(err, ERR_INVALID, "limit is a number from 1 to 1000");
+            return api_error_set(e, ERR_INVALID, "limit", "limit is a number from 1 to 1000");
     }
     return 0;
 }
@@ -71,13 +71,13 @@ static int parse_filter(struct adapter_filter *f, struct http_exchange *x, struc
 void api_admin_adapters(struct node *n, struct http_exchange *x)
 {
     struct adapter_filter f;
-    struct err err = {0};
-    json_t *page = parse_filter(&f, x, &err) == 0 ? adapter_store_list(n->adapters, &f, &err)
-                                                  : NULL;
+    struct api_error e = {.param = "tier"}; /* of the store's own refusal */
+    json_t *page = parse_filter(&f, x, &e) == 0 ? adapter_store_list(n->adapters, &f, &e.err)
+                                                : NULL;
     if (page != NULL)
         reply(x, page);
     else
-        reply_error(x, &err, NULL);
+        reply_error(x, &e.err, e.param);
 }
 
 void api_admin_add(struct node *n, struct http_exchange *x)
@@ -88,28 +88,32 @@ void api_admin_add(struct node *n, struct http_exchange *x)
     json_t *root = json_parse(body, n_body, &err), *shown = NULL;
     const char *name = json_string_value(json_object_get(root, "name"));
     const char *dir = json_string_value(json_object_get(root, "dir"));
-    const char *key;
+    const char *key, *param = NULL; /* the field that is wrong, where one is */
     json_t *value;
     int rc = root != NULL ? 0 : -1;
     json_object_foreach(root, key, value)
     {
-        if (rc == 0 && strcmp(key, "name") != 0 && strcmp(key, "dir") != 0)
+        if (rc == 0 && strcmp(key, "name") != 0 && strcmp(key, "dir") != 0) {
             rc = err_set(&err, ERR_INVALID, "unknown field '%.60s'", key);
+            param = key;
+        }
     }
     if (rc == 0 && (name == NULL || dir == NULL))
         rc = err_set(&err, ERR_INVALID,
                      "the body must be {\"name\": NAME, \"dir\": DIRECTORY on the node's machine}");
-    if (rc == 0 && dir[0] != '/')
+    if (rc == 0 && dir[0] != '/') {
         rc = err_set(&err, ERR_INVALID, "dir must be an absolute path, it is read by the node");
+        param = "dir";
+    }
     if (rc == 0)
         rc = adapter_store_add(n->adapters, name, dir, true, NULL, &err);
     if (rc == 0)
         shown = adapter_store_show(n->adapters, name, &err);
-    json_decref(root);
     if (shown != NULL)
         reply(x, shown);
     else
-        reply_error(x, &err, NULL);
+        reply_error(x, &err, param);
+    json_decref(root);
 }
 
 /* ---- one adapter -------------------------------------------------------------------------------

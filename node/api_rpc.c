@@ -457,12 +457,11 @@ void api_rpc_openrpc(struct node *n, struct http_exchange *x)
     http_reply(x, 200, "application/json", &out);
 }
 
-static void reply_query(struct http_exchange *x, json_t *value, const struct err *err)
+static void reply_query(struct http_exchange *x, json_t *value, struct api_error *e)
 {
     if (value == NULL) {
-        struct api_error e = {.err = *err};
-        api_error_hide(&e.err, "http");
-        api_error_reply(x, &e);
+        api_error_hide(&e->err, "http");
+        api_error_reply(x, e);
         return;
     }
     struct buf out = BUF_INIT;
@@ -484,17 +483,17 @@ static int parse_id(const char *text, uint8_t id[32])
 void api_receipt(struct node *n, struct http_exchange *x, const char *text)
 {
     uint8_t id[32];
-    struct err err = {0};
+    struct api_error e = {0};
     json_t *receipt = NULL;
     if (parse_id(text, id) != 0)
-        err_set(&err, ERR_INVALID, "an id has 64 hexadecimal digits");
+        api_error_set(&e, ERR_INVALID, "id", "an id has 64 hexadecimal digits");
     else
-        receipt = ledger_query_receipt(n->ledger, id, &err);
-    reply_query(x, receipt, &err);
+        receipt = ledger_query_receipt(n->ledger, id, &e.err);
+    reply_query(x, receipt, &e);
 }
 
 static int query_integer(const struct http_exchange *x, const char *name, uint64_t otherwise,
-                         uint64_t min, uint64_t max, uint64_t *out, struct err *err)
+                         uint64_t min, uint64_t max, uint64_t *out, struct api_error *e)
 {
     const char *text = http_query(x, name);
     *out = otherwise;
@@ -503,8 +502,8 @@ static int query_integer(const struct http_exchange *x, const char *name, uint64
     char *end;
     unsigned long long v = strtoull(text, &end, 10);
     if (text[0] < '0' || text[0] > '9' || *end != '\0' || v < min || v > max)
-        return err_set(err, ERR_INVALID, "%s must be an integer from %llu to %llu", name,
-                       (unsigned long long)min, (unsigned long long)max);
+        return api_error_set(e, ERR_INVALID, name, "%s must be an integer from %llu to %llu", name,
+                             (unsigned long long)min, (unsigned long long)max);
     *out = v;
     return 0;
 }
@@ -513,21 +512,21 @@ void api_receipts(struct node *n, struct http_exchange *x)
 {
     uint8_t channel[32];
     uint64_t from, limit;
-    struct err err = {0};
+    struct api_error e = {0};
     json_t *page = NULL;
     const char *text = http_query(x, "channel");
     if (text == NULL || hex_decode(channel, 32, text) != 0)
-        err_set(&err, ERR_INVALID, "channel must be 64 hexadecimal digits");
-    else if (query_integer(x, "from", 0, 0, INT64_MAX, &from, &err) == 0 &&
-             query_integer(x, "limit", 100, 1, LEDGER_PAGE_MAX, &limit, &err) == 0)
-        page = ledger_query_receipts(n->ledger, channel, from, (uint32_t)limit, &err);
+        api_error_set(&e, ERR_INVALID, "channel", "channel must be 64 hexadecimal digits");
+    else if (query_integer(x, "from", 0, 0, INT64_MAX, &from, &e) == 0 &&
+             query_integer(x, "limit", 100, 1, LEDGER_PAGE_MAX, &limit, &e) == 0)
+        page = ledger_query_receipts(n->ledger, channel, from, (uint32_t)limit, &e.err);
     json_t *list = NULL;
     if (page != NULL) {
         list = json_pack("{s:s, s:O, s:O}", "object", "list", "data",
                          json_object_get(page, "items"), "next", json_object_get(page, "next"));
         json_decref(page);
     }
-    reply_query(x, list, &err);
+    reply_query(x, list, &e);
 }
 
 void api_batch_file(struct node *n, struct http_exchange *x, const char *text)

@@ -21,8 +21,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define MODEL    "tests/fixtures/models/stories260K"
-#define ADAPTERS "tests/fixtures/adapters"
+#define MODEL     "tests/fixtures/models/stories260K"
+#define ADAPTERS  "tests/fixtures/adapters"
+#define DIGITS_64 "1111111111111111111111111111111111111111111111111111111111111111"
 
 struct world {
     char *dir, *here;
@@ -256,6 +257,37 @@ static void what_makes_no_sense_is_refused_with_a_sentence(void **state)
         expect(w, cases[i].method, cases[i].path, cases[i].body, cases[i].status, cases[i].message);
 }
 
+/* The receipts' too: ask() goes from the adapters' path, and the client walks up. */
+static void a_refusal_names_the_parameter(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        enum http_method method;
+        const char *path, *body, *param;
+    } cases[] = {
+        {HTTP_GET, "?limit=0", NULL, "limit"},
+        {HTTP_GET, "?pinned=yes", NULL, "pinned"},
+        {HTTP_GET, "?tier=moon", NULL, "tier"},
+        {HTTP_POST, "", "{\"name\":\"a\",\"dir\":\"b\"}", "dir"},
+        {HTTP_POST, "", "{\"name\":\"a\",\"dir\":\"/\",\"pin\":1}", "pin"},
+        {HTTP_POST, "", "{\"name\":\"a\"}", "(none)"},
+        {HTTP_GET, "/nobody", NULL, "name"},
+        {HTTP_GET, "/../../../v1/receipts?channel=x", NULL, "channel"},
+        {HTTP_GET, "/../../../v1/receipts?channel=" DIGITS_64 "&from=-1", NULL, "from"},
+        {HTTP_GET, "/../../../v1/receipts?channel=" DIGITS_64 "&limit=0", NULL, "limit"},
+        {HTTP_GET, "/../../../v1/receipts/12", NULL, "id"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int status;
+        json_t *answer = ask(w, cases[i].method, cases[i].path, cases[i].body, NULL, &status);
+        const char *param = text_at(json_object_get(answer, "error"), "param");
+        if (strcmp(param, cases[i].param) != 0)
+            fail_msg("%s %s: %d, param %s, expected %s", cases[i].path,
+                     cases[i].body != NULL ? cases[i].body : "", status, param, cases[i].param);
+        json_decref(answer);
+    }
+}
+
 static void with_admin_keys_only_their_owners_may_ask(void **state)
 {
     struct world *w = *state;
@@ -441,6 +473,7 @@ int main(void)
         cmocka_unit_test(a_directory_that_is_named_in_no_utf8_is_still_told_of),
         cmocka_unit_test_setup_teardown(what_makes_no_sense_is_refused_with_a_sentence, world_open,
                                         world_close),
+        cmocka_unit_test_setup_teardown(a_refusal_names_the_parameter, world_open, world_close),
         cmocka_unit_test_setup_teardown(with_admin_keys_only_their_owners_may_ask, world_open,
                                         world_close),
         cmocka_unit_test_setup_teardown(
