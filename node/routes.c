@@ -13,9 +13,10 @@
  * the node listens on loopback and the request comes straight from there: one that a proxy has
  * passed on (Forwarded, X-Forwarded-For, Via) or that a web page sends (Origin) is refused.
  *
- * A POST must say application/json (else 415). Any page in the browser of somebody on this machine
- * may send a form or plain text here without asking first, and answers cost the house account; for
- * JSON the browser asks (Fetch standard, CORS preflight), and hears no unless CORS is configured.
+ * A POST must say application/json, in no coding (else 415). Any page in the browser of somebody on
+ * this machine may send a form or plain text here without asking first, and answers cost the house
+ * account; for JSON the browser asks (Fetch standard, CORS preflight), and hears no unless CORS is
+ * configured.
  */
 #include "node/admission.h"
 #include "node/api_error.h"
@@ -126,6 +127,26 @@ static void refuse(struct http_exchange *x, unsigned status, struct api_error *e
     http_reply(x, status, "application/json", &b);
 }
 
+/* A POST says what its body is, and it is what we read. Else answers 415. */
+static void check_body(struct http_exchange *x)
+{
+    struct api_error e = {0};
+    const char *type = http_header(x, "Content-Type");
+    const char *coding = http_header(x, "Content-Encoding");
+    if (!is_json(type)) {
+        api_error_set(&e, ERR_INVALID, NULL,
+                      "a POST needs Content-Type: application/json, this has %.100s (curl: --json "
+                      "instead of -d)",
+                      type == NULL ? "none" : type);
+        refuse(x, 415, &e, "unsupported_media_type");
+    } else if (coding != NULL && strcasecmp(coding, "identity") != 0) {
+        http_set_header(x, "Accept-Encoding", "identity"); /* RFC 9110, 15.5.16 */
+        api_error_set(&e, ERR_INVALID, NULL,
+                      "Content-Encoding: %.100s is not read here; send the body as it is", coding);
+        refuse(x, 415, &e, "unsupported_media_type");
+    }
+}
+
 static bool key_is_good(const struct api_keys *keys, struct http_exchange *x, const char *kind,
                         struct api_error *e)
 {
@@ -190,13 +211,8 @@ void routes_on_head(void *context, struct http_exchange *x)
         api_error_reply(x, &e);
     } else if (!may_ask(n, r, x, &e)) {
         api_error_reply(x, &e);
-    } else if (strcmp(r->method, "POST") == 0 && !is_json(http_header(x, "Content-Type"))) {
-        const char *type = http_header(x, "Content-Type");
-        api_error_set(&e, ERR_INVALID, NULL,
-                      "a POST needs Content-Type: application/json, this has %.100s (curl: --json "
-                      "instead of -d)",
-                      type == NULL ? "none" : type);
-        refuse(x, 415, &e, "unsupported_media_type");
+    } else if (strcmp(r->method, "POST") == 0) {
+        check_body(x);
     }
 }
 

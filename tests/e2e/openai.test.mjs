@@ -7,6 +7,7 @@ import fs from 'node:fs';
 import https from 'node:https';
 import net from 'node:net';
 import path from 'node:path';
+import zlib from 'node:zlib';
 import { Checks, require, root, rpc, run, start, startServer, stop, temporaryDirectory, tributary, until } from './harness.mjs';
 import { signerOf } from './owed.mjs';
 
@@ -325,6 +326,9 @@ await checks.test('bodies that are no JSON, and paths that are none', async () =
     checks.equal([response.status, error.type, error.code], [415, 'invalid_request_error', 'unsupported_media_type'], `415 for ${type || 'no type'}`);
   }
   checks.equal((await post(`${node.url}/v1/chat/completions`, body, { 'content-type': 'Application/JSON ; charset=utf-8' })).status, 200, 'a type with a parameter is taken');
+  const packed = await post(`${node.url}/v1/chat/completions`, zlib.gzipSync(body), { 'content-encoding': 'gzip' });
+  checks.equal([packed.status, (await packed.json()).error.message.includes('Content-Encoding: gzip')], [415, true], 'a body in a coding is refused by its name');
+  checks.equal((await post(`${node.url}/v1/chat/completions`, body, { 'content-encoding': 'identity' })).status, 200, 'identity is none');
   checks.equal((await post(`${node.url}/v1/completions`, 'x'.repeat(5 << 20))).status, 413, 'a body over the limit is 413');
 });
 
