@@ -344,8 +344,8 @@ static void ledger_part(struct buf *b, struct ledger *l)
         (double)h.commit_groups);
     one(b, "ledger_commit_errors_total", "counter", "Transactions that failed.",
         (double)h.commit_errors);
-    one(b, "ledger_unsealed_receipts", "gauge", "Receipts that are in no batch.",
-        (double)h.unsealed_receipts);
+    one(b, "ledger_unsealed_receipts", "gauge",
+        "Receipts on the configured chain that are in no batch.", (double)h.unsealed_receipts);
     one(b, "ledger_batches_sealed_total", "counter", "Batches sealed.", (double)h.batches_sealed);
     one(b, "ledger_batches_final", "gauge", "Batches that are final on chain.",
         (double)h.batches_final);
@@ -378,7 +378,8 @@ void metrics_render(struct metrics *m, struct buf *b, const struct metrics_sourc
         one(b, "requests_in_flight", "gauge", "Requests being answered.", (double)s.n_answers);
         one(b, "requests_loading", "gauge", "Requests waiting for an adapter.",
             (double)s.n_loading);
-        one(b, "requests_failed_total", "counter", "Requests refused or failed.",
+        one(b, "requests_failed_total", "counter",
+            "Answers that failed, or were refused once their request was read.",
             (double)s.n_failed);
         one(b, "requests_vanished_total", "counter", "Requests whose client went away.",
             (double)s.n_vanished);
