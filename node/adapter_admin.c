@@ -202,8 +202,13 @@ json_t *adapter_store_list(struct adapter_store *s, const struct adapter_filter 
 /* ---- one adapter -------------------------------------------------------------------------------
  */
 
-static int not_found(const char *model, struct err *err)
+int no_adapter(const struct adapter_store *s, const char *model, struct err *err)
 {
+    if (strcmp(model, s->base_name) == 0) /* which /v1/models lists, so "there is none" is wrong */
+        return err_set(err, ERR_NOT_FOUND,
+                       "%s is the base model, which is always loaded; it is no "
+                       "adapter",
+                       model);
     return err_set(err, ERR_NOT_FOUND, "there is no adapter \"%.100s\" here", model);
 }
 
@@ -224,7 +229,7 @@ json_t *adapter_store_show(struct adapter_store *s, const char *model, struct er
     }
     pthread_mutex_unlock(&s->lock);
     if (o == NULL)
-        not_found(model, err);
+        no_adapter(s, model, err);
     return o;
 }
 
@@ -254,7 +259,7 @@ json_t *adapter_store_unload(struct adapter_store *s, const char *model, struct 
     const struct item *i = item_find(s, model, false);
     struct content *c = i != NULL ? i->content : NULL;
     if (i == NULL) {
-        not_found(model, err);
+        no_adapter(s, model, err);
     } else if (c != NULL && c->n_pins > 0) {
         say_pinned(i, err);
     } else if (c != NULL && c->load != NULL) {
@@ -297,5 +302,5 @@ int adapter_store_pin(struct adapter_store *s, const char *model, bool pinned, s
             content_pin(s, i->content, pinned ? 1 : -1);
     }
     pthread_mutex_unlock(&s->lock);
-    return i != NULL ? 0 : not_found(model, err);
+    return i != NULL ? 0 : no_adapter(s, model, err);
 }

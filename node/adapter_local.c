@@ -211,7 +211,7 @@ int adapter_store_remove(struct adapter_store *s, const char *name, struct err *
                      "local adapter can be removed",
                      name);
     } else if (rc == 0) {
-        rc = err_set(err, ERR_NOT_FOUND, "there is no adapter \"%.100s\"", name);
+        rc = no_adapter(s, name, err);
     }
     pthread_mutex_unlock(&s->lock);
     pthread_mutex_unlock(&s->told_lock);

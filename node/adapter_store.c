@@ -367,6 +367,12 @@ static void order_done(void *user, const struct resolved *out, const struct err 
 void adapter_store_load(struct adapter_store *s, const char *model, enum adapter_load how,
                         service_resolved_fn *done, void *user)
 {
+    if (strcmp(model, s->base_name) == 0) {
+        struct err err = {0};
+        no_adapter(s, model, &err);
+        done(user, NULL, &err);
+        return;
+    }
     struct order *o = xmalloc(sizeof *o);
     *o = (struct order){s, xstrdup(model), how, done, user};
     begin(s, model, order_done, o);

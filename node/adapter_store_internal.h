@@ -253,6 +253,12 @@ void disk_scan(struct adapter_store *s);
 /* The fetched files go, as far as they are there. With the lock. */
 void disk_remove(struct adapter_store *s, struct content *c);
 
+/* ---- adapter_admin.c ---------------------------------------------------------------------------
+ */
+
+/* ERR_NOT_FOUND, in the words for what operators ask. */
+int no_adapter(const struct adapter_store *s, const char *model, struct err *err);
+
 /* ---- adapter_local.c ---------------------------------------------------------------------------
  */
 
