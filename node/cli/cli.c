@@ -148,10 +148,22 @@ struct config *cli_config(const struct cli_args *a)
 /* ---- what a command says -----------------------------------------------------------------------
  */
 
+void cli_put_text(FILE *to, const char *text)
+{
+    for (const char *s = text; *s != '\0'; s++) {
+        unsigned char c = (unsigned char)*s;
+        bool c1 = c == 0xC2 && (unsigned char)s[1] >= 0x80 && (unsigned char)s[1] < 0xA0;
+        fputc(c < 0x20 || c == 0x7F || c1 ? '?' : c, to);
+        s += c1;
+    }
+}
+
 int cli_fail(const struct cli_args *a, const struct err *err)
 {
     fflush(stdout);
-    fprintf(stderr, "%s: %s\n", a->words, err->message);
+    fprintf(stderr, "%s: ", a->words);
+    cli_put_text(stderr, err->message);
+    fputc('\n', stderr);
     return err_exit_status(err->code);
 }
 
@@ -201,11 +213,10 @@ void cli_print_table(FILE *to, const char *const *titles, size_t n_columns,
             const char *cell = r == 0 ? titles[c] : cells[(r - 1) * n_columns + c];
             int pad = widths[c] - width(cell);
             if (right[c])
-                fprintf(to, "%*s%s", pad, "", cell);
-            else if (c + 1 < n_columns)
-                fprintf(to, "%s%*s", cell, pad, "");
-            else
-                fputs(cell, to);
+                fprintf(to, "%*s", pad, "");
+            cli_put_text(to, cell);
+            if (!right[c] && c + 1 < n_columns)
+                fprintf(to, "%*s", pad, "");
             if (c + 1 < n_columns)
                 fputs("  ", to);
         }

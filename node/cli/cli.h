@@ -65,6 +65,9 @@ struct config *cli_config(const struct cli_args *a);
 /* ---- what a command says -----------------------------------------------------------------------
  */
 
+/* Text for people that may be a stranger's: control characters, which could take the cursor back
+ * and write over what was said before, become "?". Tables and cli_fail do so by themselves. */
+void cli_put_text(FILE *to, const char *text);
 /* Prints "tributary COMMAND: MESSAGE" to standard error; returns err_exit_status(err->code). */
 int cli_fail(const struct cli_args *a, const struct err *err);
 /* A command line that makes no sense: the sentence and a pointer to --help; returns EX_USAGE. */

@@ -226,7 +226,10 @@ static void print_object(const json_t *o, const char *prefix)
             print_object(v, name);
         } else {
             char *text = cell_text(v, &(struct column){key, key, false, false});
-            printf("%-34s %s\n", name, text);
+            cli_put_text(stdout, name);
+            printf("%*s ", strlen(name) < 34 ? 34 - (int)strlen(name) : 0, "");
+            cli_put_text(stdout, text);
+            putchar('\n');
             free(text);
         }
         free(name);

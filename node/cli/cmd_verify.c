@@ -54,8 +54,11 @@ static void pass(struct check *c, const char *fmt, ...)
     va_start(args, fmt);
     buf_appendfv(&text, fmt, args);
     va_end(args);
-    if (!cli_has(c->args, "json"))
-        printf("ok    %s\n", buf_cstr(&text));
+    if (!cli_has(c->args, "json")) {
+        printf("ok    ");
+        cli_put_text(stdout, buf_cstr(&text));
+        putchar('\n');
+    }
     json_array_append_new(c->steps, json_text(buf_cstr(&text)));
     buf_release(&text);
 }

@@ -40,6 +40,27 @@ static bool help_lists(const struct cli_command *c, const char *option)
     return listed;
 }
 
+/* A node that is asked for its books could otherwise take the cursor back over a line and write
+ * another bill, or an "ok". */
+static void what_a_node_says_cannot_move_the_cursor(void **state)
+{
+    (void)state;
+    static const char *const titles[] = {"name", "n"};
+    static const char *const cells[] = {"a\x1b[2Ab\r\nok\x7f", "1",
+                                        "caf\xC3\xA9\xC2\x9B"
+                                        "2J",
+                                        "22"};
+    char *text = NULL;
+    size_t n;
+    FILE *to = open_memstream(&text, &n);
+    cli_print_table(to, titles, 2, cells, 2);
+    fclose(to);
+    assert_string_equal(text, "name          n\n"
+                              "a?[2Ab??ok?   1\n"
+                              "caf\xC3\xA9?2J      22\n");
+    free(text);
+}
+
 /* A command that sends transactions may be told not to wait for them; deploy needs each contract's
  * block, and the others send nothing. */
 static void only_what_sends_transactions_takes_no_wait(void **state)
@@ -141,6 +162,7 @@ static void what_a_node_could_not_be_told_is_refused_here(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_a_node_says_cannot_move_the_cursor),
         cmocka_unit_test(only_what_sends_transactions_takes_no_wait),
         cmocka_unit_test(a_path_in_no_utf8_is_shown_all_the_same),
         cmocka_unit_test(an_option_that_a_command_does_not_read_is_refused),
