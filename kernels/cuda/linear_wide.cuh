@@ -44,9 +44,21 @@
  *
  * (The thread that asks is what 128 rows wait for: a stage is 512 cycles.)
  *
- * Tried and dropped: t' made by the helpers while the first tile is summed, instead of by a kernel
- * before (one adapter of rank 16, 2,048 rows: 4 % slower: 100 MB more through L2, behind the ring's
- * 160 KB a multiprocessor; a task takes twice a tile's time).
+ * Tried and dropped, of t' by these blocks instead of by a kernel before (one adapter of rank 16,
+ * 2,048 rows; that kernel takes 13, 9, 13 and 25 us before qkv, o, gate and up, down):
+ *
+ *   - by the helpers while the first tile is summed: 4 % slower: 100 MB more through L2, behind the
+ *     ring's 160 KB a multiprocessor; a task takes twice a tile's time;
+ *   - by all blocks before their first tile, x and A through the ring: 19, 10, 30 and 31 us;
+ *   - of the x that is in the ring for the first groups of outputs: by the helpers (a stage takes
+ *     them 1.0 us instead of 0.3: a warp alone on its quarter does an instruction in five cycles),
+ *     or by the warpgroups between their matrix steps (0.7 us: mma.sync waits behind wgmma, and the
+ *     next wgmma for it). All others wait for t' at the end of their first tile: o 146 us where
+ *     product and kernel take 125, down 453 for 390.
+ *
+ * And of the deltas: a table of a tile's segments from what the step's look-up found, instead of
+ * chains of loads; tiles chosen by their deltas' steps as well. Neither changes anything (32
+ * adapters of 64 rows each: four products 1,790 to 1,810 us with and 1,770 to 1,860 without).
  *
  * Tried and slower: clusters of four (370 to 410: they wait for each other), one warpgroup held a
  * stage behind the other so that their ends don't coincide (526). Both say that the ring's depth is
