@@ -124,8 +124,9 @@ struct answer {
     struct mark *marks;
     size_t n_marks, cap_marks;
 
-    uint32_t tokens_billed; /* completion */
-    char *receipt;          /* JSON; NULL: not committed */
+    uint32_t tokens_billed;   /* completion */
+    uint64_t tokens_computed; /* count against the customer's limits, billed or not */
+    char *receipt;            /* JSON; NULL: not committed */
 };
 
 /* ---- openai_format.c: JSON of chunks and bodies; appended without framing -----------------------

@@ -172,7 +172,7 @@ void answer_release_models(struct answer *a)
 void answer_tell_customer(struct answer *a)
 {
     if (a->customer.done != NULL)
-        a->customer.done(a->customer.context, (uint64_t)a->tokens_prompt + a->tokens_billed);
+        a->customer.done(a->customer.context, a->tokens_computed);
     a->customer.done = NULL;
 }
 
@@ -365,8 +365,21 @@ static void on_prompt_score(struct choice *c, const struct engine_event *ev)
     s->n_held = was.n_held;
 }
 
+/* See the head of service.h. */
+static uint64_t tokens_computed(const struct answer *a)
+{
+    bool broken_off = a->gone || a->failed;
+    uint64_t n = 0;
+    for (size_t i = 0; i < a->n_choices; i++)
+        n += a->choices[i].ids.n;
+    if (a->failed && a->failure.err.code != ERR_TIMEOUT)
+        return 0;
+    return broken_off && n == 0 ? 0 : a->tokens_prompt + n;
+}
+
 static void all_finished(struct answer *a)
 {
+    a->tokens_computed = tokens_computed(a);
     if (a->gone) {
         answer_commit(a);
     } else if (a->failed && !a->streaming) {

@@ -11,7 +11,11 @@
  * that carries it; the commit waits until everything has left, or the client has. An answer that
  * isn't streamed counts whole, and is committed before it is sent. A client that vanished before
  * anything was written is billed nothing. If the ledger can't write, the request fails: there is no
- * success without a receipt. */
+ * success without a receipt.
+ *
+ * What counts against a customer's limits of tokens is what was computed for it: also what a client
+ * didn't wait for, or had no time for, or it could have the node compute for nothing. A prompt
+ * whose first token hasn't come yet doesn't count then; nor does anything where the node failed. */
 #ifndef TRIBUTARY_NODE_SERVICE_H
 #define TRIBUTARY_NODE_SERVICE_H
 
@@ -94,7 +98,7 @@ struct service_customer {
     /* Once, when it is known which adapters the request asks for (n > 0, all different, loaded):
      * whether they may be had now; -1 and *e refuses. Any thread. NULL: always. */
     int (*admit)(void *context, const struct resolved *adapters, size_t n, struct api_error *e);
-    void (*done)(void *context, uint64_t n_tokens); /* once, any thread; n_tokens: used in all */
+    void (*done)(void *context, uint64_t n_tokens); /* once, any thread; n_tokens: see above */
     void *context;
 };
 

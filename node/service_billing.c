@@ -44,7 +44,8 @@ static void no_receipt(struct answer *a, const struct err *err)
 {
     log_error("service", "request %s: no receipt: %s", a->id, err->message);
     a->failed = true;
-    a->tokens_prompt = a->tokens_billed = 0; /* nor do they count against the customer's limit */
+    a->tokens_prompt = a->tokens_billed = 0;
+    a->tokens_computed = 0;
     api_error_set(&a->failure, err->code == ERR_BUSY ? ERR_BUSY : ERR_INTERNAL, NULL,
                   "the ledger can't give a receipt now, and without one there is no answer");
 }

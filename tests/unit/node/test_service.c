@@ -1495,6 +1495,35 @@ static void large_prompts_hold_up_nobody_else(void **state)
     assert_true(longest_us < all_us / 2);
 }
 
+static void what_nobody_waited_for_counts_against_the_limit_of_tokens(void **state)
+{
+    struct world *w = *state;
+    wait_until_idle(w);
+    struct admission *unlimited = w->node.admission;
+    w->node.admission = admission_create(
+        &(struct admission_options){.customer = {.tokens_per_minute = 1}});
+    struct engine_stats e0, e;
+    engine_stats(w->node.engine, &e0);
+    int fd = dial(w);
+    send_post(fd, "/v1/completions",
+              "{\"model\":\"base\"," ONCE ",\"max_tokens\":490,\"ignore_eos\":true}");
+    for (int i = 0; i < 4000; i++) {
+        engine_stats(w->node.engine, &e);
+        if (e.n_rows_decode >= e0.n_rows_decode + 4)
+            break;
+        usleep(1000);
+    }
+    close(fd);
+    assert_true(e.n_rows_decode >= e0.n_rows_decode + 4);
+    wait_until_idle(w);
+    struct answer_seen next = ask(w, "{\"model\":\"base\"," ONCE ",\"max_tokens\":1}");
+    assert_int_equal(next.status, 429);
+    answer_release(&next);
+    wait_until_idle(w);
+    admission_free(w->node.admission);
+    w->node.admission = unlimited;
+}
+
 static void without_a_receipt_there_is_no_success(void **state)
 {
     struct world *w = *state;
@@ -1601,6 +1630,7 @@ int main(void)
         cmocka_unit_test(a_token_begins_in_the_text_where_its_first_bytes_character_does),
         cmocka_unit_test(a_vanished_client_is_billed_what_its_socket_took),
         cmocka_unit_test(a_client_that_leaves_before_the_first_byte_is_billed_nothing),
+        cmocka_unit_test(what_nobody_waited_for_counts_against_the_limit_of_tokens),
         cmocka_unit_test(many_at_once_get_the_words_they_get_alone),
         cmocka_unit_test(an_adapter_of_weight_0_changes_nothing),
         cmocka_unit_test(an_ensemble_is_receipted_by_share),
