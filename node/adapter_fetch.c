@@ -680,6 +680,73 @@ void refresh_begin(struct adapter_store *s)
         s->refreshing = workers_submit(s->fetchers, refresh_run, s, NULL);
 }
 
+/* ---- bringing ----------------------------------------------------------------------------------
+ *
+ * Files may take long, and a customer may want many that do. So whose fetch begins next isn't who
+ * came first: a customer may begin another while it has fewer under way than there are free
+ * bringers (the rule of admission.h), and of those who may, who has the fewest comes first. One
+ * alone has half of the bringers, and who comes beside it finds some free. A fetch that may not
+ * begin now is looked at again when one ends. */
+
+static int n_bringing_of(const struct adapter_store *s, uint64_t customer)
+{
+    int n = 0;
+    for (int i = 0; i < s->n_bringing; i++)
+        n += s->bringing[i] == customer;
+    return n;
+}
+
+/* The next to begin, taken off the list, or NULL. With the lock. */
+static struct fetch *next_to_bring(struct adapter_store *s)
+{
+    struct fetch **best = NULL;
+    int fewest = s->n_bringers - s->n_bringing; /* and fewer than the free ones */
+    for (struct fetch **at = &s->to_bring; *at != NULL; at = &(*at)->next) {
+        int n = n_bringing_of(s, (*at)->customer);
+        if (n < fewest) {
+            fewest = n;
+            best = at;
+        }
+    }
+    struct fetch *f = best != NULL ? *best : NULL;
+    if (f != NULL)
+        *best = f->next;
+    return f;
+}
+
+/* On a bringer: whatever may begin, one after another. */
+static void bring_run(void *store, void *nothing)
+{
+    struct adapter_store *s = store;
+    (void)nothing;
+    pthread_mutex_lock(&s->lock);
+    for (struct fetch *f; (f = next_to_bring(s)) != NULL;) {
+        uint64_t customer = f->customer;
+        s->bringing[s->n_bringing++] = customer;
+        pthread_mutex_unlock(&s->lock);
+        fetch_run(s, f);
+        pthread_mutex_lock(&s->lock);
+        int i = 0;
+        while (s->bringing[i] != customer)
+            i++;
+        s->bringing[i] = s->bringing[--s->n_bringing];
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* False: the bringers have stopped. With the lock. */
+static bool bring(struct adapter_store *s, struct fetch *f)
+{
+    struct fetch **end = &s->to_bring;
+    while (*end != NULL)
+        end = &(*end)->next;
+    *end = f;
+    if (workers_submit(s->bringers, bring_run, s, NULL))
+        return true;
+    *end = NULL;
+    return false;
+}
+
 void fetch_run(void *store, void *argument)
 {
     struct adapter_store *s = store;
@@ -708,7 +775,7 @@ void fetch_run(void *store, void *argument)
     if (f->put_off) {
         f->put_off = false;
         f->brings = true;
-        if (workers_submit(s->bringers, fetch_run, s, f)) {
+        if (bring(s, f)) {
             pthread_mutex_unlock(&s->lock);
             return;
         }

@@ -33,7 +33,8 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { LOADERS_MIN = 2, LOADERS_MAX = 8, FETCHERS = 8, WAITING_MAX = 256, QUEUE_MAX = 65536 };
+enum { LOADERS_MIN = 2, LOADERS_MAX = 8, FETCHERS = 8, WAITING_MAX = 512, QUEUE_MAX = 65536 };
+enum { BRINGERS_EACH = 2 }; /* for a fetcher; one customer alone has half of them at most */
 
 const char *adapter_tier_name(enum adapter_tier tier)
 {
@@ -295,10 +296,12 @@ void item_use(struct adapter_store *s, struct item *i, struct waiter *w, struct 
     waiters_add(ready, w);
 }
 
-static void begin(struct adapter_store *s, const char *model, service_resolved_fn *done, void *user)
+static void begin(struct adapter_store *s, const char *model, uint64_t customer,
+                  service_resolved_fn *done, void *user)
 {
     struct waiter *w = xcalloc(1, sizeof *w);
     w->model = xstrdup(model);
+    w->customer = customer;
     w->began = clock_monotonic_us();
     w->done = done;
     w->user = user;
@@ -316,9 +319,10 @@ static void begin(struct adapter_store *s, const char *model, service_resolved_f
     waiters_tell(s, &ready);
 }
 
-static void resolve(void *context, const char *model, service_resolved_fn *done, void *user)
+static void resolve(void *context, const char *model, uint64_t customer, service_resolved_fn *done,
+                    void *user)
 {
-    begin(context, model, done, user);
+    begin(context, model, customer, done, user);
 }
 
 static void release(void *context, const struct resolved *r)
@@ -375,11 +379,29 @@ void adapter_store_load(struct adapter_store *s, const char *model, enum adapter
     }
     struct order *o = xmalloc(sizeof *o);
     *o = (struct order){s, xstrdup(model), how, done, user};
-    begin(s, model, order_done, o);
+    begin(s, model, 0, order_done, o);
 }
 
 /* ---- fetches -----------------------------------------------------------------------------------
  */
+
+static size_t n_waiting_of(const struct adapter_store *s, uint64_t customer)
+{
+    size_t n = 0, at = 0;
+    for (const struct fetch *f; (f = hash_map_next(&s->fetches, &at)) != NULL;) {
+        for (const struct waiter *w = f->waiters.first; w != NULL; w = w->next)
+            n += w->fetches && w->customer == customer;
+    }
+    return n;
+}
+
+/* May one more of w's customer wait for what isn't here? As in admission.h: while it has fewer of
+ * the places than are free. */
+static bool may_wait(const struct adapter_store *s, const struct waiter *w)
+{
+    return s->n_fetch_waiters < s->max_fetch_waiters &&
+           n_waiting_of(s, w->customer) < s->max_fetch_waiters - s->n_fetch_waiters;
+}
 
 void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *ready)
 {
@@ -391,7 +413,7 @@ void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *read
     w->fetches = i == NULL || !item_is_here(i); /* else there is a question to wait for, no more */
     if (s->index == NULL || wanted_parse(&wanted, w->model, &err) != 0)
         err_set(&err, ERR_NOT_FOUND, "there is no model \"%.100s\"", w->model);
-    else if (w->fetches && s->n_fetch_waiters >= s->max_fetch_waiters)
+    else if (w->fetches && !may_wait(s, w))
         err_set(&err, ERR_BUSY, "too many requests wait for adapters to be fetched");
     else if (f != NULL)
         waiters_add(&f->waiters, w);
@@ -399,6 +421,7 @@ void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *read
         f = xcalloc(1, sizeof *f);
         f->store = s;
         f->model = xstrdup(w->model);
+        f->customer = w->customer;
         if (workers_submit(s->fetchers, fetch_run, s, f)) {
             hash_map_put(&s->fetches, f->model, strlen(f->model), f);
             waiters_add(&f->waiters, w);
@@ -631,7 +654,9 @@ int adapter_store_start(struct adapter_store *s, struct engine *engine, struct l
         return 0;
     if (workers_create(&s->fetchers, s->n_fetchers, QUEUE_MAX, err) != 0)
         return -1;
-    return workers_create(&s->bringers, s->n_fetchers, QUEUE_MAX, err);
+    s->n_bringers = BRINGERS_EACH * s->n_fetchers;
+    s->bringing = xcalloc((size_t)s->n_bringers, sizeof *s->bringing);
+    return workers_create(&s->bringers, s->n_bringers, QUEUE_MAX, err);
 }
 
 void adapter_store_cancel(struct adapter_store *s)
@@ -661,7 +686,7 @@ void adapter_store_free(struct adapter_store *s)
 {
     if (s == NULL)
         return;
-    BUG_IF(s->fetches.n > 0);
+    BUG_IF(s->fetches.n > 0 || s->to_bring != NULL || s->n_bringing > 0);
     workers_free(s->fetchers);
     workers_free(s->bringers);
     workers_free(s->loaders);
@@ -686,6 +711,7 @@ void adapter_store_free(struct adapter_store *s)
     hash_map_release(&s->fetches);
     free(s->registry_items);
     free(s->idle);
+    free(s->bringing);
     adapter_index_free(s->index);
     http_client_free(s->http);
     pthread_cond_destroy(&s->room);

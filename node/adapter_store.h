@@ -60,10 +60,11 @@ struct adapter_store_options {
     uint64_t refresh_ms;
     uint64_t cache_bytes;
     struct amount max_royalty_per_1k; /* of adapters from registries; 0: no limit */
-    int n_loaders;      /* threads that read from disk; 0: a quarter of the cores, 2 to 8 */
-    int n_fetchers;     /* threads that ask what a name means, and as many that fetch; 0: 8 */
-    size_t max_waiting; /* requests for what isn't here that wait for registries; 0: 256, then
-                           ERR_BUSY */
+    int n_loaders;  /* threads that read from disk; 0: a quarter of the cores, 2 to 8 */
+    int n_fetchers; /* threads that ask what a name means, and half of those that fetch; 0: 8 */
+    /* Requests for what isn't here that wait for registries, then ERR_BUSY; one customer alone has
+     * half of the places. 0: 512. */
+    size_t max_waiting;
     /* All must outlive the store. rpc NULL: no chain; signatures are all there is to check. metrics
      * may be NULL. */
     struct rpc *rpc;

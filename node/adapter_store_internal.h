@@ -30,6 +30,7 @@ enum { IN_FLIGHT_MAX = 64 };
 struct waiter {
     struct waiter *next;
     char *model; /* as it was asked for */
+    uint64_t customer;
     struct resolved out;
     enum adapter_tier tier; /* the slowest that had to be gone to */
     struct monotonic_us began;
@@ -112,6 +113,8 @@ struct load {
 struct fetch {
     struct adapter_store *store;
     char *model;
+    uint64_t customer;  /* who asked first */
+    struct fetch *next; /* to be brought */
     struct waiters waiters;
     bool brings;     /* it has a thread that may wait for files; else ... */
     bool put_off;    /* ... it found that there are some to wait for */
@@ -150,6 +153,9 @@ struct adapter_store {
 
     struct hash_map fetches; /* by model */
     size_t n_fetch_waiters;
+    struct fetch *to_bring; /* in order of arrival */
+    uint64_t *bringing;     /* [n_bringing] whose fetches the bringers are at */
+    int n_bringing, n_bringers;
     bool refreshing; /* refresh_begin's is under way */
     struct sha256_digest in_flight[IN_FLIGHT_MAX];
     size_t n_in_flight;

@@ -428,7 +428,8 @@ static void ask(struct answer_slot *slot)
         err_set(&err, ERR_NOT_FOUND, "the model '%s' does not exist", name);
         tell(slot, NULL, &err);
     } else {
-        s->opt.resolver.resolve(s->opt.resolver.context, name, on_resolved, slot);
+        s->opt.resolver.resolve(s->opt.resolver.context, name, a->customer.payer, on_resolved,
+                                slot);
     }
 }
 

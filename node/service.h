@@ -52,13 +52,15 @@ struct resolved {
 typedef void service_resolved_fn(void *user, const struct resolved *out, const struct err *err);
 
 /* Finds adapters. resolve doesn't block: it calls done once, before it returns or later from
- * another thread, which may be after a download. release must not block. fits says whether adapters
+ * another thread, which may be after a download; customer: for whom, so that none takes all that
+ * can be fetched at a time. release must not block. fits says whether adapters
  * (n > 0, all different, asked for as `models`) can be loaded at the same time, whoever else
  * leaves; ERR_TOO_LARGE if not. One without a handle was released, and its name may mean another by
  * now. list appends model objects to /v1/models; show returns one of them, or
  * NULL; these three may be NULL. */
 struct service_resolver {
-    void (*resolve)(void *context, const char *model, service_resolved_fn *done, void *user);
+    void (*resolve)(void *context, const char *model, uint64_t customer, service_resolved_fn *done,
+                    void *user);
     void (*release)(void *context, const struct resolved *r);
     int (*fits)(void *context, const char *const *models, const struct resolved *adapters, size_t n,
                 struct err *err);

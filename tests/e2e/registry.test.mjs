@@ -41,6 +41,17 @@ async function ask(node, name) {
   return { status: response.status, body: await response.json() };
 }
 
+// The same from another address, which is another customer where a node has no keys.
+const askFrom = (localAddress, node, name) => new Promise((resolve, reject) => {
+  const request = http.request(`${node.url}/v1/completions`, { method: 'POST', localAddress, headers: { 'content-type': 'application/json' } }, async (response) => {
+    const pieces = [];
+    for await (const piece of response) pieces.push(piece);
+    resolve({ status: response.statusCode, body: JSON.parse(Buffer.concat(pieces).toString()) });
+  });
+  request.on('error', reject);
+  request.end(JSON.stringify({ model: name, prompt: 'water', max_tokens: 4, temperature: 0 }));
+});
+
 // ---- an independent publisher ---------------------------------------------------------------------------
 const canonical = (value) => Array.isArray(value) ? `[${value.map(canonical).join(',')}]`
   : value && typeof value === 'object' ? `{${Object.keys(value).sort().map((k) => `${JSON.stringify(k)}:${canonical(value[k])}`).join(',')}}`
@@ -235,6 +246,17 @@ await checks.test('however many names and requests wait for a file that does not
     const answer = await Promise.race([ask(node, name), late]);
     if (answer.status !== 200) throw new Error(`${answer.status}`);
   }
+  // Nor does one customer's wait take all threads and places: what another wants is fetched meanwhile.
+  const dir = path.join(world.dir, 'timely');
+  fs.cpSync(path.join(root, 'tests/fixtures/adapters/demo-7m/verse'), dir, { recursive: true });
+  fs.appendFileSync(path.join(dir, 'adapter_config.json'), '\n\n\n'); // a content of its own
+  await cli(['adapter', 'publish', dir, '--name', 'timely', '--model', model, '--key', 'verse', ...world.chainFlags, ...world.people.flags, '--registry', world.registry.url]);
+  await until('another customer to be served', async () => {
+    const late = new Promise((resolve) => setTimeout(resolve, 10000, { status: 'nothing in 10 s' }));
+    const answer = await Promise.race([askFrom('127.0.0.2', node, 'timely'), late]);
+    if (answer.status !== 404 && answer.status !== 200) throw new Error(`${answer.status} ${JSON.stringify(answer.body)}`);
+    return answer.status === 200;
+  });
   behave = () => false;
   for (const response of held) response.destroy();
   for (const answer of await Promise.all(waiting))
