@@ -24,7 +24,8 @@
  * would hold its part in vain, and up everybody else; so the service thread looks again now and
  * then.
  *
- * An answer whose time is up meanwhile is taken away by the service thread (answers_expire). Who
+ * An answer whose time is up meanwhile, or whose client has gone, is taken away by the service
+ * thread (answers_expire), so that it holds no place among those that may wait. Who
  * takes it off the list of waiting answers, under the service's lock, is the one who goes on with
  * it; then all_told has nothing left to do but to release. See service.h for the whole. */
 #include "node/service_internal.h"
@@ -45,7 +46,7 @@ _Static_assert((int)OPENAI_ADAPTERS_MAX <= (int)USAGE_ADAPTERS_MAX &&
                    (int)OPENAI_ADAPTERS_MAX <= (int)ENGINE_ADAPTERS_MAX,
                "an ensemble must fit into a usage and into an engine's request");
 
-enum { LINE_WAIT_US = 30000000, LOOK_AGAIN_US = 200000 };
+enum { LINE_WAIT_US = 30000000, LOOK_AGAIN_US = 200000, LOOK_FOR_GONE_US = 500000 };
 
 static void ask_for_all(struct answer *a);
 
@@ -145,8 +146,7 @@ static void wait_for_models(struct answer *a)
         a->next->prev = a;
     s->waiting = a;
     atomic_fetch_add(&s->n_loading, 1);
-    if (a->deadline.us != 0)
-        pthread_cond_signal(&s->arrived); /* it may be the next that is up */
+    pthread_cond_signal(&s->arrived); /* it may be the next that is up, or the first */
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -175,6 +175,8 @@ uint64_t answers_next_deadline(const struct service *s)
         if (a->deadline.us != 0 && (next == 0 || a->deadline.us < next))
             next = a->deadline.us;
     }
+    if (s->waiting != NULL && (next == 0 || s->look_for_gone.us < next))
+        next = s->look_for_gone.us;
     if (s->gatherer != NULL && (next == 0 || s->look_again.us < next))
         next = s->look_again.us;
     return next;
@@ -322,9 +324,14 @@ void answers_expire(struct service *s)
     struct answer *up = NULL;
     uint64_t now = clock_monotonic_us().us;
     pthread_mutex_lock(&s->lock);
+    bool looks = s->look_for_gone.us <= now;
+    if (looks)
+        s->look_for_gone.us = now + LOOK_FOR_GONE_US;
     for (struct answer *a = s->waiting, *next; a != NULL; a = next) {
         next = a->next;
-        if (a->deadline.us != 0 && a->deadline.us <= now && take_waiting(a)) {
+        bool late = a->deadline.us != 0 && a->deadline.us <= now;
+        a->gone = looks && http_gone(a->x);
+        if ((late || a->gone) && take_waiting(a)) {
             a->next = up;
             up = a;
         }
@@ -333,8 +340,11 @@ void answers_expire(struct service *s)
     for (struct answer *next; up != NULL; up = next) {
         next = up->next;
         up->next = NULL;
-        api_error_set(&up->failure, ERR_TIMEOUT, NULL,
-                      "the request's time was up before its adapter was here");
+        if (up->gone)
+            api_error_set(&up->failure, ERR_CANCELLED, NULL, "nobody waits for the answer");
+        else
+            api_error_set(&up->failure, ERR_TIMEOUT, NULL,
+                          "the request's time was up before its adapter was here");
         give_up(up);
     }
     look_at_gatherer(s);

@@ -47,6 +47,7 @@ struct service {
     uint64_t waiting_since_us;         /* when the oldest message came; 0: empty */
     struct answer *line, *gatherer;    /* see answer_resolve.c */
     struct monotonic_us look_again;    /* whether there still can be room for the gatherer */
+    struct monotonic_us look_for_gone; /* whether those whose answers wait are still there */
     bool calls_up;                     /* somebody calls up whoever is next in the line */
     _Atomic uint64_t working_since_us; /* 0: idle */
 

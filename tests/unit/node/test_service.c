@@ -1035,6 +1035,38 @@ static void time_runs_while_an_adapter_is_fetched(void **state)
     everything_is_given_back(w);
 }
 
+static void who_leaves_while_an_adapter_is_fetched_gives_up_its_place(void **state)
+{
+    struct world *w = *state;
+    struct service_stats stats;
+    struct admission_stats inside;
+    const char *body = "{\"model\":\"slow\"," ONCE "}";
+    int n = w->n_resolved, fds[4];
+    w->hold = true;
+    for (size_t i = 0; i < 4; i++) {
+        fds[i] = dial(w);
+        send_post(fds[i], "/v1/completions", body);
+    }
+    for (int i = 0; i < 1000; i++) {
+        service_stats(w->node.service, &stats);
+        if (stats.n_loading == 4)
+            break;
+        usleep(5000);
+    }
+    assert_int_equal(stats.n_loading, 4);
+    for (size_t i = 0; i < 4; i++)
+        close(fds[i]);
+    wait_until_idle(w);
+    admission_stats(w->node.admission, &inside);
+    assert_int_equal(inside.n_inside, 0);
+    assert_int_equal(w->n_resolved, n);
+    w->hold = false;
+    for (int i = 0; i < 2000 && w->n_resolved < n + 4; i++)
+        usleep(5000);
+    assert_int_equal(w->n_resolved, n + 4);
+    everything_is_given_back(w);
+}
+
 #define LONG "\"max_tokens\":480,\"ignore_eos\":true,\"n\":8"
 
 static void time_runs_while_an_answer_is_made_or_waits(void **state)
@@ -1639,6 +1671,7 @@ int main(void)
         cmocka_unit_test(an_ensemble_that_cannot_fit_beside_pinned_adapters_is_refused_at_once),
         cmocka_unit_test(an_ensemble_that_gathers_gives_up_when_room_or_time_is_gone),
         cmocka_unit_test(time_runs_while_an_adapter_is_fetched),
+        cmocka_unit_test(who_leaves_while_an_adapter_is_fetched_gives_up_its_place),
         cmocka_unit_test(time_runs_while_an_answer_is_made_or_waits),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
         cmocka_unit_test(what_is_no_number_is_neither_an_answer_nor_billed),
