@@ -21,6 +21,9 @@
  *     crash the same bytes are sent again; sending them twice is harmless
  *   - a transaction that isn't mined for replace_after_ms is replaced at its nonce with at
  * least 12.5 % more of both fees (geth's rule is 10 %), up to the cap
+ *   - one that waits for a lower nonce which nobody uses (what had it was dropped) is given up
+ * after the same time, and the row is signed anew; should the old one be mined after all, it
+ * reverts
  *   - when the account's confirmed nonce has passed a row's and the contract still says no, its
  *     transactions are lost (reverted, or the nonce was used by hand): the row waits again
  *
@@ -234,18 +237,26 @@ static int spent_today(struct round *r, uint64_t but_nonce, struct amount *out, 
     return db_end_checked(s, err) != 0 || row != 1 ? -1 : 0;
 }
 
+/* Above all that is out there. A row that others have brought into a block leaves its own
+ * transaction behind, which needn't be anywhere: the node's word counts for its nonce. */
 static int next_nonce(struct round *r, uint64_t *out, struct err *err)
 {
     uint64_t pending;
     if (rpc_nonce(r->p->at.rpc, &pending, r->p->at.signer, RPC_AT_PENDING, err) != 0)
         return -1;
+    struct db *db = ledger_reader(r->p->ledger, err); /* this round has written, r->db is older */
+    if (!db)
+        return -1;
     struct db_stmt *s = db_stmt(
-        r->db, "SELECT coalesce(max(t.nonce) + 1, 0) FROM tx t JOIN outbox o ON o.id = t.outbox "
-               "WHERE o.domain = ? AND o.state IN (1, 2) AND t.state < 3");
+        db, "SELECT coalesce(max(t.nonce) + 1, 0) FROM tx t JOIN outbox o ON o.id = t.outbox "
+            "WHERE o.domain = ? AND ((o.state = 1 AND t.state < 3) OR "
+            "(o.state = 2 AND t.state = 2))");
     db_put_u64(s, r->p->ledger->domain); /* another chain has nonces of its own */
     int row = db_step(s, err);
     uint64_t ours = row == 1 ? db_get_u64(s) : 0;
-    if (db_end_checked(s, err) != 0 || row != 1)
+    int rc = db_end_checked(s, err) != 0 || row != 1 ? -1 : 0;
+    ledger_reader_done(r->p->ledger, db);
+    if (rc != 0)
         return -1;
     *out = ours > pending ? ours : pending;
     return 0;
@@ -377,12 +388,44 @@ out:
     return rc;
 }
 
+/* Whether the transaction waits for a nonce below its own that nobody will use: what should have
+ * used it was dropped. One of ours that is out there will, and so will what the node holds. */
+static int waits_for_nobody(struct round *r, uint64_t nonce, bool *out, struct err *err)
+{
+    uint64_t pending;
+    if (rpc_nonce(r->p->at.rpc, &pending, r->p->at.signer, RPC_AT_PENDING, err) != 0)
+        return -1;
+    struct db *db = ledger_reader(r->p->ledger, err); /* as next_nonce */
+    if (!db)
+        return -1;
+    struct db_stmt *s = db_stmt(
+        db, "SELECT count(*) FROM tx t JOIN outbox o ON o.id = t.outbox WHERE o.domain = ? AND "
+            "o.state = 1 AND t.state < 3 AND t.nonce >= ? AND t.nonce < ?");
+    db_put_u64(s, r->p->ledger->domain);
+    db_put_u64(s, pending);
+    db_put_u64(s, nonce);
+    int row = db_step(s, err);
+    *out = row == 1 && pending < nonce && db_get_u64(s) == 0;
+    int rc = db_end_checked(s, err) != 0 || row != 1 ? -1 : 0;
+    ledger_reader_done(r->p->ledger, db);
+    return rc;
+}
+
+static int start_over(struct publisher *p, const struct outbox_row *o, const char *why,
+                      struct err *err)
+{
+    struct outbox_change c = {.row = o->id, .state = OUTBOX_WAITING, .note = why, .lose_txs = true};
+    log_warn("publisher", "outbox %llu: %s; trying again", (unsigned long long)o->id, why);
+    return outbox_apply(p->ledger, &c, err);
+}
+
 /* A row whose transaction is out (or only stored) and whose effect the contract doesn't have. */
 static int push_on(struct round *r, struct outbox_row *o, struct err *err)
 {
     struct publisher *p = r->p;
     struct outbox_tx t;
-    uint64_t nonce_confirmed = 0, now = clock_unix_ms().ms;
+    uint64_t nonce_confirmed = 0;
+    struct unix_ms now = clock_unix_ms();
     int have = outbox_load_tx(r->db, o, &t, err);
     if (have < 0)
         return -1;
@@ -391,26 +434,26 @@ static int push_on(struct round *r, struct outbox_row *o, struct err *err)
         rc = rpc_nonce(p->at.rpc, &nonce_confirmed, p->at.signer, r->confirmed, err);
     if (rc == 0 && (have == 0 || nonce_confirmed > t.nonce)) {
         /* The nonce is used for good, and not by something that did the work. */
-        struct outbox_change c = {
-            .row = o->id,
-            .state = OUTBOX_WAITING,
-            .note = "its transaction reverted, or its nonce was used by another",
-            .lose_txs = true,
-        };
-        log_warn("publisher", "outbox %llu: %s; trying again", (unsigned long long)o->id, c.note);
-        rc = outbox_apply(p->ledger, &c, err);
+        rc = start_over(p, o, "its transaction reverted, or its nonce was used by another", err);
     } else if (rc == 0) {
         enum rpc_sent sent = RPC_SENT;
         bool too_cheap = false;
-        if (t.state == TX_SIGNED || now >= t.broadcast_ms + SEND_AGAIN_MS) {
+        if (t.state == TX_SIGNED ||
+            clock_apart_ms(now, (struct unix_ms){t.broadcast_ms}) >= SEND_AGAIN_MS) {
             rc = send_tx(p, o, t.id, &t.raw, &sent, err);
             too_cheap = sent == RPC_FEE_TOO_LOW || sent == RPC_UNDERPRICED;
         }
-        bool stuck = too_cheap || now >= t.signed_ms + p->ledger->opt.publish.replace_after_ms;
+        bool stuck = too_cheap || clock_apart_ms(now, (struct unix_ms){t.signed_ms}) >=
+                                      p->ledger->opt.publish.replace_after_ms;
         uint64_t nonce_latest = 0;
+        bool for_nobody = false;
         if (rc == 0 && stuck)
             rc = rpc_nonce(p->at.rpc, &nonce_latest, p->at.signer, RPC_AT_LATEST, err);
-        if (rc == 0 && stuck && nonce_latest <= t.nonce) /* else it waits to be sure of its loss */
+        if (rc == 0 && stuck && nonce_latest < t.nonce)
+            rc = waits_for_nobody(r, t.nonce, &for_nobody, err);
+        if (rc == 0 && for_nobody)
+            rc = start_over(p, o, "a nonce below its own was never used", err);
+        else if (rc == 0 && stuck && nonce_latest <= t.nonce) /* else it waits to be sure of it */
             rc = sign_and_send(r, o, &t, err);
     }
     buf_release(&t.raw);

@@ -18,6 +18,11 @@ struct monotonic_us {
 struct unix_ms clock_unix_ms(void);
 struct monotonic_us clock_monotonic_us(void);
 
+/* How far apart two calendar moments are, whichever came first. A wait that began at a stored
+ * moment and is measured so ends after a clock was set back, too: at twice its length at the
+ * latest. */
+uint64_t clock_apart_ms(struct unix_ms a, struct unix_ms b);
+
 /* b - a, or 0 when b is before a. */
 uint64_t clock_elapsed_us(struct monotonic_us a, struct monotonic_us b);
 

@@ -2,6 +2,19 @@
  */
 #include "tests/unit/attribution/market.h"
 
+#include <sys/syscall.h>
+#include <time.h>
+
+/* The calendar is ours to set: seconds added to it, negative for a clock that was set back. */
+static _Atomic int64_t calendar_shift_s;
+int clock_gettime(clockid_t id, struct timespec *out)
+{
+    int rc = (int)syscall(SYS_clock_gettime, id, out);
+    if (id == CLOCK_REALTIME)
+        out->tv_sec += calendar_shift_s;
+    return rc;
+}
+
 struct world {
     char *dir;
     struct wallet *wallet;
@@ -14,6 +27,7 @@ static int set_up(void **state)
 {
     struct world *w = xcalloc(1, sizeof(*w));
     log_set_level(LOG_ERROR);
+    calendar_shift_s = 0;
     fake_chain_reset();
     w->dir = temp_dir_create();
     w->wallet = market_wallet();
@@ -446,6 +460,88 @@ static void a_claim_on_chain_shows_in_the_rewards_once_it_is_confirmed(void **st
     }
 }
 
+/* A transaction whose nonce lies above one that nobody uses waits in no mempool's queue. */
+static void a_nonce_that_nobody_fills_below_ours_is_taken(void **state)
+{
+    struct world *w = *state;
+    w->options.publish.replace_after_ms = 1;
+    reopen(w);
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    /* Something sent by hand waits, too cheap to be mined, while we ask for our nonce ... */
+    fake->txs[TXS_MAX - 1] = (struct fake_tx){.used = true, .pending = true, .nonce = 0};
+    look(w);
+    assert_int_equal(fake->txs[0].nonce, 1);
+    usleep(3000);
+    fake_mine();
+    look(w); /* it still waits, so ours is only late and keeps its place */
+    assert_int_equal(fake->txs[0].nonce, 1);
+    fake->txs[TXS_MAX - 1].used = false; /* ... and is dropped. */
+    usleep(3000);
+    settle(w);
+    assert_int_equal(fake_now()->n_batches, 1);
+    market_check(w->l, true);
+}
+
+static void the_nonce_of_a_transaction_made_needless_is_used_again(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    w->options.publish.replace_after_ms = 1;
+    reopen(w);
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    fake->drops_broadcasts = true;
+    look(w);
+    assert_row(w, 0, "redeem signed");
+    fake->drops_broadcasts = false;
+    /* Ours is lost on its way, and somebody else has redeemed the voucher. */
+    json_t *channels = ledger_query_channels(w->l, NULL, &err);
+    const json_t *c = json_array_get(json_object_get(channels, "items"), 0);
+    struct fake_state *s = fake_now();
+    struct fake_channel *there = fake_channel_of(
+        s, (uint64_t)json_integer_value(json_object_get(c, "epoch")), true);
+    assert_int_equal(amount_parse(&there->value, json_string_value(json_object_get(c, "total"))),
+                     0);
+    assert_int_equal(hex_decode(there->last, 32, json_string_value(json_object_get(c, "head"))), 0);
+    assert_int_equal(amount_sub(&s->balance, s->balance, there->value), 0);
+    s->redeemed = there->value;
+    json_decref(channels);
+    look(w);
+    assert_row(w, 0, "redeem mined");
+    assert_row(w, 1, "submit signed");
+    assert_int_equal(fake->txs[0].nonce, 0);
+    settle(w);
+    assert_int_equal(fake_now()->n_batches, 1);
+    assert_int_equal(fake->n_reverts, 0);
+    market_check(w->l, true);
+}
+
+static void a_clock_that_is_set_back_delays_no_transaction(void **state)
+{
+    struct world *w = *state;
+    enum { YEAR_S = 365 * 24 * 3600 };
+    w->options.publish.replace_after_ms = 60 * 1000;
+    reopen(w);
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    fake->drops_broadcasts = true; /* forgotten as soon as it was sent */
+    look(w);
+    assert_row(w, 0, "redeem signed");
+    fake->drops_broadcasts = false;
+    calendar_shift_s = -YEAR_S;
+    look(w);
+    assert_int_equal(fake_pending(), 1);
+    struct amount first = fake->txs[0].max_fee;
+    fake->base_fee = amount_of(5000000000); /* too dear for it */
+    fake_mine();
+    calendar_shift_s = -2 * YEAR_S;
+    look(w);
+    assert_true(amount_cmp(fake->txs[0].max_fee, first) > 0);
+    settle(w);
+    market_check(w->l, true);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -462,6 +558,9 @@ int main(void)
         T(the_spending_cap_stops_signing),
         T(a_nonce_used_by_hand_makes_the_row_start_over),
         T(a_node_that_forgets_transactions_gets_them_again),
+        T(a_nonce_that_nobody_fills_below_ours_is_taken),
+        T(the_nonce_of_a_transaction_made_needless_is_used_again),
+        T(a_clock_that_is_set_back_delays_no_transaction),
         T(a_database_older_than_the_chain_opens_a_new_epoch_and_submits_nothing),
         T(a_new_database_on_a_known_chain_starts_with_a_fresh_epoch),
         T(a_claim_on_chain_shows_in_the_rewards_once_it_is_confirmed),
