@@ -377,19 +377,19 @@ static int seal_task(struct ledger *l, void *context, struct err *err)
 static void look_around(struct ledger *l)
 {
     struct err err = {0};
-    uint64_t now_ms = clock_unix_ms().ms;
+    uint64_t now_us = clock_monotonic_us().us;
     if (!l->writable) {
         if (run_task(l, probe_task, NULL, &err) == 0)
             set_writable(l, true, &err);
     }
-    if (now_ms < l->seal_retry_ms || !batch_is_due(l, now_ms))
+    if (now_us < l->seal_retry_us || !batch_is_due(l, clock_unix_ms()))
         return;
     uint32_t sealed = 0;
     if (run_task(l, seal_task, &sealed, &err) != 0) {
         log_error("ledger", "sealing: %s", err.message);
-        l->seal_retry_ms = now_ms + 5000;
+        l->seal_retry_us = now_us + 5000 * 1000;
     } else if (sealed == 0) {
-        l->seal_retry_ms = now_ms + 1000; /* due, but not covered: new facts may change that */
+        l->seal_retry_us = now_us + 1000 * 1000; /* due, but not covered: new facts may change it */
     } else if (l->publisher) {
         publisher_wake(l->publisher);
     }

@@ -112,14 +112,14 @@ int payout_set_add_receipt(struct payout_set *set, struct ledger *l, const struc
 
 /* ---- choosing receipts ---------------------------------------------------------------------- */
 
-bool batch_is_due(const struct ledger *l, uint64_t now_ms)
+bool batch_is_due(const struct ledger *l, struct unix_ms now)
 {
     const struct ledger_seal_policy *p = &l->opt.seal;
     if (!l->has_chain || l->unsealed_receipts == 0)
         return false;
     return l->unsealed_receipts >= p->max_receipts ||
            amount_cmp(l->unsealed_value, p->max_value) >= 0 ||
-           now_ms >= l->unsealed_oldest_ms + p->max_age_ms;
+           clock_apart_ms(now, (struct unix_ms){l->unsealed_oldest_ms}) >= p->max_age_ms;
 }
 
 struct prefix { /* what is taken of one channel */

@@ -28,7 +28,7 @@ struct signed_batch {
 };
 
 /* Whether the policy wants a batch now. Cheap; ledger thread. */
-bool batch_is_due(const struct ledger *l, uint64_t now_ms);
+bool batch_is_due(const struct ledger *l, struct unix_ms now);
 
 /* Seals at most one batch and its vouchers; *sealed receipts, 0 when nothing is covered. In a
  * transaction on the ledger thread. Receipts are taken in whole channel prefixes: of a channel that

@@ -66,7 +66,7 @@ struct ledger {
     uint64_t unsealed_receipts, unsealed_oldest_ms; /* L: of this domain */
     struct amount unsealed_value;                   /* L */
     uint64_t batches;                               /* L: of this domain */
-    uint64_t seal_retry_ms; /* L: unix time before which a fruitless seal isn't tried again */
+    uint64_t seal_retry_us; /* L: monotonic; before it a fruitless seal isn't tried again */
 
     struct adapter_table *adapters; /* A */
     struct queue *queue;            /* A: struct job * */

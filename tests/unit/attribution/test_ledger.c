@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 /* SQLite and the generation file call fdatasync through the C library; ours counts. */
 static _Atomic uint64_t n_syncs;
@@ -16,6 +17,16 @@ int fdatasync(int fd)
 {
     n_syncs++;
     return (int)syscall(SYS_fdatasync, fd);
+}
+
+/* The calendar is ours to set: seconds added to it, negative for a clock that was set back. */
+static _Atomic int64_t calendar_shift_s;
+int clock_gettime(clockid_t id, struct timespec *out)
+{
+    int rc = (int)syscall(SYS_clock_gettime, id, out);
+    if (id == CLOCK_REALTIME)
+        out->tv_sec += calendar_shift_s;
+    return rc;
 }
 
 struct world {
@@ -30,6 +41,7 @@ static int set_up_with(void **state, bool with_chain)
 {
     struct world *w = xcalloc(1, sizeof(*w));
     log_set_level(LOG_ERROR);
+    calendar_shift_s = 0;
     fake_chain_reset();
     w->dir = temp_dir_create();
     w->wallet = market_wallet();
@@ -595,6 +607,25 @@ static void the_policy_seals_by_number_by_value_and_by_age(void **state)
     market_check(w->l, false);
 }
 
+static void a_clock_that_is_set_back_keeps_nothing_unsealed(void **state)
+{
+    struct world *w = *state;
+    struct ledger_health h;
+    w->options.seal = (struct ledger_seal_policy){.max_receipts = 1000, .max_age_ms = 3600 * 1000};
+    reopen(w);
+    market_commit_many(w->l, 0, 3, NULL);
+    usleep(100000);
+    ledger_health(w->l, &h);
+    assert_int_equal(h.batches_sealed, 0);
+    calendar_shift_s = -365 * 24 * 3600; /* it was a year ahead, and is set right */
+    for (int k = 0; k < 100 && h.batches_sealed == 0; k++) {
+        usleep(20000);
+        ledger_health(w->l, &h);
+    }
+    assert_int_equal(h.batches_sealed, 1);
+    market_check(w->l, false);
+}
+
 /* A receipt of another payer, through the inside of the room. */
 struct other_payer {
     struct address payer;
@@ -880,6 +911,7 @@ int main(void)
         CHAIN(a_batch_proves_each_receipt_and_each_payout),
         CHAIN(a_batch_file_is_canonical_and_has_its_hash),
         CHAIN(the_policy_seals_by_number_by_value_and_by_age),
+        CHAIN(a_clock_that_is_set_back_keeps_nothing_unsealed),
         CHAIN(a_payer_who_does_not_pay_blocks_nobody),
         LOCAL(usage_is_counted_by_adapter_and_filtered),
         LOCAL(pages_join_without_gap_or_overlap),
