@@ -248,7 +248,8 @@ json_t *ledger_query_rewards(struct ledger *l, const struct ledger_filter *f, st
 
 /* One receipt by its hash, or by its requestId; ERR_NOT_FOUND. */
 json_t *ledger_query_receipt(struct ledger *l, const uint8_t id[32], struct err *err);
-/* A channel's receipts from an index on, in order. */
+/* A channel's receipts from an index on, in order. Of channels of one name on several chains it is
+ * the newest that has receipts. */
 json_t *ledger_query_receipts(struct ledger *l, const uint8_t channel[32], uint64_t from_index,
                               uint32_t limit, struct err *err);
 /* Channels: {"channel","payer","epoch","receipts","head","total","sealed","redeemed","open"}. */

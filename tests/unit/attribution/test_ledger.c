@@ -389,6 +389,28 @@ static void naming_a_chain_starts_new_channels(void **state)
     json_decref(old);
 }
 
+static void a_channel_is_listed_from_one_of_its_lives(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    struct commit_result c;
+    struct usage u = market_usage(10, NULL);
+    market_commit_many(w->l, 0, 5, NULL);
+    w->options.chain = market_chain();
+    w->options.rpc = (struct rpc *)fake; /* which says that nobody was there before: epoch 0 */
+    reopen(w);
+    /* The channel has the same name on both, payer, operator and epoch being the same. */
+    assert_ok(market_commit(w->l, &u, &c, &err), err);
+    free(c.json);
+    static const size_t expected[] = {1, 0, 0, 0, 0}; /* by from */
+    for (uint64_t from = 0; from < 5; from++) {
+        json_t *page = ledger_query_receipts(w->l, c.receipt.receipt.channel, from, 10, &err);
+        assert_non_null(page);
+        assert_int_equal(json_array_size(json_object_get(page, "items")), expected[from]);
+        json_decref(page);
+    }
+}
+
 static void local_receipts_are_never_sealed(void **state)
 {
     struct world *w = *state;
@@ -905,6 +927,7 @@ int main(void)
         LOCAL(a_ledger_is_opened_once_and_only_if_it_is_ours),
         LOCAL(a_chain_needs_its_id_and_all_addresses),
         LOCAL(naming_a_chain_starts_new_channels),
+        LOCAL(a_channel_is_listed_from_one_of_its_lives),
         LOCAL(local_receipts_are_never_sealed),
         LOCAL(a_restored_database_never_extends_an_old_channel),
         LOCAL(a_copied_directory_and_a_lost_generation_file_count_as_restored),
