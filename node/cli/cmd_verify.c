@@ -7,10 +7,10 @@
  *   1  the receipt's fields hash to its receiptHash (EIP-712), and that is what was signed
  *   2  on chain: the signer serves, or served, the operator that the receipt names
  *   3  its sums agree: royalty is its adapters', their shares are whole
- *   4  the receipt before it, with the index before, has the hash that it names, and its
- * channelTotal less the fees is that receipt's 5  the leaf (position, receiptHash) leads to the
- * root of the batch that the node names 6  on chain: that batch is in the operator's chain, and
- * contains the leaf 7  on chain: a voucher that covers the receipt's channelTotal was redeemed
+ *   4  the receipt before it, of the same chain, has the hash that it names; index and total go on
+ *   5  the leaf (position, receiptHash) leads to the root of the batch that the node names
+ *   6  that batch is of the receipt's operator; on chain: it is in his chain, and has the leaf
+ *   7  on chain: vouchers that cover what his batches commit to were redeemed
  *
  * A receipt that is in no batch yet passes 1 to 4 and says so. */
 #include "attribution/attribution.h"
@@ -154,7 +154,9 @@ static int check_link(struct check *c, const char *node, struct err *err)
     json_decref(o);
     if (rc != 0)
         return err_wrap(err, "the receipt before it");
-    struct receipt_digest digest = eip712_receipt(&previous.receipt, &previous.domain);
+    /* For this receipt's chain and ledger, whatever the node says: there it would have to answer.
+     */
+    struct receipt_digest digest = eip712_receipt(&previous.receipt, &c->r.domain);
     if (memcmp(digest.bytes, r->prev_receipt_hash, 32) != 0)
         return err_set(err, ERR_CORRUPT, "the receipt before it has another hash");
     if (previous.receipt.index + 1 != r->index ||
@@ -231,6 +233,11 @@ static int check_batch(struct check *c, const char *node, struct err *err)
     json_decref(o);
     if (rc != 0)
         return -1;
+    /* Anyone may put any hash into a batch of his own. */
+    if (!address_eq(batch.operator_address, c->r.receipt.operator_address))
+        return err_set(err, ERR_CORRUPT,
+                       "the batch is of operator %s, the receipt of another: it settles nothing",
+                       address_format(hex, batch.operator_address));
     struct merkle_node root, leaf = merkle_receipt_leaf(position, c->r.hash.bytes);
     memcpy(root.bytes, batch.receipts_root, 32);
     if (position >= batch.leaf_count ||
