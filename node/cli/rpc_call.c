@@ -95,6 +95,8 @@ json_t *rpc_call_list(const char *node_url, const char *method, json_t *params, 
     json_t *all = json_array();
     if (last != NULL)
         *last = NULL;
+    if (params == NULL)
+        params = json_object();
     for (;;) {
         json_t *page = rpc_call_method(node_url, method, json_incref(params), err);
         if (page == NULL) {
@@ -105,6 +107,7 @@ json_t *rpc_call_list(const char *node_url, const char *method, json_t *params, 
         json_array_extend(all, json_object_get(page, "items"));
         json_t *next = json_object_get(page, "next");
         bool more = json_is_string(next);
+        bool again = more && json_equal(next, json_object_get(params, "cursor"));
         if (more)
             json_object_set(params, "cursor", next);
         if (last != NULL) {
@@ -112,7 +115,12 @@ json_t *rpc_call_list(const char *node_url, const char *method, json_t *params, 
             *last = json_incref(page);
         }
         json_decref(page);
-        if (!more)
+        if (again) {
+            err_set(err, ERR_UPSTREAM, "%s: the list of %s doesn't end", node_url, method);
+            json_decref(all);
+            all = NULL;
+        }
+        if (!more || again)
             break;
     }
     json_decref(params);

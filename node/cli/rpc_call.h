@@ -17,8 +17,8 @@ const char *rpc_call_request_id(const char *id);
  * (ERR_NOT_FOUND, ...) and sentence, or ERR_UPSTREAM when nobody answers. */
 json_t *rpc_call_method(const char *node_url, const char *method, json_t *params, struct err *err);
 
-/* Follows `next` until the list ends; all items in one array. Takes params. *last (may be NULL) is
- * the newest page, a new reference. */
+/* Follows `next` until the list ends; all items in one array. Takes params (NULL: {}). *last (may
+ * be NULL) is the newest page, a new reference. */
 json_t *rpc_call_list(const char *node_url, const char *method, json_t *params, json_t **last,
                       struct err *err);
 

@@ -9,6 +9,7 @@
 #include "node/base/hex.h"
 #include "node/cli/cli.h"
 #include "node/cli/commands.h"
+#include "node/cli/rpc_call.h"
 #include "wallet/wallet.h"
 
 #include <jansson.h>
@@ -262,6 +263,33 @@ static void a_receipt_does_not_continue_one_of_another_chain(void **state)
     json_decref(o);
 }
 
+/* ---- lists ---------------------------------------------------------------------------------- */
+
+static void a_list_is_followed_to_its_end(void **state)
+{
+    struct node *n = *state;
+    struct err err = {0};
+    n->n_pages = 3;
+    for (int given = 0; given < 2; given++) {
+        json_t *items = rpc_call_list(n->url, "attribution_rewards", given ? json_object() : NULL,
+                                      NULL, &err);
+        assert_int_equal(json_array_size(items), 3);
+        for (size_t i = 0; i < 3; i++)
+            assert_int_equal(json_integer_value(json_array_get(items, i)), i);
+        json_decref(items);
+    }
+}
+
+static void a_list_that_goes_in_circles_is_given_up(void **state)
+{
+    struct node *n = *state;
+    struct err err = {0};
+    n->n_pages = 3;
+    n->repeats_itself = true;
+    assert_null(rpc_call_list(n->url, "attribution_rewards", json_object(), NULL, &err));
+    assert_int_equal(err.code, ERR_UPSTREAM);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -270,6 +298,8 @@ int main(void)
         T(what_does_not_add_up_is_noticed_under_a_good_signature),
         T(a_receipt_is_not_settled_by_another_operators_batch),
         T(a_receipt_does_not_continue_one_of_another_chain),
+        T(a_list_is_followed_to_its_end),
+        T(a_list_that_goes_in_circles_is_given_up),
     };
     return cmocka_run_group_tests_name("cmd_verify", tests, NULL, NULL);
 }
