@@ -102,6 +102,25 @@ struct contract_at chain_at(const struct chain_session *s, enum contract c)
 /* ---- sending
  * --------------------------------------------------------------------------------------- */
 
+/* No more than chain.max_fee_per_gas, whatever the endpoint thinks is usual. */
+static int bound_fees(const struct chain_session *s, struct rpc_fees *fees, struct err *err)
+{
+    struct amount most = config_amount(s->config, CONFIG_CHAIN_MAX_FEE_PER_GAS);
+    struct u256 cap = u256_of_amount(most),
+                needed = fees->legacy ? fees->gas_price : fees->base_fee;
+    if (u256_cmp(needed, cap) > 0) {
+        char gas[U256_TEXT_BYTES], allowed[AMOUNT_TEXT_BYTES];
+        return err_set(err, ERR_PAYMENT,
+                       "a unit of gas costs %s wei, at most %s are allowed (chain.max_fee_per_gas)",
+                       u256_format(gas, needed), amount_format(allowed, most));
+    }
+    if (u256_cmp(fees->max_fee, cap) > 0)
+        fees->max_fee = cap;
+    if (u256_cmp(fees->max_priority_fee, fees->max_fee) > 0)
+        fees->max_priority_fee = fees->max_fee;
+    return 0;
+}
+
 /* Fees and gas. A tenth more gas than estimated: state may move between the estimate and the block.
  */
 static int price(struct chain_session *s, struct tx *tx, struct address from, struct err *err)
@@ -110,7 +129,7 @@ static int price(struct chain_session *s, struct tx *tx, struct address from, st
         .from = from, .creates = tx->creates, .to = tx->to, .data = tx->data, .n_data = tx->n_data};
     struct rpc_fees fees;
     if (rpc_estimate_gas(s->rpc, &tx->gas_limit, &call, NULL, err) != 0 ||
-        rpc_fees(s->rpc, &fees, err) != 0 ||
+        rpc_fees(s->rpc, &fees, err) != 0 || bound_fees(s, &fees, err) != 0 ||
         rpc_nonce(s->rpc, &tx->nonce, from, RPC_AT_PENDING, err) != 0)
         return -1;
     tx->gas_limit += tx->gas_limit / 10;
@@ -126,7 +145,7 @@ static int await(struct chain_session *s, struct chain_sent *out, const char *ha
     struct monotonic_us started = clock_monotonic_us();
     for (;;) {
         if (rpc_tx_receipt(s->rpc, &out->receipt, out->hash, NULL, NULL, err) != 0)
-            return -1;
+            return err_wrap(err, "transaction %s is sent, and what came of it is not known", hash);
         if (out->receipt.mined)
             break;
         if (clock_elapsed_us(started, clock_monotonic_us()) > (uint64_t)WAIT_MS * 1000)
@@ -160,8 +179,12 @@ static int send_once(struct chain_session *s, struct chain_sent *out, const char
     struct err why = {0};
     int rc = rpc_send(s->rpc, &sent, bytes.data, bytes.len, from, &why, err);
     buf_release(&bytes);
-    if (rc != 0)
-        return -1;
+    if (rc != 0) {
+        /* The answer may have been lost and not the request: sent again, it could pay twice. */
+        char hash[BYTES32_TEXT_BYTES];
+        return err_wrap(err, "transaction %s may be sent all the same; look for it first",
+                        hex_encode_0x(hash, out->hash.bytes, sizeof out->hash.bytes));
+    }
     /* Another process sends from the same key: it took the nonce that we were told. */
     *again = sent == RPC_NONCE_USED || sent == RPC_UNDERPRICED;
     if (sent != RPC_SENT && sent != RPC_MINED)

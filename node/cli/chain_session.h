@@ -65,8 +65,9 @@ struct chain_sent {
  * CHAIN_SEND_OPTIONS, or s->must_wait is set. what: the action, for errors and the log
  * line
  * ("stake"). to NULL: deploys; the contract's address is out->receipt.contract.
- * ERR_CONFLICT: it reverts (nothing was sent), or was mined and reverted. ERR_TIMEOUT: sent, but in
- * no block after two minutes; the sentence has the hash. */
+ * ERR_CONFLICT: it reverts (nothing was sent), or was mined and reverted. ERR_PAYMENT: gas costs
+ * more than chain.max_fee_per_gas. ERR_TIMEOUT: sent, but in no block after two minutes. Whenever
+ * it was sent, or may have been, the sentence has the hash. */
 int chain_send(struct chain_session *s, struct chain_sent *out, const char *what, const char *key,
                const struct address *to, const struct buf *data, struct err *err);
 
