@@ -350,14 +350,15 @@ static int run_task(struct ledger *l, ledger_task *task, void *context, struct e
         db_rollback(l->db); /* nothing to keep: no fsync */
         return 0;
     }
-    if (ledger_commit_counted(l, err) != 0 ||
-        generation_advance(l->generation, l->commit_counter, err) != 0)
+    if (ledger_commit_counted(l, err) != 0)
         return -1;
+    /* Before anything else can fail: the task may have opened a new epoch, and the old channel must
+     * not be extended. */
     struct err ignored;
     if (ledger_load_channel(l, &l->house_channel, l->house, err) != 0 ||
         ledger_count(l, &ignored) != 0)
         return -1;
-    return 0;
+    return generation_advance(l->generation, l->commit_counter, err);
 }
 
 static int probe_task(struct ledger *l, void *context, struct err *err)

@@ -13,9 +13,18 @@
 
 /* SQLite and the generation file call fdatasync through the C library; ours counts. */
 static _Atomic uint64_t n_syncs;
+static _Atomic bool generation_fails;
 int fdatasync(int fd)
 {
+    char link[64], path[512];
     n_syncs++;
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    ssize_t n = generation_fails ? readlink(link, path, sizeof(path) - 1) : -1;
+    path[n > 0 ? n : 0] = '\0';
+    if (n > 0 && strstr(path, "ledger.generation")) {
+        errno = EIO;
+        return -1;
+    }
     return (int)syscall(SYS_fdatasync, fd);
 }
 
@@ -455,6 +464,25 @@ static void a_restored_database_never_extends_an_old_channel(void **state)
     free(db);
     free(wal);
     free(backup);
+}
+
+static void an_epoch_that_was_opened_counts_whatever_failed_after_it(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    size_t n;
+    market_commit_many(w->l, 0, 3, NULL);
+    generation_fails = true;
+    assert_int_equal(ledger_epoch_advance(w->l, "test", &err), -1);
+    generation_fails = false;
+    newest_epoch(w, &n);
+    assert_int_equal(n, 2);
+    struct usage u = market_usage(10, NULL);
+    struct commit_result c;
+    assert_ok(market_commit(w->l, &u, &c, &err), err);
+    assert_int_equal(c.receipt.receipt.index, 0);
+    free(c.json);
+    market_check(w->l, false);
 }
 
 static void a_copied_directory_and_a_lost_generation_file_count_as_restored(void **state)
@@ -930,6 +958,7 @@ int main(void)
         LOCAL(a_channel_is_listed_from_one_of_its_lives),
         LOCAL(local_receipts_are_never_sealed),
         LOCAL(a_restored_database_never_extends_an_old_channel),
+        LOCAL(an_epoch_that_was_opened_counts_whatever_failed_after_it),
         LOCAL(a_copied_directory_and_a_lost_generation_file_count_as_restored),
         CHAIN(a_batch_proves_each_receipt_and_each_payout),
         CHAIN(a_batch_file_is_canonical_and_has_its_hash),
