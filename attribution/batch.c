@@ -278,9 +278,9 @@ static int load_leaves(struct ledger *l, struct payout_set *out, struct err *err
     int row;
     while ((row = db_step(s, err)) == 1) {
         struct payout p;
-        p.kind = (enum payout_kind)db_get_u64(s);
+        p.kind = (enum payout_kind)db_get_most(s, PAYOUT_DATANET);
         db_get_blob(s, p.id, 32);
-        p.position = (uint16_t)db_get_u64(s);
+        p.position = (uint16_t)db_get_most(s, UINT16_MAX);
         p.amount = db_get_amount(s);
         if (p.kind == PAYOUT_OPERATOR || !amount_is_zero(p.amount))
             payout_set_add(out, &p);
@@ -378,7 +378,7 @@ void batch_read(struct db_stmt *s, struct signed_batch *out)
     db_get_blob(s, b->operator_address.bytes, 20);
     b->seq = db_get_u64(s);
     db_get_blob(s, out->hash.bytes, 32);
-    b->leaf_count = (uint32_t)db_get_u64(s);
+    b->leaf_count = (uint32_t)db_get_most(s, UINT32_MAX);
     db_get_blob(s, b->receipts_root, 32);
     db_get_blob(s, b->payout_root, 32);
     b->committed = db_get_amount(s);
@@ -389,7 +389,7 @@ void batch_read(struct db_stmt *s, struct signed_batch *out)
     db_get_blob(s, b->prev_batch_hash, 32);
     ledger_get_signature(s, &out->signature);
     out->sealed_ms = db_get_u64(s);
-    out->state = (enum batch_state)db_get_u64(s);
+    out->state = (enum batch_state)db_get_most(s, BATCH_FINAL);
 }
 
 int batch_find(struct db *db, struct signed_batch *out, uint64_t domain, uint64_t seq,

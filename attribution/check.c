@@ -9,6 +9,7 @@
  *     each voucher     its value is the total of the receipt it names; the payer signed it
  *     each batch       seq and prevBatchHash chained, its receipts complete, both roots, committed,
  *                      dataHash and file, digest, signature
+ *     each manifest    hashes to what was put
  *     payouts          earned and sealed as summed here; sealed >= submitted >= final >= claimed
  *     with an RPC      AttributionLedger's head is our batch, committed <= redeemed, every
  * channel's redeemed value is a voucher of ours, claims within what is final
@@ -250,9 +251,11 @@ static int check_vouchers(struct books *b, struct err *err)
 
 /* ---- batches -------------------------------------------------------------------------------- */
 
-/* The receipts of a batch: its leaves, its value, its period; and what they pay, into b->sealed. */
+/* The receipts of a batch: its leaves (free them, also after failure), its value, its period; and
+ * what they pay, into b->sealed. leafCount is one more thing to check and sizes nothing. */
 static int sum_receipts(struct books *b, const struct signed_batch *batch,
-                        struct merkle_node *leaves, struct amount *value, struct err *err)
+                        struct merkle_node **leaves, uint32_t *n_leaves, struct amount *value,
+                        struct err *err)
 {
     struct db_stmt *s = db_stmt(b->db, "SELECT " RECEIPT_COLUMNS RECEIPT_FROM
                                        "WHERE r.batch = ? ORDER BY r.position");
@@ -268,8 +271,9 @@ static int sum_receipts(struct books *b, const struct signed_batch *batch,
             rc = -1;
             break;
         }
-        if (n < batch->batch.leaf_count)
-            leaves[n] = merkle_receipt_leaf(n, r.hash.bytes);
+        if (n % 1024 == 0)
+            *leaves = xrealloc_array(*leaves, n + 1024, sizeof(**leaves));
+        (*leaves)[n] = merkle_receipt_leaf(n, r.hash.bytes);
         if (r.position != n++)
             differ(b, "batch %llu has a gap before position %u", seq, r.position);
         if (amount_add(value, *value, r.receipt.compute_fee) != 0 ||
@@ -287,6 +291,7 @@ static int sum_receipts(struct books *b, const struct signed_batch *batch,
         rc = -1;
     if (rc == 0 && n != batch->batch.leaf_count)
         differ(b, "batch %llu has %u receipts, not %u", seq, n, batch->batch.leaf_count);
+    *n_leaves = n;
     if (rc == 0 && (first != batch->batch.period_start || last != batch->batch.period_end))
         differ(b, "batch %llu has another period than its receipts", seq);
     return rc;
@@ -295,14 +300,15 @@ static int sum_receipts(struct books *b, const struct signed_batch *batch,
 static int check_batch(struct books *b, const struct signed_batch *batch, uint64_t seq,
                        const uint8_t prev[32], struct amount *committed, struct err *err)
 {
-    struct merkle_node *leaves = xcalloc(batch->batch.leaf_count + 1u, sizeof(*leaves));
+    struct merkle_node *leaves = NULL;
+    uint32_t n_leaves = 0;
     const struct batch *f = &batch->batch;
     unsigned long long name = f->seq;
     struct amount value, sum;
     struct address signer;
     struct merkle tree;
     uint8_t root[32];
-    int rc = sum_receipts(b, batch, leaves, &value, err);
+    int rc = sum_receipts(b, batch, &leaves, &n_leaves, &value, err);
     if (rc == 0)
         rc = payout_set_merge(&b->sealed, err);
     if (rc != 0) {
@@ -314,8 +320,8 @@ static int check_batch(struct books *b, const struct signed_batch *batch, uint64
     if (amount_add(committed, *committed, value) != 0 ||
         amount_cmp(*committed, f->committed) != 0 || amount_cmp(value, batch->value) != 0)
         differ(b, "batch %llu commits to another value than its receipts have", name);
-    if (f->leaf_count > 0) {
-        merkle_init(&tree, leaves, f->leaf_count, false);
+    if (n_leaves > 0) {
+        merkle_init(&tree, leaves, n_leaves, false);
         if (memcmp(merkle_root(&tree).bytes, f->receipts_root, 32) != 0)
             differ(b, "batch %llu has another receiptsRoot than its receipts give", name);
         merkle_release(&tree);
@@ -418,9 +424,9 @@ static int check_payouts(struct books *b, struct err *err)
     db_put_u64(s, b->domain);
     while ((row = db_step(s, err)) == 1) {
         struct payout leaf = {.position = 0};
-        leaf.kind = (enum payout_kind)db_get_u64(s);
+        leaf.kind = (enum payout_kind)db_get_most(s, PAYOUT_DATANET);
         db_get_blob(s, leaf.id, 32);
-        leaf.position = (uint16_t)db_get_u64(s);
+        leaf.position = (uint16_t)db_get_most(s, UINT16_MAX);
         struct amount earned = db_get_amount(s), sealed = db_get_amount(s),
                       submitted = db_get_amount(s), final = db_get_amount(s),
                       claimed = db_get_amount(s);
@@ -518,6 +524,32 @@ static int check_chain_state(struct books *b, struct rpc *rpc, struct err *err)
     return rc;
 }
 
+/* ---- manifests ------------------------------------------------------------------------------ */
+
+/* What splits and payees are taken from is what was put. */
+static int check_manifests(struct books *b, struct err *err)
+{
+    struct db_stmt *s = db_stmt(b->db,
+                                "SELECT 'adapter', seq, manifest_hash, manifest FROM adapter "
+                                "UNION ALL SELECT 'datanet', seq, manifest_hash, manifest "
+                                "FROM datanet ORDER BY 1, 2");
+    struct buf text = BUF_INIT;
+    int row;
+    while ((row = db_step(s, err)) == 1) {
+        struct sha256_digest stored, hash;
+        const char *kind = db_get_text(s);
+        unsigned long long seq = db_get_u64(s);
+        db_get_blob(s, stored.bytes, 32);
+        buf_reset(&text);
+        db_get_bytes(s, &text);
+        hash = sha256(text.data, text.len);
+        if (!DIGEST_EQ(hash, stored))
+            differ(b, "the manifest of %s row %llu has another hash", kind, seq);
+    }
+    buf_release(&text);
+    return db_end_checked(s, err) != 0 || row < 0 ? -1 : 0;
+}
+
 /* ---- all of it ------------------------------------------------------------------------------ */
 
 static int check_domain(struct books *b, struct rpc *rpc, struct err *err)
@@ -570,7 +602,9 @@ int ledger_check(struct ledger *l, struct rpc *rpc, json_t **report, struct err 
     if (report)
         *report = NULL;
     b.db = ledger_reader(l, err);
-    int rc = b.db ? check_domains(&b, rpc, err) : -1;
+    int rc = b.db ? check_manifests(&b, err) : -1;
+    if (rc == 0)
+        rc = check_domains(&b, rpc, err);
     ledger_reader_done(l, b.db);
     if (report)
         *report = json_pack("{s:o, s:o, s:o, s:o, s:b, s:O}", "receipts", out_u64(b.n_receipts),

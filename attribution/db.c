@@ -378,6 +378,15 @@ uint64_t db_get_u64(struct db_stmt *s)
     return (uint64_t)value;
 }
 
+uint64_t db_get_most(struct db_stmt *s, uint64_t most)
+{
+    uint64_t value = db_get_u64(s);
+    if (value <= most)
+        return value;
+    s->misfit = "an integer of its range";
+    return 0;
+}
+
 void db_get_blob(struct db_stmt *s, void *out, size_t n)
 {
     int i = column(s, SQLITE_BLOB, "a BLOB");

@@ -70,6 +70,7 @@ uint64_t db_total_changes(struct db *db);
 /* The next column of the row. What doesn't fit (a NULL, another type or size) makes the value zero
  * and the next db_step or db_end_checked fail with ERR_CORRUPT naming the statement. */
 uint64_t db_get_u64(struct db_stmt *s);
+uint64_t db_get_most(struct db_stmt *s, uint64_t most);   /* one above most doesn't fit */
 void db_get_blob(struct db_stmt *s, void *out, size_t n); /* exactly n bytes */
 void db_get_bytes(struct db_stmt *s, struct buf *out);    /* any length, appended */
 const char *db_get_text(struct db_stmt *s);               /* until the next step or end */

@@ -339,9 +339,9 @@ json_t *ledger_query_rewards(struct ledger *l, const struct ledger_filter *f, st
             rc = -1;
             break;
         }
-        leaf.kind = (enum payout_kind)db_get_u64(s);
+        leaf.kind = (enum payout_kind)db_get_most(s, PAYOUT_DATANET);
         db_get_blob(s, leaf.id, 32);
-        leaf.position = (uint16_t)db_get_u64(s);
+        leaf.position = (uint16_t)db_get_most(s, UINT16_MAX);
         if (!reward_matches(l, f, &leaf))
             continue;
         if (!page_has_room(&p)) {

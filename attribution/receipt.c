@@ -240,8 +240,8 @@ int receipt_read(struct db *db, struct db_stmt *s, struct signed_receipt *out, s
     f->index = db_get_u64(s);
     db_get_blob(s, f->prev_receipt_hash, 32);
     db_get_blob(s, f->model_id.bytes, 32);
-    f->prompt_tokens = (uint32_t)db_get_u64(s);
-    f->completion_tokens = (uint32_t)db_get_u64(s);
+    f->prompt_tokens = (uint32_t)db_get_most(s, UINT32_MAX);
+    f->completion_tokens = (uint32_t)db_get_most(s, UINT32_MAX);
     f->compute_fee = db_get_amount(s);
     f->royalty = db_get_amount(s);
     f->channel_total = db_get_amount(s);
@@ -253,7 +253,7 @@ int receipt_read(struct db *db, struct db_stmt *s, struct signed_receipt *out, s
     ledger_get_signature(s, &out->signature);
     db_get_blob(s, out->signer.bytes, 20);
     out->batch_row = db_get_u64(s);
-    out->position = (uint32_t)db_get_u64(s);
+    out->position = (uint32_t)db_get_most(s, UINT32_MAX);
     f->adapters = out->adapters;
 
     struct db_stmt *a = db_stmt(db, "SELECT adapter, content, bps, royalty FROM receipt_adapter "
@@ -264,7 +264,7 @@ int receipt_read(struct db *db, struct db_stmt *s, struct signed_receipt *out, s
         struct adapter_share *share = &out->adapters[f->n_adapters];
         db_get_blob(a, share->adapter_id.bytes, 32);
         db_get_blob(a, out->contents[f->n_adapters].bytes, 32);
-        share->bps = (uint16_t)db_get_u64(a);
+        share->bps = (uint16_t)db_get_most(a, UINT16_MAX);
         share->royalty = db_get_amount(a);
         f->n_adapters++;
     }
