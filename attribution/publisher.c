@@ -298,22 +298,22 @@ static int sign_and_send(struct round *r, const struct outbox_row *o,
         settlement_submit_data(&data, &o->batch);
         to = l->opt.chain.attribution_ledger;
     }
-    if (replaced) {
-        gas = replaced->gas;
-        nonce = replaced->nonce;
-    } else {
-        struct rpc_call call = {
-            .from = p->at.signer, .to = to, .data = data.data, .n_data = data.len};
-        if (rpc_estimate_gas(p->at.rpc, &gas, &call, NULL, &local) != 0) {
-            rc = local.code == ERR_CONFLICT || local.code == ERR_INVALID
-                     ? outbox_note(p->ledger, o, local.message, err) /* it would revert: not yet */
-                     : err_set(err, local.code, "%s", local.message);
-            goto out;
-        }
+    struct rpc_call call = {.from = p->at.signer, .to = to, .data = data.data, .n_data = data.len};
+    bool estimated = rpc_estimate_gas(p->at.rpc, &gas, &call, NULL, &local) == 0;
+    if (estimated) {
         gas += gas * GAS_MARGIN_PERCENT / 100;
-        if ((rc = next_nonce(r, &nonce, err)) != 0)
-            goto out;
+    } else if (replaced) {
+        gas = replaced->gas; /* for it was possible once */
+    } else {
+        rc = local.code == ERR_CONFLICT || local.code == ERR_INVALID
+                 ? outbox_note(p->ledger, o, local.message, err) /* it would revert: not yet */
+                 : err_set(err, local.code, "%s", local.message);
+        goto out;
     }
+    if (replaced)
+        nonce = replaced->nonce;
+    else if ((rc = next_nonce(r, &nonce, err)) != 0)
+        goto out;
     if ((rc = rpc_fees(p->at.rpc, &fees, err)) != 0)
         goto out;
     struct amount max_fee = amount_or_max(fees.legacy ? fees.gas_price : fees.max_fee);

@@ -69,6 +69,7 @@ struct fake_chain {
     bool drops_broadcasts; /* takes transactions and forgets them */
     uint64_t challenge_blocks, forks;
     struct amount base_fee;
+    uint64_t gas; /* what estimates say, 0: 100,000; below what a transaction needs it is refused */
     uint64_t n_sends, n_reverts;
     struct amount claimed; /* by the operator, in one event in claim_block */
     uint64_t claim_block;
@@ -425,7 +426,7 @@ int rpc_estimate_gas(struct rpc *rpc, uint64_t *gas, const struct rpc_call *call
     struct fake_state scratch = *fake_now();
     if (!fake_execute(&scratch, fake->head + 1, call->to, call->data, call->n_data))
         return err_set(err, ERR_CONFLICT, "execution reverted");
-    *gas = 100000;
+    *gas = fake->gas ? fake->gas : 100000;
     return 0;
 }
 
@@ -494,6 +495,10 @@ int rpc_send(struct rpc *rpc, enum rpc_sent *out, const void *tx_bytes, size_t n
     *out = RPC_SENT;
     if (fake->drops_broadcasts)
         return 0;
+    if (tx.gas_limit < 21000) { /* intrinsic gas: no node takes it */
+        *out = RPC_REFUSED;
+        return 0;
+    }
     for (int i = 0; i < TXS_MAX; i++) {
         struct fake_tx *t = &fake->txs[i];
         if (!t->used || !t->pending || t->nonce != nonce)

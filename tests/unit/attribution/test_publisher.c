@@ -517,6 +517,25 @@ static void the_nonce_of_a_transaction_made_needless_is_used_again(void **state)
     market_check(w->l, true);
 }
 
+static void a_gas_limit_that_no_node_takes_is_estimated_again(void **state)
+{
+    struct world *w = *state;
+    w->options.publish.replace_after_ms = 1;
+    reopen(w);
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    fake->gas = 1000; /* an endpoint that talks nonsense, once, and takes what came of it */
+    fake->drops_broadcasts = true;
+    look(w);
+    assert_row(w, 0, "redeem signed");
+    fake->gas = 0;
+    fake->drops_broadcasts = false;
+    usleep(3000);
+    settle(w);
+    assert_int_equal(fake_now()->n_batches, 1);
+    market_check(w->l, true);
+}
+
 static void a_clock_that_is_set_back_delays_no_transaction(void **state)
 {
     struct world *w = *state;
@@ -560,6 +579,7 @@ int main(void)
         T(a_node_that_forgets_transactions_gets_them_again),
         T(a_nonce_that_nobody_fills_below_ours_is_taken),
         T(the_nonce_of_a_transaction_made_needless_is_used_again),
+        T(a_gas_limit_that_no_node_takes_is_estimated_again),
         T(a_clock_that_is_set_back_delays_no_transaction),
         T(a_database_older_than_the_chain_opens_a_new_epoch_and_submits_nothing),
         T(a_new_database_on_a_known_chain_starts_with_a_fresh_epoch),
