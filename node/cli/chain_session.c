@@ -161,6 +161,14 @@ static int await(struct chain_session *s, struct chain_sent *out, const char *ha
     return 0;
 }
 
+/* The answer may have been lost and not the request: sent again, it could pay twice. */
+static int wrap_possibly_sent(struct tx_hash hash, struct err *err)
+{
+    char text[BYTES32_TEXT_BYTES];
+    return err_wrap(err, "transaction %s may be sent all the same; look for it first",
+                    hex_encode_0x(text, hash.bytes, sizeof hash.bytes));
+}
+
 static int send_once(struct chain_session *s, struct chain_sent *out, const char *key,
                      struct tx *tx, bool *again, struct err *err)
 {
@@ -179,17 +187,25 @@ static int send_once(struct chain_session *s, struct chain_sent *out, const char
     struct err why = {0};
     int rc = rpc_send(s->rpc, &sent, bytes.data, bytes.len, from, &why, err);
     buf_release(&bytes);
-    if (rc != 0) {
-        /* The answer may have been lost and not the request: sent again, it could pay twice. */
-        char hash[BYTES32_TEXT_BYTES];
-        return err_wrap(err, "transaction %s may be sent all the same; look for it first",
-                        hex_encode_0x(hash, out->hash.bytes, sizeof out->hash.bytes));
-    }
+    if (rc != 0)
+        return wrap_possibly_sent(out->hash, err);
     /* Another process sends from the same key: it took the nonce that we were told. */
     *again = sent == RPC_NONCE_USED || sent == RPC_UNDERPRICED;
     if (sent != RPC_SENT && sent != RPC_MINED)
         return err_set(err, ERR_UPSTREAM, "the chain refuses the transaction: %s", why.message);
     return 0;
+}
+
+/* Whether the nonce that somebody took was taken by this very transaction: an endpoint of many
+ * machines may refuse the second copy before the others know of the first. 1 yes, 0 no. */
+static int has_arrived(struct chain_session *s, struct tx_hash hash, struct err *err)
+{
+    struct rpc_receipt receipt;
+    bool known;
+    if (rpc_tx_receipt(s->rpc, &receipt, hash, NULL, NULL, err) != 0 ||
+        rpc_tx_known(s->rpc, &known, hash, err) != 0)
+        return wrap_possibly_sent(hash, err);
+    return receipt.mined || known;
 }
 
 int chain_send(struct chain_session *s, struct chain_sent *out, const char *what, const char *key,
@@ -211,6 +227,11 @@ int chain_send(struct chain_session *s, struct chain_sent *out, const char *what
         if (rc == 0 || !again || attempt == 5)
             break;
         usleep(200000);
+        int arrived = has_arrived(s, out->hash, err);
+        if (arrived != 0) {
+            rc = arrived > 0 ? 0 : -1;
+            break;
+        }
     }
     char hash[BYTES32_TEXT_BYTES];
     hex_encode_0x(hash, out->hash.bytes, sizeof out->hash.bytes);

@@ -25,6 +25,8 @@ struct endpoint {
     const char *base_fee, *tip;
     bool loses_answers; /* to eth_sendRawTransaction: takes it and says nothing */
     bool then_dies;     /* asked for the receipt */
+    bool of_two_minds;  /* takes it, calls its nonce used, and knows it only when asked again */
+    size_t n_asked;     /* for a receipt */
     struct buf sent;    /* the newest transaction */
     size_t n_sent;
 };
@@ -37,7 +39,10 @@ static json_t *result_of(struct endpoint *e, const char *method, const json_t *p
     if (strcmp(method, "eth_estimateGas") == 0)
         return json_string("0x5208");
     if (strcmp(method, "eth_getTransactionCount") == 0)
-        return json_string("0x0");
+        return json_string(e->of_two_minds && e->n_sent > 0 ? "0x1" : "0x0");
+    if (strcmp(method, "eth_getTransactionByHash") == 0 ||
+        (strcmp(method, "eth_getTransactionReceipt") == 0 && e->of_two_minds && e->n_asked++ == 0))
+        return json_null();
     if (strcmp(method, "eth_feeHistory") == 0)
         return json_pack("{s:[s, s], s:[[s]], s:[f]}", "baseFeePerGas", e->base_fee, e->base_fee,
                          "reward", e->tip, "gasUsedRatio", 0.5);
@@ -68,8 +73,14 @@ static void answer(struct exchange *x)
     json_t *result = result_of(x->server->context,
                                json_string_value(json_object_get(request, "method")),
                                json_object_get(request, "params"));
+    const struct endpoint *e = x->server->context;
     if (result == NULL) {
         exchange_answer(x, 502, "", "", 0);
+    } else if (e->of_two_minds && e->n_sent == 1 && e->n_asked == 0) {
+        static const char refusal[] =
+            "{\"id\":null,\"error\":{\"code\":-32000,\"message\":\"nonce too low\"}}";
+        exchange_answer(x, 200, "", refusal, sizeof refusal - 1);
+        json_decref(result);
     } else {
         json_t *whole = json_pack("{s:s, s:O, s:o}", "jsonrpc", "2.0", "id",
                                   json_object_get(request, "id"), "result", result);
@@ -184,12 +195,24 @@ static void a_transaction_that_may_be_out_is_named(void **state)
     }
 }
 
+static void a_transaction_that_took_its_own_nonce_is_not_paid_twice(void **state)
+{
+    struct endpoint *e = *state;
+    struct chain_sent sent;
+    struct err err = {0};
+    e->of_two_minds = true;
+    assert_ok(send_one(e, &sent, &err), err);
+    assert_true(sent.mined);
+    assert_int_equal(e->n_sent, 1);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         T(an_endpoint_cannot_make_a_command_pay_more_than_allowed),
         T(a_transaction_that_may_be_out_is_named),
+        T(a_transaction_that_took_its_own_nonce_is_not_paid_twice),
     };
     return cmocka_run_group_tests_name("chain_session", tests, NULL, NULL);
 }
