@@ -19,6 +19,7 @@
 #include <strings.h>
 
 enum { CLAIMS_A_TX = 40 };
+static const char *const kinds[] = {"operator", "adapter", "datanet"};
 
 struct leaf {
     struct payout_claim claim;
@@ -45,11 +46,24 @@ static bool is_wanted(const struct cli_args *a, const json_t *item)
         return true;
     if (strcmp(kind, "operator") == 0)
         return cli_has(a, "operator-share");
+    if (strcmp(kind, "adapter") != 0 && strcmp(kind, "datanet") != 0)
+        return false; /* no option of ours: the node may be newer, or lie */
     for (size_t i = 0; i < cli_count(a, kind); i++) {
         if (strcasecmp(cli_nth(a, kind, i), id) == 0)
             return true;
     }
     return false;
+}
+
+/* Whether the proof is of the leaf that was asked for: the payer of the gas chose it. */
+static bool is_of(const struct payout_claim *claim, const json_t *item)
+{
+    const char *kind = json_string_value(json_object_get(item, "kind"));
+    const char *id = json_string_value(json_object_get(item, "id"));
+    uint8_t wanted[32];
+    return kind != NULL && id != NULL && strcmp(kind, kinds[claim->kind]) == 0 &&
+           hex_decode(wanted, sizeof wanted, id) == 0 && memcmp(wanted, claim->id, 32) == 0 &&
+           json_integer_value(json_object_get(item, "position")) == claim->position;
 }
 
 /* Asks the node for the leaf's proof and the contract for what was paid. 1: something is due. */
@@ -69,6 +83,8 @@ static int look_up(struct chain_session *s, const char *node, const json_t *item
     int rc = batch_from_json(&leaf.batch, &leaf.digest, json_object_get(proof, "batch"), err);
     if (rc == 0)
         rc = payout_from_json(&leaf.claim, proof, &out->arena, err);
+    if (rc == 0 && !is_of(&leaf.claim, item))
+        rc = err_set(err, ERR_CORRUPT, "the node proves another leaf than it was asked for");
     struct contract_at at = chain_at(s, CONTRACT_ATTRIBUTION_LEDGER);
     if (rc == 0)
         rc = view_ledger_claimed(&at, &leaf.claimed, leaf.batch.operator_address, leaf.claim.kind,
@@ -85,7 +101,6 @@ static int look_up(struct chain_session *s, const char *node, const json_t *item
 
 static json_t *leaf_to_json(const struct leaf *l, const struct chain_sent *sent)
 {
-    static const char *const kinds[] = {"operator", "adapter", "datanet"};
     char id[67], cumulative[AMOUNT_TEXT_BYTES], before[AMOUNT_TEXT_BYTES], paid[AMOUNT_TEXT_BYTES];
     struct amount now = AMOUNT_ZERO;
     amount_sub(&now, l->claim.amount, l->claimed);

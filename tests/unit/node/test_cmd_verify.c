@@ -1,4 +1,4 @@
-/* `tributary verify` and the lists that commands fetch, against a node that lies. */
+/* `tributary verify`, `claim`, and the lists that commands fetch, against a node that lies. */
 #include "tests/http_server.h"
 #include "tests/support.h"
 
@@ -31,6 +31,7 @@ struct node {
     struct ledger_chain chain;
     struct signed_receipt first, second; /* of one channel */
     json_t *previous, *proof;            /* its answers */
+    json_t *rewards;                     /* its whole list of them, or NULL: pages of numbers */
     size_t n_pages;                      /* of a list */
     bool repeats_itself;                 /* its last page names itself as the next */
 };
@@ -55,9 +56,14 @@ static void answer(struct exchange *x)
         result = json_incref(n->previous);
     else if (method != NULL && strcmp(method, "attribution_proof") == 0)
         result = json_incref(n->proof);
+    else if (method != NULL && strcmp(method, "eth_chainId") == 0)
+        result = json_string("0x7a69");
+    else if (n->rewards != NULL)
+        result = json_pack("{s:O, s:n}", "items", n->rewards, "next");
     else
         result = page_of(n, json_object_get(request, "params"));
-    json_t *whole = json_pack("{s:s, s:i, s:o}", "jsonrpc", "2.0", "id", 1, "result", result);
+    json_t *whole = json_pack("{s:s, s:O, s:o}", "jsonrpc", "2.0", "id",
+                              json_object_get(request, "id"), "result", result);
     char *text = json_dumps(whole, 0);
     exchange_answer(x, 200, "Content-Type: application/json\r\n", text, strlen(text));
     free(text);
@@ -148,6 +154,7 @@ static int tear_down(void **state)
     server_stop(n->server);
     json_decref(n->previous);
     json_decref(n->proof);
+    json_decref(n->rewards);
     wallet_close(n->wallet);
     temp_dir_remove(n->dir);
     free(n->path);
@@ -263,6 +270,72 @@ static void a_receipt_does_not_continue_one_of_another_chain(void **state)
     json_decref(o);
 }
 
+/* ---- claims --------------------------------------------------------------------------------- */
+
+#define ID(d)    "0x" d d d d d d d d
+#define EIGHT(d) d d d d d d d d
+
+/* The exit status of a claim of everything, or of the operator's share. */
+static int claim(const struct node *n, const char *what)
+{
+    static char address[] = "0x0000000000000000000000000000000000000001";
+    char *passphrase = xasprintf("%s/passphrase", n->dir), *wallet = xasprintf("%s/w", n->dir);
+    struct err err = {0};
+    assert_ok(file_write_atomic(passphrase, "open sesame\n", 12, 0600, &err), err);
+    char *make[] = {"tributary",     "wallet",   "new",  "default",
+                    "--no-mnemonic", "--wallet", wallet, "--passphrase-file",
+                    passphrase,      NULL};
+    assert_int_equal(cli_main(cli_commands, cli_n_commands, 9, make), 0);
+    char *argv[] = {"tributary",
+                    "claim",
+                    (char *)(uintptr_t)what,
+                    "--node",
+                    n->url,
+                    "--rpc",
+                    n->url,
+                    "--token",
+                    address,
+                    "--escrow",
+                    address,
+                    "--stake-manager",
+                    address,
+                    "--adapter-registry",
+                    address,
+                    "--attribution-ledger",
+                    address,
+                    "--passphrase-file",
+                    passphrase,
+                    "--wallet",
+                    wallet,
+                    NULL};
+    int status = cli_main(cli_commands, cli_n_commands, (int)(sizeof argv / sizeof *argv) - 1,
+                          argv);
+    free(passphrase);
+    free(wallet);
+    return status;
+}
+
+static void a_kind_that_claim_does_not_know_is_passed_over(void **state)
+{
+    struct node *n = *state;
+    n->rewards = json_pack("[{s:s, s:s, s:i}]", "kind", "rent", "id", ID(EIGHT("1")), "position",
+                           0);
+    assert_int_equal(claim(n, "--operator-share"), 0);
+}
+
+static void a_claim_of_another_leaf_than_was_asked_for_is_not_sent(void **state)
+{
+    struct node *n = *state;
+    n->rewards = json_pack("[{s:s, s:s, s:i}]", "kind", "adapter", "id", ID(EIGHT("1")), "position",
+                           0);
+    json_object_set_new(n->proof, "payout",
+                        json_pack("{s:i, s:s, s:i, s:s}", "kind", 1, "id", ID(EIGHT("2")),
+                                  "position", 0, "amount", "5"));
+    json_object_set_new(n->proof, "proof",
+                        json_pack("{s:i, s:i, s:[]}", "index", 0, "leafCount", 1, "siblings"));
+    assert_int_equal(claim(n, "--all"), EX_DATAERR);
+}
+
 /* ---- lists ---------------------------------------------------------------------------------- */
 
 static void a_list_is_followed_to_its_end(void **state)
@@ -298,6 +371,8 @@ int main(void)
         T(what_does_not_add_up_is_noticed_under_a_good_signature),
         T(a_receipt_is_not_settled_by_another_operators_batch),
         T(a_receipt_does_not_continue_one_of_another_chain),
+        T(a_kind_that_claim_does_not_know_is_passed_over),
+        T(a_claim_of_another_leaf_than_was_asked_for_is_not_sent),
         T(a_list_is_followed_to_its_end),
         T(a_list_that_goes_in_circles_is_given_up),
     };
