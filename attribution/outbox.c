@@ -193,9 +193,12 @@ static int back_to_pool_task(struct ledger *l, void *context, struct err *err)
 static int store_tx_task(struct ledger *l, void *context, struct err *err)
 {
     struct outbox_new_tx *t = context;
+    /* Signing is deterministic: a row that starts over at its nonce and fees makes the very bytes
+     * of before, which become its newest transaction. */
     struct db_stmt *s = db_stmt(
-        l->db, "INSERT INTO tx(outbox, nonce, hash, raw, gas, max_fee, max_priority_fee, "
-               "worst_cost, signed_ms) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)");
+        l->db,
+        "INSERT OR REPLACE INTO tx(outbox, nonce, hash, raw, gas, max_fee, max_priority_fee, "
+        "worst_cost, signed_ms) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)");
     db_put_u64(s, t->row);
     db_put_u64(s, t->nonce);
     db_put_blob(s, t->hash.bytes, 32);

@@ -400,7 +400,8 @@ static int waits_for_nobody(struct round *r, uint64_t nonce, bool *out, struct e
         return -1;
     struct db_stmt *s = db_stmt(
         db, "SELECT count(*) FROM tx t JOIN outbox o ON o.id = t.outbox WHERE o.domain = ? AND "
-            "o.state = 1 AND t.state < 3 AND t.nonce >= ? AND t.nonce < ?");
+            "o.state = 1 AND t.nonce >= ? AND t.nonce < ? AND t.id = (SELECT max(n.id) FROM tx n "
+            "WHERE n.outbox = o.id AND n.state < 3)"); /* only the newest of a row is sent */
     db_put_u64(s, r->p->ledger->domain);
     db_put_u64(s, pending);
     db_put_u64(s, nonce);

@@ -67,6 +67,7 @@ struct fake_chain {
     struct fake_tx txs[TXS_MAX];
     bool down;             /* no endpoint answers */
     bool drops_broadcasts; /* takes transactions and forgets them */
+    bool no_funds;         /* of the signer, for fees */
     uint64_t challenge_blocks, forks;
     struct amount base_fee;
     uint64_t gas; /* what estimates say, 0: 100,000; below what a transaction needs it is refused */
@@ -490,6 +491,10 @@ int rpc_send(struct rpc *rpc, enum rpc_sent *out, const void *tx_bytes, size_t n
     }
     if (nonce < fake_now()->nonce) {
         *out = RPC_NONCE_USED;
+        return 0;
+    }
+    if (fake->no_funds) {
+        *out = RPC_NO_FUNDS;
         return 0;
     }
     *out = RPC_SENT;

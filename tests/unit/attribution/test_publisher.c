@@ -330,6 +330,23 @@ static void the_spending_cap_stops_signing(void **state)
     assert_int_equal(fake_pending(), 0);
 }
 
+static void a_signer_without_funds_goes_on_when_it_has_some(void **state)
+{
+    struct world *w = *state;
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    fake->no_funds = true;
+    for (int i = 0; i < 3; i++)
+        look(w); /* the fees stand still, so it is the same transaction again and again */
+    struct ledger_health h;
+    ledger_health(w->l, &h);
+    assert_non_null(strstr(h.reason, "native currency"));
+    fake->no_funds = false;
+    settle(w);
+    assert_int_equal(fake_now()->n_batches, 1);
+    market_check(w->l, true);
+}
+
 static void a_nonce_used_by_hand_makes_the_row_start_over(void **state)
 {
     struct world *w = *state;
@@ -483,6 +500,33 @@ static void a_nonce_that_nobody_fills_below_ours_is_taken(void **state)
     market_check(w->l, true);
 }
 
+static void a_reorg_that_frees_a_nonce_used_by_hand_leaves_no_gap(void **state)
+{
+    struct world *w = *state;
+    w->options.publish.replace_after_ms = 1;
+    reopen(w);
+    fake_mine();
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    look(w);
+    fake->txs[0].used = false; /* as above: nonce 0 goes to something sent by hand */
+    fake_now()->nonce++;
+    fake_mine();
+    fake_mine();
+    look(w);
+    look(w);
+    assert_int_equal(fake->txs[0].nonce, 1);
+    fake_mine();
+    look(w);
+    assert_row(w, 0, "redeem mined");
+    fake_reorg(4, true); /* all of it is gone, and nobody sends the other one again */
+    look(w);
+    usleep(3000);
+    settle(w);
+    assert_int_equal(fake_now()->n_batches, 1);
+    market_check(w->l, true);
+}
+
 static void the_nonce_of_a_transaction_made_needless_is_used_again(void **state)
 {
     struct world *w = *state;
@@ -575,9 +619,11 @@ int main(void)
         T(a_stuck_transaction_is_replaced_at_its_nonce),
         T(the_fee_cap_is_never_exceeded),
         T(the_spending_cap_stops_signing),
+        T(a_signer_without_funds_goes_on_when_it_has_some),
         T(a_nonce_used_by_hand_makes_the_row_start_over),
         T(a_node_that_forgets_transactions_gets_them_again),
         T(a_nonce_that_nobody_fills_below_ours_is_taken),
+        T(a_reorg_that_frees_a_nonce_used_by_hand_leaves_no_gap),
         T(the_nonce_of_a_transaction_made_needless_is_used_again),
         T(a_gas_limit_that_no_node_takes_is_estimated_again),
         T(a_clock_that_is_set_back_delays_no_transaction),
