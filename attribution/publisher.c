@@ -262,6 +262,8 @@ static int next_nonce(struct round *r, uint64_t *out, struct err *err)
     return 0;
 }
 
+static const char no_funds[] = "the signer key has too little native currency for fees";
+
 static int send_tx(struct publisher *p, const struct outbox_row *o, uint64_t tx_id,
                    const struct buf *raw, enum rpc_sent *sent, struct err *err)
 {
@@ -274,7 +276,7 @@ static int send_tx(struct publisher *p, const struct outbox_row *o, uint64_t tx_
     if (*sent == RPC_NONCE_USED)
         return 0; /* the next round asks the contract what came of it */
     if (*sent == RPC_NO_FUNDS)
-        complain(p, "the signer key has too little native currency for fees");
+        complain(p, "%s", no_funds);
     return outbox_note(p->ledger, o, why.message[0] ? why.message : rpc_sent_name(*sent), err);
 }
 
@@ -360,6 +362,14 @@ static int sign_and_send(struct round *r, const struct outbox_row *o,
         goto out;
     if (tx_cost_limit(&cost, &tx) != 0 || u256_add(&cost, cost, l1_fee) != 0)
         cost = u256_of_amount(AMOUNT_MAX);
+    struct u256 funds;
+    if (!replaced && (rc = rpc_balance(p->at.rpc, &funds, p->at.signer, RPC_AT_LATEST, err)) != 0)
+        goto out;
+    if (!replaced && u256_cmp(funds, cost) < 0) { /* no node would take it: nothing to remember */
+        complain(p, "%s", no_funds);
+        rc = outbox_note(p->ledger, o, no_funds, err);
+        goto out;
+    }
     struct outbox_new_tx store = {
         .row = o->id,
         .nonce = nonce,
@@ -443,6 +453,13 @@ static int push_on(struct round *r, struct outbox_row *o, struct err *err)
             clock_apart_ms(now, (struct unix_ms){t.broadcast_ms}) >= SEND_AGAIN_MS) {
             rc = send_tx(p, o, t.id, &t.raw, &sent, err);
             too_cheap = sent == RPC_FEE_TOO_LOW || sent == RPC_UNDERPRICED;
+        }
+        /* In no pool: a dearer one would be in none either, and cost more when there are funds. */
+        if (rc == 0 && sent == RPC_NO_FUNDS) {
+            rc = start_over(p, o, no_funds, err);
+            o->state = OUTBOX_WAITING;
+            buf_release(&t.raw);
+            return rc;
         }
         bool stuck = too_cheap || clock_apart_ms(now, (struct unix_ms){t.signed_ms}) >=
                                       p->ledger->opt.publish.replace_after_ms;

@@ -67,7 +67,8 @@ struct fake_chain {
     struct fake_tx txs[TXS_MAX];
     bool down;             /* no endpoint answers */
     bool drops_broadcasts; /* takes transactions and forgets them */
-    bool no_funds;         /* of the signer, for fees */
+    bool no_funds;         /* of the signer, for fees: says who is sent something */
+    bool shows_no_funds;   /* says whoever is asked for the balance */
     uint64_t challenge_blocks, forks;
     struct amount base_fee;
     uint64_t gas; /* what estimates say, 0: 100,000; below what a transaction needs it is refused */
@@ -429,6 +430,14 @@ int rpc_estimate_gas(struct rpc *rpc, uint64_t *gas, const struct rpc_call *call
         return err_set(err, ERR_CONFLICT, "execution reverted");
     *gas = fake->gas ? fake->gas : 100000;
     return 0;
+}
+
+int rpc_balance(struct rpc *rpc, struct u256 *wei, struct address account, struct rpc_at at,
+                struct err *err)
+{
+    (void)rpc, (void)account, (void)at;
+    *wei = fake->shows_no_funds ? U256_ZERO : u256_of(UINT64_MAX);
+    return fake_answers(err);
 }
 
 int rpc_fees(struct rpc *rpc, struct rpc_fees *out, struct err *err)

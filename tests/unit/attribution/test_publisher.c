@@ -333,15 +333,34 @@ static void the_spending_cap_stops_signing(void **state)
 static void a_signer_without_funds_goes_on_when_it_has_some(void **state)
 {
     struct world *w = *state;
+    w->options.publish.replace_after_ms = 1;
+    reopen(w);
     market_commit_many(w->l, 0, 4, &w->adapter);
     market_seal(w->l);
     fake->no_funds = true;
-    for (int i = 0; i < 3; i++)
-        look(w); /* the fees stand still, so it is the same transaction again and again */
+    for (int i = 0; i < 8;
+         i++) { /* the fees stand still, so it is the same transaction each time */
+        usleep(2000);
+        look(w);
+    }
     struct ledger_health h;
     ledger_health(w->l, &h);
     assert_non_null(strstr(h.reason, "native currency"));
-    fake->no_funds = false;
+    /* Known beforehand, nothing is signed: with fees that move, each round would leave bytes. */
+    fake->shows_no_funds = true;
+    for (uint64_t i = 1; i < 4; i++) {
+        fake->base_fee = amount_of(1000000000 + i);
+        look(w);
+    }
+    struct err err = {0};
+    json_t *outbox = ledger_query_outbox(w->l, NULL, &err);
+    const json_t *first = json_array_get(json_object_get(outbox, "items"), 0);
+    assert_int_equal(json_array_size(json_object_get(first, "transactions")), 1);
+    json_decref(outbox);
+    assert_row(w, 0, "redeem waiting: the signer key has too little native currency for fees");
+    fake->shows_no_funds = fake->no_funds = false;
+    look(w);
+    assert_int_equal(amount_cmp(fake->txs[0].max_fee, amount_of(2000000006)), 0); /* no dearer */
     settle(w);
     assert_int_equal(fake_now()->n_batches, 1);
     market_check(w->l, true);
