@@ -77,7 +77,8 @@ static int read_config(struct tokenizer_config *c, const char *path, struct err 
                                              : err_set(err, problem.code, "%s", problem.message);
     }
     json_error_t json_problem;
-    json_t *config = json_loadb(buf_cstr(&text), text.len, 0, &json_problem);
+    /* Integers as reals: model_max_length is 10^30 where transformers knew no better. */
+    json_t *config = json_loadb(buf_cstr(&text), text.len, JSON_DECODE_INT_AS_REAL, &json_problem);
     buf_release(&text);
     int rc = 0;
     if (!json_is_object(config))

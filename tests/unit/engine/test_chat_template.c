@@ -529,6 +529,9 @@ static void a_models_directory_says_where_its_template_is(void **state)
         {named, NULL, false, "plain"},
         {named, NULL, true, "tools"},
         {named, "file", false, "file"},
+        /* What transformers writes for "no limit", int(1e30). */
+        {"{\"model_max_length\": 1000000000000000019884624838656, \"chat_template\": \"long\"}",
+         NULL, false, "long"},
         {"{\"chat_template\": null}", NULL, false, NULL},
         {"{}", NULL, false, NULL},
         {NULL, NULL, false, NULL},
