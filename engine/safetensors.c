@@ -9,8 +9,9 @@
  * the reference implementation does. Then they are ordered by name, for lookup and for finding
  * twins.
  *
- * Accepted JSON is the standard's, with two narrowings: names and strings must be UTF-8 without
- * control characters, and numbers are plain non-negative integers. */
+ * Accepted JSON is the standard's, with two narrowings: names must be UTF-8 without control
+ * characters, and numbers are plain non-negative integers. The texts of __metadata__ may have them
+ * escaped, as a training's settings written on several lines do; nobody looks at those. */
 #include "engine/safetensors.h"
 
 #include "node/base/err.h"
@@ -212,8 +213,9 @@ static size_t utf8_len(const uint8_t *p, const uint8_t *end)
     return 0;
 }
 
-/* A string, unescaped and NUL-terminated into out (reset first); at most max bytes. */
-static int scan_string(struct scan *s, struct buf *out, size_t max)
+/* A string, unescaped and NUL-terminated into out (reset first); at most max bytes. A name holds no
+ * control character, not even escaped. */
+static int scan_string(struct scan *s, struct buf *out, size_t max, bool is_name)
 {
     buf_reset(out);
     buf_reserve(out, 1);
@@ -230,7 +232,7 @@ static int scan_string(struct scan *s, struct buf *out, size_t max)
             s->at++;
             return 0;
         }
-        if (c < 0x20 || c == 0x7f)
+        if (c < 0x20 || (c == 0x7f && is_name))
             return bad(s, "a control character in a string");
         if (c != '\\') {
             size_t n = utf8_len(s->at, s->end);
@@ -248,6 +250,10 @@ static int scan_string(struct scan *s, struct buf *out, size_t max)
             buf_append_byte(out, c);
             continue;
         }
+        if (!is_name && (c == 'b' || c == 'f' || c == 'n' || c == 'r' || c == 't')) {
+            buf_append_byte(out, ' '); /* a control character that nobody reads */
+            continue;
+        }
         if (c != 'u')
             return bad(s, "an escape that is none, or of a control character");
         uint32_t code, low;
@@ -262,7 +268,8 @@ static int scan_string(struct scan *s, struct buf *out, size_t max)
             if (low < 0xdc00 || low > 0xdfff)
                 return bad(s, "half of a surrogate pair");
             code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
-        } else if ((code >= 0xdc00 && code <= 0xdfff) || code < 0x20 || code == 0x7f) {
+        } else if ((code >= 0xdc00 && code <= 0xdfff) ||
+                   (is_name && (code < 0x20 || code == 0x7f))) {
             return bad(s, "an escape that is none, or of a control character");
         }
         uint8_t utf8[4];
@@ -315,8 +322,8 @@ static int scan_metadata(struct scan *s, struct buf *text)
     if (take(s, '}'))
         return 0;
     do {
-        if (scan_string(s, text, SAFETENSORS_HEADER_MAX_BYTES) != 0 || expect(s, ':') != 0 ||
-            scan_string(s, text, SAFETENSORS_HEADER_MAX_BYTES) != 0)
+        if (scan_string(s, text, SAFETENSORS_HEADER_MAX_BYTES, false) != 0 || expect(s, ':') != 0 ||
+            scan_string(s, text, SAFETENSORS_HEADER_MAX_BYTES, false) != 0)
             return -1;
     } while (take(s, ','));
     return expect(s, '}');
@@ -338,7 +345,7 @@ static int scan_tensor(struct scan *s, struct buf *text, struct found *t)
     if (expect(s, '{') != 0)
         return -1;
     do {
-        if (scan_string(s, text, 64) != 0 || expect(s, ':') != 0)
+        if (scan_string(s, text, 64, true) != 0 || expect(s, ':') != 0)
             return -1;
         const char *key = buf_cstr(text);
         int bit = strcmp(key, "dtype") == 0          ? DTYPE_SEEN
@@ -351,7 +358,7 @@ static int scan_tensor(struct scan *s, struct buf *text, struct found *t)
             return bad(s, "a key of a tensor comes twice");
         seen |= bit;
         if (bit == DTYPE_SEEN) {
-            if (scan_string(s, text, 64) != 0)
+            if (scan_string(s, text, 64, true) != 0)
                 return -1;
             int d = 0;
             while (d < N_DTYPES && strcmp(buf_cstr(text), DTYPES[d].name) != 0)
@@ -473,7 +480,8 @@ int safetensors_parse_header(struct safetensors *out, const uint8_t *bytes, size
     s.at++;
     if (!take(&s, '}')) {
         do {
-            if (scan_string(&s, &text, SAFETENSORS_NAME_MAX_BYTES) != 0 || expect(&s, ':') != 0)
+            if (scan_string(&s, &text, SAFETENSORS_NAME_MAX_BYTES, true) != 0 ||
+                expect(&s, ':') != 0)
                 goto out;
             if (strcmp(buf_cstr(&text), "__metadata__") == 0) {
                 if (n_metadata++ > 0) {

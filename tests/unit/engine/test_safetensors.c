@@ -54,6 +54,9 @@ static const struct {
     {"metadata and white space",
      "{ \"__metadata__\" : {\"format\":\"pt\", \"x\":\"\\u00e9\\ud83d\\ude00\\/\"} ,\n"
      T("a", "I64", "[1]", 0, 8) " } \t ", 8, NULL, 1},
+    {"metadata of several lines",
+     "{\"__metadata__\":{\"config\":\"{\\n  \\\"lr\\\": 1\\r\\n\\t}\",\"a\\tb\":\"\\u0000\\u001b[0m\\b\\f\x7f\"}}",
+     0, NULL, 0},
     {"keys of a tensor in any order",
      "{\"a\":{\"data_offsets\":[0,1],\"shape\":[1],\"dtype\":\"BOOL\"}}", 1, NULL, 1},
 
@@ -101,6 +104,10 @@ static const struct {
     {"a name twice", "{" T("a", "U8", "[2]", 0, 2) "," T("a", "U8", "[2]", 2, 4) "}", 4,
      "comes twice", 0},
     {"metadata twice", "{\"__metadata__\":{},\"__metadata__\":{}}", 0, "twice", 0},
+    {"a line end in metadata that is not escaped",
+     "{\"__metadata__\":{\"a\":\"b\nc\"}}", 0, "control character", 0},
+    {"an escape in metadata that is none", "{\"__metadata__\":{\"a\":\"\\x\"}}", 0, "escape", 0},
+    {"an escaped line end in a name", "{\"a\\nb\":1}", 0, "control character", 0},
     {"metadata that is no text", "{\"__metadata__\":{\"a\":1}}", 0, "expected '\"'", 0},
     {"a comma too many", "{" T("a", "U8", "[1]", 0, 1) ",}", 1, "expected '\"'", 0},
 };
