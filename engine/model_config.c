@@ -44,10 +44,12 @@ static const char *const HARMLESS[] = {
     "initializer_range",
     "is_decoder",
     "is_encoder_decoder",
+    "is_llama_config", /* SmolLM2 */
     "label2id",
     "length_penalty",
     "max_length",
     "max_new_tokens",
+    "max_sequence_length", /* Vicuna: of the training */
     "min_length",
     "model_type",
     "no_repeat_ngram_size",
@@ -75,6 +77,7 @@ static const char *const HARMLESS[] = {
     "top_p",
     "torch_dtype",
     "torchscript",
+    "transformers.js_config",
     "transformers_version",
     "typical_p",
     "unsloth_fixed",

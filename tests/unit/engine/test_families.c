@@ -349,6 +349,11 @@ static void configurations_that_are_not_understood_are_refused_naming_the_key(vo
         {"{" LLAMA "}", NULL},
         {"{" LLAMA ",\"quantization_config\":null,\"new_thing\":null,\"_name_or_path\":\"x\"}",
          NULL},
+        {"{" LLAMA
+         ",\"is_llama_config\":true,\"rope_interleaved\":false,\"transformers.js_config\":"
+         "{\"dtype\":\"q4\"},\"max_sequence_length\":2048}",
+         NULL}, /* SmolLM2's and Vicuna's */
+        {"{" LLAMA ",\"rope_interleaved\":true}", "rope_interleaved"},
         {"{}", "model_type"},
         {"{\"model_type\":\"gpt2\"}", "model_type gpt2"},
         {"{\"model_type\":\"mixtral\"}", "model_type mixtral"},
