@@ -243,6 +243,8 @@ static int parse_windows(struct model_config *c, const json_t *config, const cha
 {
     int64_t window = 0, first = 0;
     bool use = c->family == MODEL_MISTRAL;
+    if (use && json_object_get(config, "sliding_window") == NULL)
+        window = 4096; /* the default, unlike null */
     if (config_json_int(config, "sliding_window", where, 1, 1 << 24, &window, err) != 0)
         return -1;
     if (c->family == MODEL_QWEN2 || c->family == MODEL_QWEN3) {

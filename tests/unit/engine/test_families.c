@@ -414,6 +414,33 @@ static void generation_config_wins_and_eos_may_be_a_list(void **state)
     json_decref(generation);
 }
 
+static void mistral_has_a_window_unless_it_says_null(void **state)
+{
+    static const struct {
+        const char *key;
+        int window;
+    } cases[] = {
+        {"", 4096},
+        {",\"sliding_window\":null", 0},
+        {",\"sliding_window\":7", 7},
+        {",\"layer_types\":[\"full_attention\",\"sliding_attention\"]", 4096},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct err err = {0};
+        struct model_config c;
+        char *text = xasprintf("{\"model_type\":\"mistral\",\"vocab_size\":96,\"hidden_size\":48,"
+                               "\"intermediate_size\":36,\"num_hidden_layers\":2,"
+                               "\"num_attention_heads\":3%s}",
+                               cases[i].key);
+        json_t *j = json_loads(text, 0, NULL);
+        assert_ok(model_config_parse(&c, j, NULL, "config.json", &err), err);
+        assert_int_equal(c.window[1], cases[i].window);
+        json_decref(j);
+        free(text);
+    }
+}
+
 /* Llama 3.1 8B's frequencies: unchanged above wavelength 2048, an eighth below 8192, smooth
  * between. */
 static void llama3_frequencies_are_scaled_in_three_regions(void **state)
@@ -496,6 +523,7 @@ int main(void)
         cmocka_unit_test(every_family_computes_its_formula_with_and_without_an_adapter),
         cmocka_unit_test(configurations_that_are_not_understood_are_refused_naming_the_key),
         cmocka_unit_test(generation_config_wins_and_eos_may_be_a_list),
+        cmocka_unit_test(mistral_has_a_window_unless_it_says_null),
         cmocka_unit_test(llama3_frequencies_are_scaled_in_three_regions),
         cmocka_unit_test(tensors_that_the_config_does_not_ask_for_are_refused_by_name),
     };
