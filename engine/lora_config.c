@@ -244,8 +244,8 @@ static int parse_layers(struct lora_config *c, const json_t *config, const char 
     if (c->target.pattern != NULL || c->all_linear)
         return err_set(err, ERR_INVALID,
                        "%s: layers_to_transform needs target_modules to be a list", where);
-    c->has_layers = true;
     size_t n = json_is_array(layers) ? json_array_size(layers) : 1;
+    c->has_layers = n > 0; /* an empty list is as good as none */
     if (n > LORA_CONFIG_NAMES_MAX)
         return err_set(err, ERR_TOO_LARGE, "%s: layers_to_transform is too long", where);
     c->layers = xcalloc(n, sizeof *c->layers);

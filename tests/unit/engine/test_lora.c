@@ -47,6 +47,7 @@ static const struct {
     {"{" R ",\"target_modules\":\"all-linear\",\"exclude_modules\":\".*\\\\.1\\\\..*\"}", Q0, 8, 2},
     {"{" R ",\"target_modules\":[\"down_proj\"],\"layers_to_transform\":[1]}", D1, 8, 2},
     {"{" R ",\"target_modules\":[\"down_proj\"],\"layers_to_transform\":1}", D11, 0, 0},
+    {"{" R ",\"target_modules\":[\"down_proj\"],\"layers_to_transform\":[]}", D11, 8, 2},
     {"{" R ",\"target_modules\":[\"down_proj\"],\"layers_to_transform\":[11],"
      "\"layers_pattern\":\"layers\"}", D11, 8, 2},
     {"{" R ",\"target_modules\":[\"down_proj\"],\"layers_to_transform\":[11],"
