@@ -49,6 +49,7 @@ struct lora_config {
     bool has_layers;
     struct module_pattern **layer_patterns; /* [n_layer_patterns] their group 1 is the number */
     size_t n_layer_patterns;
+    int64_t steps_left; /* that all patterns together may yet take */
 };
 
 /* Refused when set. */
@@ -185,7 +186,7 @@ static int parse_names(struct selector *out, const json_t *list, const char *whe
 }
 
 static int parse_selector(struct selector *out, const json_t *config, const char *key,
-                          const char *where, struct err *err)
+                          const char *where, int64_t *steps_left, struct err *err)
 {
     const json_t *v = json_object_get(config, key);
     if (!config_json_is_set(v))
@@ -194,14 +195,15 @@ static int parse_selector(struct selector *out, const json_t *config, const char
         return parse_names(out, v, where, key, err);
     if (!json_is_string(v))
         return err_set(err, ERR_INVALID, "%s: %s is neither a list nor a string", where, key);
-    if (module_pattern_compile(&out->pattern, "(?:", json_string_value(v), ")", err) != 0)
+    if (module_pattern_compile(&out->pattern, "(?:", json_string_value(v), ")", steps_left, err) !=
+        0)
         return err_wrap(err, "%s: %s", where, key);
     return 0;
 }
 
 static int parse_pattern_values(struct pattern_value **out, size_t *n_out, const json_t *config,
                                 const char *key, const char *where, double min, double max,
-                                struct err *err)
+                                int64_t *steps_left, struct err *err)
 {
     const json_t *object = json_object_get(config, key);
     if (!config_json_is_set(object))
@@ -223,7 +225,7 @@ static int parse_pattern_values(struct pattern_value **out, size_t *n_out, const
         if (!(p->value >= min && p->value <= max) || (min == 1 && !json_is_integer(value)))
             return err_set(err, ERR_INVALID, "%s: %s of %s is not a number from %g to %g", where,
                            key, pattern, min, max);
-        if (module_pattern_compile(&p->pattern, "(.*\\.)?(", pattern, ")$", err) != 0)
+        if (module_pattern_compile(&p->pattern, "(.*\\.)?(", pattern, ")$", steps_left, err) != 0)
             return err_wrap(err, "%s: %s", where, key);
         (*n_out)++;
     }
@@ -260,7 +262,8 @@ static int parse_layers(struct lora_config *c, const json_t *config, const char 
     if (!config_json_is_set(pattern)) {
         c->layer_patterns = xcalloc(1, sizeof(struct module_pattern *));
         c->n_layer_patterns = 1;
-        return module_pattern_compile(&c->layer_patterns[0], ".*\\.[^.]*\\.(\\d+)\\.", "", "", err);
+        return module_pattern_compile(&c->layer_patterns[0], ".*\\.[^.]*\\.(\\d+)\\.", "", "",
+                                      &c->steps_left, err);
     }
     if (n_patterns > LORA_CONFIG_NAMES_MAX)
         return err_set(err, ERR_TOO_LARGE, "%s: layers_pattern is too long", where);
@@ -272,7 +275,7 @@ static int parse_layers(struct lora_config *c, const json_t *config, const char 
         if (strchr(json_string_value(v), '(') != NULL)
             return err_set(err, ERR_UNSUPPORTED, "%s: layers_pattern with a group", where);
         if (module_pattern_compile(&c->layer_patterns[i], ".*\\.", json_string_value(v),
-                                   "\\.(\\d+)\\.", err) != 0)
+                                   "\\.(\\d+)\\.", &c->steps_left, err) != 0)
             return err_wrap(err, "%s: layers_pattern", where);
         c->n_layer_patterns++;
     }
@@ -300,14 +303,14 @@ static int parse(struct lora_config *c, const json_t *config, const char *where,
         return err_set(err, ERR_INVALID, "%s: has no target_modules", where);
     if (json_is_string(target) && strcasecmp(json_string_value(target), "all-linear") == 0)
         c->all_linear = true;
-    else if (parse_selector(&c->target, config, "target_modules", where, err) != 0)
+    else if (parse_selector(&c->target, config, "target_modules", where, &c->steps_left, err) != 0)
         return -1;
-    if (parse_selector(&c->exclude, config, "exclude_modules", where, err) != 0 ||
+    if (parse_selector(&c->exclude, config, "exclude_modules", where, &c->steps_left, err) != 0 ||
         parse_layers(c, config, where, err) != 0 ||
         parse_pattern_values(&c->ranks, &c->n_ranks, config, "rank_pattern", where, 1,
-                             LORA_RANK_MAX, err) != 0 ||
+                             LORA_RANK_MAX, &c->steps_left, err) != 0 ||
         parse_pattern_values(&c->alphas, &c->n_alphas, config, "alpha_pattern", where, -1e6, 1e6,
-                             err) != 0)
+                             &c->steps_left, err) != 0)
         return -1;
     return 0;
 }
@@ -319,6 +322,7 @@ int lora_config_parse(struct lora_config **out, const char *text, size_t n, cons
     if (config_json_parse(&config, text, n, where, err) != 0)
         return -1;
     struct lora_config *c = xcalloc(1, sizeof *c);
+    c->steps_left = MODULE_PATTERN_STEPS_MAX;
     int rc = parse(c, config, where, err);
     json_decref(config);
     if (rc != 0) {

@@ -17,8 +17,16 @@ struct module_pattern {
     char *text; /* for messages */
 };
 
+/* PCRE2 calls this in front of each item of a pattern that it tries. */
+static int count_step(pcre2_callout_block *block, void *context)
+{
+    int64_t *steps_left = context;
+    (void)block;
+    return --*steps_left < 0 ? PCRE2_ERROR_MATCHLIMIT : 0;
+}
+
 int module_pattern_compile(struct module_pattern **out, const char *before, const char *pattern,
-                           const char *after, struct err *err)
+                           const char *after, int64_t *steps_left, struct err *err)
 {
     if (strlen(pattern) > MODULE_PATTERN_MAX_BYTES)
         return err_set(err, ERR_TOO_LARGE, "a pattern of %zu bytes, limit is %d", strlen(pattern),
@@ -27,7 +35,8 @@ int module_pattern_compile(struct module_pattern **out, const char *before, cons
     int code_error;
     PCRE2_SIZE at;
     pcre2_code *code = pcre2_compile((PCRE2_SPTR)whole, PCRE2_ZERO_TERMINATED,
-                                     PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C, &code_error, &at, NULL);
+                                     PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C | PCRE2_AUTO_CALLOUT,
+                                     &code_error, &at, NULL);
     free(whole);
     if (code == NULL) {
         PCRE2_UCHAR message[256];
@@ -40,6 +49,7 @@ int module_pattern_compile(struct module_pattern **out, const char *before, cons
     BUG_IF(p->limits == NULL);
     pcre2_set_match_limit(p->limits, MATCH_STEPS_MAX);
     pcre2_set_heap_limit(p->limits, MATCH_HEAP_MAX_KIB);
+    pcre2_set_callout(p->limits, count_step, steps_left);
     p->text = xstrdup(pattern);
     *out = p;
     return 0;

@@ -187,6 +187,56 @@ static void a_pattern_that_would_run_for_ever_is_stopped(void **state)
     lora_config_free(c);
 }
 
+/* Each match alone is well below its own limit. */
+static void patterns_that_would_run_for_ever_together_are_stopped(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct lora_config *c;
+    struct buf text = BUF_INIT;
+    bool targeted;
+    int rank, rc = 0, n_asked = 0;
+    float scaling;
+    buf_append_str(&text, "{" R ",\"target_modules\":[\"q_proj\"],\"rank_pattern\":{");
+    for (int i = 0; i < 4000; i++)
+        buf_appendf(&text, "%s\".*.*.*.*.*z%d\":4", i > 0 ? "," : "", i);
+    buf_append_str(&text, "}}");
+    assert_ok(lora_config_parse(&c, buf_cstr(&text), text.len, "adapter_config.json", &err), err);
+    for (; n_asked < 224 && rc == 0; n_asked++)
+        rc = lora_config_module(c, Q0, false, &targeted, &rank, &scaling, &err);
+    assert_int_equal(rc, -1);
+    assert_true(n_asked < 3 && strstr(err.message, "limit") != NULL);
+    lora_config_free(c);
+    buf_release(&text);
+}
+
+/* Ranks by whole names, as some tools write them for each module of a large model. */
+static void a_rank_for_each_module_of_a_large_model_is_within_the_limit(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct lora_config *c;
+    struct buf text = BUF_INIT;
+    char module[SITE_NAME_BYTES];
+    bool targeted;
+    int rank;
+    float scaling;
+    enum { N = 126 * SITE_KINDS };
+    buf_append_str(&text, "{" R ",\"target_modules\":\"all-linear\",\"rank_pattern\":{");
+    for (int i = 0; i < N; i++)
+        buf_appendf(&text, "%s\"%s\":%d", i > 0 ? "," : "", model_site_name(module, i), i % 7 + 1);
+    buf_append_str(&text, "}}");
+    assert_ok(lora_config_parse(&c, buf_cstr(&text), text.len, "adapter_config.json", &err), err);
+    for (int i = 0; i < N; i++) {
+        assert_ok(lora_config_module(c, model_site_name(module, i), false, &targeted, &rank,
+                                     &scaling, &err),
+                  err);
+        assert_int_equal(rank, i % 7 + 1);
+    }
+    lora_config_free(c);
+    buf_release(&text);
+}
+
 /* ---- files ------------------------------------------------------------------------------- */
 
 static const struct model_config MODEL = {.vocab = 16,
@@ -478,6 +528,8 @@ int main(void)
         cmocka_unit_test(target_rank_and_scaling_follow_pefts_rules),
         cmocka_unit_test(configurations_that_change_the_maths_are_refused_naming_the_key),
         cmocka_unit_test(a_pattern_that_would_run_for_ever_is_stopped),
+        cmocka_unit_test(patterns_that_would_run_for_ever_together_are_stopped),
+        cmocka_unit_test(a_rank_for_each_module_of_a_large_model_is_within_the_limit),
         cmocka_unit_test(every_tensor_is_checked_against_the_base_model),
         cmocka_unit_test(a_truncated_file_is_refused_at_every_length),
         cmocka_unit_test(what_host_memory_never_holds_is_refused_naming_the_limit),
