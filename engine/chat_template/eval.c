@@ -182,13 +182,19 @@ bool eval_enter(struct eval *e)
     return !eval_failed(e);
 }
 
-struct value eval_capture(struct eval *e, const struct node_list *body)
+static struct value capture(struct eval *e, const struct node_list *body, enum flow *flow)
 {
     struct builder text = {0}, *out = e->out;
     e->out = &text;
-    run(e, body);
+    *flow = run(e, body);
     e->out = out;
     return value_string(builder_string(e, &text));
+}
+
+struct value eval_capture(struct eval *e, const struct node_list *body)
+{
+    enum flow flow; /* no loop goes on around a macro */
+    return capture(e, body, &flow);
 }
 
 static struct value make_macro(struct eval *e, const struct node *n)
@@ -401,13 +407,14 @@ static void choose_items(struct eval *e, const struct node *n, struct loop *loop
     loop->n = kept;
 }
 
-static void run_loop(struct eval *e, const struct node *n, struct value iterable, size_t depth)
+/* What it returns is about the loop around it: its own else may end that. */
+static enum flow run_loop(struct eval *e, const struct node *n, struct value iterable, size_t depth)
 {
     struct value items = value_items(e, iterable);
     struct loop *loop = eval_alloc(e, 1, sizeof *loop);
     struct scope *outer = e->scope;
     if (eval_failed(e) || loop == NULL)
-        return;
+        return FLOW_ON;
     *loop = (struct loop){.node = n,
                           .scope = outer,
                           .items = items.as.list->items,
@@ -429,11 +436,13 @@ static void run_loop(struct eval *e, const struct node *n, struct value iterable
         completed = completed || flow == FLOW_ON;
     }
     e->scope = outer;
+    flow = FLOW_ON;
     if (!completed && !eval_failed(e) && n->as.loop.otherwise.n > 0) {
         e->scope = eval_push_scope(e, outer);
-        run(e, &n->as.loop.otherwise);
+        flow = run(e, &n->as.loop.otherwise);
         e->scope = outer;
     }
+    return flow;
 }
 
 struct value eval_recurse_loop(struct eval *e, const struct loop *around, struct value items)
@@ -478,7 +487,7 @@ static void run_call_block(struct eval *e, const struct node *n)
     value_put_str(e, e->out, eval_call(e, callee, &args));
 }
 
-static void run_with(struct eval *e, const struct node *n)
+static enum flow run_with(struct eval *e, const struct node *n)
 {
     struct scope *outer = e->scope, *inner = eval_push_scope(e, outer);
     for (size_t i = 0; i < n->as.block.targets.n && !eval_failed(e); i++) {
@@ -488,8 +497,9 @@ static void run_with(struct eval *e, const struct node *n)
         e->scope = outer;
     }
     e->scope = inner;
-    run(e, &n->as.block.body);
+    enum flow flow = run(e, &n->as.block.body);
     e->scope = outer;
+    return flow;
 }
 
 static enum flow statement(struct eval *e, const struct node *n)
@@ -507,15 +517,16 @@ static enum flow statement(struct eval *e, const struct node *n)
     case NODE_IF:
         return run_if(e, n);
     case NODE_FOR:
-        run_loop(e, n, eval_expression(e, n->as.loop.items), 0);
-        break;
+        return run_loop(e, n, eval_expression(e, n->as.loop.items), 0);
     case NODE_SET:
         assign(e, n->as.set.target, eval_expression(e, n->as.set.value));
         break;
     case NODE_SET_BLOCK:
         e->scope = eval_push_scope(e, outer);
-        v = eval_capture(e, &n->as.set.body);
+        v = capture(e, &n->as.set.body, &flow);
         e->scope = outer;
+        if (flow != FLOW_ON) /* it left the loop: what it wrote is nobody's */
+            return flow;
         assign(e, n->as.set.target, filter_text(e, n->as.set.filter, v));
         break;
     case NODE_MACRO:
@@ -526,13 +537,14 @@ static enum flow statement(struct eval *e, const struct node *n)
         break;
     case NODE_FILTER_BLOCK:
         e->scope = eval_push_scope(e, outer);
-        v = eval_capture(e, &n->as.block.body);
+        v = capture(e, &n->as.block.body, &flow);
         e->scope = outer;
+        if (flow != FLOW_ON)
+            return flow;
         value_put_str(e, e->out, filter_text(e, n->as.block.filter, v));
         break;
     case NODE_WITH:
-        run_with(e, n);
-        break;
+        return run_with(e, n);
     case NODE_SCOPED:
         e->scope = eval_push_scope(e, outer);
         flow = run(e, &n->as.block.body);
