@@ -102,6 +102,8 @@ static const char *const KNOWN[] = {
     "use_rslora",
 };
 
+enum { WARNINGS_MAX = 8 }; /* of one file, which may hold 100,000 keys */
+
 #define N_OF(array) (sizeof(array) / sizeof((array)[0]))
 
 static bool in_list(const char *key, const char *const *list, size_t n)
@@ -125,12 +127,17 @@ static int check_keys(const json_t *config, const char *where, struct err *err)
                           err);
     const char *key;
     json_t *value;
+    size_t n_unknown = 0;
     json_object_foreach((json_t *)(uintptr_t)config, key, value)
     {
         if (!in_list(key, KNOWN, N_OF(KNOWN)) &&
-            !in_list(key, CHANGES_MATHS, N_OF(CHANGES_MATHS)) && config_json_is_set(value))
+            !in_list(key, CHANGES_MATHS, N_OF(CHANGES_MATHS)) && config_json_is_set(value) &&
+            n_unknown++ < WARNINGS_MAX)
             log_warn("lora", "%s: key %s is not known and ignored", where, key);
     }
+    if (n_unknown > WARNINGS_MAX)
+        log_warn("lora", "%s: %zu more keys are not known and ignored", where,
+                 n_unknown - WARNINGS_MAX);
 
     const char *text = NULL;
     if (config_json_string(config, "peft_type", where, &text, err) != 0)

@@ -16,7 +16,8 @@ enum {
 };
 
 /* text [n] is the file. Refuses with ERR_UNSUPPORTED, naming the key, whatever would change the
- * maths in a way this engine doesn't compute; warns in the log of keys it doesn't know. */
+ * maths in a way this engine doesn't compute; warns in the log of keys it doesn't know, of the
+ * first few by name. */
 int lora_config_parse(struct lora_config **out, const char *text, size_t n, const char *where,
                       struct err *err);
 void lora_config_free(struct lora_config *c); /* quiet on NULL */

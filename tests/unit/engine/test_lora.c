@@ -6,6 +6,7 @@
 #include "node/base/hex.h"
 #include "tests/support.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -167,6 +168,38 @@ static void configurations_that_change_the_maths_are_refused_naming_the_key(void
         if (rc == 0)
             lora_config_free(c);
     }
+}
+
+static void keys_that_are_not_known_take_a_few_lines_of_the_log(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct lora_config *c;
+    struct buf text = BUF_INIT, log = BUF_INIT;
+    char *dir = temp_dir_create(), *path = xasprintf("%s/log", dir);
+    buf_append_str(&text, "{" R "," T);
+    for (int i = 0; i < 1000; i++)
+        buf_appendf(&text, ",\"k%d\":1", i);
+    buf_append_str(&text, "}");
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600), was = dup(STDERR_FILENO);
+    assert_true(fd >= 0 && was >= 0 && dup2(fd, STDERR_FILENO) >= 0);
+    int rc = lora_config_parse(&c, buf_cstr(&text), text.len, "adapter_config.json", &err);
+    assert_true(dup2(was, STDERR_FILENO) >= 0);
+    close(was);
+    close(fd);
+    assert_ok(rc, err);
+    assert_ok(file_read(path, 1 << 20, &log, &err), err);
+    size_t n_lines = 0;
+    for (const char *p = buf_cstr(&log); (p = strchr(p, '\n')) != NULL; p++)
+        n_lines++;
+    assert_int_equal(n_lines, 9);
+    assert_non_null(strstr(buf_cstr(&log), "key k7 is not known"));
+    assert_non_null(strstr(buf_cstr(&log), "992 more keys are not known"));
+    lora_config_free(c);
+    buf_release(&text);
+    buf_release(&log);
+    temp_dir_remove(dir);
+    free(path);
 }
 
 static void a_pattern_that_would_run_for_ever_is_stopped(void **state)
@@ -527,6 +560,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(target_rank_and_scaling_follow_pefts_rules),
         cmocka_unit_test(configurations_that_change_the_maths_are_refused_naming_the_key),
+        cmocka_unit_test(keys_that_are_not_known_take_a_few_lines_of_the_log),
         cmocka_unit_test(a_pattern_that_would_run_for_ever_is_stopped),
         cmocka_unit_test(patterns_that_would_run_for_ever_together_are_stopped),
         cmocka_unit_test(a_rank_for_each_module_of_a_large_model_is_within_the_limit),
