@@ -181,6 +181,7 @@ static struct value partition_at(struct eval *e, const struct value *v, bool fro
     if (separator->n == 0)
         return eval_error(e, "empty separator");
     ptrdiff_t found = text_find(e, s, separator, 0, from_right);
+    eval_charge(e, s->n / 16 + 1);
     struct value parts = value_list(e, VALUE_TUPLE, 3);
     if (eval_failed(e))
         return parts;
@@ -268,6 +269,7 @@ static struct value at_end(struct eval *e, const struct value *v, const char *na
             break;
         }
         const struct string *w = wanted[i].as.string;
+        eval_charge(e, w->n / 16 + 1);
         if (w->n <= s->n && memcmp(s->bytes + (end ? s->n - w->n : 0), w->bytes, w->n) == 0)
             return value_bool(true);
     }
@@ -403,7 +405,10 @@ METHOD(islower)
 static struct value remove_end(struct eval *e, const struct value *v, bool end)
 {
     const struct string *s = v[0].as.string, *w = want_string(e, v[1], "the affix");
-    if (w == NULL || w->n > s->n || memcmp(s->bytes + (end ? s->n - w->n : 0), w->bytes, w->n) != 0)
+    if (w == NULL || w->n > s->n)
+        return v[0];
+    eval_charge(e, w->n / 16 + 1);
+    if (memcmp(s->bytes + (end ? s->n - w->n : 0), w->bytes, w->n) != 0)
         return v[0];
     return value_string(string_slice(e, s, end ? 0 : w->n, end ? s->n - w->n : s->n));
 }

@@ -324,6 +324,10 @@ static void a_user_cannot_write_a_turn_marker(void **state)
 
 /* ---- bounds ---------------------------------------------------------------------------------- */
 
+#define LONG_TEXT(method)                                                               \
+    "{% set s = 'x' * 2000000 %}{% for i in range(100000) %}{% if s." method " == 0 %}" \
+    "{% endif %}{% endfor %}"
+
 static void a_template_that_would_not_end_is_stopped(void **state)
 {
     (void)state;
@@ -359,6 +363,11 @@ static void a_template_that_would_not_end_is_stopped(void **state)
         {"{{ 2 ** 64 }}", ERR_INVALID, "64 bits"},
         {"{{ 9223372036854775807 + 1 }}", ERR_INVALID, "64 bits"},
         {"{{ strftime_now('%1000000Y') }}", ERR_TOO_LARGE, "date"},
+        /* Few nodes, each of which looks at a long text. */
+        {LONG_TEXT("startswith(s)"), ERR_TOO_LARGE, "steps"},
+        {LONG_TEXT("endswith(('y', s))"), ERR_TOO_LARGE, "steps"},
+        {LONG_TEXT("removesuffix(s)"), ERR_TOO_LARGE, "steps"},
+        {LONG_TEXT("partition('y')"), ERR_TOO_LARGE, "steps"},
     };
     json_t *messages = json_array();
     struct chat_template_input in = {.messages = messages, .now = GOLDEN_NOW};
