@@ -326,10 +326,10 @@ METHOD(count)
     if (wanted == NULL)
         return v[0];
     const struct string *s = part_of(e, v[0], v[2], v[3]);
-    if (wanted->n == 0)
-        return value_int((int64_t)utf8_count(s->bytes, s->n) + 1);
     int64_t n = 0;
     eval_charge(e, s->n / 16 + 1);
+    if (wanted->n == 0)
+        return value_int((int64_t)utf8_count(s->bytes, s->n) + 1);
     for (ptrdiff_t at = 0; (at = text_find(e, s, wanted, (size_t)at, false)) >= 0;
          at += (ptrdiff_t)wanted->n)
         n++;

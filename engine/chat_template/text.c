@@ -270,6 +270,7 @@ const struct string *text_align(struct eval *e, const struct string *s, int64_t 
 {
     static const struct string space = {.bytes = " ", .n = 1};
     int64_t n = (int64_t)utf8_count(s->bytes, s->n), missing = width - n;
+    eval_charge(e, s->n / 16 + 1);
     if (missing <= 0)
         return s;
     if (missing > WIDTH_MAX) {

@@ -368,6 +368,8 @@ static void a_template_that_would_not_end_is_stopped(void **state)
         {LONG_TEXT("endswith(('y', s))"), ERR_TOO_LARGE, "steps"},
         {LONG_TEXT("removesuffix(s)"), ERR_TOO_LARGE, "steps"},
         {LONG_TEXT("partition('y')"), ERR_TOO_LARGE, "steps"},
+        {LONG_TEXT("rjust(5)"), ERR_TOO_LARGE, "steps"},
+        {LONG_TEXT("count('')"), ERR_TOO_LARGE, "steps"},
     };
     json_t *messages = json_array();
     struct chat_template_input in = {.messages = messages, .now = GOLDEN_NOW};
