@@ -200,8 +200,10 @@ FILTER(sum)
 {
     struct value items = value_items(e, v[0]);
     struct value total = v[2].type == VALUE_ABSENT ? value_int(0) : v[2];
-    for (size_t i = 0; !eval_failed(e) && i < items.as.list->n; i++)
+    for (size_t i = 0; !eval_failed(e) && i < items.as.list->n; i++) {
+        eval_charge(e, 1);
         total = eval_operator(e, OP_ADD, total, item_attribute(e, items.as.list->items[i], v[1]));
+    }
     return total;
 }
 

@@ -353,6 +353,7 @@ static bool equal_dicts(struct eval *e, const struct dict *a, const struct dict 
 
 static bool equal_nested(struct eval *e, struct value a, struct value b, int depth)
 {
+    eval_charge(e, 1);
     if (depth > NESTED_VALUES_MAX) {
         eval_error(e, "values nested deeper than %d are compared", NESTED_VALUES_MAX);
         return false;
@@ -372,10 +373,8 @@ static bool equal_nested(struct eval *e, struct value a, struct value b, int dep
     case VALUE_LIST:
     case VALUE_TUPLE:
     case VALUE_RANGE:
-        eval_charge(e, 1);
         return equal_lists(e, a.as.list, b.as.list, depth + 1);
     case VALUE_DICT:
-        eval_charge(e, 1);
         return equal_dicts(e, a.as.dict, b.as.dict, depth + 1);
     case VALUE_VIEW:
     case VALUE_ITERATOR:
@@ -406,6 +405,7 @@ bool value_equal(struct eval *e, struct value a, struct value b)
 static int compare_nested(struct eval *e, struct value a, struct value b, const char *operator,
                           int depth)
 {
+    eval_charge(e, 1);
     if (value_is_number(a) && value_is_number(b))
         return compare_numbers(a, b);
     if (a.type == VALUE_STRING && b.type == VALUE_STRING) {
@@ -419,7 +419,6 @@ static int compare_nested(struct eval *e, struct value a, struct value b, const 
         depth < NESTED_VALUES_MAX) {
         const struct list *x = a.as.list, *y = b.as.list;
         for (size_t i = 0; i < x->n && i < y->n && !eval_failed(e); i++) {
-            eval_charge(e, 1);
             if (!equal_nested(e, x->items[i], y->items[i], depth + 1))
                 return compare_nested(e, x->items[i], y->items[i], operator, depth + 1);
         }

@@ -328,6 +328,10 @@ static void a_user_cannot_write_a_turn_marker(void **state)
     "{% set s = 'x' * 2000000 %}{% for i in range(100000) %}{% if s." method " == 0 %}" \
     "{% endif %}{% endfor %}"
 
+#define LONG_LIST(test)                                                  \
+    "{% set s = range(50000) | list %}{% set t = range(50000) | list %}" \
+    "{% for i in range(20000) %}{% if " test " %}{% endif %}{% endfor %}"
+
 static void a_template_that_would_not_end_is_stopped(void **state)
 {
     (void)state;
@@ -370,6 +374,9 @@ static void a_template_that_would_not_end_is_stopped(void **state)
         {LONG_TEXT("partition('y')"), ERR_TOO_LARGE, "steps"},
         {LONG_TEXT("rjust(5)"), ERR_TOO_LARGE, "steps"},
         {LONG_TEXT("count('')"), ERR_TOO_LARGE, "steps"},
+        {LONG_LIST("s == t"), ERR_TOO_LARGE, "steps"},
+        {LONG_LIST("s | max == 0"), ERR_TOO_LARGE, "steps"},
+        {LONG_LIST("s | sum == 0"), ERR_TOO_LARGE, "steps"},
     };
     json_t *messages = json_array();
     struct chat_template_input in = {.messages = messages, .now = GOLDEN_NOW};
