@@ -65,7 +65,7 @@ X(LIMITS_BURST, "limits", "burst", INT, "20", 1, 1000000, "requests", NULL, "N",
 X(LIMITS_CONCURRENT, "limits", "concurrent", INT, "0", 0, 1000000, "requests", NULL, "N", \
   "Requests at the same time for each key; 0: no limit.") \
 X(LIMITS_TOKENS_PER_MINUTE, "limits", "tokens_per_minute", INT, "0", 0, 1000000000000, "tokens", NULL, "N", \
-  "Prompt and completion tokens for each key; 0: no limit.") \
+  "Prompt and completion tokens computed for each key, waited for or not; 0: no limit.") \
 X(LIMITS_MAX_TOKENS, "limits", "max_tokens", INT, "0", 0, 10000000, "tokens", NULL, "N", \
   "Most completion tokens a request may ask for; 0: what the context holds.") \
 X(LIMITS_DEFAULT_MAX_TOKENS, "limits", "default_max_tokens", INT, "0", 0, 10000000, "tokens", NULL, "N", \
