@@ -144,6 +144,8 @@ static void wait_for_models(struct answer *a)
     a->next = s->waiting;
     if (a->next != NULL)
         a->next->prev = a;
+    else
+        s->look_for_gone.us = clock_monotonic_us().us + LOOK_FOR_GONE_US;
     s->waiting = a;
     atomic_fetch_add(&s->n_loading, 1);
     pthread_cond_signal(&s->arrived); /* it may be the next that is up, or the first */

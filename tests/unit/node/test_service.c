@@ -1035,6 +1035,29 @@ static void time_runs_while_an_adapter_is_fetched(void **state)
     everything_is_given_back(w);
 }
 
+/* Nothing else that happens wakes the service thread. */
+static void time_runs_for_the_first_request_of_a_node_too(void **state)
+{
+    (void)state;
+    struct world *w = world_open();
+    struct service_stats stats;
+    w->hold = true;
+    int fd = dial(w);
+    send_post(fd, "/v1/completions", "{\"model\":\"slow\"," ONCE ",\"timeout\":0.2}");
+    for (int i = 0; i < 600; i++) {
+        service_stats(w->node.service, &stats);
+        if (stats.n_failed > 0)
+            break;
+        usleep(5000);
+    }
+    w->hold = false;
+    assert_int_equal(stats.n_failed, 1);
+    close(fd);
+    while (w->n_released < 1)
+        usleep(5000);
+    world_close(w);
+}
+
 static void who_leaves_while_an_adapter_is_fetched_gives_up_its_place(void **state)
 {
     struct world *w = *state;
@@ -1671,6 +1694,7 @@ int main(void)
         cmocka_unit_test(an_ensemble_that_cannot_fit_beside_pinned_adapters_is_refused_at_once),
         cmocka_unit_test(an_ensemble_that_gathers_gives_up_when_room_or_time_is_gone),
         cmocka_unit_test(time_runs_while_an_adapter_is_fetched),
+        cmocka_unit_test(time_runs_for_the_first_request_of_a_node_too),
         cmocka_unit_test(who_leaves_while_an_adapter_is_fetched_gives_up_its_place),
         cmocka_unit_test(time_runs_while_an_answer_is_made_or_waits),
         cmocka_unit_test(a_fetch_does_not_block_other_requests),
