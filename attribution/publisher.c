@@ -20,7 +20,7 @@
  *   - signed bytes and nonce are committed to the database before the first broadcast, so after a
  *     crash the same bytes are sent again; sending them twice is harmless
  *   - a transaction that isn't mined for replace_after_ms is replaced at its nonce with at
- * least 12.5 % more of both fees (geth's rule is 10 %), up to the cap
+ * least 12.5 % more of both fees (geth's rule is 10 %), up to the cap and to what the account has
  *   - one that waits for a lower nonce which nobody uses (what had it was dropped) is given up
  * after the same time, and the row is signed anew; should the old one be mined after all, it
  * reverts
@@ -363,9 +363,9 @@ static int sign_and_send(struct round *r, const struct outbox_row *o,
     if (tx_cost_limit(&cost, &tx) != 0 || u256_add(&cost, cost, l1_fee) != 0)
         cost = u256_of_amount(AMOUNT_MAX);
     struct u256 funds;
-    if (!replaced && (rc = rpc_balance(p->at.rpc, &funds, p->at.signer, RPC_AT_LATEST, err)) != 0)
+    if ((rc = rpc_balance(p->at.rpc, &funds, p->at.signer, RPC_AT_LATEST, err)) != 0)
         goto out;
-    if (!replaced && u256_cmp(funds, cost) < 0) { /* no node would take it: nothing to remember */
+    if (u256_cmp(funds, cost) < 0) { /* no node would take it; what it would replace stays */
         complain(p, "%s", no_funds);
         rc = outbox_note(p->ledger, o, no_funds, err);
         goto out;

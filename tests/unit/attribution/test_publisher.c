@@ -366,6 +366,37 @@ static void a_signer_without_funds_goes_on_when_it_has_some(void **state)
     market_check(w->l, true);
 }
 
+/* A pool that has a transaction can't be made to forget it by a dearer one that it refuses. */
+static void a_replacement_that_cannot_be_paid_leaves_what_is_out_there(void **state)
+{
+    struct world *w = *state;
+    w->options.publish.replace_after_ms = 1;
+    reopen(w);
+    market_commit_many(w->l, 0, 4, &w->adapter);
+    market_seal(w->l);
+    look(w);
+    struct tx_hash first = fake->txs[0].hash;
+    fake->base_fee = amount_of(5000000000); /* too dear for it, and for the account */
+    fake->shows_no_funds = fake->no_funds = true;
+    fake_mine();
+    for (int i = 0; i < 4; i++) {
+        usleep(3000);
+        look(w);
+        assert_row(w, 0, "redeem signed: the signer key has too little native currency for fees");
+    }
+    assert_int_equal(fake_pending(), 1);
+    fake->base_fee = amount_of(1000000000);
+    fake_mine();
+    look(w);
+    assert_row(w, 0, "redeem mined");
+    assert_true(fake->txs[0].mined);
+    assert_memory_equal(fake->txs[0].hash.bytes, first.bytes, 32);
+    fake->shows_no_funds = fake->no_funds = false;
+    settle(w);
+    assert_int_equal(fake->n_reverts, 0);
+    market_check(w->l, true);
+}
+
 static void a_nonce_used_by_hand_makes_the_row_start_over(void **state)
 {
     struct world *w = *state;
@@ -639,6 +670,7 @@ int main(void)
         T(the_fee_cap_is_never_exceeded),
         T(the_spending_cap_stops_signing),
         T(a_signer_without_funds_goes_on_when_it_has_some),
+        T(a_replacement_that_cannot_be_paid_leaves_what_is_out_there),
         T(a_nonce_used_by_hand_makes_the_row_start_over),
         T(a_node_that_forgets_transactions_gets_them_again),
         T(a_nonce_that_nobody_fills_below_ours_is_taken),
