@@ -342,11 +342,13 @@ void answers_expire(struct service *s)
     for (struct answer *next; up != NULL; up = next) {
         next = up->next;
         up->next = NULL;
-        if (up->gone)
+        if (up->gone) {
+            atomic_fetch_add(&s->n_vanished, 1);
             api_error_set(&up->failure, ERR_CANCELLED, NULL, "nobody waits for the answer");
-        else
+        } else {
             api_error_set(&up->failure, ERR_TIMEOUT, NULL,
                           "the request's time was up before its adapter was here");
+        }
         give_up(up);
     }
     look_at_gatherer(s);

@@ -198,7 +198,7 @@ static void answer_end(struct answer *a)
 void answer_refuse(struct answer *a)
 {
     a->tokens_prompt = 0;
-    a->failed = true;
+    a->failed = !a->gone; /* whose client left has vanished */
     answer_tell_customer(a);
     api_error_reply(a->x, &a->failure);
     answer_end(a);

@@ -1061,10 +1061,11 @@ static void time_runs_for_the_first_request_of_a_node_too(void **state)
 static void who_leaves_while_an_adapter_is_fetched_gives_up_its_place(void **state)
 {
     struct world *w = *state;
-    struct service_stats stats;
+    struct service_stats before, stats;
     struct admission_stats inside;
     const char *body = "{\"model\":\"slow\"," ONCE "}";
     int n = w->n_resolved, fds[4];
+    service_stats(w->node.service, &before);
     w->hold = true;
     for (size_t i = 0; i < 4; i++) {
         fds[i] = dial(w);
@@ -1083,6 +1084,9 @@ static void who_leaves_while_an_adapter_is_fetched_gives_up_its_place(void **sta
     admission_stats(w->node.admission, &inside);
     assert_int_equal(inside.n_inside, 0);
     assert_int_equal(w->n_resolved, n);
+    service_stats(w->node.service, &stats);
+    assert_int_equal(stats.n_vanished, before.n_vanished + 4);
+    assert_int_equal(stats.n_failed, before.n_failed);
     w->hold = false;
     for (int i = 0; i < 2000 && w->n_resolved < n + 4; i++)
         usleep(5000);
