@@ -224,14 +224,14 @@ int chain_send(struct chain_session *s, struct chain_sent *out, const char *what
     int rc;
     for (int attempt = 0;; attempt++) {
         rc = send_once(s, out, key, &tx, &again, err);
-        if (rc == 0 || !again || attempt == 5)
+        if (rc == 0 || !again)
             break;
         usleep(200000);
         int arrived = has_arrived(s, out->hash, err);
-        if (arrived != 0) {
+        if (arrived != 0)
             rc = arrived > 0 ? 0 : -1;
+        if (arrived != 0 || attempt == 5)
             break;
-        }
     }
     char hash[BYTES32_TEXT_BYTES];
     hex_encode_0x(hash, out->hash.bytes, sizeof out->hash.bytes);
