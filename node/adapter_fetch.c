@@ -5,11 +5,13 @@
  * under another name meanwhile waits.
  *
  * It begins on the fetchers, which ask the index and the chain only. Most that come are for what is
- * here and has to be checked again; files may take an hour. So who finds that manifests or files
- * are to be waited for, whoever fetches them, goes on among the bringers, from the beginning:
+ * here and has to be checked again; files may take an hour, and a registry's answer half a minute.
+ * So who finds that manifests or files are to be waited for, whoever fetches them, or that the
+ * registries are to be asked for a name that the index doesn't have, goes on among the bringers,
+ * from the beginning:
  *
- *     fetchers: here, and counts ---------------------------------> end
- *        `------put off--> bringers: manifest, checks, files -----> end
+ *     fetchers: here, and counts ----------------------------------------> end
+ *        `------put off--> bringers: index, manifest, checks, files -----> end
  *
  * DATA/adapters/
  *     <contentDigest>/        whole; its age is that of its last load
@@ -768,9 +770,12 @@ void fetch_run(void *store, void *argument)
             rc = resolve_indexed(s, f, &w, &i, &known, &err);
         /* What was published a moment ago is asked for a moment later: an unknown name looks
          * again, but not at every request. */
-        if (!known && adapter_index_age_us(s->index) >= UNKNOWN_AGAIN_US &&
-            refresh(s, UNKNOWN_AGAIN_US, NULL) == 0)
-            rc = resolve_indexed(s, f, &w, &i, &known, &err);
+        if (!known && adapter_index_age_us(s->index) >= UNKNOWN_AGAIN_US) {
+            if (!f->brings)
+                rc = put_off(f, &err);
+            else if (refresh(s, UNKNOWN_AGAIN_US, NULL) == 0)
+                rc = resolve_indexed(s, f, &w, &i, &known, &err);
+        }
     }
     if (f->put_off) {
         f->put_off = false;

@@ -538,6 +538,61 @@ static void a_silent_registry_does_not_hold_up_what_is_on_disk(void **state)
     free(url);
 }
 
+static _Atomic bool index_comes;
+
+/* Lists one adapter, whose manifest it doesn't have; says what it lists only while it may. */
+static void list_one(struct exchange *x)
+{
+    static const char index[] =
+        "{\"items\":[{\"creator\":\"0x0000000000000000000000000000000000000001\","
+        "\"kind\":\"adapter\",\"manifest\":"
+        "\"0000000000000000000000000000000000000000000000000000000000000001\","
+        "\"name\":\"near\",\"version\":1}],\"previous\":null,"
+        "\"schema\":\"tributary.index/1\",\"updated\":1}";
+    if (strcmp(x->path, "/v1/index.json") != 0)
+        exchange_answer(x, 404, "", "", 0);
+    else if (index_comes)
+        exchange_answer(x, 200, "", index, sizeof index - 1);
+    else
+        silence(x);
+}
+
+static void names_that_nobody_lists_hold_up_none_that_is_listed(void **state)
+{
+    (void)state;
+    enum { N = 20 };
+    index_comes = true;
+    struct server *server = server_start(list_one, NULL);
+    char *url = xasprintf("http://127.0.0.1:%u", server->port);
+    struct world *w = world_open(2, url, NULL);
+    struct result near;
+    ask(w, &near, "near");
+    await(&near);
+    if (strstr(near.err.message, "0000000001") == NULL)
+        fail_msg("%s", near.err.message);
+    index_comes = false;
+    usleep(600000); /* so that a name that isn't listed has the registry asked again */
+    static struct result waiting[N];
+    for (int i = 0; i < N; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "far%d", i);
+        ask(w, &waiting[i], name);
+    }
+    near = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
+    w->r.resolve(w->r.context, "near", 7, on_result, &near); /* of another customer */
+    for (int i = 0; i < 1000 && !has_come(&near); i++)
+        usleep(5000);
+    bool came = has_come(&near);
+    adapter_store_stop(w->store);
+    await(&near);
+    assert_true(came);
+    for (int i = 0; i < N; i++)
+        await(&waiting[i]);
+    world_close(w, false);
+    server_stop(server);
+    free(url);
+}
+
 static void requests_beyond_the_bound_are_told_to_come_back(void **state)
 {
     (void)state;
@@ -576,6 +631,7 @@ int main(void)
         cmocka_unit_test(unloading_frees_host_memory_and_says_how_much),
         cmocka_unit_test(names_come_and_go_under_load_and_what_is_held_stays),
         cmocka_unit_test(a_silent_registry_does_not_hold_up_what_is_on_disk),
+        cmocka_unit_test(names_that_nobody_lists_hold_up_none_that_is_listed),
         cmocka_unit_test(requests_beyond_the_bound_are_told_to_come_back),
     };
     return cmocka_run_group_tests_name("adapter_store", tests, NULL, NULL);
