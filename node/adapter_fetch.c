@@ -687,8 +687,9 @@ void refresh_begin(struct adapter_store *s)
  * Files may take long, and a customer may want many that do. So whose fetch begins next isn't who
  * came first: a customer may begin another while it has fewer under way than there are free
  * bringers (the rule of admission.h), and of those who may, who has the fewest comes first. One
- * alone has half of the bringers, and who comes beside it finds some free. A fetch that may not
- * begin now is looked at again when one ends. */
+ * alone has half of the bringers, and who comes beside it finds some free. Where several wait for a
+ * fetch, it is whose of them has the fewest, so that nobody is held up by who asked for the same. A
+ * fetch that may not begin now is looked at again when one ends, or another joins it. */
 
 static int n_bringing_of(const struct adapter_store *s, uint64_t customer)
 {
@@ -698,16 +699,19 @@ static int n_bringing_of(const struct adapter_store *s, uint64_t customer)
     return n;
 }
 
-/* The next to begin, taken off the list, or NULL. With the lock. */
-static struct fetch *next_to_bring(struct adapter_store *s)
+/* The next to begin, taken off the list, and for whom; or NULL. With the lock. */
+static struct fetch *next_to_bring(struct adapter_store *s, uint64_t *customer)
 {
     struct fetch **best = NULL;
     int fewest = s->n_bringers - s->n_bringing; /* and fewer than the free ones */
     for (struct fetch **at = &s->to_bring; *at != NULL; at = &(*at)->next) {
-        int n = n_bringing_of(s, (*at)->customer);
-        if (n < fewest) {
-            fewest = n;
-            best = at;
+        for (const struct waiter *w = (*at)->waiters.first; w != NULL; w = w->next) {
+            int n = n_bringing_of(s, w->customer);
+            if (n < fewest) {
+                fewest = n;
+                best = at;
+                *customer = w->customer;
+            }
         }
     }
     struct fetch *f = best != NULL ? *best : NULL;
@@ -721,9 +725,9 @@ static void bring_run(void *store, void *nothing)
 {
     struct adapter_store *s = store;
     (void)nothing;
+    uint64_t customer;
     pthread_mutex_lock(&s->lock);
-    for (struct fetch *f; (f = next_to_bring(s)) != NULL;) {
-        uint64_t customer = f->customer;
+    for (struct fetch *f; (f = next_to_bring(s, &customer)) != NULL;) {
         s->bringing[s->n_bringing++] = customer;
         pthread_mutex_unlock(&s->lock);
         fetch_run(s, f);
@@ -734,6 +738,11 @@ static void bring_run(void *store, void *nothing)
         s->bringing[i] = s->bringing[--s->n_bringing];
     }
     pthread_mutex_unlock(&s->lock);
+}
+
+void bring_begin(struct adapter_store *s)
+{
+    workers_submit(s->bringers, bring_run, s, NULL); /* if it can't, others are about to look */
 }
 
 /* False: the bringers have stopped. With the lock. */

@@ -411,17 +411,18 @@ void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *read
     struct fetch *f = hash_map_get(&s->fetches, w->model, strlen(w->model));
     const struct item *i = item_find(s, w->model, false);
     w->fetches = i == NULL || !item_is_here(i); /* else there is a question to wait for, no more */
-    if (s->index == NULL || wanted_parse(&wanted, w->model, &err) != 0)
+    if (s->index == NULL || wanted_parse(&wanted, w->model, &err) != 0) {
         err_set(&err, ERR_NOT_FOUND, "there is no model \"%.100s\"", w->model);
-    else if (w->fetches && !may_wait(s, w))
+    } else if (w->fetches && !may_wait(s, w)) {
         err_set(&err, ERR_BUSY, "too many requests wait for adapters to be fetched");
-    else if (f != NULL)
+    } else if (f != NULL) {
         waiters_add(&f->waiters, w);
-    else {
+        if (f->brings)
+            bring_begin(s);
+    } else {
         f = xcalloc(1, sizeof *f);
         f->store = s;
         f->model = xstrdup(w->model);
-        f->customer = w->customer;
         if (workers_submit(s->fetchers, fetch_run, s, f)) {
             hash_map_put(&s->fetches, f->model, strlen(f->model), f);
             waiters_add(&f->waiters, w);

@@ -113,7 +113,6 @@ struct load {
 struct fetch {
     struct adapter_store *store;
     char *model;
-    uint64_t customer;  /* who asked first */
     struct fetch *next; /* to be brought */
     struct waiters waiters;
     bool brings;     /* it has a thread that may wait for files; else ... */
@@ -254,6 +253,8 @@ void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct
 
 char *content_dir(const struct adapter_store *s, const struct content_digest *digest);
 void fetch_run(void *store, void *fetch);
+/* Another waits for a fetch that may be one to be brought. With the lock. */
+void bring_begin(struct adapter_store *s);
 /* What lies in DATA/adapters from earlier runs. Before any thread starts. */
 void disk_scan(struct adapter_store *s);
 /* The fetched files go, as far as they are there. With the lock. */

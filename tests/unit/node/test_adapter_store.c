@@ -538,38 +538,58 @@ static void a_silent_registry_does_not_hold_up_what_is_on_disk(void **state)
     free(url);
 }
 
-static _Atomic bool index_comes;
+enum { LISTED = 20 };
+static _Atomic bool index_comes, manifests_come;
+static _Atomic uint32_t manifests_asked; /* bit i: that of n<i> */
 
-/* Lists one adapter, whose manifest it doesn't have; says what it lists only while it may. */
-static void list_one(struct exchange *x)
+/* Lists n0 to n19, whose manifests it hasn't; says so, and what it lists, only while it may. */
+static void list_some(struct exchange *x)
 {
-    static const char index[] =
-        "{\"items\":[{\"creator\":\"0x0000000000000000000000000000000000000001\","
-        "\"kind\":\"adapter\",\"manifest\":"
-        "\"0000000000000000000000000000000000000000000000000000000000000001\","
-        "\"name\":\"near\",\"version\":1}],\"previous\":null,"
-        "\"schema\":\"tributary.index/1\",\"updated\":1}";
-    if (strcmp(x->path, "/v1/index.json") != 0)
-        exchange_answer(x, 404, "", "", 0);
-    else if (index_comes)
-        exchange_answer(x, 200, "", index, sizeof index - 1);
-    else
+    char hash[65];
+    for (unsigned i = 0; i < LISTED; i++) {
+        snprintf(hash, sizeof hash, "%064x", i);
+        if (strstr(x->path, hash) != NULL)
+            manifests_asked |= 1u << i;
+    }
+    bool index = strcmp(x->path, "/v1/index.json") == 0;
+    if (index ? !index_comes : !manifests_come) {
         silence(x);
+        return;
+    }
+    struct buf b = BUF_INIT;
+    buf_append_str(&b, "{\"items\":[");
+    for (unsigned i = 0; i < LISTED; i++)
+        buf_appendf(&b,
+                    "%s{\"creator\":\"0x%040x\",\"kind\":\"adapter\",\"manifest\":\"%064x\","
+                    "\"name\":\"n%u\",\"version\":1}",
+                    i > 0 ? "," : "", 1, i, i);
+    buf_append_str(&b, "],\"previous\":null,\"schema\":\"tributary.index/1\",\"updated\":1}");
+    exchange_answer(x, index ? 200 : 404, "", b.data, index ? b.len : 0);
+    buf_release(&b);
+}
+
+static void ask_for(struct world *w, struct result *r, const char *model, uint64_t customer)
+{
+    *r = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
+    w->r.resolve(w->r.context, model, customer, on_result, r);
+}
+
+static int n_manifests_asked(void)
+{
+    return __builtin_popcount(manifests_asked);
 }
 
 static void names_that_nobody_lists_hold_up_none_that_is_listed(void **state)
 {
     (void)state;
     enum { N = 20 };
-    index_comes = true;
-    struct server *server = server_start(list_one, NULL);
+    index_comes = manifests_come = true;
+    struct server *server = server_start(list_some, NULL);
     char *url = xasprintf("http://127.0.0.1:%u", server->port);
     struct world *w = world_open(2, url, NULL);
     struct result near;
-    ask(w, &near, "near");
+    ask(w, &near, "n0");
     await(&near);
-    if (strstr(near.err.message, "0000000001") == NULL)
-        fail_msg("%s", near.err.message);
     index_comes = false;
     usleep(600000); /* so that a name that isn't listed has the registry asked again */
     static struct result waiting[N];
@@ -578,8 +598,7 @@ static void names_that_nobody_lists_hold_up_none_that_is_listed(void **state)
         snprintf(name, sizeof name, "far%d", i);
         ask(w, &waiting[i], name);
     }
-    near = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
-    w->r.resolve(w->r.context, "near", 7, on_result, &near); /* of another customer */
+    ask_for(w, &near, "n1", 7); /* another customer's */
     for (int i = 0; i < 1000 && !has_come(&near); i++)
         usleep(5000);
     bool came = has_come(&near);
@@ -588,6 +607,45 @@ static void names_that_nobody_lists_hold_up_none_that_is_listed(void **state)
     assert_true(came);
     for (int i = 0; i < N; i++)
         await(&waiting[i]);
+    world_close(w, false);
+    server_stop(server);
+    free(url);
+}
+
+static void who_joins_a_fetch_is_not_held_up_by_who_began_it(void **state)
+{
+    (void)state;
+    index_comes = true;
+    manifests_come = false;
+    manifests_asked = 0;
+    struct server *server = server_start(list_some, NULL);
+    char *url = xasprintf("http://127.0.0.1:%u", server->port);
+    struct world *w = world_open(2, url, NULL);
+    static struct result waiting[LISTED], joins;
+    for (int i = 0; i < LISTED; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "n%d", i);
+        ask_for(w, &waiting[i], name, 1);
+    }
+    for (int i = 0; i < 1000 && n_manifests_asked() < 8; i++)
+        usleep(5000);
+    usleep(100000);
+    assert_int_equal(n_manifests_asked(), 8); /* of 16 at a time */
+    unsigned last = LISTED - 1;
+    while (manifests_asked >> last & 1)
+        last--;
+    char name[16];
+    snprintf(name, sizeof name, "n%u", last);
+    ask_for(w, &joins, name, 2);
+    for (int i = 0; i < 1000 && !(manifests_asked >> last & 1); i++)
+        usleep(5000);
+    bool began = manifests_asked >> last & 1;
+    adapter_store_stop(w->store);
+    await(&joins);
+    for (int i = 0; i < LISTED; i++)
+        await(&waiting[i]);
+    assert_true(began);
+    assert_int_equal(n_manifests_asked(), 9);
     world_close(w, false);
     server_stop(server);
     free(url);
@@ -632,6 +690,7 @@ int main(void)
         cmocka_unit_test(names_come_and_go_under_load_and_what_is_held_stays),
         cmocka_unit_test(a_silent_registry_does_not_hold_up_what_is_on_disk),
         cmocka_unit_test(names_that_nobody_lists_hold_up_none_that_is_listed),
+        cmocka_unit_test(who_joins_a_fetch_is_not_held_up_by_who_began_it),
         cmocka_unit_test(requests_beyond_the_bound_are_told_to_come_back),
     };
     return cmocka_run_group_tests_name("adapter_store", tests, NULL, NULL);
