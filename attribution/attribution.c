@@ -354,9 +354,7 @@ static int run_task(struct ledger *l, ledger_task *task, void *context, struct e
         return -1;
     /* Before anything else can fail: the task may have opened a new epoch, and the old channel must
      * not be extended. */
-    struct err ignored;
-    if (ledger_load_channel(l, &l->house_channel, l->house, err) != 0 ||
-        ledger_count(l, &ignored) != 0)
+    if (ledger_load_channel(l, &l->house_channel, l->house, err) != 0 || ledger_count(l, err) != 0)
         return -1;
     return generation_advance(l->generation, l->commit_counter, err);
 }
