@@ -18,8 +18,8 @@
  *
  * Bound. The table has room for max_live payers, as many as can have a sequence at once, and
  * PAYERS_IDLE_MAX that are remembered without one. Beyond, of those without a sequence the ones
- * whose counter is not above the mean are forgotten; such a payer begins again at the level, which
- * costs or gives it little, for its counter was low.
+ * whose counter is not above the mean are forgotten; such a payer begins again like one that
+ * comes back, which costs or gives it little, for its counter was low.
  *
  * Threads. The functions named "door" are called under one lock by whoever submits and by the
  * engine thread; the others by the engine thread alone, only for payers that are held. */

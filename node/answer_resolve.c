@@ -25,9 +25,9 @@
  * then.
  *
  * An answer whose time is up meanwhile, or whose client has gone, is taken away by the service
- * thread (answers_expire), so that it holds no place among those that may wait. Who
- * takes it off the list of waiting answers, under the service's lock, is the one who goes on with
- * it; then all_told has nothing left to do but to release. See service.h for the whole. */
+ * thread (answers_expire), so that it holds no place among those that may wait. Who takes it off
+ * the list of waiting answers, under the service's lock, is the one who goes on with it; then
+ * all_told has nothing left to do but to release. See service.h for the whole. */
 #include "node/service_internal.h"
 
 #include "node/base/buf.h"

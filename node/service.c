@@ -630,7 +630,7 @@ static bool is_empty(const struct inbox *in)
     return in->n_messages == 0 && in->n_events == 0;
 }
 
-/* Under the lock: until there is work, an answer that waits for its adapter is out of time, or the
+/* Under the lock: until there is work, those that wait for adapters are to be looked at, or the
  * service stops. While it stops, answers may also end on other threads, which don't wake this one:
  * it looks every few milliseconds. */
 static void wait_for_work(struct service *s)

@@ -89,10 +89,12 @@ void answer_send_event(struct answer *a, const struct buf *json, bool urgent);
 /* From a new answer to answer_prepare, or a refusal, at once or on a store thread. Takes the
  * owner's reference. Does not block. */
 void answer_resolve(struct answer *a);
-/* When the first answer that waits for its models is out of time, or the one that gathers is to be
- * looked at again; 0: none. Under s->lock. */
+/* When the first answer that waits for its models is out of time, or those that wait are to be
+ * asked whether their clients are there, or the one that gathers is to be looked at again; 0: none
+ * of these. Under s->lock. */
 uint64_t answers_next_deadline(const struct service *s);
-/* Service thread: refuses those that are, and the one for which there is no room any more. */
+/* Service thread: refuses those that are, those who are gone, and the one for which there is no
+ * room any more. */
 void answers_expire(struct service *s);
 
 /* ---- answer_prepare.c --------------------------------------------------------------------------
