@@ -372,8 +372,8 @@ static uint64_t tokens_computed(const struct answer *a)
     uint64_t n = 0;
     for (size_t i = 0; i < a->n_choices; i++)
         n += a->choices[i].ids.n;
-    if (a->failed && a->failure.err.code != ERR_TIMEOUT)
-        return 0;
+    if (a->failed && (a->failure.err.code == ERR_INTERNAL || a->failure.err.code == ERR_BUSY))
+        return 0; /* the node's fault */
     return broken_off && n == 0 ? 0 : a->tokens_prompt + n;
 }
 
