@@ -217,7 +217,7 @@ static int write_all(int fd, const uint8_t *p, size_t n)
     return 0;
 }
 
-static int fsync_parent(const char *path)
+int fsync_parent(const char *path)
 {
     const char *slash = strrchr(path, '/');
     char *dir = slash == NULL   ? xstrdup(".")

@@ -60,6 +60,8 @@ int file_read_regular(const char *dir, const char *name, size_t max_bytes, struc
 int file_write_atomic(const char *path, const void *bytes, size_t n, unsigned mode,
                       struct err *err);
 
+/* Makes a file's name in its directory durable: after a rename, say. 0, or -1 and errno. */
+int fsync_parent(const char *path);
 /* mkdir -p with mode 0700 for what is created. */
 int dir_ensure(const char *path, struct err *err);
 

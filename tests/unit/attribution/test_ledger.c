@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -507,6 +508,73 @@ static void a_copied_directory_and_a_lost_generation_file_count_as_restored(void
     free(moved);
 }
 
+/* A file system gives a deleted file's inode number to the next: a directory that was deleted and
+ * put back from its copy is no original for that. */
+static void a_deleted_directory_that_is_put_back_counts_as_restored(void **state)
+{
+    struct world *w = *state;
+    char *generation = path_of(w, "ledger.generation"), *backup = path_of(w, "backup");
+    struct stat before, after;
+    size_t n;
+    market_commit_many(w->l, 0, 3, NULL);
+    ledger_close(w->l);
+    copy_file(generation, backup);
+    assert_int_equal(stat(generation, &before), 0);
+    nanosleep(&(struct timespec){0, 50 * 1000000}, NULL); /* births are told by the kernel's tick */
+    assert_int_equal(unlink(generation), 0);
+    int tries = 0;
+    do { /* until a file has the number */
+        char *path = path_of(w, "put-back");
+        copy_file(backup, path);
+        assert_int_equal(stat(path, &after), 0);
+        char *kept = xasprintf("%s.%d", path, tries);
+        assert_int_equal(rename(path, after.st_ino == before.st_ino ? generation : kept), 0);
+        free(kept);
+        free(path);
+    } while (after.st_ino != before.st_ino && ++tries < 500);
+    if (after.st_ino != before.st_ino)
+        print_message("note: this file system doesn't give an inode's number again\n");
+    w->l = market_open(&w->options);
+    newest_epoch(w, &n);
+    assert_int_equal(n, 2);
+    free(generation);
+    free(backup);
+}
+
+/* cp writes into the files that are there: inode and birth stay what they were. */
+static void a_copy_that_is_written_back_over_the_files_counts_as_restored(void **state)
+{
+    struct world *w = *state;
+    static const char *const names[] = {"ledger.db", "ledger.generation"};
+    struct buf saved[2] = {BUF_INIT, BUF_INIT};
+    struct err err = {0};
+    size_t n;
+    market_commit_many(w->l, 0, 3, NULL);
+    ledger_close(w->l);
+    for (int i = 0; i < 2; i++) {
+        char *path = path_of(w, names[i]);
+        assert_ok(file_read(path, 64 << 20, &saved[i], &err), err);
+        free(path);
+    }
+    w->l = market_open(&w->options);
+    market_commit_many(w->l, 10, 1, NULL);
+    ledger_close(w->l);
+    for (int i = 0; i < 2; i++) {
+        char *path = path_of(w, names[i]);
+        int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+        assert_int_equal(write(fd, saved[i].data, saved[i].len), saved[i].len);
+        close(fd);
+        free(path);
+        buf_release(&saved[i]);
+    }
+    w->l = market_open(&w->options);
+    newest_epoch(w, &n);
+    assert_int_equal(n, 2);
+    reopen(w);
+    newest_epoch(w, &n);
+    assert_int_equal(n, 2); /* once is enough */
+}
+
 /* ---- sealing -------------------------------------------------------------------------------- */
 
 static void a_batch_proves_each_receipt_and_each_payout(void **state)
@@ -987,6 +1055,8 @@ int main(void)
         LOCAL(a_restored_database_never_extends_an_old_channel),
         LOCAL(an_epoch_that_was_opened_counts_whatever_failed_after_it),
         LOCAL(a_copied_directory_and_a_lost_generation_file_count_as_restored),
+        LOCAL(a_deleted_directory_that_is_put_back_counts_as_restored),
+        LOCAL(a_copy_that_is_written_back_over_the_files_counts_as_restored),
         CHAIN(a_batch_proves_each_receipt_and_each_payout),
         CHAIN(a_batch_file_is_canonical_and_has_its_hash),
         CHAIN(the_policy_seals_by_number_by_value_and_by_age),
