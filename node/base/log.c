@@ -53,9 +53,11 @@ void log_at(enum log_level level, const char *room, const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(message, sizeof message, fmt, args);
     va_end(args);
-    for (char *p = message; *p; p++) {
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+    for (unsigned char *p = (unsigned char *)message; *p; p++) {
+        if (*p < 0x20 || *p == 0x7f)
             *p = ' ';
+        else if (*p == 0xC2 && p[1] >= 0x80 && p[1] < 0xA0) /* in UTF-8: U+009B is another ESC [ */
+            p[0] = p[1] = ' ';
     }
     struct unix_ms now = clock_unix_ms();
     time_t seconds = (time_t)(now.ms / 1000);

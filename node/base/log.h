@@ -14,7 +14,7 @@ int log_level_parse(const char *name, enum log_level *out); /* 0, or -1 when unk
 bool log_enabled(enum log_level level);
 
 /* room: the folder or part that speaks ("engine", "ledger", "http"). Control characters in the
- * message are escaped, so that outside text cannot forge lines. */
+ * message become spaces, so that outside text cannot forge lines. */
 void log_at(enum log_level level, const char *room, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 

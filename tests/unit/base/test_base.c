@@ -5,6 +5,7 @@
 #include "node/base/clock.h"
 #include "node/base/err.h"
 #include "node/base/hex.h"
+#include "node/base/log.h"
 #include "node/base/queue.h"
 #include "node/base/sha256.h"
 
@@ -12,6 +13,28 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+/* What clients and registries say comes into the log: it must neither begin lines nor move a
+ * terminal's cursor, which U+009B does as well as ESC [. */
+static void a_record_of_the_log_is_one_line_without_control_characters(void **state)
+{
+    (void)state;
+    int ends[2], was = dup(STDERR_FILENO);
+    char line[256] = "";
+    assert_true(was >= 0 && pipe(ends) == 0 && dup2(ends[1], STDERR_FILENO) >= 0);
+    log_error("test", "%s",
+              "caf\xC3\xA9\n\x1b[2A\x7f\xC2\x9B"
+              "2J\xC2\xA0.");
+    dup2(was, STDERR_FILENO);
+    close(ends[1]);
+    ssize_t n = read(ends[0], line, sizeof line - 1);
+    close(ends[0]);
+    close(was);
+    const char *message = strstr(line, "test: ");
+    assert_true(n > 0 && message != NULL);
+    assert_string_equal(message, "test: caf\xC3\xA9  [2A   2J\xC2\xA0.\n");
+}
 
 static void an_error_reads_from_the_outside_in(void **state)
 {
@@ -203,6 +226,7 @@ int main(void)
         cmocka_unit_test(sha256_of_abc_is_the_published_one),
         cmocka_unit_test(a_file_is_written_whole_and_read_back),
         cmocka_unit_test(arena_memory_is_aligned_zeroed_and_separate),
+        cmocka_unit_test(a_record_of_the_log_is_one_line_without_control_characters),
         cmocka_unit_test(a_queue_keeps_order_between_threads_and_bounds_its_length),
         cmocka_unit_test(a_closed_queue_refuses_pushes_and_drains),
         cmocka_unit_test(waiting_on_an_empty_queue_ends_in_time),
