@@ -334,6 +334,9 @@ static char *read_line(char *out, int n, void *context)
                 n - 2);
         return NULL;
     }
+    /* inih takes an indented line for more of the value before it, which would replace that. */
+    size_t indent = strspn(out, " \t");
+    memmove(out, out + indent, len - indent + 1);
     return out;
 }
 

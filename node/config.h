@@ -5,7 +5,8 @@
  *   default, tributary.conf (INI), the environment (TRIBUTARY_SECTION_KEY), flags (--section-key)
  *
  * and remembers which. Lists are replaced as a whole by the stronger source, not merged. In a file
- * or in the environment a list is comma-separated; in a file its key may also be repeated.
+ * or in the environment a list is comma-separated; in a file its key may also be repeated. Each
+ * line of a file stands for itself, indented or not.
  *
  * Values are checked when they are set, so that the getters cannot fail. A config is filled by one
  * thread and then only read. */
