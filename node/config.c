@@ -129,6 +129,20 @@ static int parse_suffixed(const char *text, const char *const *suffixes, const i
     return -1;
 }
 
+/* words: "this|that" */
+static bool is_one_of(const char *text, const char *words)
+{
+    size_t n = strlen(text);
+    for (;; words++) {
+        size_t len = strcspn(words, "|");
+        if (len == n && memcmp(text, words, n) == 0)
+            return true;
+        words += len;
+        if (*words == '\0')
+            return false;
+    }
+}
+
 static int parse_value(const struct config_option *o, const char *text, struct value *v,
                        struct err *err)
 {
@@ -144,6 +158,10 @@ static int parse_value(const struct config_option *o, const char *text, struct v
     int rc = 0;
     switch (o->type) {
     case CONFIG_STRING:
+        if (o->value != NULL && strchr(o->value, '|') != NULL && !is_one_of(text, o->value))
+            return err_set(err, ERR_INVALID, "%s.%s = \"%s\" is none of %s", o->section, o->key,
+                           text, o->value);
+        return 0;
     case CONFIG_PATH:
     case CONFIG_LIST:
         return 0;

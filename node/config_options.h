@@ -12,7 +12,7 @@
  *   min, max inclusive, for INT, BYTES, DURATION, NUMBER (both 0: any that is not negative)
  *   unit     for help; "" when the type says it
  *   flag     the long option, or NULL for "section-key"; of a BOOL, "no-..." turns it off
- *   value    the value's name in help
+ *   value    the value's name in help; of a STRING, "this|that" are the only ones
  */
 #ifndef TRIBUTARY_NODE_CONFIG_OPTIONS_H
 #define TRIBUTARY_NODE_CONFIG_OPTIONS_H

@@ -476,10 +476,8 @@ static int run_serve(const struct cli_args *a)
     s.node.metrics = metrics_create();
     struct err err = {0};
     enum log_level level;
-    if (log_level_parse(config_string(s.c, CONFIG_LOG_LEVEL), &level) != 0) {
-        metrics_free(s.node.metrics);
-        return cli_usage(a, "log.level is one of error, warn, info, debug");
-    }
+    if (log_level_parse(config_string(s.c, CONFIG_LOG_LEVEL), &level) != 0)
+        BUG("log.level %s", config_string(s.c, CONFIG_LOG_LEVEL));
     if (getenv("TRIBUTARY_LOG") == NULL ||
         strcmp(config_source(s.c, CONFIG_LOG_LEVEL), "default") != 0)
         log_set_level(level);

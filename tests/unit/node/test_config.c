@@ -162,6 +162,11 @@ static void wrong_values_are_refused_with_option_and_source(void **state)
         {"limits-requests-per-second", "inf", "is not a valid number"},
         {"gpu-memory", "1.01", "outside 0 to 1"},
         {"gpu-memory", "-0.5", "is not a valid number"},
+        {"backend", "gpu", "--backend: engine.backend = \"gpu\" is none of cpu|ref|cuda"},
+        {"backend", "cpu|ref", "is none of"},
+        {"backend", "", "is none of"},
+        {"weights", "int", "is none of file|int8"},
+        {"log-level", "loud", "is none of error|warn|info|debug"},
         {"no-such-flag", "1", "no option --no-such-flag"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
