@@ -301,7 +301,8 @@ void cli_print_help(FILE *to, const struct cli_command *c, const char *words)
         fprintf(to, "\nCONFIGURATION\n");
         print_option(to, "config", "FILE",
                      "The configuration file; TRIBUTARY_CONFIG names it too. Without either, "
-                     "tributary.conf in the working directory is read if it is there.",
+                     "tributary.conf in the working directory is read if it is there. "
+                     "Paths are relative to the working directory, not to the file.",
                      "");
         const char *section = "";
         for (int i = 0; i < CONFIG_N_OPTIONS; i++) {
@@ -415,12 +416,12 @@ static int load_config(struct cli_args *a, const char *file, char **flags, size_
     a->config = config_create();
     if (file == NULL)
         file = getenv("TRIBUTARY_CONFIG");
-    if (file != NULL && file[0] != '\0') {
-        if (config_read_file(a->config, file, err) != 0)
+    bool named = file != NULL && file[0] != '\0';
+    if (config_read_file(a->config, named ? file : "tributary.conf", err) != 0) {
+        /* Only what isn't there is passed over: not a file that may not be read. */
+        if (named || err->code != ERR_NOT_FOUND)
             return -1;
-    } else if (access("tributary.conf", R_OK) == 0) {
-        if (config_read_file(a->config, "tributary.conf", err) != 0)
-            return -1;
+        *err = (struct err){0};
     }
     if (config_read_environment(a->config, environ, err) != 0)
         return -1;

@@ -143,6 +143,22 @@ static void a_path_in_no_utf8_is_shown_all_the_same(void **state)
     json_decref(all);
 }
 
+/* A node that lost its api_keys with its file would serve everyone. */
+static void a_configuration_that_can_not_be_read_is_not_passed_over(void **state)
+{
+    (void)state;
+    char *dir = temp_dir_create();
+    int home = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    assert_true(home >= 0 && chdir(dir) == 0);
+    json_decref(printed("config --json")); /* there is none: the defaults */
+    assert_int_equal(symlink("tributary.conf", "tributary.conf"),
+                     0); /* root can't read this, too */
+    int status = run("config --template");
+    assert_true(fchdir(home) == 0 && close(home) == 0);
+    assert_int_equal(status, EX_CONFIG);
+    temp_dir_remove(dir);
+}
+
 /* Before the node is asked: nobody listens at port 1, which would be another status. */
 static void what_a_node_could_not_be_told_is_refused_here(void **state)
 {
@@ -166,6 +182,7 @@ int main(void)
         cmocka_unit_test(only_what_sends_transactions_takes_no_wait),
         cmocka_unit_test(a_path_in_no_utf8_is_shown_all_the_same),
         cmocka_unit_test(an_option_that_a_command_does_not_read_is_refused),
+        cmocka_unit_test(a_configuration_that_can_not_be_read_is_not_passed_over),
         cmocka_unit_test(what_a_node_could_not_be_told_is_refused_here),
     };
     return cmocka_run_group_tests_name("cli", tests, NULL, NULL);
