@@ -9,6 +9,7 @@
 #include "node/base/buf.h"
 #include "node/config.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -458,8 +459,11 @@ static int run(const struct cli_command *c, char *words, int argc, char **argv)
     free(a.given);
     free(a.operands);
     config_free(a.config);
-    if (fflush(stdout) != 0 && status == 0)
+    if (fflush(stdout) != 0 && status == 0) {
+        if (errno != EPIPE) /* "| head" wants no more, and knows it */
+            fprintf(stderr, "%s: standard output: %s\n", words, strerror(errno));
         status = EX_IOERR;
+    }
     return status;
 }
 

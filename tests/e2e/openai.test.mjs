@@ -523,6 +523,11 @@ await checks.test('what can never serve is refused at the start', async () => {
   checks.ok(unnamed.code === 65 && unnamed.err.includes('--model-name'), 'a model whose name is no UTF-8', `exit ${unnamed.code}: ${unnamed.err}`);
 });
 
+await checks.test('output that can\'t be written is told', async () => {
+  const { code, err } = await run('sh', ['-c', 'exec "$1" version >/dev/full', 'sh', tributary]);
+  checks.ok(code === 74 && err.includes('standard output: No space left'), 'a full disk', `exit ${code}: ${err}`);
+});
+
 await checks.test('the template of a configuration can be read, as it is and with all its options', async () => {
   const { out } = await run(tributary, ['config', '--template'], { cwd: dir });
   for (const [name, text] of [['as it is', out], ['all options', out.replace(/^#(?=\w+ = )/gm, '')]]) {
