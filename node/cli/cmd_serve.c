@@ -96,8 +96,13 @@ static int make_keys(const struct config *c, const char *dir, const struct secre
         struct wallet_entry entry;
         struct address address;
         char hex[43];
-        if (wallet_key_peek(dir, names[i], &entry, NULL) == 0)
+        struct err why = {0};
+        if (wallet_key_peek(dir, names[i], &entry, &why) == 0)
             continue;
+        if (why.code != ERR_NOT_FOUND) {
+            *err = why;
+            return -1;
+        }
         if (wallet_key_create(dir, names[i], &address, NULL, passphrase, NULL, err) != 0)
             return -1;
         log_info("wallet", "made the key %s in %s: address %s", names[i], dir,

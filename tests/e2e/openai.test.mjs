@@ -523,6 +523,14 @@ await checks.test('what can never serve is refused at the start', async () => {
   checks.ok(unnamed.code === 65 && unnamed.err.includes('--model-name'), 'a model whose name is no UTF-8', `exit ${unnamed.code}: ${unnamed.err}`);
 });
 
+await checks.test('a key file that can\'t be used is named with the reason', async () => {
+  const data = path.join(dir, 'open-keys'), serve = ['serve', '--model', model, '--listen', '127.0.0.1:0', '--data', data];
+  checks.equal(await (await startServer(serve)).stop(), 0, 'the first start makes it');
+  fs.chmodSync(path.join(data, 'wallet/signer.key'), 0o644);
+  const { code, err } = await run('timeout', ['30', tributary, ...serve]);
+  checks.ok(code === 77 && /signer\.key.*0?644/.test(err), 'others may read it', `exit ${code}: ${err}`);
+});
+
 await checks.test('output that can\'t be written is told', async () => {
   const { code, err } = await run('sh', ['-c', 'exec "$1" version >/dev/full', 'sh', tributary]);
   checks.ok(code === 74 && err.includes('standard output: No space left'), 'a full disk', `exit ${code}: ${err}`);
