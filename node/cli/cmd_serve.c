@@ -5,9 +5,10 @@
  *     data directory, wallet, chain endpoint, ledger, adapter store, service, engine, adapters,
  * HTTP
  *
- * On SIGTERM or SIGINT: the listening socket closes and /readyz says 503; what runs may finish
- * until server.drain_timeout; the rest is cancelled, billed for what was written, and told so; then
- * the parts close. A second signal skips the waiting.
+ * On SIGTERM, SIGINT or SIGHUP (there is nothing that is read again): the listening socket closes
+ * and /readyz says 503; what runs may finish until server.drain_timeout; the rest is cancelled,
+ * billed for what was written, and told so; then the parts close. A second signal skips the
+ * waiting.
  *
  * First start. A node without a chain and without keys makes its own: the wallet's keys `signer`
  * and `house`, encrypted with a random passphrase that lies beside them in the data directory
@@ -496,6 +497,10 @@ static int run_serve(const struct cli_args *a)
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
+    /* Its terminal has gone; under nohup that is nothing to it. */
+    struct sigaction hangup;
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN)
+        sigaddset(&signals, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
     int status = 0;
     if (open_all(&s, &err) != 0) {
@@ -531,8 +536,9 @@ const struct cli_command cmd_serve = {
         "or --chain-id and the contracts' addresses) the wallet's keys signer and house must be "
         "there.\n\n"
         "When it is ready it prints \"listening on URL\" on standard output; everything else goes "
-        "to standard error. SIGTERM and SIGINT end it: running answers may finish "
-        "(server.drain_timeout), a second signal cancels them.",
+        "to standard error. SIGTERM, SIGINT and SIGHUP end it: running answers may finish "
+        "(server.drain_timeout), a second signal cancels them. Configuration and key files are "
+        "read at the start, and only then.",
     .examples = "    tributary serve --model models/demo-7m --adapter law=adapters/law\n"
                 "    curl http://127.0.0.1:8080/v1/completions --json "
                 "'{\"model\":\"law\",\"prompt\":\"The people\"}'\n",

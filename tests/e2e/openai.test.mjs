@@ -599,6 +599,16 @@ await checks.test('the memory of adapters that are unloaded goes back to the sys
   checks.equal(await many.stop(), 0, 'the node ends with 0');
 });
 
+await checks.test('a node whose terminal has gone ends as by SIGTERM; under nohup it stays', async () => {
+  const serve = ['serve', '--model', model, '--listen', '127.0.0.1:0', '--data', path.join(dir, 'hangup')];
+  const plain = await startServer(serve);
+  checks.equal(await stop(plain.child, 'SIGHUP'), 0, 'it ends with 0');
+  const kept = await start('nohup', [tributary, ...serve], {}), url = await until('the node', () => /listening on (\S+)/.exec(kept.out ?? '')?.[1]);
+  kept.kill('SIGHUP');
+  checks.equal((await fetch(`${url}/readyz`)).status, 200, 'it serves on');
+  checks.equal(await stop(kept), 0, 'until SIGTERM');
+});
+
 await checks.test('SIGTERM lets a running answer finish', async () => {
   const stream = await client.completions.create({ model: 'verse', prompt: 'O', max_tokens: 120, ignore_eos: true, stream: true });
   let n = 0, receipt, stopping;
