@@ -342,6 +342,11 @@ static int run(const struct cli_args *a)
         json_decref(c.steps);
         return cli_usage(a, "verify what? (a receipt's file or id, or --all)");
     }
+    if (all && cli_has(a, "node")) {
+        json_decref(c.steps);
+        return cli_usage(a, "--all reads a ledger's directory (--data DIR) and asks no node: leave "
+                            "out --node");
+    }
     int rc = 0;
     if (c.has_chain)
         rc = chain_session_open(&c.chain, a, CHAIN_CONTRACTS, &err);

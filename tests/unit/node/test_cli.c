@@ -105,6 +105,7 @@ static void an_option_that_a_command_does_not_read_is_refused(void **state)
         "stake status --no-wait",
         "escrow status --no-wait",
         "deploy --no-wait",
+        "verify --all --node http://127.0.0.1:1",
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         if (run(lines[i]) != EX_USAGE)
