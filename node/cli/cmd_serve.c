@@ -157,6 +157,16 @@ static int open_wallet(struct serving *s, struct err *err)
 /* ---- ledger ------------------------------------------------------------------------------------
  */
 
+/* Whoever names an endpoint wants to be paid; receipts without a chain can never be settled. */
+static int check_chain(const struct serving *s, struct err *err)
+{
+    if (s->deployment.chain_id != 0 || config_list_len(s->c, CONFIG_CHAIN_RPC) == 0)
+        return 0;
+    return err_set(err, ERR_INVALID,
+                   "an endpoint is named (chain.rpc), but no chain: add --deployment FILE, or "
+                   "--chain-id and the contracts' addresses, or leave out --rpc");
+}
+
 static int open_rpc(struct serving *s, struct err *err)
 {
     size_t n = config_list_len(s->c, CONFIG_CHAIN_RPC);
@@ -421,7 +431,7 @@ static int open_all(struct serving *s, struct err *err)
     if (config_string(s->c, CONFIG_MODEL_DIR)[0] == '\0')
         return err_set(err, ERR_INVALID,
                        "no model: say --model DIR, or model.dir in tributary.conf");
-    return deployment_load(&s->deployment, s->c, err) != 0 ||
+    return deployment_load(&s->deployment, s->c, err) != 0 || check_chain(s, err) != 0 ||
                    dir_ensure(config_string(s->c, CONFIG_DATA_DIR), err) != 0 ||
                    open_wallet(s, err) != 0 || open_rpc(s, err) != 0 || open_ledger(s, err) != 0 ||
                    open_engine(s, err) != 0 || start_service(s, err) != 0 || open_http(s, err) != 0

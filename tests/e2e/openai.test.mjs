@@ -518,7 +518,9 @@ await checks.test('what can never serve is refused at the start', async () => {
   checks.ok(textless.code === 66 && textless.err.includes('tokenizer.json'), 'a model without tokenizer.json', `exit ${textless.code}: ${textless.err}`);
   const nameless = await run(tributary, ['serve', '--data', data], { cwd: dir });
   checks.ok(nameless.code === 65 && nameless.err.includes('--model DIR'), 'no model', `exit ${nameless.code}: ${nameless.err}`);
-  checks.ok(!fs.existsSync(data), 'a forgotten --model leaves no data directory behind');
+  const unpaid = await run('timeout', ['30', tributary, 'serve', '--model', model, '--listen', '127.0.0.1:0', '--data', data, '--rpc', 'http://127.0.0.1:1']);
+  checks.ok(unpaid.code === 65 && unpaid.err.includes('--deployment FILE'), 'an endpoint of no chain', `exit ${unpaid.code}: ${unpaid.err}`);
+  checks.ok(!fs.existsSync(data), 'a forgotten --model or --deployment leaves no data directory behind');
   const unnamed = await run('sh', ['-c', `exec timeout 30 "$1" serve --model "$2" --model-name "$(printf 'mod\\351')" --listen 127.0.0.1:0 --data latin1-data`, 'sh', tributary, path.resolve(model)], { cwd: dir });
   checks.ok(unnamed.code === 65 && unnamed.err.includes('--model-name'), 'a model whose name is no UTF-8', `exit ${unnamed.code}: ${unnamed.err}`);
 });
