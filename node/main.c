@@ -23,9 +23,11 @@
  *
  * `tributary serve` (cli/cmd_serve.c) builds all of it and takes it down again. This file only
  * sends the words of the command line to the command they name; commands.h lists them. */
+#include "node/base/err.h"
 #include "node/base/fault.h"
 #include "node/cli/commands.h"
 
+#include <fcntl.h>
 #include <signal.h>
 
 #define X(name) &cmd_##name,
@@ -33,8 +35,18 @@ const struct cli_command *const cli_commands[] = {CLI_COMMANDS(X)};
 #undef X
 const size_t cli_n_commands = sizeof cli_commands / sizeof *cli_commands;
 
+/* Whoever starts us with a standard file closed must not find the log in the next file opened. */
+static void open_standard_files(void)
+{
+    for (int fd = 0; fd <= 2; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            BUG("no /dev/null for descriptor %d", fd);
+    }
+}
+
 int main(int argc, char **argv)
 {
+    open_standard_files();
     /* A client that hangs up is an error code of write(2), not the end of the node. */
     signal(SIGPIPE, SIG_IGN);
     fault_init();

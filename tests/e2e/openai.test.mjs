@@ -538,6 +538,14 @@ await checks.test('output that can\'t be written is told', async () => {
   checks.ok(code === 74 && err.includes('standard output: No space left'), 'a full disk', `exit ${code}: ${err}`);
 });
 
+await checks.test('a node that is started without standard error logs into no file of its own', async () => {
+  const data = path.join(dir, 'mute'), line = 'exec "$1" serve --model "$2" --listen 127.0.0.1:0 --data "$3" 2>&-';
+  const mute = start('sh', ['-c', line, 'sh', tributary, model, data]);
+  await until('the node', () => mute.out.includes('listening on'));
+  checks.equal(await stop(mute), 0, 'it ends with 0');
+  checks.equal(fs.statSync(path.join(data, 'ledger.lock')).size, 0, 'ledger.lock is empty');
+});
+
 await checks.test('the template of a configuration can be read, as it is and with all its options', async () => {
   const { out } = await run(tributary, ['config', '--template'], { cwd: dir });
   for (const [name, text] of [['as it is', out], ['all options', out.replace(/^#(?=\w+ = )/gm, '')]]) {
