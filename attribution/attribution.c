@@ -37,6 +37,7 @@
 #include "node/base/hex.h"
 #include "node/base/log.h"
 #include "node/base/queue.h"
+#include "node/base/random.h"
 #include "node/base/sha256.h"
 #include "wallet/wallet.h"
 
@@ -125,6 +126,13 @@ int ledger_open_channel(struct ledger *l, uint64_t domain, struct address operat
     return db_run(s, err);
 }
 
+uint64_t ledger_epoch_now(void)
+{
+    uint16_t random;
+    random_bytes(&random, sizeof random);
+    return clock_unix_ms().ms << EPOCH_RANDOM_BITS | (random & ((1U << EPOCH_RANDOM_BITS) - 1));
+}
+
 int ledger_fresh_epochs(struct ledger *l, const char *why, struct err *err)
 {
     /* Collect first: the loop inserts into the table it reads. */
@@ -149,11 +157,11 @@ int ledger_fresh_epochs(struct ledger *l, const char *why, struct err *err)
     int rc = db_end_checked(s, err);
     if (row < 0)
         rc = -1;
-    uint64_t now_s = clock_unix_ms().ms / 1000;
+    uint64_t now = ledger_epoch_now();
     for (size_t i = 0; i < n && rc == 0; i++) {
         uint64_t next = open[i].epoch + 1;
         rc = ledger_open_channel(l, open[i].domain, open[i].operator_address, open[i].payer,
-                                 next > now_s ? next : now_s, why, err);
+                                 next > now ? next : now, why, err);
     }
     free(open);
     if (rc == 0)

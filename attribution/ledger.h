@@ -108,6 +108,9 @@ void ledger_get_signature(struct db_stmt *s, struct signature *out);
 
 int ledger_load_channel(struct ledger *l, struct channel_state *out, struct address payer,
                         struct err *err); /* ERR_NOT_FOUND: the payer has none */
+/* The number of an epoch that begins now: unix milliseconds, then ten random bits; below 2^53. */
+enum { EPOCH_RANDOM_BITS = 10 };
+uint64_t ledger_epoch_now(void);
 /* Opens channels with a fresh epoch for every payer of every domain (in a transaction). */
 int ledger_fresh_epochs(struct ledger *l, const char *why, struct err *err);
 int ledger_open_channel(struct ledger *l, uint64_t domain, struct address operator_address,

@@ -305,7 +305,7 @@ static uint64_t first_epoch(struct ledger *l, const char **why)
         return 0;
     log_warn("ledger", "starting with a fresh epoch: %s%s%s", *why, err.message[0] ? ": " : "",
              err.message);
-    return clock_unix_ms().ms / 1000;
+    return ledger_epoch_now();
 }
 
 static int prepare_database(struct ledger *l, struct err *err)
@@ -339,7 +339,7 @@ static int prepare_database(struct ledger *l, struct err *err)
                 *err = none;
             rc = -1;
         } else if (verdict == GENERATION_RESTORED) {
-            epoch = clock_unix_ms().ms / 1000;
+            epoch = ledger_epoch_now();
             why = "the database was restored";
         } else if (is_new) {
             epoch = first_epoch(l, &why);
