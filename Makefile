@@ -158,13 +158,14 @@ ABOVE_ALL := $(foreach b,$(BELOW_node),$(B)/asan/lib$(b).a)
 $(addprefix $(B)/asan/,$(FUZZ_TARGETS)): %: %.o $(B)/asan/tests/fuzz/replay_main.o $(ABOVE_ALL)
 	$(Q)$(CC) $(LDFLAGS_asan) -o $@ $^ $(LDLIBS)
 
+# No parser computes: ref stands in for cpu, whose files each want instructions of their own.
 FUZZ_SECONDS ?= 60
 FUZZ_EXTRA := node/json_util.c node/openai_request.c node/api_error.c node/http.c node/http_address.c
 fuzz:
 	@command -v clang >/dev/null || { echo "make fuzz needs clang (make deps-lint)"; exit 1; }
 	@for t in $(notdir $(FUZZ_TARGETS)); do \
 	    mkdir -p $(B)/fuzz/corpus/$$t && echo "== $$t, $(FUZZ_SECONDS) s" && \
-	    clang -O1 -g -fsanitize=fuzzer,address,undefined $(CSTD) -Wno-unknown-warning-option -o $(B)/fuzz/$$t tests/fuzz/$$t.c \
+	    clang -O1 -g -fsanitize=fuzzer,address,undefined $(CSTD) -Dops_cpu=ops_ref -Wno-unknown-warning-option -o $(B)/fuzz/$$t tests/fuzz/$$t.c \
 	        $(SRC_base) $(SRC_chain) $(SRC_wallet) $(SRC_attribution) $(SRC_engine) $(filter-out kernels/cpu/%,$(SRC_kernels)) $(FUZZ_EXTRA) $(LDLIBS) && \
 	    $(B)/fuzz/$$t -max_total_time=$(FUZZ_SECONDS) -max_len=65536 $(B)/fuzz/corpus/$$t tests/fuzz/corpus/$${t#fuzz_} || exit 1; \
 	done
