@@ -5,11 +5,13 @@
 #include "attribution/migrations.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
+#include "node/base/sha256.h"
 #include "tests/support.h"
 
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- price ---------------------------------------------------------------------------------- */
@@ -302,6 +304,42 @@ static void the_generation_file_knows_a_crash_from_a_restoration(void **state)
     assert_int_equal(judge(f->path, 3, 5, 0), GENERATION_RESTORED); /* the file is missing */
 }
 
+/* What an earlier version wrote: no birth, one slot. */
+static void write_v1(const char *path, uint64_t counter, uint64_t inode_off_by)
+{
+    uint8_t file[1024] = {0}, *slot = file + 512;
+    struct stat st;
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    assert_int_equal(fstat(fd, &st), 0);
+    uint64_t numbers[2] = {counter, (uint64_t)st.st_ino + inode_off_by};
+    memcpy(slot, "TRIBgen1", 8);
+    slot[8] = 1;
+    for (int i = 0; i < 16; i++)
+        slot[24 + i] = (uint8_t)(numbers[i / 8] >> (8 * (i % 8)));
+    struct sha256_digest check = sha256(slot, 40);
+    memcpy(slot + 40, check.bytes, 32);
+    assert_int_equal(write(fd, file, sizeof(file)), sizeof(file));
+    close(fd);
+}
+
+static void an_earlier_versions_generation_file_is_understood(void **state)
+{
+    struct file *f = *state;
+    write_v1(f->path, 7, 0);
+    assert_int_equal(judge(f->path, 1, 7, 0), GENERATION_SAME); /* a start that came no further */
+    assert_int_equal(judge(f->path, 1, 7, 8), GENERATION_SAME);
+    assert_int_equal(judge(f->path, 1, 8, 9), GENERATION_SAME); /* now in today's form */
+    assert_int_equal(judge(f->path, 1, 8, 0), GENERATION_RESTORED);
+    write_v1(f->path, 7, 0);
+    assert_int_equal(judge(f->path, 1, 6, 0), GENERATION_RESTORED);
+    write_v1(f->path, 7, 1); /* copied: it tells of another inode */
+    assert_int_equal(judge(f->path, 1, 7, 8), GENERATION_RESTORED);
+    assert_int_equal(judge(f->path, 1, 8, 0), GENERATION_SAME);
+    write_v1(f->path, 7, 0);
+    damage(f->path, 512 + 33);
+    assert_int_equal(judge(f->path, 1, 7, 0), GENERATION_RESTORED);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -313,6 +351,7 @@ int main(void)
         T(misfits_and_failures_are_reported_once_at_the_next_step),
         T(migrations_run_once_and_refuse_what_is_not_theirs),
         T(the_generation_file_knows_a_crash_from_a_restoration),
+        T(an_earlier_versions_generation_file_is_understood),
     };
     return cmocka_run_group_tests_name("parts", tests, NULL, NULL);
 }
