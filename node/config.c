@@ -353,7 +353,7 @@ static char *read_line(char *out, int n, void *context)
         return NULL;
     }
     /* inih takes an indented line for more of the value before it, which would replace that. */
-    size_t indent = strspn(out, " \t");
+    size_t indent = strspn(out, " \t\f\v\r");
     memmove(out, out + indent, len - indent + 1);
     return out;
 }

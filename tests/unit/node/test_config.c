@@ -38,6 +38,8 @@ static void the_stronger_source_wins_and_is_remembered(void **state)
          "tributary.conf:3"},
         {"[server]\n  listen = 127.0.0.1:6\n  threads = 3\n\tmax_requests = 4\n", NULL, NULL,
          "127.0.0.1:6", "tributary.conf:2"},
+        {"[server]\nlisten = 127.0.0.1:7\n\f[limits]\n\v# nothing\n", NULL, NULL, "127.0.0.1:7",
+         "tributary.conf:2"},
     };
     char *dir = temp_dir_create();
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
