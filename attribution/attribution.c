@@ -315,8 +315,10 @@ static void run_group(struct ledger *l, struct job **jobs, size_t n)
         failed = ledger_commit_counted(l, &err) != 0;
     if (failed) {
         l->house_channel = before;
-    } else if (stored > 0 && generation_advance(l->generation, l->commit_counter, &err) != 0) {
-        /* Stored but not to be shown: a restored backup couldn't be told any more. */
+    } else if (generation_counter(l->generation) < l->commit_counter &&
+               generation_advance(l->generation, l->commit_counter, &err) != 0) {
+        /* Stored but not to be shown, now or when it is asked for again: a restored backup couldn't
+         * be told any more. */
         err_wrap(&err, "the receipt is stored but must not leave");
         failed = true;
         stored = 0;

@@ -486,6 +486,25 @@ static void an_epoch_that_was_opened_counts_whatever_failed_after_it(void **stat
     market_check(w->l, false);
 }
 
+/* A restored ledger couldn't be told if one were handed out that the generation file doesn't know:
+ * not at the first time of asking, and not at the second. */
+static void a_receipt_that_was_kept_back_is_kept_back_again(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    struct usage u = market_usage(10, NULL);
+    struct commit_result c;
+    generation_fails = true;
+    assert_int_equal(market_commit(w->l, &u, &c, &err), -1);
+    int again = market_commit(w->l, &u, &c, &err);
+    generation_fails = false;
+    assert_int_equal(again, -1);
+    assert_ok(market_commit(w->l, &u, &c, &err), err);
+    assert_int_equal(c.receipt.receipt.index, 0);
+    free(c.json);
+    market_check(w->l, false);
+}
+
 static void a_copied_directory_and_a_lost_generation_file_count_as_restored(void **state)
 {
     struct world *w = *state;
@@ -1060,6 +1079,7 @@ int main(void)
         LOCAL(local_receipts_are_never_sealed),
         LOCAL(a_restored_database_never_extends_an_old_channel),
         LOCAL(an_epoch_that_was_opened_counts_whatever_failed_after_it),
+        LOCAL(a_receipt_that_was_kept_back_is_kept_back_again),
         LOCAL(a_copied_directory_and_a_lost_generation_file_count_as_restored),
         LOCAL(a_deleted_directory_that_is_put_back_counts_as_restored),
         LOCAL(a_copy_that_is_written_back_over_the_files_counts_as_restored),
