@@ -133,6 +133,17 @@ uint64_t ledger_epoch_now(void)
     return clock_unix_ms().ms << EPOCH_RANDOM_BITS | (random & ((1U << EPOCH_RANDOM_BITS) - 1));
 }
 
+/* Where the clock is behind the newest epoch, about a second's worth of epochs further: the next
+ * one is what another restoration of the same backup would take, too. */
+static uint64_t epoch_after(uint64_t known, uint64_t now)
+{
+    uint32_t random;
+    if (known < now)
+        return now;
+    random_bytes(&random, sizeof random);
+    return known + 1 + (random & 0xFFFFF);
+}
+
 int ledger_fresh_epochs(struct ledger *l, const char *why, struct err *err)
 {
     /* Collect first: the loop inserts into the table it reads. */
@@ -159,9 +170,8 @@ int ledger_fresh_epochs(struct ledger *l, const char *why, struct err *err)
         rc = -1;
     uint64_t now = ledger_epoch_now();
     for (size_t i = 0; i < n && rc == 0; i++) {
-        uint64_t next = open[i].epoch + 1;
         rc = ledger_open_channel(l, open[i].domain, open[i].operator_address, open[i].payer,
-                                 next > now ? next : now, why, err);
+                                 epoch_after(open[i].epoch, now), why, err);
     }
     free(open);
     if (rc == 0)

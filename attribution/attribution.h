@@ -36,9 +36,10 @@
  *      redeemed lastReceiptHash or a batch that the database doesn't know was made by a later self.
  *      This finds a restored disk image, too. A database that is new on a chain asks before its
  *      first receipt; when the chain can't be asked it starts with a fresh epoch.
- * A fresh epoch is numbered max(epochs known + 1, unix milliseconds now and ten random bits), so
- * that two restorations of one backup don't meet either, not even of two machines at once; a new
- * installation starts with epoch 0.
+ * A fresh epoch is numbered by the unix milliseconds now and ten random bits, or, where the clock
+ * is behind the epochs known, a random step above them, so that two restorations of one backup
+ * don't meet either, not even of two machines at once. A new installation starts with epoch 0, and
+ * so does every account and chain that is new to a database that never was restored.
  *
  * Amounts in JSON are decimal strings; hashes, ids, addresses and signatures 0x and lower-case
  * hexadecimal; all other integers are JSON numbers below 2^53. */

@@ -308,6 +308,16 @@ static uint64_t first_epoch(struct ledger *l, const char **why)
     return ledger_epoch_now();
 }
 
+/* Every restoration leaves epochs above 0. Such a database doesn't know all the accounts and
+ * domains it had. */
+static int was_restored(struct ledger *l, bool *out, struct err *err)
+{
+    struct db_stmt *s = db_stmt(l->db, "SELECT 1 FROM channel WHERE epoch > 0 LIMIT 1");
+    int row = db_step(s, err);
+    *out = row == 1;
+    return db_end_checked(s, err) != 0 || row < 0 ? -1 : 0;
+}
+
 static int prepare_database(struct ledger *l, struct err *err)
 {
     uint8_t id[16];
@@ -333,12 +343,15 @@ static int prepare_database(struct ledger *l, struct err *err)
     struct err none;
     if (rc == 0 && ledger_load_channel(l, &l->house_channel, l->house, &none) != 0) {
         uint64_t epoch = 0;
+        bool restored = verdict == GENERATION_RESTORED;
         why = "first";
         if (none.code != ERR_NOT_FOUND) {
             if (err)
                 *err = none;
             rc = -1;
-        } else if (verdict == GENERATION_RESTORED) {
+        } else if (!restored && was_restored(l, &restored, err) != 0) {
+            rc = -1;
+        } else if (restored) {
             epoch = ledger_epoch_now();
             why = "the database was restored";
         } else if (is_new) {

@@ -505,6 +505,59 @@ static void a_receipt_that_was_kept_back_is_kept_back_again(void **state)
     market_check(w->l, false);
 }
 
+/* The restored database doesn't know which other accounts or chains there were. */
+static void a_restored_database_begins_no_channel_with_epoch_0(void **state)
+{
+    struct world *w = *state;
+    size_t n;
+    char *generation = path_of(w, "ledger.generation");
+    market_commit_many(w->l, 0, 1, NULL);
+    ledger_close(w->l);
+    assert_int_equal(unlink(generation), 0);
+    w->l = market_open(&w->options); /* restored */
+    memset(w->options.operator_address.bytes, 0x55, 20);
+    reopen(w); /* another operator: another domain, whose first channel it is */
+    assert_true(newest_epoch(w, &n) > 0);
+    assert_int_equal(n, 1);
+    free(generation);
+}
+
+/* Not even where the clock was set back behind the newest epoch. */
+static void two_restorations_behind_the_clock_do_not_meet(void **state)
+{
+    struct world *w = *state;
+    static const char *const names[] = {"ledger.db", "ledger.generation"};
+    struct buf saved[2] = {BUF_INIT, BUF_INIT};
+    struct err err = {0};
+    uint64_t epochs[2];
+    size_t n;
+    calendar_shift_s = 365 * 86400;
+    assert_ok(ledger_epoch_advance(w->l, "test", &err), err);
+    calendar_shift_s = 0;
+    uint64_t known = newest_epoch(w, &n);
+    ledger_close(w->l);
+    for (int i = 0; i < 2; i++) {
+        char *path = path_of(w, names[i]);
+        assert_ok(file_read(path, 64 << 20, &saved[i], &err), err);
+        free(path);
+    }
+    for (int k = 0; k < 2; k++) {
+        for (int i = 0; i < 2; i++) {
+            char *path = path_of(w, names[i]);
+            assert_ok(file_write_atomic(path, saved[i].data, saved[i].len, 0600, &err), err);
+            free(path);
+        }
+        w->l = market_open(&w->options);
+        epochs[k] = newest_epoch(w, &n);
+        assert_true(epochs[k] > known);
+        if (k == 0)
+            ledger_close(w->l);
+    }
+    assert_true(epochs[0] != epochs[1]);
+    buf_release(&saved[0]);
+    buf_release(&saved[1]);
+}
+
 static void a_copied_directory_and_a_lost_generation_file_count_as_restored(void **state)
 {
     struct world *w = *state;
@@ -1080,6 +1133,8 @@ int main(void)
         LOCAL(a_restored_database_never_extends_an_old_channel),
         LOCAL(an_epoch_that_was_opened_counts_whatever_failed_after_it),
         LOCAL(a_receipt_that_was_kept_back_is_kept_back_again),
+        LOCAL(a_restored_database_begins_no_channel_with_epoch_0),
+        LOCAL(two_restorations_behind_the_clock_do_not_meet),
         LOCAL(a_copied_directory_and_a_lost_generation_file_count_as_restored),
         LOCAL(a_deleted_directory_that_is_put_back_counts_as_restored),
         LOCAL(a_copy_that_is_written_back_over_the_files_counts_as_restored),
