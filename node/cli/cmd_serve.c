@@ -7,8 +7,8 @@
  *
  * On SIGTERM, SIGINT or SIGHUP (there is nothing that is read again): the listening socket closes
  * and /readyz says 503; what runs may finish until server.drain_timeout; the rest is cancelled,
- * billed for what was written, and told so; then the parts close. A second signal skips the
- * waiting.
+ * billed for what was written, and told so; then the parts close. A second SIGTERM or SIGINT skips
+ * the waiting.
  *
  * First start. A node without a chain and without keys makes its own: the wallet's keys `signer`
  * and `house`, encrypted with a random passphrase that lies beside them in the data directory
@@ -439,9 +439,12 @@ static int open_all(struct serving *s, struct err *err)
                : 0;
 }
 
-/* Waits until all answers are out, the time is up, or another signal comes. */
+/* Waits until all answers are out, the time is up, or another signal comes: not SIGHUP, for a
+ * terminal that goes sends that more than once, by the kernel and by the shell. */
 static void drain(struct serving *s, const sigset_t *signals)
 {
+    sigset_t impatience = *signals;
+    sigdelset(&impatience, SIGHUP);
     uint64_t patience_ms = (uint64_t)config_int(s->c, CONFIG_SERVER_DRAIN_TIMEOUT);
     struct monotonic_us began = clock_monotonic_us();
     atomic_store(&s->node.draining, true);
@@ -454,7 +457,7 @@ static void drain(struct serving *s, const sigset_t *signals)
         if (clock_elapsed_us(began, clock_monotonic_us()) / 1000 >= patience_ms)
             break;
         struct timespec tick = {0, 20 * 1000000};
-        if (sigtimedwait(signals, NULL, &tick) > 0)
+        if (sigtimedwait(&impatience, NULL, &tick) > 0)
             break;
     }
     log_warn("node", "%zu answers are cancelled", stats.n_answers);
@@ -547,8 +550,8 @@ const struct cli_command cmd_serve = {
         "there.\n\n"
         "When it is ready it prints \"listening on URL\" on standard output; everything else goes "
         "to standard error. SIGTERM, SIGINT and SIGHUP end it: running answers may finish "
-        "(server.drain_timeout), a second signal cancels them. Configuration and key files are "
-        "read at the start, and only then.",
+        "(server.drain_timeout), a second SIGTERM or SIGINT cancels them. Configuration and key "
+        "files are read at the start, and only then.",
     .examples = "    tributary serve --model models/demo-7m --adapter law=adapters/law\n"
                 "    curl http://127.0.0.1:8080/v1/completions --json "
                 "'{\"model\":\"law\",\"prompt\":\"The people\"}'\n",

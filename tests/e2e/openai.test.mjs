@@ -612,7 +612,14 @@ await checks.test('the memory of adapters that are unloaded goes back to the sys
 await checks.test('a node whose terminal has gone ends as by SIGTERM; under nohup it stays', async () => {
   const serve = ['serve', '--model', model, '--listen', '127.0.0.1:0', '--data', path.join(dir, 'hangup')];
   const plain = await startServer(serve);
-  checks.equal(await stop(plain.child, 'SIGHUP'), 0, 'it ends with 0');
+  const answer = await post(`${plain.url}/v1/completions`, JSON.stringify({ model: 'demo-7m', prompt: 'O', max_tokens: 200, ignore_eos: true, stream: true }));
+  const reader = answer.body.getReader();
+  let text = Buffer.from((await reader.read()).value).toString();
+  const ended = stop(plain.child, 'SIGHUP'); /* the kernel sends one, the shell another */
+  for (let i = 0; i < 3; i++) setTimeout(() => plain.child.kill('SIGHUP'), 5 * (i + 1));
+  for (let part; !(part = await reader.read()).done;) text += Buffer.from(part.value).toString();
+  checks.ok(text.includes('"finish_reason":"length"'), 'a running answer may finish', text.slice(-300));
+  checks.equal(await ended, 0, 'it ends with 0');
   const kept = await start('nohup', [tributary, ...serve], {}), url = await until('the node', () => /listening on (\S+)/.exec(kept.out ?? '')?.[1]);
   kept.kill('SIGHUP');
   checks.equal((await fetch(`${url}/readyz`)).status, 200, 'it serves on');
