@@ -29,9 +29,9 @@
  *   1. ledger.generation is advanced and fsynced after each commit group and before any of the
  *      group's receipts leaves the ledger. A database that is behind it, is another's, or has none
  *      beside it, was restored.
- *   2. That file records its own inode number and birth, and each start makes it anew: a copy made
- *      while no node ran tells of a file that is gone. (A move to a new disk looks the same; an
- *      epoch too many costs nothing but one storage slot.)
+ *   2. That file records its own inode number and birth, and each start and each orderly end makes
+ *      it anew: a copy made before tells of a file that is gone. (A move to a new disk looks the
+ *      same; an epoch too many costs nothing but one storage slot.)
  *   3. Before the publisher's first transaction it compares the contracts with the database: a
  *      redeemed lastReceiptHash or a batch that the database doesn't know was made by a later self.
  *      This finds a restored disk image, too. A database that is new on a chain asks before its

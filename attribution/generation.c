@@ -22,13 +22,14 @@
  * the inode's time of birth, which no program can set, tells those apart (nanoseconds since 1970; 0
  * where the file system keeps none, and then it is not compared).
  *
- * Each start makes the file anew, beside the old one and renamed over it. So a copy that was made
- * while the node stood still tells of a file that is gone, even when it is written back into the
- * files that are there (cp), inodes and all. */
+ * Each start makes the file anew, beside the old one and renamed over it, and so does each orderly
+ * end. So a copy tells of a file that is gone, even when it is written back into the files that are
+ * there (cp), inodes and all; but not one that was made since the start of a node that crashed. */
 #include "attribution/generation.h"
 
 #include "node/base/buf.h"
 #include "node/base/err.h"
+#include "node/base/log.h"
 #include "node/base/sha256.h"
 
 #include <errno.h>
@@ -222,8 +223,15 @@ struct generation *generation_open(const char *path, const uint8_t ledger_id[16]
 
 void generation_close(struct generation *g)
 {
+    struct err err = {0};
     if (!g)
         return;
+    int old = g->fd;
+    if (old >= 0 && g->fresh == NULL) { /* in place, and perhaps copied since */
+        if (make_fresh(g, &err) != 0 || generation_advance(g, g->counter, &err) != 0)
+            log_warn("ledger", "a copy of the running ledger can't be told: %s", err.message);
+        close(old);
+    }
     if (g->fd >= 0)
         close(g->fd);
     free(g->path);
