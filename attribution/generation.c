@@ -40,9 +40,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* A new database's first commit makes its tables' first rows; no receipt is in it. */
-enum { FIRST_COUNTER = 1 };
-
 enum { SLOT_BYTES = 512, SIGNED_BYTES = 48, SIGNED_BYTES_V1 = 40, N_SLOTS = 2 };
 static const char magic[8] = {'T', 'R', 'I', 'B', 'g', 'e', 'n', '2'};
 static const char magic_v1[8] = {'T', 'R', 'I', 'B', 'g', 'e', 'n', '1'};
@@ -149,7 +146,7 @@ uint64_t generation_counter(const struct generation *g)
 static enum generation_verdict judge(struct generation *g, int fd, const struct stat *st,
                                      const uint8_t *slots, uint64_t counter, const char **why)
 {
-    bool is_new = counter <= FIRST_COUNTER;
+    bool is_new = counter == 0; /* at 1 it may have been saved after its first start */
     if (fd < 0 || st->st_size < N_SLOTS * SLOT_BYTES) {
         *why = is_new ? "" : "ledger.generation is missing beside it";
         return is_new ? GENERATION_NEW : GENERATION_RESTORED;
@@ -161,8 +158,8 @@ static enum generation_verdict judge(struct generation *g, int fd, const struct 
             newest = slot;
     }
     g->counter = newest ? get_u64(newest + 24) : 0;
-    if (!newest && is_new)
-        return GENERATION_NEW; /* the power went during the very first start */
+    if (is_new && g->counter == 0)
+        return GENERATION_NEW; /* the power went before the very first commit */
     if (!newest)
         *why = "ledger.generation is damaged";
     else if (memcmp(newest + 8, g->ledger_id, 16) != 0)

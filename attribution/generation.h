@@ -11,14 +11,16 @@ struct err;
 struct generation; /* opaque */
 
 enum generation_verdict {
-    GENERATION_NEW,      /* there was no file */
+    GENERATION_NEW,      /* nothing was ever committed */
     GENERATION_SAME,     /* the database is the one that was here last, or ahead by a crash */
     GENERATION_RESTORED, /* the database is older than the file, another's, or was copied */
 };
 
 /* Opens or creates path and judges a database that has this id and this counter (0: nothing was
  * ever committed). *why (static text) says what gave a restored one away. After GENERATION_NEW and
- * GENERATION_RESTORED the file is as it was until generation_advance. */
+ * GENERATION_RESTORED the file is as it was until generation_advance; a new database's is advanced
+ * to 0 before the first commit, so that one that has committed and has no file is a restored one.
+ */
 struct generation *generation_open(const char *path, const uint8_t ledger_id[16], uint64_t counter,
                                    enum generation_verdict *verdict, const char **why,
                                    struct err *err);

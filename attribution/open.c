@@ -332,6 +332,8 @@ static int prepare_database(struct ledger *l, struct err *err)
         l->generation = generation_open(path, id, l->commit_counter, &verdict, &why, err);
         rc = l->generation ? 0 : -1;
     }
+    if (rc == 0 && verdict == GENERATION_NEW)
+        rc = generation_advance(l->generation, 0, err);
     free(path);
     if (rc == 0)
         rc = find_domain(l, &is_new, err);

@@ -271,6 +271,20 @@ static enum generation_verdict judge(const char *path, uint8_t id, uint64_t coun
     return verdict;
 }
 
+/* A first start up to its first commit. */
+static enum generation_verdict generation_first(const char *path, uint8_t id)
+{
+    uint8_t ledger_id[16] = {id};
+    enum generation_verdict verdict;
+    const char *why;
+    struct err err = {0};
+    struct generation *g = generation_open(path, ledger_id, 0, &verdict, &why, &err);
+    assert_non_null(g);
+    assert_ok(generation_advance(g, 0, &err), err);
+    generation_close(g);
+    return verdict;
+}
+
 static void damage(const char *path, off_t at)
 {
     int fd = open(path, O_RDWR);
@@ -302,6 +316,15 @@ static void the_generation_file_knows_a_crash_from_a_restoration(void **state)
     assert_int_equal(judge(f->path, 3, 3, 0), GENERATION_SAME);
     assert_int_equal(unlink(f->path), 0);
     assert_int_equal(judge(f->path, 3, 5, 0), GENERATION_RESTORED); /* the file is missing */
+    /* A database that was saved after its first start, before its first receipt, is one as well. */
+    assert_int_equal(judge(f->path, 3, 1, 0), GENERATION_RESTORED);
+    /* The power goes before the very first commit, and after it. */
+    assert_int_equal(judge(f->path, 3, 0, 0), GENERATION_NEW);
+    assert_int_equal(generation_first(f->path, 3), GENERATION_NEW);
+    assert_int_equal(generation_first(f->path, 4), GENERATION_NEW);
+    assert_int_equal(judge(f->path, 4, 1, 2), GENERATION_SAME);
+    assert_int_equal(judge(f->path, 5, 0, 0),
+                     GENERATION_RESTORED); /* a new one beside an old file */
 }
 
 /* What an earlier version wrote: no birth, one slot. */
