@@ -9,6 +9,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <jansson.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
@@ -91,6 +92,17 @@ static inline void exchange_answer(struct exchange *x, int status, const char *h
     if (!exchange_write(x, text.data, text.len))
         x->close = true;
     buf_release(&text);
+}
+
+/* The result of a JSON-RPC call; takes result. */
+static inline void exchange_answer_rpc(struct exchange *x, const json_t *request, json_t *result)
+{
+    json_t *whole = json_pack("{s:s, s:O, s:o}", "jsonrpc", "2.0", "id",
+                              json_object_get(request, "id"), "result", result);
+    char *text = json_dumps(whole, 0);
+    exchange_answer(x, 200, "Content-Type: application/json\r\n", text, strlen(text));
+    free(text);
+    json_decref(whole);
 }
 
 /* false when the other side closes, or the server stops, within ms. */

@@ -29,16 +29,6 @@ int fdatasync(int fd)
     return (int)syscall(SYS_fdatasync, fd);
 }
 
-/* The calendar is ours to set: seconds added to it, negative for a clock that was set back. */
-static _Atomic int64_t calendar_shift_s;
-int clock_gettime(clockid_t id, struct timespec *out)
-{
-    int rc = (int)syscall(SYS_clock_gettime, id, out);
-    if (id == CLOCK_REALTIME)
-        out->tv_sec += calendar_shift_s;
-    return rc;
-}
-
 struct world {
     char *dir;
     struct wallet *wallet;
@@ -522,11 +512,39 @@ static void a_restored_database_begins_no_channel_with_epoch_0(void **state)
     free(generation);
 }
 
+/* The ledger's files, as a backup has them. */
+enum { LEDGER_FILES = 3 };
+static const char *const ledger_files[LEDGER_FILES] = {"ledger.generation", "ledger.db",
+                                                       "ledger.db-wal"};
+
+static void save_files(struct world *w, struct buf *saved, size_t n)
+{
+    struct err err = {0};
+    for (size_t i = 0; i < n; i++) {
+        char *path = path_of(w, ledger_files[i]);
+        assert_ok(file_read(path, 64 << 20, &saved[i], &err), err);
+        free(path);
+    }
+}
+
+/* in_place: into the files that are there, as cp does; else into new ones. */
+static void put_back_files(struct world *w, const struct buf *saved, size_t n, bool in_place)
+{
+    for (size_t i = 0; i < n; i++) {
+        char *path = path_of(w, ledger_files[i]);
+        if (!in_place)
+            assert_int_equal(unlink(path), 0);
+        int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        assert_int_equal(write(fd, saved[i].data, saved[i].len), saved[i].len);
+        close(fd);
+        free(path);
+    }
+}
+
 /* Not even where the clock was set back behind the newest epoch. */
 static void two_restorations_behind_the_clock_do_not_meet(void **state)
 {
     struct world *w = *state;
-    static const char *const names[] = {"ledger.db", "ledger.generation"};
     struct buf saved[2] = {BUF_INIT, BUF_INIT};
     struct err err = {0};
     uint64_t epochs[2];
@@ -536,17 +554,9 @@ static void two_restorations_behind_the_clock_do_not_meet(void **state)
     calendar_shift_s = 0;
     uint64_t known = newest_epoch(w, &n);
     ledger_close(w->l);
-    for (int i = 0; i < 2; i++) {
-        char *path = path_of(w, names[i]);
-        assert_ok(file_read(path, 64 << 20, &saved[i], &err), err);
-        free(path);
-    }
+    save_files(w, saved, 2);
     for (int k = 0; k < 2; k++) {
-        for (int i = 0; i < 2; i++) {
-            char *path = path_of(w, names[i]);
-            assert_ok(file_write_atomic(path, saved[i].data, saved[i].len, 0600, &err), err);
-            free(path);
-        }
+        put_back_files(w, saved, 2, false);
         w->l = market_open(&w->options);
         epochs[k] = newest_epoch(w, &n);
         assert_true(epochs[k] > known);
@@ -618,29 +628,17 @@ static void a_deleted_directory_that_is_put_back_counts_as_restored(void **state
 static void a_copy_that_is_written_back_over_the_files_counts_as_restored(void **state)
 {
     struct world *w = *state;
-    static const char *const names[] = {"ledger.db", "ledger.generation"};
     struct buf saved[2] = {BUF_INIT, BUF_INIT};
-    struct err err = {0};
     uint64_t epochs[2];
     size_t n;
     market_commit_many(w->l, 0, 3, NULL);
     ledger_close(w->l);
-    for (int i = 0; i < 2; i++) {
-        char *path = path_of(w, names[i]);
-        assert_ok(file_read(path, 64 << 20, &saved[i], &err), err);
-        free(path);
-    }
+    save_files(w, saved, 2);
     w->l = market_open(&w->options);
     for (int k = 0; k < 2; k++) {
         market_commit_many(w->l, 10, 1, NULL);
         ledger_close(w->l);
-        for (int i = 0; i < 2; i++) {
-            char *path = path_of(w, names[i]);
-            int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
-            assert_int_equal(write(fd, saved[i].data, saved[i].len), saved[i].len);
-            close(fd);
-            free(path);
-        }
+        put_back_files(w, saved, 2, true);
         w->l = market_open(&w->options);
         epochs[k] = newest_epoch(w, &n);
         assert_int_equal(n, 2);
@@ -657,26 +655,15 @@ static void a_copy_that_is_written_back_over_the_files_counts_as_restored(void *
 static void a_running_ledgers_copy_that_is_written_back_counts_as_restored(void **state)
 {
     struct world *w = *state;
-    static const char *const names[] = {"ledger.db", "ledger.db-wal", "ledger.generation"};
     struct buf saved[3] = {BUF_INIT, BUF_INIT, BUF_INIT};
-    struct err err = {0};
     size_t n;
     market_commit_many(w->l, 0, 3, NULL);
-    for (int i = 0; i < 3; i++) {
-        char *path = path_of(w, names[i]);
-        assert_ok(file_read(path, 64 << 20, &saved[i], &err), err);
-        free(path);
-    }
+    save_files(w, saved, LEDGER_FILES);
     market_commit_many(w->l, 10, 1, NULL);
     ledger_close(w->l);
-    for (int i = 0; i < 3; i++) {
-        char *path = path_of(w, names[i]);
-        int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-        assert_int_equal(write(fd, saved[i].data, saved[i].len), saved[i].len);
-        close(fd);
-        free(path);
+    put_back_files(w, saved, LEDGER_FILES, true);
+    for (int i = 0; i < LEDGER_FILES; i++)
         buf_release(&saved[i]);
-    }
     w->l = market_open(&w->options);
     newest_epoch(w, &n);
     assert_int_equal(n, 2);

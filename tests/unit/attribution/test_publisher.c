@@ -5,16 +5,6 @@
 #include <sys/syscall.h>
 #include <time.h>
 
-/* The calendar is ours to set: seconds added to it, negative for a clock that was set back. */
-static _Atomic int64_t calendar_shift_s;
-int clock_gettime(clockid_t id, struct timespec *out)
-{
-    int rc = (int)syscall(SYS_clock_gettime, id, out);
-    if (id == CLOCK_REALTIME)
-        out->tv_sec += calendar_shift_s;
-    return rc;
-}
-
 struct world {
     char *dir;
     struct wallet *wallet;
@@ -269,13 +259,19 @@ static void value_above_the_stake_waits_for_finality(void **state)
     market_check(w->l, true);
 }
 
-static void a_stuck_transaction_is_replaced_at_its_nonce(void **state)
+/* A sealed batch, and a publisher that replaces whatever isn't mined at its next look. */
+static void one_batch_replaced_at_once(struct world *w)
 {
-    struct world *w = *state;
     w->options.publish.replace_after_ms = 1;
     reopen(w);
     market_commit_many(w->l, 0, 4, &w->adapter);
     market_seal(w->l);
+}
+
+static void a_stuck_transaction_is_replaced_at_its_nonce(void **state)
+{
+    struct world *w = *state;
+    one_batch_replaced_at_once(w);
     look(w);
     struct amount first = fake->txs[0].max_fee, at_least;
     uint64_t nonce = fake->txs[0].nonce;
@@ -297,10 +293,7 @@ static void the_fee_cap_is_never_exceeded(void **state)
 {
     struct world *w = *state;
     w->options.publish.max_fee_per_gas = amount_of(3000000000);
-    w->options.publish.replace_after_ms = 1;
-    reopen(w);
-    market_commit_many(w->l, 0, 4, &w->adapter);
-    market_seal(w->l);
+    one_batch_replaced_at_once(w);
     fake->base_fee = amount_of(4000000000);
     look(w);
     assert_int_equal(fake_pending(), 0);
@@ -333,10 +326,7 @@ static void the_spending_cap_stops_signing(void **state)
 static void a_signer_without_funds_goes_on_when_it_has_some(void **state)
 {
     struct world *w = *state;
-    w->options.publish.replace_after_ms = 1;
-    reopen(w);
-    market_commit_many(w->l, 0, 4, &w->adapter);
-    market_seal(w->l);
+    one_batch_replaced_at_once(w);
     fake->no_funds = true;
     for (int i = 0; i < 8;
          i++) { /* the fees stand still, so it is the same transaction each time */
@@ -370,10 +360,7 @@ static void a_signer_without_funds_goes_on_when_it_has_some(void **state)
 static void a_replacement_that_cannot_be_paid_leaves_what_is_out_there(void **state)
 {
     struct world *w = *state;
-    w->options.publish.replace_after_ms = 1;
-    reopen(w);
-    market_commit_many(w->l, 0, 4, &w->adapter);
-    market_seal(w->l);
+    one_batch_replaced_at_once(w);
     look(w);
     struct tx_hash first = fake->txs[0].hash;
     fake->base_fee = amount_of(5000000000); /* too dear for it, and for the account */
@@ -531,10 +518,7 @@ static void a_claim_on_chain_shows_in_the_rewards_once_it_is_confirmed(void **st
 static void a_nonce_that_nobody_fills_below_ours_is_taken(void **state)
 {
     struct world *w = *state;
-    w->options.publish.replace_after_ms = 1;
-    reopen(w);
-    market_commit_many(w->l, 0, 4, &w->adapter);
-    market_seal(w->l);
+    one_batch_replaced_at_once(w);
     /* Something sent by hand waits, too cheap to be mined, while we ask for our nonce ... */
     fake->txs[TXS_MAX - 1] = (struct fake_tx){.used = true, .pending = true, .nonce = 0};
     look(w);
@@ -581,10 +565,7 @@ static void the_nonce_of_a_transaction_made_needless_is_used_again(void **state)
 {
     struct world *w = *state;
     struct err err = {0};
-    w->options.publish.replace_after_ms = 1;
-    reopen(w);
-    market_commit_many(w->l, 0, 4, &w->adapter);
-    market_seal(w->l);
+    one_batch_replaced_at_once(w);
     fake->drops_broadcasts = true;
     look(w);
     assert_row(w, 0, "redeem signed");
@@ -614,10 +595,7 @@ static void the_nonce_of_a_transaction_made_needless_is_used_again(void **state)
 static void a_gas_limit_that_no_node_takes_is_estimated_again(void **state)
 {
     struct world *w = *state;
-    w->options.publish.replace_after_ms = 1;
-    reopen(w);
-    market_commit_many(w->l, 0, 4, &w->adapter);
-    market_seal(w->l);
+    one_batch_replaced_at_once(w);
     fake->gas = 1000; /* an endpoint that talks nonsense, once, and takes what came of it */
     fake->drops_broadcasts = true;
     look(w);

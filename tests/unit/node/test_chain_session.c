@@ -84,12 +84,7 @@ static void answer(struct exchange *x)
         exchange_answer(x, 200, "", refusal, sizeof refusal - 1);
         json_decref(result);
     } else {
-        json_t *whole = json_pack("{s:s, s:O, s:o}", "jsonrpc", "2.0", "id",
-                                  json_object_get(request, "id"), "result", result);
-        char *text = json_dumps(whole, 0);
-        exchange_answer(x, 200, "Content-Type: application/json\r\n", text, strlen(text));
-        free(text);
-        json_decref(whole);
+        exchange_answer_rpc(x, request, result);
     }
     json_decref(request);
 }
