@@ -48,8 +48,9 @@ __device__ static inline bool has_all_t(const struct linear_args &a, const typen
 }
 
 /* B comes in groups: of some segments, all that a tile's outputs need, a slot of the ring each. A
- * group is 64 ranks or fewer, in steps of 16 ranks of a segment; or, of larger ranks, a segment. In
- * a slot, a segment's outputs lie in the order in which y has them; in a tile of an interleaved
+ * group is 64 ranks or fewer, in steps of 16 ranks of a segment, for each as many as the linear's
+ * largest rank has; or, where that is more than 32, a segment, in as many steps as it has itself.
+ * In a slot, a segment's outputs lie in the order in which y has them; in a tile of an interleaved
  * pair, 32 of the first half and then 32 of the second. Each of the adapters' warps has 16.
  *
  * A warp is alone on its quarter of the multiprocessor, so what deltas cost is instructions, some
@@ -187,16 +188,19 @@ __device__ static inline int rows_of(const struct lora_span &span, int row)
     return row < 0 || begin >= end ? 0 : (1 << end) - (1 << begin);
 }
 
-/* Brings B, by a warp of its own: a lane has a part of a segment. */
+/* Brings B, by two warps of its own that take turns (what one group takes of one warp is more than
+ * its bytes take): a lane has a part of a segment. */
 template <class S>
 __device__ static void narrow_fill_b(const struct linear_args &a, const struct adapter_memory<S> &m,
-                                     int lane)
+                                     unsigned mine, int lane)
 {
     static_assert(S::GROUP * LORA_PARTS_MAX <= 32, "a lane each");
     int n_parts = a.lora.n_parts, j = lane / n_parts, p = lane % n_parts;
     struct b_ring ring = b_ring_of<S>(*m.found, 1); /* the first round waits for nobody */
     int rank_most = m.found->head.rank;
     struct tile_part part = {0, 0, 0};
+    /* The turns. (Of a slot alone, each phase is known only to who has seen the one before.) */
+    unsigned no = 0, others = ring.n_slots > 1 ? 1 : 0;
     int last_tile = -1;
     bool joint = S::one_unit_each(a.n_ranges) && has_all_t<S>(a, *m.found);
     S::for_each_turn(a, m.run, [&](int, const struct delta_turn &turn) {
@@ -207,7 +211,9 @@ __device__ static void narrow_fill_b(const struct linear_args &a, const struct a
             }
             struct two_runs run = two_runs_of(*m.found, row);
 #pragma unroll 1
-            for (int k = 0; k < run.n; k += ring.group) {
+            for (int k = 0; k < run.n; k += ring.group, b_ring_next(ring)) {
+                if ((no++ & others) != mine)
+                    continue;
                 uint32_t bytes = 0;
                 const char *from = nullptr;
                 struct b_note note = {};
@@ -236,7 +242,6 @@ __device__ static void narrow_fill_b(const struct linear_args &a, const struct a
                 if (bytes > 0)
                     copy_bytes(m.b + ring.slot * ring.slot_bytes + to, from, bytes,
                                &m.b_full[ring.slot]);
-                b_ring_next(ring);
             }
         });
     });
@@ -272,43 +277,76 @@ __device__ static inline struct b_note load_note(uint32_t at)
     return n;
 }
 
-/* Adds a group of segments to the deltas of two units of rows: of the outputs o and o + 8 (the
- * lane's rows g and g + 8), where they are live. In shared memory: slot, notes (of the part,
- * n_parts apart), and t' of the lane's row g in the first unit and, t_unit bytes on, in the second.
- */
-__device__ static inline void narrow_group(float (&c)[2][4], uint32_t slot, uint32_t notes,
-                                           int n_parts, int n_steps, int shift, int o, bool live0,
-                                           bool live1, uint32_t t, uint32_t t_unit, int lane)
+/* Where the lane's numbers of a segment lie, in shared memory: of B, for its outputs o and o + 8,
+ * if they are live; of t', for its row g of the first unit and, t_unit bytes on, of the second. */
+struct delta_place {
+    uint32_t b, t, t_unit;
+    int o;
+    bool live0, live1;
+};
+
+/* Of a step of 16 ranks: the lane's four, from r on. */
+struct delta_step {
+    uint2 x, y, f0, f1;
+};
+
+__device__ static inline struct delta_step load_step(const struct delta_place &at,
+                                                     const struct b_note &note, int r, int g)
 {
-    enum { STEPS = 2 };
-    int g = lane >> 2, t4 = lane % 4 * 4;
+    struct delta_step s = {};
+    bool inside = r < note.rank;
+    uint32_t b = at.b + (uint32_t)(note.b + (at.o * note.rank + r) * 2);
+    uint32_t t = at.t + (uint32_t)(note.t + r * 2);
+    if (inside && at.live0)
+        s.x = load_shared_8(b);
+    if (inside && at.live1)
+        s.y = load_shared_8(b + (uint32_t)note.rank * 16);
+    if (inside && (note.rows >> g & 1))
+        s.f0 = load_shared_8(t);
+    if (inside && (note.rows >> g & 256))
+        s.f1 = load_shared_8(t + at.t_unit);
+    return s;
+}
+
+__device__ static inline void add_step(float (&c)[2][4], const struct delta_step &s)
+{
+    mma_bf16(c[0], s.x.x, s.y.x, s.x.y, s.y.y, s.f0.x, s.f0.y);
+    mma_bf16(c[1], s.x.x, s.y.x, s.x.y, s.y.y, s.f1.x, s.f1.y);
+}
+
+/* Adds n segments, whose notes are n_parts apart, to the deltas of two units of rows. */
+__device__ static inline void narrow_group(float (&c)[2][4], const struct delta_place &at,
+                                           uint32_t notes, int n_parts, int n, int shift, int lane)
+{
+    int g = lane >> 2, t4 = lane % 4 * 4, n_steps = n << shift;
 #pragma unroll 1
-    for (int h = 0; h < n_steps; h += STEPS) {
-        uint2 x[STEPS], y[STEPS], f[STEPS][2];
+    for (int h = 0; h < n_steps; h += 2) {
+        struct delta_step step[2];
 #pragma unroll
-        for (int i = 0; i < STEPS; i++) {
+        for (int i = 0; i < 2; i++) {
             int j = (h + i) >> shift, r = t4 + (h + i - (j << shift)) * 16;
-            x[i] = y[i] = f[i][0] = f[i][1] = make_uint2(0, 0);
             struct b_note note = {0, 0, 0, 0};
             if (i == 0 || h + i < n_steps)
                 note = load_note(notes + (uint32_t)(j * n_parts) * sizeof note);
-            bool inside = r < note.rank;
-            uint32_t b = slot + (uint32_t)(note.b + (o * note.rank + r) * 2);
-            uint32_t at = t + (uint32_t)(note.t + r * 2);
-            if (inside && live0)
-                x[i] = load_shared_8(b);
-            if (inside && live1)
-                y[i] = load_shared_8(b + (uint32_t)note.rank * 16);
-            if (inside && (note.rows >> g & 1))
-                f[i][0] = load_shared_8(at);
-            if (inside && (note.rows >> g & 256))
-                f[i][1] = load_shared_8(at + t_unit);
+            step[i] = load_step(at, note, r, g);
         }
-#pragma unroll
-        for (int i = 0; i < STEPS; i++)
-#pragma unroll
-            for (int u = 0; u < 2; u++)
-                mma_bf16(c[u], x[i].x, y[i].x, x[i].y, y[i].y, f[i][u].x, f[i][u].y);
+        add_step(c, step[0]);
+        add_step(c, step[1]);
+    }
+}
+
+/* Adds one. */
+__device__ static inline void narrow_segment(float (&c)[2][4], const struct delta_place &at,
+                                             uint32_t note_at, int lane)
+{
+    int g = lane >> 2, t4 = lane % 4 * 4;
+    struct b_note note = load_note(note_at);
+#pragma unroll 1
+    for (int r = t4; r - t4 < note.rank; r += 32) {
+        struct delta_step first = load_step(at, note, r, g);
+        struct delta_step second = load_step(at, note, r + 16, g);
+        add_step(c, first);
+        add_step(c, second);
     }
 }
 
@@ -476,26 +514,32 @@ __device__ static void narrow_adapters(const struct linear_args &a,
                 has_t = true;
             }
             if (staged) {
-                uint32_t t = shared_address(m.t) +
-                             (uint32_t)(((S::t_first(turn, wg, a.n_ranges, once) + i) * 8 + g) *
-                                        width * 2);
+                struct delta_place at;
+                at.t = shared_address(m.t) +
+                       (uint32_t)(((S::t_first(turn, wg, a.n_ranges, once) + i) * 8 + g) * width *
+                                  2);
+                at.t_unit = (uint32_t)(width * 16);
+                at.o = warp * 16 + g;
                 int n = two_runs_of(found, row).n;
 #pragma unroll 1
                 for (int k = 0; k < n; k += ring.group) {
-                    uint32_t slot = shared_address(m.b) + (uint32_t)(ring.slot * ring.slot_bytes);
+                    at.b = shared_address(m.b) + (uint32_t)(ring.slot * ring.slot_bytes);
                     uint32_t notes = shared_address(m.notes) +
                                      (uint32_t)(ring.slot * ring.group * n_parts) *
                                          sizeof(struct b_note);
-                    int n_steps = (n - k < ring.group ? n - k : ring.group) << ring.shift;
+                    int n_here = n - k < ring.group ? n - k : ring.group;
                     barrier_wait(&m.b_full[ring.slot], ring.phase);
                     /* Nearly always both eights of outputs are of one part. */
 #pragma unroll 1
                     for (int eight = 0; eight < (p0 == p1 ? 1 : 2); eight++) {
                         int p = eight == 0 ? p0 : p1;
-                        if (p >= 0)
-                            narrow_group(c, slot, notes + (uint32_t)p * sizeof(struct b_note),
-                                         n_parts, n_steps, ring.shift, warp * 16 + g, eight == 0,
-                                         eight == 1 || p0 == p1, t, (uint32_t)(width * 16), lane);
+                        uint32_t its = notes + (uint32_t)p * sizeof(struct b_note);
+                        at.live0 = eight == 0;
+                        at.live1 = eight == 1 || p0 == p1;
+                        if (p >= 0 && ring.group > 1)
+                            narrow_group(c, at, its, n_parts, n_here, ring.shift, lane);
+                        else if (p >= 0)
+                            narrow_segment(c, at, its, lane);
                     }
                     barrier_arrive(&m.b_free[ring.slot]);
                     b_ring_next(ring);

@@ -337,12 +337,12 @@ middle_body(const CUtensorMap &x_map, const CUtensorMap &y_map, const struct lin
     }
     if (warp >= NARROW_FILLERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::FILL_REGISTERS));
-        if (warp == NARROW_FILLERS + 2) {
+        if (warp >= NARROW_FILLERS + 2) {
             if (a.lora.n_parts == 0)
                 return;
             barrier_wait(found_full, 0);
             if (found->head.n_segs > 0 && narrow_staged<S>(a, *found))
-                narrow_fill_b<S>(a, memory, lane);
+                narrow_fill_b<S>(a, memory, (unsigned)(warp - NARROW_FILLERS - 2), lane);
         } else if (warp == NARROW_FILLERS && lane == 0) {
             middle_fill<S>(a, &x_map, run, ring, full, empty, rank);
         }

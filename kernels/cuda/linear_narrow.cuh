@@ -261,13 +261,13 @@ __device__ static __forceinline__ void narrow_body(const CUtensorMap &x_map,
     if (warp >= NARROW_FILLERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(shape::FILL_REGISTERS));
         int i = warp - NARROW_FILLERS;
-        if (i == 2) { /* fills B's */
+        if (i >= 2) { /* fill B's */
             if (a.lora.n_parts == 0)
                 return;
             barrier_wait(found_full, 0);
             if (found->head.n_segs > 0 && narrow_staged<shape>(a, *found))
-                narrow_fill_b<shape>(a, memory, lane);
-        } else if (i < 2 && lane == 0)
+                narrow_fill_b<shape>(a, memory, (unsigned)(i - 2), lane);
+        } else if (lane == 0)
             narrow_fill<N>(a, &x_map, ring + i * shape::DEPTH * shape::STAGE,
                            full + i * shape::DEPTH, empty + i * shape::DEPTH, i);
         return;

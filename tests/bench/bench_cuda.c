@@ -330,7 +330,17 @@ static void peer_pair(struct line *l, int rows, int adapters, int rank, int out)
 
 enum { PARTS_MAX = 3 };
 
-/* n_sets adapter tables over one linear of n_parts, each of n_adapters of one rank. */
+enum { MIXED = 0 }; /* for a rank: of these in turn */
+static const int mixed_ranks[] = {8, 16, 32, 64, 128};
+enum { N_MIXED = sizeof mixed_ranks / sizeof mixed_ranks[0] };
+
+static int rank_of(int rank, size_t adapter)
+{
+    return rank != MIXED ? rank : mixed_ranks[adapter % N_MIXED];
+}
+
+/* n_sets adapter tables over one linear of n_parts, each of n_adapters of one rank or of mixed
+ * ones. */
 struct adapters {
     struct lora_step step;
     struct lora_seg *segs;
@@ -343,7 +353,8 @@ struct adapters {
     int n_told;
     struct devptr d_entries, d_segs, d_n_segs;
     int n_sets;
-    double set_bytes; /* of A and B */
+    double set_bytes;  /* of A and B */
+    size_t pool_bytes; /* of all sets */
 };
 
 /* The matrices lie in pool from `begin` on, set after set. n_sets 0: as many as rotate. */
@@ -353,16 +364,18 @@ static struct adapters make_adapters(const struct bench *b, struct devptr pool, 
 {
     struct adapters a = {.n_sets = n_sets};
     size_t stride = 0, at[PARTS_MAX + 1];
+    size_t rank_max = (size_t)rank_of(rank, N_MIXED - 1);
     for (int p = 0; p < n_parts; p++) {
         at[p] = stride;
-        stride += aligned((size_t)rank * (size_t)d_in * 2) +
-                  aligned((size_t)rank * (size_t)d_out[p] * 2);
-        a.set_bytes += 2.0 * rank * (d_in + d_out[p]) * n_adapters;
+        stride += aligned(rank_max * (size_t)d_in * 2) + aligned(rank_max * (size_t)d_out[p] * 2);
+        for (int i = 0; i < n_adapters; i++)
+            a.set_bytes += 2.0 * rank_of(rank, (size_t)i) * (d_in + d_out[p]);
     }
     size_t set_bytes = stride * (size_t)n_adapters;
     if (n_sets == 0)
         a.n_sets = b->shrink > 1 ? 2 : max_of(2, (int)ceil(ROTATE_BYTES / (double)set_bytes));
-    if (begin + set_bytes * (size_t)a.n_sets > pool_bytes)
+    a.pool_bytes = set_bytes * (size_t)a.n_sets;
+    if (begin + a.pool_bytes > pool_bytes)
         die("the pool of %zu bytes is too small for %d sets of %zu", pool_bytes, a.n_sets,
             set_bytes);
     size_t n = (size_t)n_adapters, n_tables = (size_t)(a.n_sets * n_parts);
@@ -380,8 +393,8 @@ static struct adapters make_adapters(const struct bench *b, struct devptr pool, 
                                             begin + set_bytes * (size_t)s + stride * i + at[p]);
                 a.entries[table + i] = (struct lora_entry){
                     .a = m,
-                    .b = devptr_at(m, aligned((size_t)rank * (size_t)d_in * 2)),
-                    .rank = rank,
+                    .b = devptr_at(m, aligned(rank_max * (size_t)d_in * 2)),
+                    .rank = rank_of(rank, i),
                     .scaling = 1,
                     .dtype = DTYPE_BF16};
             }
@@ -727,7 +740,7 @@ static void bench_layer(const struct bench *b)
                             {K, 1, {K}},
                             {K, 2, {FFN, FFN}},
                             {FFN, 1, {K}}};
-    static const int ranks[] = {16, 64};
+    static const int ranks[] = {16, 64, MIXED};
     int max_rows = b->shrink > 1 ? 64 : MAX_ROWS, d_in[PRODUCTS], d_out[PRODUCTS][PARTS_MAX];
     struct layer_call c = {.b = b};
     double bytes = 0;
@@ -743,7 +756,9 @@ static void bench_layer(const struct bench *b)
         c.x[p] = activations(b, (size_t)max_rows * (size_t)d_in[p], 1);
     }
     c.y = alloc_mem(b, (size_t)max_rows * (size_t)(2 * FFN / b->shrink) * b->word);
-    size_t pool_bytes = (size_t)(b->shrink > 1 ? 64 : 256) * 64 * 2 * adapter_width +
+    /* Under mixed ranks each has room for the largest. */
+    size_t pool_bytes = (size_t)(b->shrink > 1 ? 64 : 256) * (size_t)mixed_ranks[N_MIXED - 1] * 2 *
+                            adapter_width +
                         ((size_t)4 << 20);
     struct devptr pool = noise_mem(b, pool_bytes);
     for (int r = 0; r < 8 && product_rows[r] <= max_rows; r++) {
@@ -763,9 +778,10 @@ static void bench_layer(const struct bench *b)
         l.peer_us = peer != NULL ? peer[3] : 0;
         tell(b, &l);
         int counts[] = {1, 8, 32, rows <= 256 ? rows : 32};
-        for (int k = 0; k < 2; k++)
+        for (int k = 0; k < 3; k++)
             for (int n = 0; n < 4; n++) {
-                if (counts[n] > rows || (n == 3 && (rows <= 32 || rows > 256)))
+                if (counts[n] > rows || (n == 3 && (rows <= 32 || rows > 256)) ||
+                    (ranks[k] == MIXED && (counts[n] != rows || rows == 1)))
                     continue;
                 struct adapters a[PRODUCTS];
                 size_t begin = 0;
@@ -774,15 +790,15 @@ static void bench_layer(const struct bench *b)
                     a[p] = make_adapters(b, pool, pool_bytes, begin, 1, rows, counts[n], ranks[k],
                                          d_in[p], d_out[p], products[p].n_parts);
                     join_args(&a[p], products[p].n_parts, d_in[p]);
-                    begin += aligned((size_t)a[p].set_bytes) +
-                             (size_t)counts[n] * PARTS_MAX * 2 * ALIGN;
+                    begin += a[p].pool_bytes;
                     set_bytes += a[p].set_bytes;
                 }
                 c.a = a;
                 struct timing t = measure(b, layer_run, &c, TOLD_MIN);
                 c.a = NULL;
                 struct line with = {.group = "layer",
-                                    .op = "four with adapters",
+                                    .op = ranks[k] == MIXED ? "four, ranks 8 to 128"
+                                                            : "four with adapters",
                                     .rows = rows,
                                     .adapters = counts[n],
                                     .rank = ranks[k],
