@@ -315,6 +315,8 @@ await checks.test('bodies that are no JSON, and paths that are none', async () =
     const { error } = await response.json();
     checks.ok([400, 413].includes(response.status) && error.type === 'invalid_request_error', `refused: ${body.slice(0, 30)}`, `${response.status}`);
   }
+  const nul = await post(`${node.url}/v1/chat/completions`, JSON.stringify({ model: 'law', messages: [{ role: 'user', content: 'a\0b' }] }));
+  checks.equal([nul.status, (await nul.json()).error.param], [400, 'messages[0].content'], 'a NUL in a text is refused by the name of its field');
   checks.equal((await post(`${node.url}/v1/embeddings`, '{}')).status, 404, 'an unknown path is 404');
   checks.equal((await fetch(`${node.url}/v1/chat/completions`)).status, 405, 'GET where POST belongs is 405');
   // What a browser sends to another site without asking that site first is not taken.
