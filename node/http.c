@@ -32,7 +32,13 @@
  * MHD doesn't; awake ones fail by themselves. MHD's own timeout sees silence only, so connections
  * also have a deadline (for the headers, for the body, for taking an answer), and the ticker shuts
  * those down that passed it: one byte a second keeps nobody alive. A socket is shut down under
- * conn_lock, which MHD's "closed" notification takes before the descriptor is closed. */
+ * conn_lock, which MHD's "closed" notification takes before the descriptor is closed.
+ *
+ * What MHD refuses by itself, before it calls us, it refuses in HTML: a line of the head that can't
+ * be parsed, an HTTP version that there isn't, a Content-Length that is no number, broken chunks, a
+ * head beyond its memory. It has no hook for those bodies (0.9.75), and nobody's
+ * client sends such requests by accident but the last: that memory is CHUNK_BYTES larger than
+ * max_header_bytes, so that a head that is somewhat too long meets our own 431, in JSON. */
 #include "node/http.h"
 #include "node/http_address.h"
 
@@ -589,13 +595,19 @@ struct copy_pairs {
 static enum MHD_Result copy_pair(void *context, enum MHD_ValueKind kind, const char *name,
                                  const char *value)
 {
-    (void)kind;
     struct copy_pairs *c = context;
     if (++c->n > HEADERS_MAX)
         return MHD_NO;
     struct pair *p = arena_alloc(&c->x->arena, sizeof *p);
+    if (value == NULL)
+        value = "";
+    size_t n = strlen(value);
+    /* RFC 9110, 5.5: white space around a field's value isn't of it. MHD leaves out what is before,
+     * not what is behind. */
+    while (kind == MHD_HEADER_KIND && n > 0 && (value[n - 1] == ' ' || value[n - 1] == '\t'))
+        n--;
     p->name = arena_strdup(&c->x->arena, name != NULL ? name : "");
-    p->value = arena_strdup(&c->x->arena, value != NULL ? value : "");
+    p->value = arena_strndup(&c->x->arena, value, n);
     *c->tail = p;
     c->tail = &p->next;
     return MHD_YES;
@@ -753,9 +765,11 @@ static bool body_end_is_clear(const struct http_exchange *x)
         n_lengths += strcasecmp(p->name, "Content-Length") == 0;
         n_codings += strcasecmp(p->name, "Transfer-Encoding") == 0;
     }
-    return n_lengths + n_codings == 0 ||
-           (n_lengths + n_codings == 1 &&
-            (n_codings == 0 || strcasecmp(http_header(x, "Transfer-Encoding"), "chunked") == 0));
+    if (n_lengths + n_codings != 1)
+        return n_lengths + n_codings == 0;
+    /* As MHD has it: with a space behind it, it doesn't know the word. */
+    const char *coding = MHD_lookup_connection_value(x->mhd, MHD_HEADER_KIND, "Transfer-Encoding");
+    return n_codings == 0 || (coding != NULL && strcasecmp(coding, "chunked") == 0);
 }
 
 /* RFC 9112, 3.2: HTTP/1.1 names its host, and nobody names two: who stands between might have gone

@@ -451,6 +451,15 @@ await checks.test('a node with API keys asks for them', async () => {
   checks.equal((await post(`${locked.url}/v1/completions`, '{"model":"stories260K","prompt":"x"}')).status, 401, 'no key is 401');
   checks.equal(await status(with_('sk-ann').models.list()), 200, 'the right key is let in');
   checks.equal((await fetch(`${locked.url}/readyz`)).status, 200, 'health needs no key');
+  const { hostname, port } = new URL(locked.url);
+  for (const authorization of ['Bearer sk-ann ', 'Bearer sk-ann \t ', 'bearer   sk-ann', 'BEARER sk-ann']) {
+    const answer = await new Promise((resolve, reject) => { // fetch would tidy it up
+      const socket = net.connect(port, hostname, () => socket.write(`GET /v1/models HTTP/1.0\r\nAuthorization: ${authorization}\r\n\r\n`));
+      let all = '';
+      socket.on('data', (bytes) => { all += bytes; }).on('end', () => resolve(all)).on('error', reject);
+    });
+    checks.equal(/^HTTP\/1\.\d (\d+)/.exec(answer)?.[1], '200', `let in by "${authorization}"`);
+  }
   const use = () => with_('sk-ann').completions.create({ model: 'stories260K', prompt: 'Once', max_tokens: 60 }).then(() => null, (error) => error);
   checks.equal(await use(), null, 'a first request within its tokens');
   const refused = await use();
