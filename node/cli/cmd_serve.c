@@ -17,13 +17,7 @@
  * and /readyz says 503; what runs may finish until server.drain_timeout; the rest is cancelled,
  * billed for what was written, and told so; then the parts close. A second SIGTERM or SIGINT skips
  * the waiting. While the node is still opening there is nothing to wait for: open_all says how
- * that is left.
- *
- * First start. A node without a chain and without keys makes its own: the wallet's keys `signer`
- * and `house`, encrypted with a random passphrase that lies beside them in the data directory
- * (wallet.passphrase, mode 0600), said so in the log. That protects copies of the key files, not
- * the machine; a node that handles money is given a wallet and a passphrase of the operator's own.
- */
+ * that is left. */
 #include "attribution/attribution.h"
 #include "chain/rpc.h"
 #include "engine/engine.h"
@@ -31,11 +25,10 @@
 #include "node/admission.h"
 #include "node/api_keys.h"
 #include "node/base/buf.h"
-#include "node/base/hex.h"
 #include "node/base/log.h"
-#include "node/base/random.h"
 #include "node/cli/cmd_wallet.h"
 #include "node/cli/commands.h"
+#include "node/cli/serve_wallet.h"
 #include "node/config.h"
 #include "node/deployment.h"
 #include "node/http.h"
@@ -88,102 +81,14 @@ static int may_go_on(struct serving *s, struct err *err)
     return told ? err_set(err, ERR_CANCELLED, "told to end while the node was opened") : 0;
 }
 
-/* ---- wallet ------------------------------------------------------------------------------------
+/* ---- wallet and ledger -------------------------------------------------------------------------
  */
-
-static char *auto_passphrase_path(const struct config *c)
-{
-    return xasprintf("%s/wallet.passphrase", config_string(c, CONFIG_DATA_DIR));
-}
-
-static bool passphrase_is_named(const struct config *c)
-{
-    return config_string(c, CONFIG_WALLET_PASSPHRASE_FILE)[0] != '\0' ||
-           getenv("TRIBUTARY_PASSPHRASE_FILE") != NULL;
-}
-
-static int make_passphrase(const char *path, struct err *err)
-{
-    uint8_t random[24];
-    char text[sizeof random * 2 + 2];
-    random_bytes(random, sizeof random);
-    hex_encode(text, random, sizeof random);
-    text[sizeof text - 2] = '\n';
-    int rc = file_write_atomic(path, text, sizeof text - 1, 0600, err);
-    explicit_bzero(random, sizeof random);
-    explicit_bzero(text, sizeof text);
-    return rc;
-}
-
-/* Makes what is missing of signer and house, on a node that settles nowhere. */
-static int make_keys(const struct config *c, const char *dir, const struct secret *passphrase,
-                     struct err *err)
-{
-    const char *names[] = {config_string(c, CONFIG_WALLET_SIGNER),
-                           config_string(c, CONFIG_WALLET_HOUSE)};
-    for (int i = 0; i < 2; i++) {
-        struct wallet_entry entry;
-        struct address address;
-        char hex[43];
-        struct err why = {0};
-        if (wallet_key_peek(dir, names[i], &entry, &why) == 0)
-            continue;
-        if (why.code != ERR_NOT_FOUND) {
-            *err = why;
-            return -1;
-        }
-        if (wallet_key_create(dir, names[i], &address, NULL, passphrase, NULL, err) != 0)
-            return -1;
-        log_info("wallet", "made the key %s in %s: address %s", names[i], dir,
-                 hex_encode_0x(hex, address.bytes, 20));
-    }
-    return 0;
-}
 
 static int open_wallet(struct serving *s, struct err *err)
 {
-    const struct config *c = s->c;
-    char *dir = cmd_wallet_dir(c), *auto_path = auto_passphrase_path(c);
-    const char *names[] = {config_string(c, CONFIG_WALLET_SIGNER),
-                           config_string(c, CONFIG_WALLET_HOUSE), NULL};
-    struct wallet_entry *entries = NULL;
-    struct secret *passphrase = NULL;
-    size_t n = 0;
-    int rc = wallet_list(dir, &entries, &n, err);
-    free(entries);
-    bool local = s->deployment.chain_id == 0;
-    if (rc == 0 && n == 0 && !local)
-        rc = err_set(err, ERR_NOT_FOUND,
-                     "the wallet %s has no key: make or import the keys %s and %s (tributary "
-                     "wallet new, tributary wallet import)",
-                     dir, names[0], names[1]);
-    bool named = passphrase_is_named(c);
-    if (rc == 0 && n == 0 && !named && access(auto_path, F_OK) != 0) {
-        rc = make_passphrase(auto_path, err);
-        if (rc == 0)
-            log_info("wallet", "made a random passphrase for the local wallet: %s", auto_path);
-    }
-    if (rc == 0) {
-        const char *file = config_string_or_null(c, CONFIG_WALLET_PASSPHRASE_FILE);
-        if (!named && access(auto_path, F_OK) == 0)
-            file = auto_path;
-        passphrase = secret_passphrase(file, "Wallet passphrase: ", n == 0, err);
-        rc = passphrase != NULL ? 0 : -1;
-    }
-    if (rc == 0 && local)
-        rc = make_keys(c, dir, passphrase, err);
-    if (rc == 0) {
-        s->wallet = wallet_open(dir, names, passphrase, err);
-        rc = s->wallet != NULL ? 0 : -1;
-    }
-    secret_free(passphrase);
-    free(dir);
-    free(auto_path);
-    return rc;
+    s->wallet = serve_wallet_open(s->c, s->deployment.chain_id == 0, err);
+    return s->wallet != NULL ? 0 : -1;
 }
-
-/* ---- ledger ------------------------------------------------------------------------------------
- */
 
 static int load_deployment(struct serving *s, struct err *err)
 {
@@ -365,7 +270,7 @@ static int create_store(struct serving *s, struct err *err)
     return check_adapters(s, err);
 }
 
-/* What it takes is left to itself on a signal (wait_for_opener), so it may touch nothing but its
+/* What it takes is left to itself on a signal (open_all), so it may touch nothing but its
  * options before it knows that it wasn't. */
 static int load_model(struct serving *s, const struct engine_options *options, struct err *err)
 {
