@@ -323,6 +323,8 @@ static int open_engine(struct serving *s, struct err *err)
         .on_events = service_on_events,
         .context = s->node.service,
     };
+    log_info("node", "loading %s; %s answers 503 until it is there", s->base_name,
+             http_url(s->node.http));
     if (load_model(s, &eo, err) != 0)
         return -1;
     BUG_IF(engine_tokenizer(s->node.engine) == NULL); /* check_model */

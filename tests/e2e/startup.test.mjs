@@ -33,8 +33,8 @@ async function loading(name, flags = []) {
   const url = `http://127.0.0.1:${await freePort()}`;
   const child = start(tributary, ['serve', '--model', slow, '--listen', url.slice(7), '--data', path.join(dir, name), ...flags]);
   await until(`${name} to answer`, () => fetch(`${url}/healthz`), { everyMs: 10 });
-  await until(`${name} to load`, () => exists(`${name}/ledger.db`), { everyMs: 10 });
-  await sleep(100);
+  await until(`${name} to load`, () => child.err.includes('loading stories260K'), { everyMs: 10 });
+  await sleep(50);
   return { child, url };
 }
 // How long stopping takes, and with what it ends.
@@ -145,15 +145,17 @@ await checks.test('a node that is loading ends at once when it is told to, and l
 });
 
 await checks.test('nor does an endpoint that never answers keep it', async () => {
-  const mute = net.createServer(() => {}).listen(0, '127.0.0.1');
+  let asked = false;
+  const mute = net.createServer(() => { asked = true; }).listen(0, '127.0.0.1');
   await new Promise((resolve) => mute.on('listening', resolve));
   const address = (i) => `0x${String(i).repeat(40)}`;
   const deployment = file('deployment.json', JSON.stringify({ chainId: 31337, stakeManager: address(1), adapterRegistry: address(2), escrow: address(3), attributionLedger: address(4), token: address(5) }));
   const local = path.join(dir, 'stopped'); // its keys will do
   const flags = ['--deployment', deployment, '--rpc', `http://127.0.0.1:${mute.address().port}`, '--wallet', path.join(local, 'wallet'), '--passphrase-file', path.join(local, 'wallet.passphrase')];
-  const { child } = await loading('mute', flags);
+  const child = start(tributary, ['serve', '--model', slow, '--listen', '127.0.0.1:0', '--data', path.join(dir, 'mute'), ...flags]);
+  await until('the question', () => asked, { everyMs: 10 }); // of the ledger, before the model's turn
   const { code, ms } = await timed(child, 'SIGTERM');
-  checks.ok(code === 0 && ms < 1000, 'while it is loading', `exit ${code} after ${ms} ms: ${child.err}`);
+  checks.ok(code === 0 && ms < 1000, 'while it is opened', `exit ${code} after ${ms} ms: ${child.err}`);
   const node = await startServer(['serve', '--model', model, '--listen', '127.0.0.1:0', '--data', path.join(dir, 'mute'), ...flags]);
   await sleep(300);
   const served = await timed(node.child, 'SIGTERM');
