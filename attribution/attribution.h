@@ -116,8 +116,9 @@ struct ledger_options {
 
 /* Opens or creates the ledger and starts its threads.
  * NULL with ERR_CONFLICT (another process has it open), ERR_UNSUPPORTED (a newer schema),
- * ERR_CORRUPT (not ours, or damaged), ERR_NOT_FOUND (the wallet lacks a key; read_only and there is
- * no database), ERR_INVALID (an option), ERR_IO. */
+ * ERR_CANCELLED (the rpc's cancel flag, while the chain was asked), ERR_CORRUPT (not ours, or
+ * damaged), ERR_NOT_FOUND (the wallet lacks a key; read_only and there is no database), ERR_INVALID
+ * (an option), ERR_IO. */
 struct ledger *ledger_open(const struct ledger_options *opt, struct err *err);
 
 /* Runs what is queued, stops the threads and closes. No other call may be running. NULL is quiet.

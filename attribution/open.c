@@ -289,23 +289,30 @@ static int load_identity(struct ledger *l, uint8_t id[16], struct err *err)
 }
 
 /* The epoch of a payer's first channel in a new domain: 0, unless there may have been a life before
- * that this database doesn't remember (guard 3 of attribution.h). */
-static uint64_t first_epoch(struct ledger *l, const char **why)
+ * that this database doesn't remember (guard 3 of attribution.h). Fails when the question is broken
+ * off: whoever is told to end is not to decide it. */
+static int first_epoch(struct ledger *l, uint64_t *epoch, const char **why, struct err *err)
 {
-    struct err err = {0};
+    struct err problem = {0};
     bool used = false;
     *why = "first";
+    *epoch = 0;
     if (!l->has_chain)
         return 0;
-    if (!l->opt.rpc || publisher_chain_remembers(l, &used, &err) != 0)
+    if (!l->opt.rpc || publisher_chain_remembers(l, &used, &problem) != 0)
         *why = "the chain could not be asked whether this operator was here before";
     else if (used)
         *why = "the chain has vouchers or batches of this operator that this database doesn't know";
     else
         return 0;
-    log_warn("ledger", "starting with a fresh epoch: %s%s%s", *why, err.message[0] ? ": " : "",
-             err.message);
-    return ledger_epoch_now();
+    if (problem.code == ERR_CANCELLED) {
+        *err = problem;
+        return -1;
+    }
+    log_warn("ledger", "starting with a fresh epoch: %s%s%s", *why, problem.message[0] ? ": " : "",
+             problem.message);
+    *epoch = ledger_epoch_now();
+    return 0;
 }
 
 /* Every restoration leaves epochs above 0. Such a database doesn't know all the accounts and
@@ -357,7 +364,7 @@ static int prepare_database(struct ledger *l, struct err *err)
             epoch = ledger_epoch_now();
             why = "the database was restored";
         } else if (is_new) {
-            epoch = first_epoch(l, &why);
+            rc = first_epoch(l, &epoch, &why, err);
         }
         if (rc == 0)
             rc = ledger_open_channel(l, l->domain, l->operator_address, l->house, epoch, why, err);

@@ -23,6 +23,7 @@
 #include "node/json_util.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -123,6 +124,40 @@ static struct item *item_new(struct adapter_store *s, const char *name, char *di
     return i;
 }
 
+/* Where dir really is; free() it. NULL: name or dir can't be an adapter's. */
+static char *place(const struct adapter_store *s, const char *name, const char *dir,
+                   struct err *err)
+{
+    if (check_name(s, name, err) != 0)
+        return NULL;
+    char *path = realpath(dir, NULL);
+    if (path == NULL) {
+        err_set(err, ERR_NOT_FOUND, "adapter %s: %s: no such directory", name, dir);
+        return NULL;
+    }
+    struct stat st;
+    if (stat(path, &st) == 0 && !S_ISDIR(st.st_mode)) {
+        err_set(err, ERR_INVALID, "adapter %s: %s: not a directory", name, path);
+        free(path);
+        return NULL;
+    }
+    return path;
+}
+
+int adapter_store_check(const struct adapter_store *s, const char *name, const char *dir,
+                        struct err *err)
+{
+    char *path = place(s, name, dir, err);
+    if (path == NULL)
+        return -1;
+    char *config = xasprintf("%s/adapter_config.json", path);
+    int rc = access(config, R_OK) == 0 ? 0
+                                       : err_set_errno(err, errno, "adapter %s: %s", name, config);
+    free(config);
+    free(path);
+    return rc;
+}
+
 int adapter_store_add(struct adapter_store *s, const char *name, const char *dir, bool told,
                       struct engine_adapter *facts, struct err *err)
 {
@@ -130,17 +165,9 @@ int adapter_store_add(struct adapter_store *s, const char *name, const char *dir
     char stamp[17], hex[65];
     bool loaded = false;
     uint64_t us = 0;
-    if (check_name(s, name, err) != 0)
-        return -1;
-    char *path = realpath(dir, NULL);
+    char *path = place(s, name, dir, err);
     if (path == NULL)
-        return err_set(err, ERR_NOT_FOUND, "adapter %s: %s: no such directory", name, dir);
-    struct stat st;
-    if (stat(path, &st) == 0 && !S_ISDIR(st.st_mode)) {
-        err_set(err, ERR_INVALID, "adapter %s: %s: not a directory", name, path);
-        free(path);
         return -1;
-    }
     local_files(path, stamp); /* before the reading: what changes meanwhile has another next time */
     if (files_read(s, path, &seen, &loaded, &us, err) != 0) {
         err_wrap(err, "adapter %s (%s)", name, path);

@@ -89,6 +89,10 @@ struct service_resolver adapter_store_resolver(struct adapter_store *s);
 /* ---- local adapters ----------------------------------------------------------------------------
  * Any thread, after the start. */
 
+/* What adapter_store_add would refuse without reading tensors: a name that can't be one, a
+ * directory that isn't there or has no adapter_config.json. Before the start, too. */
+int adapter_store_check(const struct adapter_store *s, const char *name, const char *dir,
+                        struct err *err);
 /* A directory under a name. The files are read and checked now; they go into host memory, too, if
  * there is room without sending another away. A local name that is known already is pointed at the
  * new directory when it is `told` (requests under way finish with what they began with), else

@@ -26,6 +26,10 @@ bool health_ready(struct node *n, char reason[256])
         snprintf(reason, 256, "shutting down");
         return false;
     }
+    if (!atomic_load(&n->opened)) {
+        snprintf(reason, 256, "the model is being loaded");
+        return false;
+    }
     struct engine_stats e;
     engine_stats(n->engine, &e);
     uint64_t idle_ms = clock_elapsed_us(e.progress, clock_monotonic_us()) / 1000;

@@ -86,8 +86,9 @@ void http_close(struct http_server *s);
 
 const char *http_method(const struct http_exchange *x);
 const char *http_path(const struct http_exchange *x); /* percent-decoded, without the query */
-const char *http_query(const struct http_exchange *x, const char *name);  /* decoded, or NULL */
-const char *http_header(const struct http_exchange *x, const char *name); /* or NULL */
+const char *http_query(const struct http_exchange *x, const char *name); /* decoded, or NULL */
+/* Without white space around it, or NULL. */
+const char *http_header(const struct http_exchange *x, const char *name);
 const void *http_body(const struct http_exchange *x, size_t *n);
 void http_body_release(struct http_exchange *x); /* frees it early; http_body is empty then */
 const uint8_t *http_request_id(const struct http_exchange *x); /* [32] random bytes */

@@ -75,6 +75,55 @@ json_t *json_parse(const void *bytes, size_t n_bytes, struct err *err)
     return value;
 }
 
+/* Appends the way to the first string with a NUL in it; false: none has. */
+static bool nul_below(const json_t *v, struct buf *path)
+{
+    if (json_is_string(v))
+        return strlen(json_string_value(v)) != json_string_length(v);
+    size_t n = path->len, i;
+    const char *key;
+    json_t *child;
+    json_array_foreach(v, i, child)
+    {
+        buf_appendf(path, "[%zu]", i);
+        if (nul_below(child, path))
+            return true;
+        path->len = n;
+    }
+    json_object_foreach((json_t *)(uintptr_t)v, key, child)
+    {
+        buf_appendf(path, "%s%s", n > 0 ? "." : "", key);
+        if (nul_below(child, path))
+            return true;
+        path->len = n;
+    }
+    return false;
+}
+
+bool json_find_nul(const void *bytes, size_t n_bytes, char *path, size_t n_path)
+{
+    struct err unused;
+    struct buf where = BUF_INIT;
+    if (n_bytes == 0 || check_bounds(bytes, n_bytes, &unused) != 0)
+        return false;
+    json_t *v = json_loadb(bytes, n_bytes,
+                           JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
+    bool found = v != NULL && nul_below(v, &where) && where.len > 0;
+    if (found) {
+        size_t n = where.len < n_path ? where.len : n_path - 1, len = 1;
+        for (size_t at = 0; at < n; at += len) { /* no half of a character */
+            len = utf8_char_len((const char *)where.data + at, where.len - at);
+            if (at + len > n)
+                n = at;
+        }
+        memcpy(path, where.data, n);
+        path[n] = '\0';
+    }
+    json_decref(v);
+    buf_release(&where);
+    return found;
+}
+
 size_t utf8_char_len(const char *s, size_t n)
 {
     const unsigned char *u = (const unsigned char *)s;

@@ -21,6 +21,10 @@ enum { JSON_DEPTH_MAX = 32, JSON_VALUES_MAX = 1 << 19 };
 /* A new reference, or NULL with ERR_INVALID (or ERR_TOO_LARGE: depth, values). */
 json_t *json_parse(const void *bytes, size_t n_bytes, struct err *err);
 
+/* Of a text that json_parse refuses for a \u0000 and nothing else: where it is, "a.b[0].c", cut to
+ * the room of path [n_path]. False: there is none, it is the whole text, or more is wrong. */
+bool json_find_nul(const void *bytes, size_t n_bytes, char *path, size_t n_path);
+
 /* Appends text [n] as a JSON string with its quotes. Bytes that are no UTF-8 become U+FFFD. */
 void json_append_string(struct buf *b, const char *text, size_t n);
 void json_append_cstr(struct buf *b, const char *text);

@@ -11,7 +11,7 @@
  *
  * A request's way through it, file by file:
  *
- *     http.c             a socket becomes an exchange
+ *     http_request.c     a socket becomes an exchange (http.c has the whole picture)
  *     routes.c           the path picks a handler, the API key is checked
  *     api_openai.c       admission.c lets it in, openai_request.c reads its body
  *     service.c          runs it through engine/engine.h, turns tokens into chunks

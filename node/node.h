@@ -1,6 +1,8 @@
 /* node: the parts of a running node, as the HTTP handlers see them.
  *
- * Filled by cmd_serve before the server opens, constant while it runs. */
+ * Filled by cmd_serve; constant from `opened` on. Before, while the model is loaded, only what
+ * needs none of the parts answers (routes.c): the metrics, the keys and admission are there then.
+ */
 #ifndef TRIBUTARY_NODE_NODE_H
 #define TRIBUTARY_NODE_NODE_H
 
@@ -39,6 +41,7 @@ struct node {
     struct api_keys *keys;       /* NULL: open */
     struct api_keys *admin_keys; /* NULL: admin routes answer on loopback only */
     struct monotonic_us started;
+    _Atomic bool opened; /* all parts are there */
     _Atomic bool draining;
 };
 

@@ -3,7 +3,8 @@
  * Every field has the type and range that OpenAI documents; a violation names the field. Fields
  * that nobody knows are ignored, as OpenAI does (not in an item of `adapters`, which is ours);
  * known ones that would change the answer and that this node can't honour are refused by name, so
- * that nobody gets an answer to another question. null means "not given".
+ * that nobody gets an answer to another question. null means "not given". A NUL character in any
+ * string is refused by the name of its field: chat templates, stop strings and names end with one.
  *
  * Further fields, as vLLM has them: top_k, min_p, repetition_penalty, ignore_eos, stop_token_ids,
  * skip_special_tokens, add_special_tokens (completions), return_token_ids, chat_template_kwargs.

@@ -13,6 +13,9 @@
  * the node listens on loopback and the request comes straight from there: one that a proxy has
  * passed on (Forwarded, X-Forwarded-For, Via) or that a web page sends (Origin) is refused.
  *
+ * While the model is loaded the node has no parts to answer with: /healthz and /readyz answer, all
+ * other paths are 503, and 401, 404 and 405 as ever.
+ *
  * A POST must say application/json, in no coding (else 415). Any page in the browser of somebody on
  * this machine may send a form or plain text here without asking first, and answers cost the house
  * account; for JSON the browser asks (Fetch standard, CORS preflight), and hears no unless CORS is
@@ -31,6 +34,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
+
+enum { LOADING_RETRY_S = 5 };
 
 static void healthz(struct node *n, struct http_exchange *x)
 {
@@ -83,6 +88,12 @@ static const struct route {
     {"DELETE", "/admin/v1/adapters/", ADMIN, false, NULL, api_admin_remove},
     {"POST", "/admin/v1/adapters/", ADMIN, true, NULL, api_admin_order},
 };
+
+/* What needs no part of the node. */
+static bool answers_early(const struct route *r)
+{
+    return r->run == healthz || r->run == readyz;
+}
 
 /* NULL: none. allowed [64] (may be NULL): the methods of those that have this path. */
 static const struct route *find(const char *method, const char *path, const char **rest,
@@ -210,6 +221,10 @@ void routes_on_head(void *context, struct http_exchange *x)
         e.code = "unknown_url";
         api_error_reply(x, &e);
     } else if (!may_ask(n, r, x, &e)) {
+        api_error_reply(x, &e);
+    } else if (!atomic_load(&n->opened) && !answers_early(r)) {
+        api_error_set(&e, ERR_BUSY, NULL, "the node is starting: its model is being loaded");
+        e.retry_after_s = LOADING_RETRY_S;
         api_error_reply(x, &e);
     } else if (strcmp(r->method, "POST") == 0) {
         check_body(x);

@@ -38,7 +38,7 @@ one_room() { # header-regex allowed-path-regex
 }
 one_room 'sqlite3\.h' 'attribution/db\.c'
 one_room 'curl/' 'node/base/http_client\.c'
-one_room 'microhttpd\.h' 'node/http\.c'
+one_room 'microhttpd\.h' 'node/http_internal\.h'
 one_room 'secp256k1' 'wallet/ecdsa\.c'
 one_room 'sodium' 'wallet/.*|node/base/random\.c'
 one_room 'openssl/' 'wallet/legacy\.c|node/base/sha256\.c'

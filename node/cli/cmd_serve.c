@@ -1,20 +1,23 @@
 /* cmd_serve: a node from its first byte to its last.
  *
- * Parts are opened from the floor up and closed in reverse:
+ * Loading a model may take minutes, so all that can be told without it is told before it: first
+ * what leaves nothing behind when it is wrong, then what makes files. opening_steps below is the
+ * order:
  *
- *     data directory, wallet, chain endpoint, ledger, adapter store, service, engine, adapters,
- * HTTP
+ *     configuration, names and directories, key files, HTTP     no trace yet
+ *     data directory, wallet, ledger                            files
+ *     engine                                                    minutes
+ *     service, adapters
+ *
+ * The door is the first to open and the first to close: a port that is taken is known at once, and
+ * /healthz and /readyz answer while the model is loaded; everything else is 503 until all parts
+ * are there (node->opened, routes.c). "listening on URL" is said then and not before.
  *
  * On SIGTERM, SIGINT or SIGHUP (there is nothing that is read again): the listening socket closes
  * and /readyz says 503; what runs may finish until server.drain_timeout; the rest is cancelled,
  * billed for what was written, and told so; then the parts close. A second SIGTERM or SIGINT skips
- * the waiting.
- *
- * First start. A node without a chain and without keys makes its own: the wallet's keys `signer`
- * and `house`, encrypted with a random passphrase that lies beside them in the data directory
- * (wallet.passphrase, mode 0600), said so in the log. That protects copies of the key files, not
- * the machine; a node that handles money is given a wallet and a passphrase of the operator's own.
- */
+ * the waiting. While the node is still opening there is nothing to wait for: open_all says how
+ * that is left. */
 #include "attribution/attribution.h"
 #include "chain/rpc.h"
 #include "engine/engine.h"
@@ -22,11 +25,10 @@
 #include "node/admission.h"
 #include "node/api_keys.h"
 #include "node/base/buf.h"
-#include "node/base/hex.h"
 #include "node/base/log.h"
-#include "node/base/random.h"
 #include "node/cli/cmd_wallet.h"
 #include "node/cli/commands.h"
+#include "node/cli/serve_wallet.h"
 #include "node/config.h"
 #include "node/deployment.h"
 #include "node/http.h"
@@ -40,6 +42,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <malloc.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +53,7 @@
 /* Queries run beside the HTTP threads; more than these wait, more than the queue get 503. */
 enum { QUERY_THREADS = 2, QUERY_QUEUE = 256 };
 enum { LARGE_PIECE_BYTES = 256 << 10 };
+enum { OPENING_TICK_MS = 10 }; /* how often it is looked whether the node is open */
 
 struct serving {
     const struct config *c;
@@ -57,109 +61,40 @@ struct serving {
     struct deployment deployment;
     struct wallet *wallet;
     struct rpc *rpc;
+    _Atomic bool hang_up; /* no chain endpoint is worth waiting for any more */
     char *base_name;
+    sigset_t signals; /* that end the node; blocked in all threads */
+
+    pthread_mutex_t lock; /* while the node is opened */
+    int told;             /* the signal that came; 0: none yet */
+    enum { OPENER_STEPS, OPENER_LOADS, OPENER_IS_LEFT } opener;
+    struct err opening_err;
+    int opening_rc;
 };
 
-/* ---- wallet ------------------------------------------------------------------------------------
+/* For the opener, between things that take a while: fails once a signal has come. */
+static int may_go_on(struct serving *s, struct err *err)
+{
+    pthread_mutex_lock(&s->lock);
+    bool told = s->told != 0;
+    pthread_mutex_unlock(&s->lock);
+    return told ? err_set(err, ERR_CANCELLED, "told to end while the node was opened") : 0;
+}
+
+/* ---- wallet and ledger -------------------------------------------------------------------------
  */
-
-static char *auto_passphrase_path(const struct config *c)
-{
-    return xasprintf("%s/wallet.passphrase", config_string(c, CONFIG_DATA_DIR));
-}
-
-static bool passphrase_is_named(const struct config *c)
-{
-    return config_string(c, CONFIG_WALLET_PASSPHRASE_FILE)[0] != '\0' ||
-           getenv("TRIBUTARY_PASSPHRASE_FILE") != NULL;
-}
-
-static int make_passphrase(const char *path, struct err *err)
-{
-    uint8_t random[24];
-    char text[sizeof random * 2 + 2];
-    random_bytes(random, sizeof random);
-    hex_encode(text, random, sizeof random);
-    text[sizeof text - 2] = '\n';
-    int rc = file_write_atomic(path, text, sizeof text - 1, 0600, err);
-    explicit_bzero(random, sizeof random);
-    explicit_bzero(text, sizeof text);
-    return rc;
-}
-
-/* Makes what is missing of signer and house, on a node that settles nowhere. */
-static int make_keys(const struct config *c, const char *dir, const struct secret *passphrase,
-                     struct err *err)
-{
-    const char *names[] = {config_string(c, CONFIG_WALLET_SIGNER),
-                           config_string(c, CONFIG_WALLET_HOUSE)};
-    for (int i = 0; i < 2; i++) {
-        struct wallet_entry entry;
-        struct address address;
-        char hex[43];
-        struct err why = {0};
-        if (wallet_key_peek(dir, names[i], &entry, &why) == 0)
-            continue;
-        if (why.code != ERR_NOT_FOUND) {
-            *err = why;
-            return -1;
-        }
-        if (wallet_key_create(dir, names[i], &address, NULL, passphrase, NULL, err) != 0)
-            return -1;
-        log_info("wallet", "made the key %s in %s: address %s", names[i], dir,
-                 hex_encode_0x(hex, address.bytes, 20));
-    }
-    return 0;
-}
 
 static int open_wallet(struct serving *s, struct err *err)
 {
-    const struct config *c = s->c;
-    char *dir = cmd_wallet_dir(c), *auto_path = auto_passphrase_path(c);
-    const char *names[] = {config_string(c, CONFIG_WALLET_SIGNER),
-                           config_string(c, CONFIG_WALLET_HOUSE), NULL};
-    struct wallet_entry *entries = NULL;
-    struct secret *passphrase = NULL;
-    size_t n = 0;
-    int rc = wallet_list(dir, &entries, &n, err);
-    free(entries);
-    bool local = s->deployment.chain_id == 0;
-    if (rc == 0 && n == 0 && !local)
-        rc = err_set(err, ERR_NOT_FOUND,
-                     "the wallet %s has no key: make or import the keys %s and %s (tributary "
-                     "wallet new, tributary wallet import)",
-                     dir, names[0], names[1]);
-    bool named = passphrase_is_named(c);
-    if (rc == 0 && n == 0 && !named && access(auto_path, F_OK) != 0) {
-        rc = make_passphrase(auto_path, err);
-        if (rc == 0)
-            log_info("wallet", "made a random passphrase for the local wallet: %s", auto_path);
-    }
-    if (rc == 0) {
-        const char *file = config_string_or_null(c, CONFIG_WALLET_PASSPHRASE_FILE);
-        if (!named && access(auto_path, F_OK) == 0)
-            file = auto_path;
-        passphrase = secret_passphrase(file, "Wallet passphrase: ", n == 0, err);
-        rc = passphrase != NULL ? 0 : -1;
-    }
-    if (rc == 0 && local)
-        rc = make_keys(c, dir, passphrase, err);
-    if (rc == 0) {
-        s->wallet = wallet_open(dir, names, passphrase, err);
-        rc = s->wallet != NULL ? 0 : -1;
-    }
-    secret_free(passphrase);
-    free(dir);
-    free(auto_path);
-    return rc;
+    s->wallet = serve_wallet_open(s->c, s->deployment.chain_id == 0, err);
+    return s->wallet != NULL ? 0 : -1;
 }
 
-/* ---- ledger ------------------------------------------------------------------------------------
- */
-
-/* Whoever names an endpoint wants to be paid; receipts without a chain can never be settled. */
-static int check_chain(const struct serving *s, struct err *err)
+static int load_deployment(struct serving *s, struct err *err)
 {
+    if (deployment_load(&s->deployment, s->c, err) != 0)
+        return -1;
+    /* Whoever names an endpoint wants to be paid; receipts without a chain can never be settled. */
     if (s->deployment.chain_id != 0 || config_list_len(s->c, CONFIG_CHAIN_RPC) == 0)
         return 0;
     return err_set(err, ERR_INVALID,
@@ -179,7 +114,9 @@ static int open_rpc(struct serving *s, struct err *err)
     for (size_t i = 0; i < n; i++)
         urls[i] = config_list_item(s->c, CONFIG_CHAIN_RPC, i);
     s->rpc = rpc_open(
-        &(struct rpc_options){.urls = urls, .n_urls = n, .chain_id = s->deployment.chain_id}, err);
+        &(struct rpc_options){
+            .urls = urls, .n_urls = n, .chain_id = s->deployment.chain_id, .cancel = &s->hang_up},
+        err);
     return s->rpc != NULL ? 0 : -1;
 }
 
@@ -243,10 +180,31 @@ static char *base_name(const struct config *c)
     return last;
 }
 
-/* Lists and answers say it in JSON, and requests in theirs ask for it. */
-static int check_base_name(const char *name, struct err *err)
+/* What a look at the directory tells; the engine reads it. */
+static int check_model(struct serving *s, struct err *err)
 {
-    if (utf8_is_text(name) && strlen(name) < SERVICE_NAME_BYTES)
+    /* The engine can do without a tokenizer (bench does); every answer over HTTP is text. */
+    static const struct {
+        const char *name, *why;
+    } needed[] = {{"config.json", "this is no model's directory"},
+                  {"tokenizer.json", "without it there is no text to serve"}};
+    const char *dir = config_string(s->c, CONFIG_MODEL_DIR);
+    if (dir[0] == '\0')
+        return err_set(err, ERR_INVALID,
+                       "no model: say --model DIR, or model.dir in tributary.conf");
+    for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
+        char *path = xasprintf("%s/%s", dir, needed[i].name);
+        int why = access(path, R_OK) == 0 ? 0 : errno;
+        free(path);
+        if (why == ENOENT)
+            return err_set(err, ERR_NOT_FOUND, "%s/%s: no such file; %s", dir, needed[i].name,
+                           needed[i].why);
+        if (why != 0)
+            return err_set_errno(err, why, "%s/%s", dir, needed[i].name);
+    }
+    /* Lists and answers say the name in JSON, and requests in theirs ask for it. */
+    s->base_name = base_name(s->c);
+    if (utf8_is_text(s->base_name) && strlen(s->base_name) < SERVICE_NAME_BYTES)
         return 0;
     return err_set(
         err, ERR_INVALID,
@@ -254,7 +212,42 @@ static int check_base_name(const char *name, struct err *err)
         SERVICE_NAME_BYTES - 1);
 }
 
-static void create_store(struct serving *s)
+/* One of model.adapters, "NAME=DIR". *name: free() it. */
+static int split_adapter(const char *item, char **name, const char **dir, struct err *err)
+{
+    const char *eq = strchr(item, '=');
+    if (eq == NULL || eq == item || eq[1] == '\0')
+        return err_set(err, ERR_INVALID, "model.adapters: \"%s\" is not NAME=DIR", item);
+    *name = xstrndup(item, (size_t)(eq - item));
+    *dir = eq + 1;
+    return 0;
+}
+
+/* Their tensors are read when the base model is there to check them against. */
+static int check_adapters(struct serving *s, struct err *err)
+{
+    size_t n = config_list_len(s->c, CONFIG_MODEL_ADAPTERS);
+    char **names = xcalloc(n + 1, sizeof *names);
+    int rc = 0;
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        const char *dir;
+        rc = split_adapter(config_list_item(s->c, CONFIG_MODEL_ADAPTERS, i), &names[i], &dir, err);
+        if (rc == 0)
+            rc = adapter_store_check(s->node.adapters, names[i], dir, err);
+        for (size_t k = 0; k < i && rc == 0; k++)
+            if (strcmp(names[k], names[i]) == 0)
+                rc = err_set(err, ERR_CONFLICT, "two models are named \"%s\"", names[i]);
+    }
+    for (size_t i = 0; i < n; i++)
+        free(names[i]);
+    free(names);
+    const char *dir = config_string_or_null(s->c, CONFIG_MODEL_ADAPTERS_DIR);
+    if (rc == 0 && dir != NULL && access(dir, R_OK | X_OK) != 0)
+        rc = err_set_errno(err, errno, "%s", dir);
+    return rc;
+}
+
+static int create_store(struct serving *s, struct err *err)
 {
     size_t n = config_list_len(s->c, CONFIG_REGISTRY_URLS);
     const char **urls = xcalloc(n + 1, sizeof *urls);
@@ -274,23 +267,43 @@ static void create_store(struct serving *s)
     };
     s->node.adapters = adapter_store_create(&o);
     free(urls);
+    return check_adapters(s, err);
+}
+
+/* What it takes is left to itself on a signal (open_all), so it may touch nothing but its
+ * options before it knows that it wasn't. */
+static int load_model(struct serving *s, const struct engine_options *options, struct err *err)
+{
+    struct engine *engine = NULL;
+    pthread_mutex_lock(&s->lock);
+    s->opener = s->told != 0 ? s->opener : OPENER_LOADS;
+    bool loads = s->opener == OPENER_LOADS;
+    pthread_mutex_unlock(&s->lock);
+    if (!loads)
+        return may_go_on(s, err);
+    int rc = engine_open(&engine, options, err);
+    pthread_mutex_lock(&s->lock);
+    if (s->opener == OPENER_IS_LEFT) {
+        rc = err_set(err, ERR_CANCELLED, "told to end while the model was loaded");
+    } else {
+        s->opener = OPENER_STEPS;
+        s->node.engine = engine;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return rc;
 }
 
 static int open_engine(struct serving *s, struct err *err)
 {
     const struct config *c = s->c;
-    s->base_name = base_name(c);
-    if (check_base_name(s->base_name, err) != 0)
-        return -1;
     struct service_options so = {
         .base_name = s->base_name,
         .max_tokens = config_int(c, CONFIG_LIMITS_MAX_TOKENS),
         .default_max_tokens = config_int(c, CONFIG_LIMITS_DEFAULT_MAX_TOKENS),
         .max_time_ms = (uint64_t)config_int(c, CONFIG_LIMITS_TIMEOUT),
+        .resolver = adapter_store_resolver(s->node.adapters),
         .metrics = s->node.metrics,
     };
-    create_store(s);
-    so.resolver = adapter_store_resolver(s->node.adapters);
     s->node.service = service_create(&so);
     struct engine_options eo = {
         .model_dir = config_string(c, CONFIG_MODEL_DIR),
@@ -310,52 +323,52 @@ static int open_engine(struct serving *s, struct err *err)
         .on_events = service_on_events,
         .context = s->node.service,
     };
-    if (engine_open(&s->node.engine, &eo, err) != 0)
+    log_info("node", "loading %s; %s answers 503 until it is there", s->base_name,
+             http_url(s->node.http));
+    if (load_model(s, &eo, err) != 0)
         return -1;
-    /* The engine can do without one (bench does); every answer over HTTP is text. */
-    if (engine_tokenizer(s->node.engine) == NULL)
-        return err_set(err, ERR_NOT_FOUND,
-                       "%s/tokenizer.json: no such file; without it there is no text to serve",
-                       eo.model_dir);
+    BUG_IF(engine_tokenizer(s->node.engine) == NULL); /* check_model */
     const struct engine_model *m = engine_model(s->node.engine);
     log_info("engine", "%s: %d layers, hidden %d, vocabulary %d, context %d, on %s", s->base_name,
              m->n_layers, m->hidden, m->vocab, m->max_context, m->backend);
     return 0;
 }
 
-/* "NAME=DIR" */
-static int add_adapter(struct serving *s, const char *item, struct err *err)
-{
-    const char *eq = strchr(item, '=');
-    if (eq == NULL || eq == item || eq[1] == '\0')
-        return err_set(err, ERR_INVALID, "model.adapters: \"%s\" is not NAME=DIR", item);
-    char *name = xstrndup(item, (size_t)(eq - item));
-    int rc = adapter_store_add(s->node.adapters, name, eq + 1, false, NULL, err);
-    free(name);
-    return rc;
-}
-
 static int start_service(struct serving *s, struct err *err)
 {
     struct node *n = &s->node;
-    const char *dir = config_string_or_null(s->c, CONFIG_MODEL_ADAPTERS_DIR);
+    return adapter_store_start(n->adapters, n->engine, n->ledger, err) != 0 ||
+                   service_start(n->service, n->engine, n->ledger, err) != 0
+               ? -1
+               : 0;
+}
+
+static int add_adapters(struct serving *s, struct err *err)
+{
+    struct node *n = &s->node;
+    const char *root = config_string_or_null(s->c, CONFIG_MODEL_ADAPTERS_DIR);
     size_t n_found;
-    if (adapter_store_start(n->adapters, n->engine, n->ledger, err) != 0 ||
-        service_start(n->service, n->engine, n->ledger, err) != 0)
-        return -1;
     for (size_t i = 0; i < config_list_len(s->c, CONFIG_MODEL_ADAPTERS); i++) {
-        if (add_adapter(s, config_list_item(s->c, CONFIG_MODEL_ADAPTERS, i), err) != 0)
+        char *name;
+        const char *dir;
+        if (may_go_on(s, err) != 0)
+            return -1;
+        if (split_adapter(config_list_item(s->c, CONFIG_MODEL_ADAPTERS, i), &name, &dir, err) != 0)
+            return -1;
+        int rc = adapter_store_add(n->adapters, name, dir, false, NULL, err);
+        free(name);
+        if (rc != 0)
             return -1;
     }
     if (adapter_store_recall(n->adapters, &n_found, err) != 0)
         return -1;
-    return dir != NULL ? adapter_store_add_all(n->adapters, dir, &n_found, err) : 0;
+    return root != NULL ? adapter_store_add_all(n->adapters, root, &n_found, err) : 0;
 }
 
 /* ---- HTTP --------------------------------------------------------------------------------------
  */
 
-static int open_http(struct serving *s, struct err *err)
+static int open_keys(struct serving *s, struct err *err)
 {
     const struct config *c = s->c;
     struct node *n = &s->node;
@@ -382,6 +395,13 @@ static int open_http(struct serving *s, struct err *err)
             },
         .max_requests = (uint32_t)config_int(c, CONFIG_SERVER_MAX_REQUESTS),
     });
+    return 0;
+}
+
+static int open_http(struct serving *s, struct err *err)
+{
+    const struct config *c = s->c;
+    struct node *n = &s->node;
     struct http_options o = {
         .listen = config_string(c, CONFIG_SERVER_LISTEN),
         .insecure_bind = config_bool(c, CONFIG_SERVER_INSECURE_BIND),
@@ -425,25 +445,73 @@ static void raise_descriptor_limit(void)
     }
 }
 
+static int make_data_dir(struct serving *s, struct err *err)
+{
+    return dir_ensure(config_string(s->c, CONFIG_DATA_DIR), err);
+}
+
+/* What makes files comes late: a forgotten option must not leave a data directory and new keys
+ * behind. */
+static int (*const opening_steps[])(struct serving *s, struct err *err) = {
+    check_model,   load_deployment, open_rpc,    create_store, open_keys,     open_http,
+    make_data_dir, open_wallet,     open_ledger, open_engine,  start_service, add_adapters,
+};
+
+static void *opener_main(void *context)
+{
+    struct serving *s = context;
+    size_t n = sizeof opening_steps / sizeof *opening_steps;
+    for (size_t i = 0; i < n && s->opening_rc == 0; i++)
+        s->opening_rc = may_go_on(s, &s->opening_err) != 0 ||
+                                opening_steps[i](s, &s->opening_err) != 0
+                            ? -1
+                            : 0;
+    return NULL;
+}
+
+/* Minutes may lie in a single call into a file system or a driver, which nobody can break off. So a
+ * thread of its own opens the node, and this one waits for its end or a signal, whatever is first.
+ * On a signal the opener ends with the step that it is at, but for the engine's, where it is left:
+ * all it holds there is memory, of the host and the device, and no file, which goes with the
+ * process once the other parts are closed in order (run_serve).
+ *
+ * -1 with s->told set: told to end meanwhile. */
 static int open_all(struct serving *s, struct err *err)
 {
-    /* First: a forgotten option must not leave a data directory and new keys behind. */
-    if (config_string(s->c, CONFIG_MODEL_DIR)[0] == '\0')
-        return err_set(err, ERR_INVALID,
-                       "no model: say --model DIR, or model.dir in tributary.conf");
-    return deployment_load(&s->deployment, s->c, err) != 0 || check_chain(s, err) != 0 ||
-                   dir_ensure(config_string(s->c, CONFIG_DATA_DIR), err) != 0 ||
-                   open_wallet(s, err) != 0 || open_rpc(s, err) != 0 || open_ledger(s, err) != 0 ||
-                   open_engine(s, err) != 0 || start_service(s, err) != 0 || open_http(s, err) != 0
-               ? -1
-               : 0;
+    pthread_t opener;
+    const struct timespec tick = {0, OPENING_TICK_MS * 1000000};
+    int why = pthread_create(&opener, NULL, opener_main, s);
+    if (why != 0)
+        return err_set_errno(err, why, "cannot start the thread that opens the node");
+    while (pthread_tryjoin_np(opener, NULL) != 0) {
+        int signal_number = sigtimedwait(&s->signals, NULL, &tick);
+        if (signal_number <= 0)
+            continue;
+        pthread_mutex_lock(&s->lock);
+        s->told = signal_number;
+        bool loads = s->opener == OPENER_LOADS;
+        if (loads)
+            s->opener = OPENER_IS_LEFT;
+        pthread_mutex_unlock(&s->lock);
+        atomic_store(&s->hang_up, true);
+        if (loads)
+            pthread_detach(opener);
+        else
+            pthread_join(opener, NULL);
+        return -1;
+    }
+    if (s->opening_rc != 0)
+        *err = s->opening_err;
+    else
+        atomic_store(&s->node.opened, true);
+    return s->opening_rc;
 }
 
 /* Waits until all answers are out, the time is up, or another signal comes: not SIGHUP, for a
  * terminal that goes sends that more than once, by the kernel and by the shell. */
-static void drain(struct serving *s, const sigset_t *signals)
+static void drain(struct serving *s)
 {
-    sigset_t impatience = *signals;
+    sigset_t impatience = s->signals;
     sigdelset(&impatience, SIGHUP);
     uint64_t patience_ms = (uint64_t)config_int(s->c, CONFIG_SERVER_DRAIN_TIMEOUT);
     struct monotonic_us began = clock_monotonic_us();
@@ -466,6 +534,7 @@ static void drain(struct serving *s, const sigset_t *signals)
 static void close_all(struct serving *s)
 {
     struct node *n = &s->node;
+    atomic_store(&s->hang_up, true);
     if (n->adapters != NULL)
         adapter_store_cancel(n->adapters);
     if (n->service != NULL)
@@ -475,7 +544,8 @@ static void close_all(struct serving *s)
     http_close(n->http);
     workers_free(n->workers);
     engine_close(n->engine);
-    service_free(n->service);
+    if (s->opener != OPENER_IS_LEFT) /* else the engine's options name it */
+        service_free(n->service);
     adapter_store_free(n->adapters);
     ledger_close(n->ledger);
     rpc_close(s->rpc);
@@ -506,32 +576,36 @@ static int run_serve(const struct cli_args *a)
      * pieces come and go, and keeps them. */
     mallopt(M_MMAP_THRESHOLD, LARGE_PIECE_BYTES);
     /* Blocked before any thread is made: all inherit it, and only this one waits for them. */
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGINT);
+    sigemptyset(&s.signals);
+    sigaddset(&s.signals, SIGTERM);
+    sigaddset(&s.signals, SIGINT);
     /* Its terminal has gone; under nohup that is nothing to it. */
     struct sigaction hangup;
     if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN)
-        sigaddset(&signals, SIGHUP);
-    pthread_sigmask(SIG_BLOCK, &signals, NULL);
+        sigaddset(&s.signals, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &s.signals, NULL);
+    pthread_mutex_init(&s.lock, NULL);
     int status = 0;
-    if (open_all(&s, &err) != 0) {
-        status = cli_fail(a, &err);
-    } else {
+    bool opened = open_all(&s, &err) == 0;
+    if (opened) {
         printf("listening on %s\n", http_url(s.node.http));
         fflush(stdout);
         log_info("node", "serving %s on %s, chain id %llu", s.base_name, http_url(s.node.http),
                  (unsigned long long)s.deployment.chain_id);
-        int signal_number;
-        while (sigwait(&signals, &signal_number) != 0)
-            ;
-        log_info("node", "%s: shutting down", strsignal(signal_number));
-        drain(&s, &signals);
+        while (s.told == 0)
+            sigwait(&s.signals, &s.told);
     }
+    if (s.told == 0)
+        status = cli_fail(a, &err);
+    else
+        log_info("node", "%s: shutting down", strsignal(s.told));
+    if (opened)
+        drain(&s);
     close_all(&s);
     if (status == 0)
         log_info("node", "stopped");
+    if (s.opener == OPENER_IS_LEFT) /* returning would free what it reads */
+        _exit(status);
     return status;
 }
 
@@ -549,9 +623,11 @@ const struct cli_command cmd_serve = {
         "or --chain-id and the contracts' addresses) the wallet's keys signer and house must be "
         "there.\n\n"
         "When it is ready it prints \"listening on URL\" on standard output; everything else goes "
-        "to standard error. SIGTERM, SIGINT and SIGHUP end it: running answers may finish "
-        "(server.drain_timeout), a second SIGTERM or SIGINT cancels them. Configuration and key "
-        "files are read at the start, and only then.",
+        "to standard error. While the model is loaded the port is open already: /healthz is 200, "
+        "/readyz and everything else 503. SIGTERM, SIGINT and SIGHUP end it with exit status 0, at "
+        "once while it is loading; later running answers may finish (server.drain_timeout), a "
+        "second SIGTERM or SIGINT cancels them. Configuration and key files are read at the start, "
+        "and only then.",
     .examples = "    tributary serve --model models/demo-7m --adapter law=adapters/law\n"
                 "    curl http://127.0.0.1:8080/v1/completions --json "
                 "'{\"model\":\"law\",\"prompt\":\"The people\"}'\n",

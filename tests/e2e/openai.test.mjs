@@ -315,6 +315,8 @@ await checks.test('bodies that are no JSON, and paths that are none', async () =
     const { error } = await response.json();
     checks.ok([400, 413].includes(response.status) && error.type === 'invalid_request_error', `refused: ${body.slice(0, 30)}`, `${response.status}`);
   }
+  const nul = await post(`${node.url}/v1/chat/completions`, JSON.stringify({ model: 'law', messages: [{ role: 'user', content: 'a\0b' }] }));
+  checks.equal([nul.status, (await nul.json()).error.param], [400, 'messages[0].content'], 'a NUL in a text is refused by the name of its field');
   checks.equal((await post(`${node.url}/v1/embeddings`, '{}')).status, 404, 'an unknown path is 404');
   checks.equal((await fetch(`${node.url}/v1/chat/completions`)).status, 405, 'GET where POST belongs is 405');
   // What a browser sends to another site without asking that site first is not taken.
@@ -449,6 +451,15 @@ await checks.test('a node with API keys asks for them', async () => {
   checks.equal((await post(`${locked.url}/v1/completions`, '{"model":"stories260K","prompt":"x"}')).status, 401, 'no key is 401');
   checks.equal(await status(with_('sk-ann').models.list()), 200, 'the right key is let in');
   checks.equal((await fetch(`${locked.url}/readyz`)).status, 200, 'health needs no key');
+  const { hostname, port } = new URL(locked.url);
+  for (const authorization of ['Bearer sk-ann ', 'Bearer sk-ann \t ', 'bearer   sk-ann', 'BEARER sk-ann']) {
+    const answer = await new Promise((resolve, reject) => { // fetch would tidy it up
+      const socket = net.connect(port, hostname, () => socket.write(`GET /v1/models HTTP/1.0\r\nAuthorization: ${authorization}\r\n\r\n`));
+      let all = '';
+      socket.on('data', (bytes) => { all += bytes; }).on('end', () => resolve(all)).on('error', reject);
+    });
+    checks.equal(/^HTTP\/1\.\d (\d+)/.exec(answer)?.[1], '200', `let in by "${authorization}"`);
+  }
   const use = () => with_('sk-ann').completions.create({ model: 'stories260K', prompt: 'Once', max_tokens: 60 }).then(() => null, (error) => error);
   checks.equal(await use(), null, 'a first request within its tokens');
   const refused = await use();

@@ -79,6 +79,7 @@ struct fake_chain {
     uint64_t head; /* number of the newest block */
     struct fake_tx txs[TXS_MAX];
     bool down;             /* no endpoint answers */
+    bool cancelled;        /* nor is one waited for */
     bool drops_broadcasts; /* takes transactions and forgets them */
     bool no_funds;         /* of the signer, for fees: says who is sent something */
     bool shows_no_funds;   /* says whoever is asked for the balance */
@@ -311,6 +312,8 @@ static size_t fake_pending(void)
 
 static int fake_answers(struct err *err)
 {
+    if (fake->cancelled)
+        return err_set(err, ERR_CANCELLED, "cancelled");
     return fake->down ? err_set(err, ERR_UPSTREAM, "no endpoint answers") : 0;
 }
 

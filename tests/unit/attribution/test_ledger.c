@@ -411,6 +411,28 @@ static void a_channel_is_listed_from_one_of_its_lives(void **state)
     }
 }
 
+static void a_question_to_the_chain_that_is_broken_off_decides_no_epoch(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    size_t n;
+    char *dir = temp_dir_create();
+    ledger_close(w->l);
+    w->options.data_dir = dir; /* new on the chain */
+    w->options.chain = market_chain();
+    w->options.rpc = (struct rpc *)fake;
+    fake->cancelled = true;
+    w->l = ledger_open(&w->options, &err);
+    assert_null(w->l);
+    assert_int_equal(err.code, ERR_CANCELLED);
+    fake->cancelled = false;
+    w->l = market_open(&w->options);
+    assert_int_equal(newest_epoch(w, &n), 0);
+    ledger_close(w->l);
+    w->l = NULL;
+    temp_dir_remove(dir);
+}
+
 static void local_receipts_are_never_sealed(void **state)
 {
     struct world *w = *state;
@@ -1149,6 +1171,7 @@ int main(void)
         LOCAL(a_chain_needs_its_id_and_all_addresses),
         LOCAL(naming_a_chain_starts_new_channels),
         LOCAL(a_channel_is_listed_from_one_of_its_lives),
+        LOCAL(a_question_to_the_chain_that_is_broken_off_decides_no_epoch),
         LOCAL(local_receipts_are_never_sealed),
         LOCAL(a_restored_database_never_extends_an_old_channel),
         LOCAL(an_epoch_that_was_opened_counts_whatever_failed_after_it),

@@ -22,6 +22,7 @@ static inline void node_listen(struct node *n)
     assert_ok(workers_create(&n->workers, 2, 16, &err), err);
     assert_ok(http_open(&server, &o, &err), err);
     atomic_store(&n->http, server);
+    atomic_store(&n->opened, true);
 }
 
 #endif

@@ -69,6 +69,11 @@ static void on_request(void *context, struct http_exchange *x)
         buf_appendf(&b, "%s %s|", http_method(x), q != NULL ? q : "");
         buf_append(&b, body, n);
         http_reply(x, 200, "text/plain", &b);
+    } else if (strcmp(path, "/header") == 0) {
+        struct buf b = BUF_INIT;
+        const char *a = http_header(x, "X-A");
+        buf_appendf(&b, "[%s]", a != NULL ? a : "none");
+        http_reply(x, 200, "text/plain", &b);
     } else if (strcmp(path, "/big") == 0) {
         struct buf b = BUF_INIT;
         for (int i = 0; i < 1 << 20; i++)
@@ -244,6 +249,10 @@ static void requests_are_answered_or_refused_by_rule(void **state)
         {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n", "413",
          "declared far too large: refused before it is sent"},
         {"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n", "x-request-id: 0x", "request id"},
+        {"GET /header HTTP/1.1\r\nHost: x\r\nX-A: \t a  b \t \r\n\r\n", "[a  b]",
+         "white space around a field's value isn't of it"},
+        {"GET /header HTTP/1.1\r\nHost: x\r\nX-A: \t \r\n\r\n", "[]", "nothing but white space"},
+        {"GET /header HTTP/1.1\r\nHost: x \r\nx-a:b\r\n\r\n", "[b]", "nor need there be any"},
     };
     struct http_options o = {.max_body_bytes = 4096};
     struct world *w = world_open(&o);
@@ -270,6 +279,7 @@ static void a_body_without_a_clear_end_is_refused_and_the_connection_closed(void
         "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         "transfer-encoding: identity\r\n\r\nhello",
+        "Transfer-Encoding: chunked \r\n\r\n0\r\n\r\n", /* which MHD doesn't know */
     };
     struct http_options o = {0};
     struct world *w = world_open(&o);
