@@ -1,7 +1,8 @@
 /* adapter_store_internal: what the files of the adapter store share. Nobody else includes it.
  *
  *   adapter_store.c   items and contents, resolving, life
- *   adapter_tiers.c   host memory: loading, room, what leaves first
+ *   adapter_tiers.c   host memory: loading, what leaves first
+ *   adapter_room.c    host memory: who gets what is left
  *   adapter_fetch.c   from the registries to the disk; the disk's bound
  *   adapter_local.c   adapters in the operator's own directories
  *   adapter_told.c    those that the admin API told of, beyond the node's end
@@ -229,11 +230,8 @@ void content_give_back(struct adapter_store *s, struct content *c);
 /* Out of host memory; it is loaded and nobody uses it. With the lock. */
 void content_unload(struct adapter_store *s, struct content *c);
 void content_pin(struct adapter_store *s, struct content *c, int by);
-/* Whether n adapters, asked for as `models`, can be in host memory together while all that is
- * pinned there stays; else ERR_TOO_LARGE. One without a handle counts as what its name means now.
- * With the lock. */
-int contents_fit(struct adapter_store *s, const char *const *models,
-                 const struct resolved *adapters, size_t n, struct err *err);
+/* The one worth least leaves host memory; false: none is idle. With the lock. */
+bool host_evict_one(struct adapter_store *s);
 /* Off the device, loaded or not. Waits for the engine; without the lock. */
 int device_evict(struct adapter_store *s, const struct content_digest *digest, struct err *err);
 /* The same from another thread, soon: what nobody means any more leaves nothing behind. */
@@ -248,6 +246,20 @@ void content_landed(struct adapter_store *s, struct content *c, uint64_t us);
  * a failure when there is no thread for it. With the lock. */
 void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready);
 
+/* ---- adapter_room.c ----------------------------------------------------------------------------
+ */
+
+enum { ROOM_WAIT_S = 30 };
+
+/* Keeps n_bytes for a load; waits for them. With the lock, let go of while it waits. */
+int room_reserve(struct adapter_store *s, size_t n_bytes, struct err *err);
+/* Who waits for room may have it now. With the lock. */
+void room_give_back(struct adapter_store *s, size_t n_bytes);
+/* Whether n adapters, asked for as `models`, can be in host memory together while all that is
+ * pinned there stays; else ERR_TOO_LARGE. One without a handle counts as what its name means now.
+ * With the lock. */
+int contents_fit(struct adapter_store *s, const char *const *models,
+                 const struct resolved *adapters, size_t n, struct err *err);
 /* ---- adapter_fetch.c ---------------------------------------------------------------------------
  */
 

@@ -17,11 +17,8 @@
  * former favourites leave in the end; one that is small, asked for often, or slow to read stays
  * longer. What is in use or pinned is not in the heap at all.
  *
- * Room is reserved before a file is read, from the size that was learnt or, the first time, from
- * the files' own: two loads can't both count on the same bytes. When everything is in use a load
- * waits until something becomes idle, at most ROOM_WAIT_S seconds; requests for what is loaded go
- * past it meanwhile. What is pinned won't become idle, so what doesn't fit beside it isn't waited
- * for. */
+ * Room is reserved before a file is read (adapter_room.c), from the size that was learnt or, the
+ * first time, from the files' own. */
 #include "node/adapter_store_internal.h"
 
 #include "attribution/attribution.h"
@@ -35,8 +32,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-enum { ROOM_WAIT_S = 30, PRESSED_MS = 2, PRESSED_TURNS = 16 };
-enum { NAMES_BYTES = 150 }; /* in an error */
+enum { PRESSED_MS = 2, PRESSED_TURNS = 16 };
 enum { EVICT_TURNS = 100, EVICT_PAUSE_MS = 5, AVERAGE_OVER = 32 };
 
 /* ---- the idle ones: a heap ---------------------------------------------------------------------
@@ -213,7 +209,7 @@ void content_unload(struct adapter_store *s, struct content *c)
     engine_adapter_drop(s->engine, &c->digest, NULL);
 }
 
-static bool evict_one(struct adapter_store *s)
+bool host_evict_one(struct adapter_store *s)
 {
     if (s->n_idle == 0)
         return false;
@@ -225,111 +221,8 @@ static bool evict_one(struct adapter_store *s)
     return true;
 }
 
-/* ---- room --------------------------------------------------------------------------------------
+/* ---- loading -----------------------------------------------------------------------------------
  */
-
-/* "law, code and 3 more" */
-static void names_add(struct buf *names, size_t *n_more, const char *name)
-{
-    if (names->len + strlen(name) > NAMES_BYTES)
-        ++*n_more;
-    else
-        buf_appendf(names, "%s%s", names->len > 0 ? ", " : "", name);
-}
-
-static void names_end(struct buf *names, size_t n_more)
-{
-    if (n_more > 0)
-        buf_appendf(names, "%s%zu%s", names->len > 0 ? " and " : "", n_more,
-                    names->len > 0 ? " more" : "");
-}
-
-/* The names in whose favour contents are pinned. With the lock. */
-static void name_pinned(struct adapter_store *s, struct buf *names)
-{
-    size_t at = 0, n_more = 0;
-    for (const struct content *c; (c = hash_map_next(&s->contents, &at)) != NULL;) {
-        for (const struct item *i = c->loaded ? c->items : NULL; i != NULL; i = i->next) {
-            if (i->pinned)
-                names_add(names, &n_more, i->name);
-        }
-    }
-    names_end(names, n_more);
-}
-
-/* Beside what is pinned there are never more bytes, whoever else leaves. With the lock. */
-static int check_pinned(struct adapter_store *s, size_t n_bytes, struct err *err)
-{
-    if (n_bytes <= s->host_total - s->host_pinned)
-        return 0;
-    if (s->host_pinned == 0)
-        return err_set(err, ERR_TOO_LARGE,
-                       "%zu bytes are needed, host memory for adapters is %zu "
-                       "(engine.adapter_host_bytes)",
-                       n_bytes, s->host_total);
-    struct buf names = BUF_INIT;
-    name_pinned(s, &names);
-    err_set(err, ERR_TOO_LARGE,
-            "%zu bytes are needed, host memory for adapters is %zu (engine.adapter_host_bytes), of "
-            "which %zu are taken by pinned adapters (%s)",
-            n_bytes, s->host_total, s->host_pinned, buf_cstr(&names));
-    buf_release(&names);
-    return -1;
-}
-
-int contents_fit(struct adapter_store *s, const char *const *models,
-                 const struct resolved *adapters, size_t n, struct err *err)
-{
-    struct buf names = BUF_INIT;
-    size_t n_bytes = 0, n_more = 0;
-    for (size_t i = 0; i < n; i++) {
-        const struct item *now = adapters[i].handle == NULL ? item_find(s, models[i], false) : NULL;
-        const struct content *c = now != NULL
-                                      ? now->content
-                                      : hash_map_get(&s->contents, adapters[i].content.bytes, 32);
-        if (c == NULL || (c->loaded && c->n_pins > 0))
-            continue;
-        n_bytes += c->n_bytes;
-        names_add(&names, &n_more, adapters[i].name);
-    }
-    names_end(&names, n_more);
-    int rc = check_pinned(s, n_bytes, err);
-    if (rc != 0)
-        err_wrap(err, "adapters %s together", buf_cstr(&names));
-    buf_release(&names);
-    return rc;
-}
-
-/* With the lock, let go of while it waits. */
-static int reserve(struct adapter_store *s, size_t n_bytes, struct err *err)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += ROOM_WAIT_S;
-    bool in_time = true;
-    while (s->host_used + s->host_reserved + n_bytes > s->host_total) {
-        if (atomic_load(&s->cancelled))
-            return err_set(err, ERR_CANCELLED, "the node is shutting down");
-        if (check_pinned(s, n_bytes, err) != 0)
-            return -1;
-        if (evict_one(s))
-            continue;
-        if (!in_time)
-            return err_set(err, ERR_BUSY,
-                           "all of the %zu bytes of host memory for adapters are in use or pinned",
-                           s->host_total);
-        in_time = pthread_cond_timedwait(&s->room, &s->lock, &until) == 0;
-    }
-    s->host_reserved += n_bytes;
-    return 0;
-}
-
-/* Who waits for room may have it now. With the lock. */
-static void unreserve(struct adapter_store *s, size_t n_bytes)
-{
-    s->host_reserved -= n_bytes;
-    pthread_cond_broadcast(&s->room);
-}
 
 struct pressed {
     struct adapter_store *store;
@@ -347,16 +240,13 @@ static bool wait_pressed(void *context)
     if (atomic_load(&s->cancelled))
         return false;
     pthread_mutex_lock(&s->lock);
-    bool freed = turn % PRESSED_TURNS == PRESSED_TURNS - 1 && evict_one(s);
+    bool freed = turn % PRESSED_TURNS == PRESSED_TURNS - 1 && host_evict_one(s);
     pthread_mutex_unlock(&s->lock);
     if (!freed && turn * PRESSED_MS >= ROOM_WAIT_S * 1000)
         return false;
     nanosleep(&(struct timespec){0, PRESSED_MS * 1000000L}, NULL);
     return true;
 }
-
-/* ---- loading -----------------------------------------------------------------------------------
- */
 
 void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
 {
@@ -401,7 +291,7 @@ int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *
         *us = clock_elapsed_us(began, clock_monotonic_us());
         *loaded = rc == 0;
         pthread_mutex_lock(&s->lock);
-        unreserve(s, n_bytes);
+        room_give_back(s, n_bytes);
         pthread_mutex_unlock(&s->lock);
         if (rc != 0 && problem.code != ERR_BUSY) {
             if (err != NULL)
@@ -506,7 +396,7 @@ static int load_files(struct adapter_store *s, struct load *l, struct engine_ada
         n_bytes = (size_t)local_files(l->dir, (char[17]){0});
     pthread_mutex_lock(&s->lock);
     int rc = atomic_load(&s->cancelled) ? err_set(err, ERR_CANCELLED, "the node is shutting down")
-                                        : reserve(s, n_bytes, err);
+                                        : room_reserve(s, n_bytes, err);
     pthread_mutex_unlock(&s->lock);
     *read = rc == 0;
     if (rc != 0)
@@ -516,7 +406,7 @@ static int load_files(struct adapter_store *s, struct load *l, struct engine_ada
     rc = engine_adapter_load_when(s->engine, l->dir, wait_pressed, &pressed, facts, err);
     *us = clock_elapsed_us(began, clock_monotonic_us());
     pthread_mutex_lock(&s->lock);
-    unreserve(s, n_bytes);
+    room_give_back(s, n_bytes);
     pthread_mutex_unlock(&s->lock);
     return rc;
 }
