@@ -156,6 +156,7 @@ void content_pin(struct adapter_store *s, struct content *c, int by)
     idle_update(s, c);
     if (c->loaded && c->n_pins == (by > 0)) {
         s->host_pinned += by > 0 ? c->n_bytes : -c->n_bytes;
+        room_count(s, c, by < 0);
         pthread_cond_broadcast(&s->room); /* what waits may fit no more */
         keep_begin(s, c);
     }
@@ -206,6 +207,7 @@ void content_unload(struct adapter_store *s, struct content *c)
     c->frequency = 0;
     idle_update(s, c);
     s->host_used -= c->n_bytes;
+    room_count(s, c, false);
     engine_adapter_drop(s->engine, &c->digest, NULL);
 }
 
@@ -248,7 +250,8 @@ static bool wait_pressed(void *context)
     return true;
 }
 
-void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
+void content_landed(struct adapter_store *s, struct content *c, uint64_t us,
+                    const struct room *room)
 {
     c->load_us = us > 0 ? us : 1;
     double per_byte = (double)c->load_us / (double)c->n_bytes;
@@ -264,9 +267,13 @@ void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
     c->loaded = c->perhaps_on_device = true;
     c->frequency = 0;
     c->priority = s->age;
+    c->asked = room != NULL ? room->asked : 0;
+    c->entered = room != NULL ? room->entered : 0;
     s->host_used += c->n_bytes;
     idle_update(s, c);
-    if (c->n_pins > 0) {
+    if (c->n_pins == 0) {
+        room_count(s, c, true);
+    } else {
         s->host_pinned += c->n_bytes;
         pthread_cond_broadcast(&s->room);
         keep_begin(s, c);
@@ -277,11 +284,9 @@ int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *
                uint64_t *us, struct err *err)
 {
     size_t n_bytes = (size_t)local_files(dir, (char[17]){0});
+    struct room room = {0};
     pthread_mutex_lock(&s->lock);
-    *loaded = n_bytes <= s->host_total &&
-              s->host_used + s->host_reserved <= s->host_total - n_bytes;
-    if (*loaded)
-        s->host_reserved += n_bytes;
+    *loaded = room_try(s, &room, n_bytes);
     pthread_mutex_unlock(&s->lock);
     struct monotonic_us began = clock_monotonic_us();
     int rc = -1;
@@ -291,7 +296,7 @@ int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *
         *us = clock_elapsed_us(began, clock_monotonic_us());
         *loaded = rc == 0;
         pthread_mutex_lock(&s->lock);
-        room_give_back(s, n_bytes);
+        room_give_back(s, &room);
         pthread_mutex_unlock(&s->lock);
         if (rc != 0 && problem.code != ERR_BUSY) {
             if (err != NULL)
@@ -313,7 +318,7 @@ static void load_landed(struct adapter_store *s, struct load *l, const struct en
         s->facts_changed = true;
         item_attach(s, l->item, c);
     }
-    content_landed(s, c, us);
+    content_landed(s, c, us, &l->room);
 }
 
 /* An operator's directory that has the content: of those that didn't fail the first one, else the
@@ -388,7 +393,8 @@ static void load_elsewhere(struct adapter_store *s, struct load *l, struct waite
     l->waiters = kept;
 }
 
-/* *read: there was room, so that a failure is the files'. */
+/* *read: there was room, which is the load's until room_give_back, so that a failure is the
+ * files'. */
 static int load_files(struct adapter_store *s, struct load *l, struct engine_adapter *facts,
                       size_t n_bytes, uint64_t *us, bool *read, struct err *err)
 {
@@ -396,7 +402,7 @@ static int load_files(struct adapter_store *s, struct load *l, struct engine_ada
         n_bytes = (size_t)local_files(l->dir, (char[17]){0});
     pthread_mutex_lock(&s->lock);
     int rc = atomic_load(&s->cancelled) ? err_set(err, ERR_CANCELLED, "the node is shutting down")
-                                        : room_reserve(s, n_bytes, err);
+                                        : room_reserve(s, &l->room, n_bytes, err);
     pthread_mutex_unlock(&s->lock);
     *read = rc == 0;
     if (rc != 0)
@@ -405,9 +411,6 @@ static int load_files(struct adapter_store *s, struct load *l, struct engine_ada
     struct pressed pressed = {.store = s};
     rc = engine_adapter_load_when(s->engine, l->dir, wait_pressed, &pressed, facts, err);
     *us = clock_elapsed_us(began, clock_monotonic_us());
-    pthread_mutex_lock(&s->lock);
-    room_give_back(s, n_bytes);
-    pthread_mutex_unlock(&s->lock);
     return rc;
 }
 
@@ -454,16 +457,11 @@ static void load_serve(struct adapter_store *s, struct load *l, struct content *
     content_settle(s, c);
 }
 
-static void load_run(void *store, void *argument)
+static void load_files_and_serve(struct adapter_store *s, struct load *l, size_t n_bytes)
 {
-    struct adapter_store *s = store;
-    struct load *l = argument;
     struct err err = {0};
     struct engine_adapter facts;
     uint64_t us = 0;
-    pthread_mutex_lock(&s->lock);
-    size_t n_bytes = l->content != NULL ? l->content->n_bytes : 0;
-    pthread_mutex_unlock(&s->lock);
     bool read;
     int rc = load_files(s, l, &facts, n_bytes, &us, &read, &err);
     if (rc == 0 && l->fetched)
@@ -471,6 +469,8 @@ static void load_run(void *store, void *argument)
 
     struct waiters ready = {0};
     pthread_mutex_lock(&s->lock);
+    if (read)
+        room_give_back(s, &l->room);
     if (rc == 0 && l->content != NULL && !DIGEST_EQ(facts.content, l->content->digest))
         rc = refuse_changed(s, l, &facts, &err);
     bool told = rc != 0 && err.code != ERR_CANCELLED && err.code != ERR_BUSY;
@@ -498,8 +498,35 @@ static void load_run(void *store, void *argument)
     }
     pthread_mutex_unlock(&s->lock);
     waiters_tell(s, &ready);
+}
+
+static void load_run(void *store, void *argument)
+{
+    struct adapter_store *s = store;
+    struct load *l = argument;
+    pthread_mutex_lock(&s->lock);
+    bool begins = !l->begun;
+    size_t n_bytes = begins && l->content != NULL ? l->content->n_bytes : 0;
+    l->begun = true;
+    pthread_mutex_unlock(&s->lock);
+    if (begins)
+        load_files_and_serve(s, l, n_bytes);
+    pthread_mutex_lock(&s->lock);
+    bool last = --l->n_jobs == 0;
+    pthread_mutex_unlock(&s->lock);
+    if (!last)
+        return;
     free(l->dir);
     free(l);
+}
+
+/* Who waits for it holds other adapters. */
+static void load_go_ahead(struct adapter_store *s, struct load *l)
+{
+    if (l->room.ahead)
+        return;
+    room_go_ahead(s, &l->room);
+    l->n_jobs += !l->begun && workers_submit(s->ahead, load_run, s, l);
 }
 
 void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready)
@@ -526,7 +553,11 @@ void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct
             waiters_fail(&one, &err, ready);
             return;
         }
+        l->n_jobs = 1;
+        room_ask(s, &l->room);
         *at = l;
     }
+    if (w->holds)
+        load_go_ahead(s, *at);
     waiters_add(&(*at)->waiters, w);
 }

@@ -1,6 +1,7 @@
 /* The adapter store: adapters between disk and host memory, under load, beside slow registries.
  * (Fetching and refusing are tested end to end: tests/e2e/registry.test.mjs.) */
 #include "node/base/clock.h"
+#include "node/base/hex.h"
 #include "tests/http_server.h"
 #include "tests/unit/node/store_world.h"
 
@@ -188,12 +189,12 @@ static void what_fits_is_counted_by_what_names_mean_now(void **state)
     struct resolved got[] = {get(w, "x"), get(w, "a1")}, held = got[0];
     w->r.release(w->r.context, &got[1]);
     got[0].handle = got[1].handle = NULL;
-    assert_ok(w->r.fits(w->r.context, models, got, 2, &err), err);
+    assert_ok(w->r.fits(w->r.context, models, got, 2, (struct monotonic_us){0}, &err), err);
     assert_ok(adapter_store_add(w->store, "x", a2, true, NULL, &err), err);
-    assert_int_equal(w->r.fits(w->r.context, models, got, 2, &err), -1);
+    assert_int_equal(w->r.fits(w->r.context, models, got, 2, (struct monotonic_us){0}, &err), -1);
     assert_int_equal(err.code, ERR_TOO_LARGE);
     got[0] = held; /* which stays what it was */
-    assert_ok(w->r.fits(w->r.context, models, got, 2, &err), err);
+    assert_ok(w->r.fits(w->r.context, models, got, 2, (struct monotonic_us){0}, &err), err);
     w->r.release(w->r.context, &held);
     free(a0);
     free(a2);
@@ -261,6 +262,137 @@ static void *add_again_and_again(void *context)
     for (; !a->ends; a->n_refused++)
         assert_int_equal(adapter_store_add(a->w->store, "bad", a->dir, true, NULL, &err), -1);
     return NULL;
+}
+
+static struct content_digest digest_of(struct world *w, const char *model)
+{
+    struct content_digest digest;
+    struct err err = {0};
+    json_t *shown = adapter_store_show(w->store, model, &err);
+    if (shown == NULL)
+        fail_msg("%s: %s", model, err.message);
+    const char *hex = json_string_value(json_object_get(shown, "content_digest"));
+    assert_int_equal(hex_decode(digest.bytes, 32, hex), 0);
+    json_decref(shown);
+    return digest;
+}
+
+static void await_within(struct result *r, int ms, const char *what)
+{
+    for (; ms > 0 && !has_come(r); ms--)
+        usleep(1000);
+    if (!has_come(r))
+        fail_msg("%s: nothing yet", what);
+    if (r->rc != 0)
+        fail_msg("%s: %s", what, r->err.message);
+}
+
+/* A large one that asked first, and small ones that come for each room that becomes free: one of
+ * them fits beside it at a time, however many there are. */
+static void room_that_becomes_free_is_for_who_asked_first(void **state)
+{
+    (void)state;
+    enum { HELD = 4, LATER = 4, TIMES = 3 };
+    struct world *w = world_open(HELD, NULL, NULL);
+    struct resolved held[HELD];
+    struct result large, small[LATER];
+    add_adapters(w, HELD + LATER);
+    add_wide(w, "large", TIMES, 1);
+    for (int i = 0; i < HELD; i++)
+        held[i] = get(w, (const char *[]){"a0", "a1", "a2", "a3"}[i]);
+    ask(w, &large, "large");
+    usleep(50000);
+    for (int i = 0; i < LATER; i++)
+        ask(w, &small[i], (const char *[]){"a4", "a5", "a6", "a7"}[i]);
+    usleep(50000);
+    w->r.release(w->r.context, &held[0]);
+    await_within(&small[0], 5000, "the first small one, which fits beside the large");
+    for (int i = 1; i < HELD; i++) {
+        w->r.release(w->r.context, &held[i]);
+        usleep(50000);
+        if (has_come(&small[1]))
+            fail_msg("a second small one had room %d, which is the large one's", i);
+    }
+    await_within(&large, 5000, "the large one");
+    w->r.release(w->r.context, &large.out);
+    for (int i = 0; i < LATER; i++) {
+        await_within(&small[i], 5000, "a small one behind the large");
+        w->r.release(w->r.context, &small[i].out);
+    }
+    world_close(w, false);
+}
+
+/* One that will have no room any more leaves its claim to the others. */
+static void who_gives_up_waiting_for_room_frees_its_claim(void **state)
+{
+    (void)state;
+    struct world *w = world_open(3, NULL, NULL);
+    struct err err = {0};
+    struct result large, small;
+    add_adapters(w, 4);
+    add_wide(w, "large", 3, 1);
+    struct resolved a0 = get(w, "a0"), a1 = get(w, "a1"), a2 = get(w, "a2");
+    ask(w, &large, "large");
+    usleep(50000);
+    ask(w, &small, "a3");
+    w->r.release(w->r.context, &a0);
+    usleep(50000);
+    assert_false(has_come(&small));
+    assert_ok(adapter_store_pin(w->store, "a1", true, &err), err);
+    await(&large);
+    assert_int_equal(large.err.code, ERR_TOO_LARGE);
+    await_within(&small, 5000, "the small one, when the large had given up");
+    w->r.release(w->r.context, &small.out);
+    w->r.release(w->r.context, &a1);
+    w->r.release(w->r.context, &a2);
+    world_close(w, false);
+}
+
+/* Who holds adapters while it waits for another one isn't held up by those that wait for what it
+ * holds, though they have all the loaders. */
+static void who_holds_adapters_is_not_held_up_by_those_that_wait_for_them(void **state)
+{
+    (void)state;
+    enum { LARGE = 9 };
+    struct world *w = world_open(3, NULL, NULL);
+    struct err err = {0};
+    struct result large[LARGE], part;
+    struct monotonic_us before = clock_monotonic_us();
+    add_adapters(w, 4);
+    struct resolved ensemble = get(w, "a0"), a1 = get(w, "a1"), a2 = get(w, "a2");
+    for (int i = 0; i < LARGE; i++) {
+        char *name = xasprintf("large%d", i);
+        add_wide(w, name, 3, (uint8_t)i);
+        ask(w, &large[i], name);
+        free(name);
+    }
+    usleep(50000);
+
+    /* It wouldn't have begun, if it had come behind them. */
+    const char *const models[] = {"a0", "a3"};
+    const struct resolved parts[] = {ensemble, {.name = "a3", .content = digest_of(w, "a3")}};
+    assert_ok(w->r.fits(w->r.context, models, parts, 2, before, &err), err);
+    struct monotonic_us now = clock_monotonic_us();
+    assert_int_equal(w->r.fits(w->r.context, models, parts, 2, now, &err), -1);
+    assert_int_equal(err.code, ERR_BUSY);
+
+    part = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
+    w->r.resolve(w->r.context, "a3", 0, true, on_result, &part);
+    w->r.release(w->r.context, &a1);
+    await_within(&part, 5000, "what the ensemble waits for");
+    w->r.release(w->r.context, &part.out);
+    w->r.release(w->r.context, &ensemble);
+    w->r.release(w->r.context, &a2);
+    for (int i = 0; i < LARGE; i++) { /* they come one at a time, in no order that is promised */
+        int k = 0;
+        for (int ms = 0; large[k].out.handle == NULL || !has_come(&large[k]); k = (k + 1) % LARGE)
+            if (k == LARGE - 1 && (usleep(1000), ++ms > 5000))
+                fail_msg("%d of %d large ones came", i, LARGE);
+        assert_ok(large[k].rc, large[k].err);
+        w->r.release(w->r.context, &large[k].out);
+        large[k].out.handle = NULL;
+    }
+    world_close(w, false);
 }
 
 /* Room that was kept for files which then are refused is anybody's, and who waits for some hears of
@@ -571,7 +703,7 @@ static void list_some(struct exchange *x)
 static void ask_for(struct world *w, struct result *r, const char *model, uint64_t customer)
 {
     *r = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
-    w->r.resolve(w->r.context, model, customer, on_result, r);
+    w->r.resolve(w->r.context, model, customer, false, on_result, r);
 }
 
 static int n_manifests_asked(void)
@@ -683,6 +815,9 @@ int main(void)
         cmocka_unit_test(what_fits_is_counted_by_what_names_mean_now),
         cmocka_unit_test(many_requests_for_one_absent_adapter_share_one_load),
         cmocka_unit_test(when_all_is_in_use_a_load_waits_for_room_and_does_not_fail),
+        cmocka_unit_test(room_that_becomes_free_is_for_who_asked_first),
+        cmocka_unit_test(who_gives_up_waiting_for_room_frees_its_claim),
+        cmocka_unit_test(who_holds_adapters_is_not_held_up_by_those_that_wait_for_them),
         cmocka_unit_test(room_that_refused_files_did_not_need_goes_to_who_waits),
         cmocka_unit_test(a_load_that_waits_for_the_engine_reads_its_files_once),
         cmocka_unit_test(what_waits_is_told_when_the_node_stops),
