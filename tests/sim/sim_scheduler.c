@@ -400,8 +400,9 @@ static void adapters(void)
          without.classes[2].p99_ms);
 }
 
-/* Who needs nearly all of the adapters' memory, or of the KV cache, and asks for less than its share,
- * against an endless row of those who need little and ask for several times what there is. */
+/* Who needs nearly all of the adapters' memory, or of the KV cache, and asks for less than its
+ * share, against an endless row of those who need little and ask for several times what there is.
+ */
 static void large(void)
 {
     struct sim_options o = base();
