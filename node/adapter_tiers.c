@@ -457,6 +457,19 @@ static void load_serve(struct adapter_store *s, struct load *l, struct content *
     content_settle(s, c);
 }
 
+/* Each reads the name that it asked for, not that under which the load was begun. With the lock. */
+static void load_fail(struct load *l, const struct err *why, struct waiters *ready)
+{
+    for (struct waiter *w = l->waiters.first, *next; w != NULL; w = next) {
+        next = w->next;
+        w->failed = true;
+        w->err = *why;
+        err_wrap(&w->err, "adapter %s", w->out.name);
+        waiters_add(ready, w);
+    }
+    l->waiters = (struct waiters){0};
+}
+
 static void load_files_and_serve(struct adapter_store *s, struct load *l, size_t n_bytes)
 {
     struct err err = {0};
@@ -489,10 +502,9 @@ static void load_files_and_serve(struct adapter_store *s, struct load *l, size_t
         s->n_failed++;
         if (told) /* where the files lie is for the operator alone */
             log_warn("adapters", "adapter %s (%s): %s", l->name, l->dir, err.message);
-        err_wrap(&err, "adapter %s", l->name);
         if (told && read && c != NULL)
             load_elsewhere(s, l, &ready);
-        waiters_fail(&l->waiters, &err, &ready);
+        load_fail(l, &err, &ready);
         if (c != NULL)
             content_settle(s, c);
     }

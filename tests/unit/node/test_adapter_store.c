@@ -395,6 +395,153 @@ static void who_holds_adapters_is_not_held_up_by_those_that_wait_for_them(void *
     world_close(w, false);
 }
 
+/* Two names of one content share a load; each is told of its failure by its own name. */
+static void who_waits_for_another_names_load_reads_its_own_name(void **state)
+{
+    (void)state;
+    struct world *w = world_open(3, NULL, NULL);
+    struct err err = {0};
+    struct result x, y;
+    add_adapters(w, 3);
+    add_wide(w, "x", 3, 1);
+    add_wide(w, "y", 3, 1);
+    struct resolved a0 = get(w, "a0"), a1 = get(w, "a1");
+    ask(w, &x, "x");
+    ask(w, &y, "y");
+    usleep(20000);
+    assert_ok(adapter_store_pin(w->store, "a0", true, &err), err);
+    await(&x);
+    await(&y);
+    assert_non_null(strstr(x.err.message, "adapter x: "));
+    assert_non_null(strstr(y.err.message, "adapter y: "));
+    w->r.release(w->r.context, &a0);
+    w->r.release(w->r.context, &a1);
+    world_close(w, false);
+}
+
+struct churn {
+    struct world *w;
+    unsigned seed;
+    _Atomic bool *ends;
+    _Atomic uint64_t *n_served, *n_refused, *longest_us;
+    int role;
+};
+
+static const char *const CHURNED[] = {"a0",   "a1",   "a2",    "a3",   "a4",
+                                      "two0", "two1", "three", "moves"};
+enum { N_CHURNED = sizeof CHURNED / sizeof CHURNED[0] };
+
+static void churn_get(struct churn *c, struct result *r, const char *model, bool holds)
+{
+    struct monotonic_us began = clock_monotonic_us();
+    *r = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
+    c->w->r.resolve(c->w->r.context, model, 0, holds, on_result, r);
+    await(r);
+    uint64_t us = clock_elapsed_us(began, clock_monotonic_us());
+    for (uint64_t most = *c->longest_us; us > most;)
+        if (atomic_compare_exchange_weak(c->longest_us, &most, us))
+            break;
+    *(r->rc == 0 ? c->n_served : c->n_refused) += 1;
+    if (r->rc != 0 && (r->err.code == ERR_BUSY || strstr(r->err.message, model) == NULL))
+        fail_msg("%s: code %d: %s", model, r->err.code, r->err.message);
+}
+
+/* Roles: one that asks for two, holding the first; an operator; others ask for one. */
+static void *churn_run(void *context)
+{
+    struct churn *c = context;
+    struct world *w = c->w;
+    struct err err;
+    while (!*c->ends) {
+        const char *one = CHURNED[rand_r(&c->seed) % N_CHURNED];
+        const char *two = CHURNED[rand_r(&c->seed) % N_CHURNED];
+        struct result a, b;
+        if (c->role == 0) {
+            churn_get(c, &a, one, false);
+            if (a.rc != 0)
+                continue;
+            const char *const models[] = {one, two};
+            struct resolved parts[] = {a.out, {.content = a.out.content}};
+            bool fits = strcmp(one, two) != 0 && w->r.fits(w->r.context, models, parts, 2,
+                                                           (struct monotonic_us){0}, &err) == 0;
+            if (fits && strcmp(one, "three") != 0 && strcmp(two, "three") != 0) {
+                churn_get(c, &b, two, true);
+                if (b.rc == 0)
+                    w->r.release(w->r.context, &b.out);
+            }
+            w->r.release(w->r.context, &a.out);
+        } else if (c->role == 1) {
+            char *dir = xasprintf("%s/made/%s", w->dir, rand_r(&c->seed) % 2 ? "a0" : "two0");
+            bool pins = rand_r(&c->seed) % 2;
+            adapter_store_pin(w->store, pins ? "a1" : one, pins, &err);
+            json_decref(adapter_store_unload(w->store, two, &err));
+            assert_int_equal(adapter_store_add(w->store, "moves", dir, true, NULL, &err), 0);
+            free(dir);
+            usleep(2000);
+        } else {
+            churn_get(c, &a, one, false);
+            if (a.rc != 0)
+                continue;
+            usleep((unsigned)rand_r(&c->seed) % 2000);
+            w->r.release(w->r.context, &a.out);
+        }
+    }
+    return NULL;
+}
+
+/* Adapters of three sizes, more than there is room for, asked for, held while others are waited
+ * for, pinned, unloaded and pointed elsewhere: everybody is served soon, and what they took is back
+ * in the end. */
+static void whatever_is_done_at_once_nobody_waits_long_and_all_bytes_come_back(void **state)
+{
+    (void)state;
+    enum { THREADS = 8, MS = 3000 };
+    struct world *w = world_open(4, NULL, NULL);
+    struct err err = {0};
+    struct engine_stats e;
+    struct churn churn[THREADS];
+    pthread_t threads[THREADS];
+    _Atomic bool ends = false;
+    _Atomic uint64_t n_served = 0, n_refused = 0, longest_us = 0;
+    add_adapters(w, 5);
+    add_wide(w, "two0", 2, 1);
+    add_wide(w, "two1", 2, 2);
+    add_wide(w, "three", 3, 3);
+    char *dir = xasprintf("%s/made/a0", w->dir);
+    assert_ok(adapter_store_add(w->store, "moves", dir, true, NULL, &err), err);
+    free(dir);
+    for (int i = 0; i < THREADS; i++) {
+        churn[i] = (struct churn){w, (unsigned)i + 1, &ends, &n_served, &n_refused, &longest_us, i};
+        assert_int_equal(pthread_create(&threads[i], NULL, churn_run, &churn[i]), 0);
+    }
+    usleep(MS * 1000);
+    ends = true;
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    printf("note: %d served, %d refused, the longest wait was %d ms\n", (int)n_served,
+           (int)n_refused, (int)(longest_us / 1000));
+    assert_true(n_served > 20);
+    assert_true(longest_us < 10000000);
+    assert_int_equal(stats(w).n_in_use, 0);
+    for (int i = 0; i < N_CHURNED; i++) {
+        assert_ok(adapter_store_pin(w->store, CHURNED[i], false, &err), err);
+        json_t *o = adapter_store_unload(w->store, CHURNED[i], &err);
+        if (o == NULL)
+            fail_msg("%s", err.message);
+        json_decref(o);
+    }
+    for (int ms = 0; ms < 5000; ms++) { /* the engine lets go of what was pinned a little later */
+        engine_stats(w->engine, &e);
+        if (e.adapter_host_bytes_used == 0)
+            break;
+        usleep(1000);
+    }
+    assert_int_equal(e.adapter_host_bytes_used, 0);
+    assert_int_equal(stats(w).bytes[TIER_HOST], 0);
+    use(w, "three");
+    world_close(w, false);
+}
+
 /* Room that was kept for files which then are refused is anybody's, and who waits for some hears of
  * it at once. */
 static void room_that_refused_files_did_not_need_goes_to_who_waits(void **state)
@@ -818,6 +965,8 @@ int main(void)
         cmocka_unit_test(room_that_becomes_free_is_for_who_asked_first),
         cmocka_unit_test(who_gives_up_waiting_for_room_frees_its_claim),
         cmocka_unit_test(who_holds_adapters_is_not_held_up_by_those_that_wait_for_them),
+        cmocka_unit_test(who_waits_for_another_names_load_reads_its_own_name),
+        cmocka_unit_test(whatever_is_done_at_once_nobody_waits_long_and_all_bytes_come_back),
         cmocka_unit_test(room_that_refused_files_did_not_need_goes_to_who_waits),
         cmocka_unit_test(a_load_that_waits_for_the_engine_reads_its_files_once),
         cmocka_unit_test(what_waits_is_told_when_the_node_stops),
