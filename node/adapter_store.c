@@ -358,10 +358,13 @@ static void order_done(void *user, const struct resolved *out, const struct err 
     struct err err = {0};
     if (out != NULL) {
         /* While it is held, so that it can't leave in between. */
-        if ((o->how == LOAD_PIN && adapter_store_pin(o->store, o->model, true, &err) != 0) ||
-            (o->how == LOAD_WARM &&
-             engine_adapter_warm(o->store->engine, &out->content, &err) != 0))
+        if (o->how == LOAD_PIN && adapter_store_pin(o->store, o->model, true, &err) != 0)
             why = &err;
+        if (o->how == LOAD_WARM &&
+            engine_adapter_warm(o->store->engine, &out->content, &err) != 0) {
+            err_wrap(&err, "adapter %s", o->model);
+            why = &err;
+        }
         release(o->store, out);
     }
     o->done(o->user, why == NULL ? out : NULL, why);

@@ -40,6 +40,9 @@ static inline void on_events(void *context, const struct engine_event *events, s
         w->n_finished += events[i].kind == ENGINE_EVENT_FINISHED;
 }
 
+/* How many of ADAPTER's size the device holds in worlds opened from now on; 0: plenty. */
+static size_t world_device_adapters;
+
 /* host_adapters: how many of ADAPTER's size host memory holds. */
 static inline struct world *world_open(int host_adapters, const char *registry_url, char *dir)
 {
@@ -63,6 +66,7 @@ static inline struct world *world_open(int host_adapters, const char *registry_u
                               .backend = "ref",
                               .max_seqs = 4,
                               .max_rows = 16,
+                              .adapter_bytes = w->n_bytes * world_device_adapters,
                               .adapter_host_bytes = w->n_bytes * (size_t)host_adapters + 20000,
                               .on_events = on_events,
                               .context = w},

@@ -419,6 +419,30 @@ static void who_waits_for_another_names_load_reads_its_own_name(void **state)
     world_close(w, false);
 }
 
+/* Beside one that is kept there is no room on the device for one that takes all of it. */
+static void warming_that_finds_no_room_says_for_which_adapter(void **state)
+{
+    (void)state;
+    enum { ON_DEVICE = 4 };
+    world_device_adapters = ON_DEVICE;
+    struct world *w = world_open(ON_DEVICE + 1, NULL, NULL);
+    world_device_adapters = 0;
+    struct err err = {0};
+    struct result r = {.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
+    add_adapters(w, 1);
+    add_wide(w, "large", ON_DEVICE, 1);
+    use(w, "a0");
+    assert_ok(adapter_store_pin(w->store, "a0", true, &err), err);
+    while (strcmp(tier(w, "a0"), "device") != 0)
+        usleep(1000);
+    adapter_store_load(w->store, "large", LOAD_WARM, on_result, &r);
+    await(&r);
+    assert_int_equal(r.rc, -1);
+    assert_string_equal(r.err.message,
+                        "adapter large: there is no room on the device for the adapter now");
+    world_close(w, false);
+}
+
 struct churn {
     struct world *w;
     unsigned seed;
@@ -966,6 +990,7 @@ int main(void)
         cmocka_unit_test(who_gives_up_waiting_for_room_frees_its_claim),
         cmocka_unit_test(who_holds_adapters_is_not_held_up_by_those_that_wait_for_them),
         cmocka_unit_test(who_waits_for_another_names_load_reads_its_own_name),
+        cmocka_unit_test(warming_that_finds_no_room_says_for_which_adapter),
         cmocka_unit_test(whatever_is_done_at_once_nobody_waits_long_and_all_bytes_come_back),
         cmocka_unit_test(room_that_refused_files_did_not_need_goes_to_who_waits),
         cmocka_unit_test(a_load_that_waits_for_the_engine_reads_its_files_once),
