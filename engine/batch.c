@@ -168,24 +168,16 @@ static int by_adapter(const void *a, const void *b)
     return x->id < y->id ? -1 : x->id > y->id;
 }
 
-static int by_place(const void *a, const void *b)
-{
-    return ((const struct batch_seq *)a)->sequence->place -
-           ((const struct batch_seq *)b)->sequence->place;
-}
-
 /* Insertion sort: n is small, nearly ordered from step to step, and qsort may allocate. */
-static void sort_seqs(struct batch_seq *seqs, int n, int (*order)(const void *a, const void *b))
+static void sort_seqs(struct batch_seq *seqs, int n)
 {
     for (int i = 1; i < n; i++) {
         struct batch_seq s = seqs[i];
         int j = i;
-        for (; j > 0 && order(&seqs[j - 1], &s) > 0; j--)
+        for (; j > 0 && by_adapter(&seqs[j - 1], &s) > 0; j--)
             seqs[j] = seqs[j - 1];
         seqs[j] = s;
     }
-    for (int i = 0; i < n; i++)
-        seqs[i].sequence->place = i;
 }
 
 /* ---- filling ----------------------------------------------------------------------------- */
@@ -226,6 +218,14 @@ static void add_table(struct step_batch *b, int index, const int32_t *blocks, in
         table[i] = i < n ? blocks[i] : 0;
 }
 
+static void add_padding(struct step_batch *b, int row, int index)
+{
+    add_row(b, row, index, 0, 0, b->pad_block);
+    b->seq_indptr[index] = row;
+    b->kv_len[index] = 1;
+    add_table(b, index, &b->pad_block, 1);
+}
+
 static void add_seq(struct step_batch *b, int index)
 {
     const struct batch_seq *s = &b->seqs[index];
@@ -241,16 +241,6 @@ static void add_seq(struct step_batch *b, int index)
     b->seq_indptr[index] = s->first_row;
     b->kv_len[index] = s->n_cached + s->n_rows;
     add_table(b, index, q->blocks, q->n_blocks);
-}
-
-static void add_padding(struct step_batch *b)
-{
-    for (int i = b->n_seqs; i < b->batch.n_seqs; i++) {
-        add_row(b, i, i, 0, 0, b->pad_block);
-        b->seq_indptr[i] = i;
-        b->kv_len[i] = 1;
-        add_table(b, i, &b->pad_block, 1);
-    }
 }
 
 /* Row i of a sequence scores the prompt's token behind it, once: not again after a preemption. */
@@ -275,7 +265,7 @@ static void choose_logit_rows(struct step_batch *b, bool padded)
     }
     for (int s = 0; s < b->n_seqs; s++)
         for (int row = b->seq_indptr[s]; row < b->seq_indptr[s + 1]; row++)
-            if (scores(b->seqs[s].sequence, b->position[row])) {
+            if (b->seqs[s].sequence != NULL && scores(b->seqs[s].sequence, b->position[row])) {
                 b->score_seq[b->n_score] = s;
                 b->logit_rows[b->n_draw_rows + b->n_score++] = row;
             }
@@ -288,14 +278,15 @@ void step_batch_build(struct step_batch *b, int n_seqs, int n_padded, const stru
     bool padded = n_padded > 0;
     BUG_IF(n_seqs < (padded ? 0 : 1) || n_seqs > b->max_seqs || n_padded > b->max_seqs ||
            (padded && n_seqs > n_padded));
-    sort_seqs(b->seqs, n_seqs, as_before ? by_place : by_adapter);
-    struct extent x = {0};
+    if (!as_before)
+        sort_seqs(b->seqs, n_seqs);
+    struct extent x = {.n_blocks = 1}; /* a hole's */
     for (int s = 0; s < n_seqs; s++) {
         const struct sequence *q = b->seqs[s].sequence;
         b->seqs[s].first_row = (int)x.n_rows;
         x.n_rows += (size_t)b->seqs[s].n_rows;
-        x.n_segs += (size_t)q->n_adapters;
-        if ((size_t)q->n_blocks > x.n_blocks)
+        x.n_segs += q != NULL ? (size_t)q->n_adapters : 0;
+        if (q != NULL && (size_t)q->n_blocks > x.n_blocks)
             x.n_blocks = (size_t)q->n_blocks;
     }
     BUG_IF(x.n_rows > (size_t)b->max_rows || x.n_blocks > (size_t)b->max_blocks);
@@ -311,10 +302,15 @@ void step_batch_build(struct step_batch *b, int n_seqs, int n_padded, const stru
                             .n_blocks = (size_t)b->max_blocks};
     lay_out(b, &x);
     for (int s = 0; s < n_seqs; s++) {
+        if (b->seqs[s].sequence == NULL) {
+            add_padding(b, b->seqs[s].first_row, s);
+            continue;
+        }
         add_seq(b, s);
         add_segments(b, &b->seqs[s], pool);
     }
-    add_padding(b);
+    for (int i = n_seqs; i < b->batch.n_seqs; i++)
+        add_padding(b, i, i);
     b->seq_indptr[b->batch.n_seqs] = b->batch.n_rows;
     *b->n_segs = b->lora.n_segs;
     b->has_lora = b->lora.n_segs > 0;

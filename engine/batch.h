@@ -10,7 +10,9 @@ struct err;
 
 /* A sequence of the step: computes its tokens n_cached to n_cached + n_rows. The two counts are
  * those that it has when the step begins on the device, which the sequence itself may not have
- * reached yet: a step may be built before the one in front of it is done (step.h). */
+ * reached yet: a step may be built before the one in front of it is done (step.h). A hole
+ * (sequence NULL, n_rows 1) is the place of one that has ended: it computes and draws as padding
+ * does, for nobody, so that those behind it stay where they are. */
 struct batch_seq {
     struct sequence *sequence;
     int n_rows;
@@ -21,7 +23,8 @@ struct batch_seq {
 /* Does the step end with a token drawn for it? */
 static inline bool batch_seq_draws(const struct batch_seq *s)
 {
-    return s->n_cached + s->n_rows == s->n_tokens && s->n_tokens < s->sequence->n_total_max;
+    return s->sequence == NULL ||
+           (s->n_cached + s->n_rows == s->n_tokens && s->n_tokens < s->sequence->n_total_max);
 }
 
 struct step_batch {
@@ -71,8 +74,8 @@ void step_batch_release(struct step_batch *b); /* quiet on zeroed */
  * of one adapter lie together, and fills everything. Sequences must have the blocks for their rows,
  * and living pins. The lora pool is asked about every pin (lora_pool rule 5).
  *
- * as_before: all were in the batch that was built last, which had no others, and have the same
- * order as there.
+ * as_before: they are in the order of the batch that was built last, each in its place there;
+ * beside them there are holes. Only then may there be any.
  *
  * n_padded > 0: every sequence computes one row and draws; the batch is filled up to n_padded
  * sequences of one row, which read and write pad_block only and whose tokens nobody looks at.

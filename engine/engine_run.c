@@ -25,7 +25,9 @@
  * The second one (its follower) is possible when every sequence of N draws a token and the plan
  * made for the state after N, should nobody stop, says: the same sequences, one row each, nobody
  * comes or goes. All of that is known before N's tokens are; the tokens themselves it finds on the
- * device. Everything else (admission, preemption, prompts in chunks, penalties) is planned and
+ * device. That a sequence ends in N by its length is known, too, and that one has ended since N was
+ * enqueued: while nobody waits for what they leave, the follower has holes in their places
+ * (batch.h). Everything else (admission, preemption, prompts in chunks, penalties) is planned and
  * carried out only while nothing flies, on the true state. So with two steps in the air at most:
  *
  *   1. A plan that takes or gives pins, or gives blocks back, is carried out with nothing flying.
@@ -37,8 +39,9 @@
  *      its blocks and pins go back, and its memory is freed, when its last step's results are taken
  *      (n_flying 0) and dropped. Until then the pools count them as taken, so nobody gets a block
  *      that a flying step writes, and no slot that it reads is refilled.
- *   3. A follower has exactly the sequences of the step before it, none of them finished; so after
- *      an end the air is empty before anybody new begins.
+ *   3. A follower has exactly the sequences of the step before it, without those that have ended or
+ *      end there; where somebody waits, it has all of them. So behind an end the air is empty
+ * before anybody new begins, and who waits begins as soon as what an end leaves is there.
  *   4. Results are taken in the order of enqueuing: a token's place is where its sequence is then.
  */
 #include "engine/internal.h"
@@ -57,6 +60,7 @@ enum {
     IDLE_WAIT_MS = 500,  /* the loop turns at least so often: stats.progress */
     IDLE_PLANS_MAX = 16, /* plans in a row that compute nothing although something could */
     LOOKS_PAID = 64,     /* disown_forgotten */
+    HOLES_PART = 4,      /* of a follower's rows, one part may be holes, which cost as others do */
 };
 
 /* ---- events ------------------------------------------------------------------------------ */
@@ -461,6 +465,8 @@ static void take_results(struct engine *e, const struct step *st)
     }
     for (int i = 0; i < b->n_seqs; i++) {
         struct sequence *s = b->seqs[i].sequence;
+        if (s == NULL)
+            continue;
         BUG_IF(!s->finished && s->n_cached != b->seqs[i].n_cached);
         if (s->finished)
             continue;
@@ -470,13 +476,13 @@ static void take_results(struct engine *e, const struct step *st)
     }
     for (int i = 0; i < b->n_draw; i++) {
         struct sequence *s = b->seqs[b->draw_seq[i]].sequence;
-        if (!s->finished)
+        if (s != NULL && !s->finished)
             take_draw(e, s, &st->sampler.draws[i]);
     }
     /* Prompts that were only to be scored. */
     for (int i = 0; i < b->n_seqs; i++) {
         struct sequence *s = b->seqs[i].sequence;
-        if (!s->finished && s->n_cached == s->n_tokens)
+        if (s != NULL && !s->finished && s->n_cached == s->n_tokens)
             sequence_finish(e, s, ENGINE_FINISH_LENGTH);
     }
     compact(e, e->running, &e->n_running);
@@ -488,6 +494,8 @@ static void land(struct engine *e, const struct step *st)
     const struct step_batch *b = &st->batch;
     for (int i = 0; i < b->n_seqs; i++) {
         struct sequence *s = b->seqs[i].sequence;
+        if (s == NULL)
+            continue;
         BUG_IF(s->n_flying < 1);
         if (--s->n_flying == 0 && s->finished)
             sequence_release_device(e, s);
@@ -515,7 +523,7 @@ static void count_step(struct engine *e, const struct step *st)
     c->n_steps++;
     for (int i = 0; i < b->n_seqs; i++) {
         const struct sequence *s = b->seqs[i].sequence;
-        if (s->finished)
+        if (s == NULL || s->finished)
             continue;
         n_rows += b->seqs[i].n_rows;
         n_decode += b->seqs[i].n_rows == 1 && b->seqs[i].n_tokens - b->seqs[i].n_cached == 1 &&
@@ -545,6 +553,8 @@ static void fly(struct engine *e, struct step *st, int n_seqs, bool follows)
 {
     for (int i = 0; i < n_seqs; i++) {
         const struct batch_seq *q = &st->batch.seqs[i];
+        if (q->sequence == NULL)
+            continue;
         sequence_blocks_check_writable(e->kv, q->sequence, q->n_cached, q->n_rows);
         q->sequence->n_flying++;
     }
@@ -602,17 +612,37 @@ static int begin_step(struct engine *e, struct step **out, struct err *err)
     return 0;
 }
 
-/* All that runs is in the step, and wants to go on behind it? */
-static bool may_be_followed(const struct engine *e, const struct step *st)
+/* It has ended, or does in a step that flies with it, whatever it draws there. */
+static bool ends_in_flight(const struct sequence *s)
+{
+    return s->finished || s->n_tokens + 1 == s->n_total_max;
+}
+
+/* Those of the step behind st, which flies, in their places: all that run, but for those that have
+ * ended or end in st; how many places. 0: there is nobody, or it can't be. */
+static int list_followers(const struct engine *e, const struct step *st, struct batch_seq *out)
 {
     const struct step_batch *b = &st->batch;
-    if (!e->overlaps || e->must_land || st->sampler.hook != NULL || b->n_seqs != e->n_running ||
-        b->n_draw != b->n_seqs)
-        return false;
-    for (int i = 0; i < b->n_seqs; i++)
-        if (b->seqs[i].sequence->finished)
-            return false;
-    return true;
+    int n = 0, n_running = 0, n_holes = 0;
+    bool end = false;
+    if (!e->overlaps || e->must_land || st->sampler.hook != NULL || b->n_draw != b->n_seqs)
+        return 0;
+    for (int i = 0; i < b->n_seqs; i++) {
+        struct sequence *s = b->seqs[i].sequence;
+        out[i] = (struct batch_seq){.n_rows = 1};
+        n_running += s != NULL && !s->finished;
+        if (s == NULL || ends_in_flight(s)) {
+            end |= s != NULL;
+            continue;
+        }
+        n_holes += i - n;
+        n = i + 1;
+        out[i] = (struct batch_seq){
+            .sequence = s, .n_rows = 1, .n_cached = s->n_tokens, .n_tokens = s->n_tokens + 1};
+    }
+    if (n_running != e->n_running || (end && e->n_waiting > 0) || n_holes * HOLES_PART > n)
+        return 0;
+    return n;
 }
 
 /* Enqueues the step behind st, which flies, if it is a decode step of the same sequences whoever
@@ -621,27 +651,24 @@ static struct step *follow_step(struct engine *e, const struct step *st)
 {
     struct step *next = &e->stepper.steps[st == &e->stepper.steps[0] ? 1 : 0];
     const struct sched_plan *plan = &e->plan;
-    int n = st->batch.n_seqs;
-    if (!may_be_followed(e, st))
+    int n = list_followers(e, st, next->batch.seqs);
+    if (n == 0)
         return NULL;
-    for (int i = 0; i < n; i++) {
-        struct sequence *s = st->batch.seqs[i].sequence;
-        next->batch.seqs[i] = (struct batch_seq){
-            .sequence = s, .n_rows = 1, .n_cached = s->n_tokens, .n_tokens = s->n_tokens + 1};
-    }
     if (!stepper_is_decode(&e->stepper, next->batch.seqs, n))
         return NULL;
     struct sequence *waiting[SCHED_NEXT_MAX];
     engine_make_plan(e, true);
-    bool follows = plan->n_preempt == 0 && plan->n_admit == 0 && plan->n_run == n;
+    bool follows = plan->n_preempt == 0 && plan->n_admit == 0 && plan->n_run == e->n_running;
     prefetch(e, waiting, list_next(e, waiting, follows));
     if (!follows)
         return NULL;
     e->n_carried++;
     e->carry = plan->carry;
-    for (int i = 0; i < n; i++)
-        sequence_blocks_take(e->kv, e->prefixes, e->running[plan->run[i].index],
-                             plan->run[i].n_blocks);
+    for (int i = 0; i < plan->n_run; i++) {
+        struct sequence *s = e->running[plan->run[i].index];
+        if (!ends_in_flight(s))
+            sequence_blocks_take(e->kv, e->prefixes, s, plan->run[i].n_blocks);
+    }
     fly(e, next, n, true);
     e->counts.n_steps_ahead++;
     return next;

@@ -109,7 +109,8 @@ struct lora_pool {
     struct lora_linear *linears; /* [n_layers, FUSED_KINDS] */
     uint64_t n_fills, n_ticks;
     double age;
-    int32_t *loading; /* [stats.n_loading] slots on their way */
+    size_t bytes_held; /* pinned, kept or promised; what is two of these counts once */
+    int32_t *loading;  /* [stats.n_loading] slots on their way */
     struct lora_pool_owners owners;
     pthread_mutex_t lock; /* of what lora_pool_look reads */
     struct lora_pool_stats stats;
@@ -266,18 +267,34 @@ static void reckon(struct lora_pool *p, struct slot *s)
     s->worth = p->age + (double)s->n_uses * (1 + FIXED_BYTES / (double)s->n_bytes);
 }
 
-static void forget_promise(struct lora_pool *p, struct slot *s)
+static bool is_held(const struct slot *s)
 {
-    if (s->promised)
-        p->stats.bytes_promised -= s->n_bytes;
-    s->promised = false;
+    return s->n_pins > 0 || s->kept || s->promised;
+}
+
+/* Behind a change of what is_held asks. */
+static void count_held(struct lora_pool *p, const struct slot *s, bool was_held)
+{
+    if (is_held(s) != was_held)
+        p->bytes_held += was_held ? -s->n_bytes : s->n_bytes;
+}
+
+static void set_promised(struct lora_pool *p, struct slot *s, bool promised)
+{
+    bool was_held = is_held(s);
+    if (s->promised != promised)
+        p->stats.bytes_promised += promised ? s->n_bytes : -s->n_bytes;
+    s->promised = promised;
+    count_held(p, s, was_held);
 }
 
 static void set_kept(struct lora_pool *p, struct slot *s, bool keep)
 {
+    bool was_held = is_held(s);
     if (s->kept != keep)
         p->stats.bytes_kept += keep ? s->n_bytes : -s->n_bytes;
     s->kept = keep;
+    count_held(p, s, was_held);
 }
 
 static void evict(struct lora_pool *p, int32_t i)
@@ -292,7 +309,7 @@ static void evict(struct lora_pool *p, int32_t i)
     while (*link != i)
         link = &p->slots[*link].next;
     *link = s->next;
-    forget_promise(p, s);
+    set_promised(p, s, false);
     set_kept(p, s, false);
     if (s->worth > p->age)
         p->age = s->worth;
@@ -627,10 +644,12 @@ static int32_t bring_in(struct lora_pool *p, const struct lora_adapter *a, void 
 static void pin_slot(struct lora_pool *p, int32_t i, struct lora_pin *out)
 {
     struct slot *s = &p->slots[i];
+    bool was_held = is_held(s);
     if (s->n_pins++ == 0)
         p->stats.bytes_pinned += s->n_bytes;
+    count_held(p, s, was_held);
     s->last_pin = ++p->n_ticks;
-    forget_promise(p, s);
+    set_promised(p, s, false);
     s->n_uses++;
     reckon(p, s);
     *out = (struct lora_pin){i, s->generation};
@@ -655,10 +674,9 @@ bool lora_pool_pin(struct lora_pool *p, const struct lora_adapter *a, void *owne
 bool lora_pool_prefetch(struct lora_pool *p, const struct lora_adapter *a, void *owner,
                         bool promise)
 {
-    size_t taken = p->stats.bytes_pinned + p->stats.bytes_kept + p->stats.bytes_promised;
     if (lora_pool_is_resident(p, &a->content))
         return true;
-    if (taken > p->n_bytes || a->n_bytes > p->n_bytes - taken ||
+    if (a->n_bytes > p->n_bytes - p->bytes_held ||
         (promise && p->stats.bytes_promised + a->n_bytes > p->n_bytes / PROMISES_PART))
         return false;
     lora_pool_poll(p);
@@ -669,8 +687,7 @@ bool lora_pool_prefetch(struct lora_pool *p, const struct lora_adapter *a, void 
         s->n_uses = 1; /* as if; its first pin is that use */
         reckon(p, s);
         s->n_uses = 0;
-        s->promised = promise;
-        p->stats.bytes_promised += promise ? s->n_bytes : 0;
+        set_promised(p, s, promise);
         p->stats.n_prefetched++;
     }
     pthread_mutex_unlock(&p->lock);
@@ -681,7 +698,7 @@ void lora_pool_forget(struct lora_pool *p, const struct content_digest *content)
 {
     int32_t i = lora_pool_slot(p, content);
     if (i >= 0)
-        forget_promise(p, &p->slots[i]);
+        set_promised(p, &p->slots[i], false);
 }
 
 int lora_pool_keep(struct lora_pool *p, const struct content_digest *content, bool keep,
@@ -767,6 +784,7 @@ void lora_pool_unpin(struct lora_pool *p, struct lora_pin pin)
     pthread_mutex_lock(&p->lock);
     if (--s->n_pins == 0)
         p->stats.bytes_pinned -= s->n_bytes;
+    count_held(p, s, true);
     s->last_step = p->now;
     pthread_mutex_unlock(&p->lock);
 }

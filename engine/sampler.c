@@ -81,9 +81,13 @@ static void prepare_draw(struct sample_params *p, struct sample_history *h,
 
 void sampler_prepare(struct sampler *s, const struct step_batch *b)
 {
-    for (int i = 0; i < b->n_draw; i++)
-        prepare_draw(&s->params[i], &s->history[i], &b->seqs[b->draw_seq[i]]);
-    for (int i = b->n_draw; i < b->n_draw_rows; i++) { /* padding: greedy, for nobody */
+    for (int i = 0; i < b->n_draw_rows; i++) {
+        const struct batch_seq *q = i < b->n_draw ? &b->seqs[b->draw_seq[i]] : NULL;
+        if (q != NULL && q->sequence != NULL) {
+            prepare_draw(&s->params[i], &s->history[i], q);
+            continue;
+        }
+        /* Padding or a hole: greedy, for nobody. */
         s->params[i] = (struct sample_params){.top_p = 1, .repetition_penalty = 1};
         s->history[i] = (struct sample_history){0};
     }

@@ -47,7 +47,6 @@ struct sequence {
     int n_bypassed, n_preempted;
     int n_decoded; /* since it was admitted last */
     int n_flying;  /* steps enqueued with it whose results weren't taken */
-    int place;     /* among the sequences of the batch that it was in last */
     struct lora_pin pins[ENGINE_ADAPTERS_MAX];
     int32_t *blocks; /* [n_blocks] of blocks_for(n_total_max) */
     int n_blocks;

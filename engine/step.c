@@ -24,7 +24,8 @@
  * same sequences, that is exactly the next step's tokens in the order of its rows, because its
  * sequences keep their order. So the next step can be enqueued before the host has seen them: it
  * uploads everything but the tokens. Padding drew no tokens if the step before had none, or less
- * of it; then its tokens are uploaded. Otherwise all tokens are, in front of the replay. */
+ * of it; then its tokens are uploaded. Otherwise all tokens are, in front of the replay. Where a
+ * sequence has ended the next step has a hole (batch.h), so that this holds behind an end, too. */
 #include "engine/step.h"
 
 #include "node/base/err.h"
@@ -106,6 +107,8 @@ bool stepper_is_decode(const struct stepper *t, const struct batch_seq *seqs, in
         return false;
     int n_segs = 0; /* a recorded step has at most one a row (ops.h); ensembles may have more */
     for (int i = 0; i < n; i++) {
+        if (seqs[i].sequence == NULL)
+            continue;
         if (n > LORA_ALONE_ROWS && seqs[i].sequence->n_adapters > 1)
             return false;
         n_segs += seqs[i].sequence->n_adapters;

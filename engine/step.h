@@ -60,7 +60,8 @@ bool stepper_is_decode(const struct stepper *t, const struct batch_seq *seqs, in
 
 /* Enqueues the step whose sequences the caller wrote into s->batch.seqs (step_batch_build).
  * follows: it is a decode step over the very sequences of the step enqueued last, each of which
- * drew a token there: row i's token is that step's draw i, taken from the device. */
+ * drew a token there, with holes for some: row i's token is that step's draw i, taken from the
+ * device. */
 void stepper_enqueue(struct stepper *t, struct step *s, int n_seqs, bool follows);
 
 /* Until the device is done with it: its results are there. */

@@ -200,7 +200,7 @@ int adapter_store_add(struct adapter_store *s, const char *name, const char *dir
     content_learn(c, &seen);
     item_attach(s, i, c);
     if (loaded)
-        content_landed(s, c, us);
+        content_landed(s, c, us, NULL);
     memcpy(i->stamp, stamp, sizeof stamp);
     i->examined = true;
     s->n_told += told && !i->told;

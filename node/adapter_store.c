@@ -296,12 +296,13 @@ void item_use(struct adapter_store *s, struct item *i, struct waiter *w, struct 
     waiters_add(ready, w);
 }
 
-static void begin(struct adapter_store *s, const char *model, uint64_t customer,
+static void begin(struct adapter_store *s, const char *model, uint64_t customer, bool holds,
                   service_resolved_fn *done, void *user)
 {
     struct waiter *w = xcalloc(1, sizeof *w);
     w->model = xstrdup(model);
     w->customer = customer;
+    w->holds = holds;
     w->began = clock_monotonic_us();
     w->done = done;
     w->user = user;
@@ -319,10 +320,10 @@ static void begin(struct adapter_store *s, const char *model, uint64_t customer,
     waiters_tell(s, &ready);
 }
 
-static void resolve(void *context, const char *model, uint64_t customer, service_resolved_fn *done,
-                    void *user)
+static void resolve(void *context, const char *model, uint64_t customer, bool holds,
+                    service_resolved_fn *done, void *user)
 {
-    begin(context, model, customer, done, user);
+    begin(context, model, customer, holds, done, user);
 }
 
 static void release(void *context, const struct resolved *r)
@@ -334,11 +335,11 @@ static void release(void *context, const struct resolved *r)
 }
 
 static int fits(void *context, const char *const *models, const struct resolved *adapters, size_t n,
-                struct err *err)
+                struct monotonic_us since, struct err *err)
 {
     struct adapter_store *s = context;
     pthread_mutex_lock(&s->lock);
-    int rc = contents_fit(s, models, adapters, n, err);
+    int rc = contents_fit(s, models, adapters, n, since, err);
     pthread_mutex_unlock(&s->lock);
     return rc;
 }
@@ -357,10 +358,13 @@ static void order_done(void *user, const struct resolved *out, const struct err 
     struct err err = {0};
     if (out != NULL) {
         /* While it is held, so that it can't leave in between. */
-        if ((o->how == LOAD_PIN && adapter_store_pin(o->store, o->model, true, &err) != 0) ||
-            (o->how == LOAD_WARM &&
-             engine_adapter_warm(o->store->engine, &out->content, &err) != 0))
+        if (o->how == LOAD_PIN && adapter_store_pin(o->store, o->model, true, &err) != 0)
             why = &err;
+        if (o->how == LOAD_WARM &&
+            engine_adapter_warm(o->store->engine, &out->content, &err) != 0) {
+            err_wrap(&err, "adapter %s", o->model);
+            why = &err;
+        }
         release(o->store, out);
     }
     o->done(o->user, why == NULL ? out : NULL, why);
@@ -379,7 +383,7 @@ void adapter_store_load(struct adapter_store *s, const char *model, enum adapter
     }
     struct order *o = xmalloc(sizeof *o);
     *o = (struct order){s, xstrdup(model), how, done, user};
-    begin(s, model, 0, order_done, o);
+    begin(s, model, 0, false, order_done, o);
 }
 
 /* ---- fetches -----------------------------------------------------------------------------------
@@ -649,6 +653,7 @@ int adapter_store_start(struct adapter_store *s, struct engine *engine, struct l
     s->host_total = stats.adapter_host_bytes_total;
     disk_scan(s);
     if (workers_create(&s->loaders, s->n_loaders, QUEUE_MAX, err) != 0 ||
+        workers_create(&s->ahead, 1, QUEUE_MAX, err) != 0 ||
         workers_create(&s->keeper, 1, QUEUE_MAX, err) != 0)
         return -1;
     if (s->index == NULL)
@@ -678,6 +683,7 @@ void adapter_store_stop(struct adapter_store *s)
     workers_stop(s->fetchers); /* what they leave may be the bringers' */
     workers_stop(s->bringers); /* their ends may be loads */
     workers_stop(s->loaders);
+    workers_stop(s->ahead);
     workers_stop(s->keeper);
     if (s->engine != NULL)
         local_remember(s);
@@ -691,6 +697,7 @@ void adapter_store_free(struct adapter_store *s)
     workers_free(s->fetchers);
     workers_free(s->bringers);
     workers_free(s->loaders);
+    workers_free(s->ahead);
     workers_free(s->keeper);
     size_t at = 0;
     for (struct item *i; (i = hash_map_next(&s->local, &at)) != NULL;) {

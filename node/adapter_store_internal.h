@@ -1,7 +1,8 @@
 /* adapter_store_internal: what the files of the adapter store share. Nobody else includes it.
  *
  *   adapter_store.c   items and contents, resolving, life
- *   adapter_tiers.c   host memory: loading, room, what leaves first
+ *   adapter_tiers.c   host memory: loading, what leaves first
+ *   adapter_room.c    host memory: who gets what is left
  *   adapter_fetch.c   from the registries to the disk; the disk's bound
  *   adapter_local.c   adapters in the operator's own directories
  *   adapter_told.c    those that the admin API told of, beyond the node's end
@@ -34,6 +35,7 @@ struct waiter {
     struct resolved out;
     enum adapter_tier tier; /* the slowest that had to be gone to */
     struct monotonic_us began;
+    bool holds;   /* who waits holds other adapters meanwhile */
     bool again;   /* it was sent back to the registry once: not twice */
     bool fetches; /* counted in n_fetch_waiters */
     bool failed;
@@ -44,6 +46,21 @@ struct waiter {
 
 struct waiters { /* in order of arrival; zeroed: none */
     struct waiter *first, *last;
+};
+
+/* A load's claim to room in host memory (adapter_room.c). Zeroed but for the first three: it wants
+ * none yet. */
+struct room {
+    uint64_t asked; /* its place in the order: s->n_asked then */
+    struct monotonic_us since;
+    bool ahead; /* of the order: who waits for it holds others, which this may be waiting for */
+    size_t n_bytes;
+    uint64_t entered; /* it has its room: s->n_entered then */
+    /* While it waits: */
+    bool waits;
+    struct room *next;
+    uint64_t n_entered_before;
+    size_t bytes_passed; /* held by those that asked later and came in since */
 };
 
 /* One set of files, whatever its names: what the tiers hold. Lives while an item means it, somebody
@@ -68,6 +85,7 @@ struct content {
     size_t idle_at;             /* 1 + its place in s->idle; 0: not there */
     uint64_t load_us;           /* how long loading took, the last time; 0: not yet */
     double cost_us;             /* adapter_tiers.c */
+    uint64_t asked, entered;    /* of the room that it was loaded into; 0: of none */
     bool perhaps_on_device;     /* it was loaded, under this struct or an earlier one */
     /* Disk: fetched files, in DATA/adapters/<digest>. */
     uint64_t disk_bytes; /* 0: not there */
@@ -107,6 +125,9 @@ struct load {
     char *dir;
     bool fetched; /* dir is ours, filled from a registry */
     struct waiters waiters;
+    struct room room;
+    int n_jobs; /* of it, with threads; the first that gets its turn does the work */
+    bool begun;
 };
 
 /* One name on its way from a registry to the disk. */
@@ -135,6 +156,7 @@ struct adapter_store {
     struct adapter_index *index; /* NULL: no registry is configured */
     struct metrics *metrics;
     struct workers *loaders;
+    struct workers *ahead;    /* one thread: loads that none of the loaders may be free for */
     struct workers *fetchers; /* ask the chain and the registries' indexes ... */
     struct workers *bringers; /* ... and wait for what that takes: manifests and files */
     struct workers *keeper;   /* one thread: tells the engine what to keep, in order */
@@ -142,7 +164,7 @@ struct adapter_store {
 
     pthread_mutex_t lock;
     pthread_cond_t landed;    /* something left in_flight */
-    pthread_cond_t room;      /* something in host memory became idle */
+    pthread_cond_t room;      /* something in host memory became idle, or left */
     struct hash_map contents; /* by digest */
     uint64_t n_added;
     struct hash_map local;              /* items by name */
@@ -160,7 +182,9 @@ struct adapter_store {
     size_t n_in_flight;
 
     size_t host_total, host_used, host_reserved;
-    size_t host_pinned;    /* of host_used */
+    size_t host_pinned; /* of host_used */
+    struct room *rooms; /* that are waited for, in their order */
+    uint64_t n_asked, n_entered;
     struct content **idle; /* a heap, the lowest priority first; 1 + index is idle_at */
     size_t n_idle, cap_idle;
     double age;         /* of the cache: the priority of what left last */
@@ -229,11 +253,8 @@ void content_give_back(struct adapter_store *s, struct content *c);
 /* Out of host memory; it is loaded and nobody uses it. With the lock. */
 void content_unload(struct adapter_store *s, struct content *c);
 void content_pin(struct adapter_store *s, struct content *c, int by);
-/* Whether n adapters, asked for as `models`, can be in host memory together while all that is
- * pinned there stays; else ERR_TOO_LARGE. One without a handle counts as what its name means now.
- * With the lock. */
-int contents_fit(struct adapter_store *s, const char *const *models,
-                 const struct resolved *adapters, size_t n, struct err *err);
+/* The one worth least leaves host memory; false: none is idle. With the lock. */
+bool host_evict_one(struct adapter_store *s);
 /* Off the device, loaded or not. Waits for the engine; without the lock. */
 int device_evict(struct adapter_store *s, const struct content_digest *digest, struct err *err);
 /* The same from another thread, soon: what nobody means any more leaves nothing behind. */
@@ -242,12 +263,38 @@ void device_forget(struct adapter_store *s, const struct content_digest *digest)
  * away: then *loaded, and content_landed is owed. Without the lock. */
 int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *facts, bool *loaded,
                uint64_t *us, struct err *err);
-/* The engine has one more load of c, which is the store's from here on. With the lock. */
-void content_landed(struct adapter_store *s, struct content *c, uint64_t us);
+/* The engine has one more load of c, which is the store's from here on. room: whose it was; NULL:
+ * nobody waited. With the lock. */
+void content_landed(struct adapter_store *s, struct content *c, uint64_t us,
+                    const struct room *room);
 /* w waits for the load of what i means, which is begun unless it is under way; it goes to ready as
  * a failure when there is no thread for it. With the lock. */
 void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready);
 
+/* ---- adapter_room.c ----------------------------------------------------------------------------
+ */
+
+enum { ROOM_WAIT_S = 30 };
+
+/* A place in the order. With the lock, like all of these. */
+void room_ask(struct adapter_store *s, struct room *r);
+/* Goes in front of the order, if it waits or comes to. */
+void room_go_ahead(struct adapter_store *s, struct room *r);
+/* Keeps n_bytes for it; lets go of the lock while it waits for them. */
+int room_reserve(struct adapter_store *s, struct room *r, size_t n_bytes, struct err *err);
+/* The same if nobody has to leave, and nobody waits. */
+bool room_try(struct adapter_store *s, struct room *r, size_t n_bytes);
+/* It is loaded, which content_landed counts; or it isn't, and others may have the room. */
+void room_give_back(struct adapter_store *s, const struct room *r);
+/* c's bytes are held in room of whoever asked before (in), or not any more. */
+void room_count(struct adapter_store *s, const struct content *c, bool in);
+/* Whether n adapters, asked for as `models`, can be in host memory together while all that is
+ * pinned there stays; else ERR_TOO_LARGE. And beside the claims of those who have been waiting
+ * since before `since` (0: no matter); else ERR_BUSY. One without a handle counts as what its name
+ * means now. */
+int contents_fit(struct adapter_store *s, const char *const *models,
+                 const struct resolved *adapters, size_t n, struct monotonic_us since,
+                 struct err *err);
 /* ---- adapter_fetch.c ---------------------------------------------------------------------------
  */
 

@@ -17,11 +17,8 @@
  * former favourites leave in the end; one that is small, asked for often, or slow to read stays
  * longer. What is in use or pinned is not in the heap at all.
  *
- * Room is reserved before a file is read, from the size that was learnt or, the first time, from
- * the files' own: two loads can't both count on the same bytes. When everything is in use a load
- * waits until something becomes idle, at most ROOM_WAIT_S seconds; requests for what is loaded go
- * past it meanwhile. What is pinned won't become idle, so what doesn't fit beside it isn't waited
- * for. */
+ * Room is reserved before a file is read (adapter_room.c), from the size that was learnt or, the
+ * first time, from the files' own. */
 #include "node/adapter_store_internal.h"
 
 #include "attribution/attribution.h"
@@ -35,8 +32,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-enum { ROOM_WAIT_S = 30, PRESSED_MS = 2, PRESSED_TURNS = 16 };
-enum { NAMES_BYTES = 150 }; /* in an error */
+enum { PRESSED_MS = 2, PRESSED_TURNS = 16 };
 enum { EVICT_TURNS = 100, EVICT_PAUSE_MS = 5, AVERAGE_OVER = 32 };
 
 /* ---- the idle ones: a heap ---------------------------------------------------------------------
@@ -160,6 +156,7 @@ void content_pin(struct adapter_store *s, struct content *c, int by)
     idle_update(s, c);
     if (c->loaded && c->n_pins == (by > 0)) {
         s->host_pinned += by > 0 ? c->n_bytes : -c->n_bytes;
+        room_count(s, c, by < 0);
         pthread_cond_broadcast(&s->room); /* what waits may fit no more */
         keep_begin(s, c);
     }
@@ -210,10 +207,11 @@ void content_unload(struct adapter_store *s, struct content *c)
     c->frequency = 0;
     idle_update(s, c);
     s->host_used -= c->n_bytes;
+    room_count(s, c, false);
     engine_adapter_drop(s->engine, &c->digest, NULL);
 }
 
-static bool evict_one(struct adapter_store *s)
+bool host_evict_one(struct adapter_store *s)
 {
     if (s->n_idle == 0)
         return false;
@@ -225,111 +223,8 @@ static bool evict_one(struct adapter_store *s)
     return true;
 }
 
-/* ---- room --------------------------------------------------------------------------------------
+/* ---- loading -----------------------------------------------------------------------------------
  */
-
-/* "law, code and 3 more" */
-static void names_add(struct buf *names, size_t *n_more, const char *name)
-{
-    if (names->len + strlen(name) > NAMES_BYTES)
-        ++*n_more;
-    else
-        buf_appendf(names, "%s%s", names->len > 0 ? ", " : "", name);
-}
-
-static void names_end(struct buf *names, size_t n_more)
-{
-    if (n_more > 0)
-        buf_appendf(names, "%s%zu%s", names->len > 0 ? " and " : "", n_more,
-                    names->len > 0 ? " more" : "");
-}
-
-/* The names in whose favour contents are pinned. With the lock. */
-static void name_pinned(struct adapter_store *s, struct buf *names)
-{
-    size_t at = 0, n_more = 0;
-    for (const struct content *c; (c = hash_map_next(&s->contents, &at)) != NULL;) {
-        for (const struct item *i = c->loaded ? c->items : NULL; i != NULL; i = i->next) {
-            if (i->pinned)
-                names_add(names, &n_more, i->name);
-        }
-    }
-    names_end(names, n_more);
-}
-
-/* Beside what is pinned there are never more bytes, whoever else leaves. With the lock. */
-static int check_pinned(struct adapter_store *s, size_t n_bytes, struct err *err)
-{
-    if (n_bytes <= s->host_total - s->host_pinned)
-        return 0;
-    if (s->host_pinned == 0)
-        return err_set(err, ERR_TOO_LARGE,
-                       "%zu bytes are needed, host memory for adapters is %zu "
-                       "(engine.adapter_host_bytes)",
-                       n_bytes, s->host_total);
-    struct buf names = BUF_INIT;
-    name_pinned(s, &names);
-    err_set(err, ERR_TOO_LARGE,
-            "%zu bytes are needed, host memory for adapters is %zu (engine.adapter_host_bytes), of "
-            "which %zu are taken by pinned adapters (%s)",
-            n_bytes, s->host_total, s->host_pinned, buf_cstr(&names));
-    buf_release(&names);
-    return -1;
-}
-
-int contents_fit(struct adapter_store *s, const char *const *models,
-                 const struct resolved *adapters, size_t n, struct err *err)
-{
-    struct buf names = BUF_INIT;
-    size_t n_bytes = 0, n_more = 0;
-    for (size_t i = 0; i < n; i++) {
-        const struct item *now = adapters[i].handle == NULL ? item_find(s, models[i], false) : NULL;
-        const struct content *c = now != NULL
-                                      ? now->content
-                                      : hash_map_get(&s->contents, adapters[i].content.bytes, 32);
-        if (c == NULL || (c->loaded && c->n_pins > 0))
-            continue;
-        n_bytes += c->n_bytes;
-        names_add(&names, &n_more, adapters[i].name);
-    }
-    names_end(&names, n_more);
-    int rc = check_pinned(s, n_bytes, err);
-    if (rc != 0)
-        err_wrap(err, "adapters %s together", buf_cstr(&names));
-    buf_release(&names);
-    return rc;
-}
-
-/* With the lock, let go of while it waits. */
-static int reserve(struct adapter_store *s, size_t n_bytes, struct err *err)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += ROOM_WAIT_S;
-    bool in_time = true;
-    while (s->host_used + s->host_reserved + n_bytes > s->host_total) {
-        if (atomic_load(&s->cancelled))
-            return err_set(err, ERR_CANCELLED, "the node is shutting down");
-        if (check_pinned(s, n_bytes, err) != 0)
-            return -1;
-        if (evict_one(s))
-            continue;
-        if (!in_time)
-            return err_set(err, ERR_BUSY,
-                           "all of the %zu bytes of host memory for adapters are in use or pinned",
-                           s->host_total);
-        in_time = pthread_cond_timedwait(&s->room, &s->lock, &until) == 0;
-    }
-    s->host_reserved += n_bytes;
-    return 0;
-}
-
-/* Who waits for room may have it now. With the lock. */
-static void unreserve(struct adapter_store *s, size_t n_bytes)
-{
-    s->host_reserved -= n_bytes;
-    pthread_cond_broadcast(&s->room);
-}
 
 struct pressed {
     struct adapter_store *store;
@@ -347,7 +242,7 @@ static bool wait_pressed(void *context)
     if (atomic_load(&s->cancelled))
         return false;
     pthread_mutex_lock(&s->lock);
-    bool freed = turn % PRESSED_TURNS == PRESSED_TURNS - 1 && evict_one(s);
+    bool freed = turn % PRESSED_TURNS == PRESSED_TURNS - 1 && host_evict_one(s);
     pthread_mutex_unlock(&s->lock);
     if (!freed && turn * PRESSED_MS >= ROOM_WAIT_S * 1000)
         return false;
@@ -355,10 +250,8 @@ static bool wait_pressed(void *context)
     return true;
 }
 
-/* ---- loading -----------------------------------------------------------------------------------
- */
-
-void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
+void content_landed(struct adapter_store *s, struct content *c, uint64_t us,
+                    const struct room *room)
 {
     c->load_us = us > 0 ? us : 1;
     double per_byte = (double)c->load_us / (double)c->n_bytes;
@@ -374,9 +267,13 @@ void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
     c->loaded = c->perhaps_on_device = true;
     c->frequency = 0;
     c->priority = s->age;
+    c->asked = room != NULL ? room->asked : 0;
+    c->entered = room != NULL ? room->entered : 0;
     s->host_used += c->n_bytes;
     idle_update(s, c);
-    if (c->n_pins > 0) {
+    if (c->n_pins == 0) {
+        room_count(s, c, true);
+    } else {
         s->host_pinned += c->n_bytes;
         pthread_cond_broadcast(&s->room);
         keep_begin(s, c);
@@ -387,11 +284,9 @@ int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *
                uint64_t *us, struct err *err)
 {
     size_t n_bytes = (size_t)local_files(dir, (char[17]){0});
+    struct room room = {0};
     pthread_mutex_lock(&s->lock);
-    *loaded = n_bytes <= s->host_total &&
-              s->host_used + s->host_reserved <= s->host_total - n_bytes;
-    if (*loaded)
-        s->host_reserved += n_bytes;
+    *loaded = room_try(s, &room, n_bytes);
     pthread_mutex_unlock(&s->lock);
     struct monotonic_us began = clock_monotonic_us();
     int rc = -1;
@@ -401,7 +296,7 @@ int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *
         *us = clock_elapsed_us(began, clock_monotonic_us());
         *loaded = rc == 0;
         pthread_mutex_lock(&s->lock);
-        unreserve(s, n_bytes);
+        room_give_back(s, &room);
         pthread_mutex_unlock(&s->lock);
         if (rc != 0 && problem.code != ERR_BUSY) {
             if (err != NULL)
@@ -423,7 +318,7 @@ static void load_landed(struct adapter_store *s, struct load *l, const struct en
         s->facts_changed = true;
         item_attach(s, l->item, c);
     }
-    content_landed(s, c, us);
+    content_landed(s, c, us, &l->room);
 }
 
 /* An operator's directory that has the content: of those that didn't fail the first one, else the
@@ -498,7 +393,8 @@ static void load_elsewhere(struct adapter_store *s, struct load *l, struct waite
     l->waiters = kept;
 }
 
-/* *read: there was room, so that a failure is the files'. */
+/* *read: there was room, which is the load's until room_give_back, so that a failure is the
+ * files'. */
 static int load_files(struct adapter_store *s, struct load *l, struct engine_adapter *facts,
                       size_t n_bytes, uint64_t *us, bool *read, struct err *err)
 {
@@ -506,7 +402,7 @@ static int load_files(struct adapter_store *s, struct load *l, struct engine_ada
         n_bytes = (size_t)local_files(l->dir, (char[17]){0});
     pthread_mutex_lock(&s->lock);
     int rc = atomic_load(&s->cancelled) ? err_set(err, ERR_CANCELLED, "the node is shutting down")
-                                        : reserve(s, n_bytes, err);
+                                        : room_reserve(s, &l->room, n_bytes, err);
     pthread_mutex_unlock(&s->lock);
     *read = rc == 0;
     if (rc != 0)
@@ -515,9 +411,6 @@ static int load_files(struct adapter_store *s, struct load *l, struct engine_ada
     struct pressed pressed = {.store = s};
     rc = engine_adapter_load_when(s->engine, l->dir, wait_pressed, &pressed, facts, err);
     *us = clock_elapsed_us(began, clock_monotonic_us());
-    pthread_mutex_lock(&s->lock);
-    unreserve(s, n_bytes);
-    pthread_mutex_unlock(&s->lock);
     return rc;
 }
 
@@ -564,16 +457,24 @@ static void load_serve(struct adapter_store *s, struct load *l, struct content *
     content_settle(s, c);
 }
 
-static void load_run(void *store, void *argument)
+/* Each reads the name that it asked for, not that under which the load was begun. With the lock. */
+static void load_fail(struct load *l, const struct err *why, struct waiters *ready)
 {
-    struct adapter_store *s = store;
-    struct load *l = argument;
+    for (struct waiter *w = l->waiters.first, *next; w != NULL; w = next) {
+        next = w->next;
+        w->failed = true;
+        w->err = *why;
+        err_wrap(&w->err, "adapter %s", w->out.name);
+        waiters_add(ready, w);
+    }
+    l->waiters = (struct waiters){0};
+}
+
+static void load_files_and_serve(struct adapter_store *s, struct load *l, size_t n_bytes)
+{
     struct err err = {0};
     struct engine_adapter facts;
     uint64_t us = 0;
-    pthread_mutex_lock(&s->lock);
-    size_t n_bytes = l->content != NULL ? l->content->n_bytes : 0;
-    pthread_mutex_unlock(&s->lock);
     bool read;
     int rc = load_files(s, l, &facts, n_bytes, &us, &read, &err);
     if (rc == 0 && l->fetched)
@@ -581,6 +482,8 @@ static void load_run(void *store, void *argument)
 
     struct waiters ready = {0};
     pthread_mutex_lock(&s->lock);
+    if (read)
+        room_give_back(s, &l->room);
     if (rc == 0 && l->content != NULL && !DIGEST_EQ(facts.content, l->content->digest))
         rc = refuse_changed(s, l, &facts, &err);
     bool told = rc != 0 && err.code != ERR_CANCELLED && err.code != ERR_BUSY;
@@ -599,17 +502,43 @@ static void load_run(void *store, void *argument)
         s->n_failed++;
         if (told) /* where the files lie is for the operator alone */
             log_warn("adapters", "adapter %s (%s): %s", l->name, l->dir, err.message);
-        err_wrap(&err, "adapter %s", l->name);
         if (told && read && c != NULL)
             load_elsewhere(s, l, &ready);
-        waiters_fail(&l->waiters, &err, &ready);
+        load_fail(l, &err, &ready);
         if (c != NULL)
             content_settle(s, c);
     }
     pthread_mutex_unlock(&s->lock);
     waiters_tell(s, &ready);
+}
+
+static void load_run(void *store, void *argument)
+{
+    struct adapter_store *s = store;
+    struct load *l = argument;
+    pthread_mutex_lock(&s->lock);
+    bool begins = !l->begun;
+    size_t n_bytes = begins && l->content != NULL ? l->content->n_bytes : 0;
+    l->begun = true;
+    pthread_mutex_unlock(&s->lock);
+    if (begins)
+        load_files_and_serve(s, l, n_bytes);
+    pthread_mutex_lock(&s->lock);
+    bool last = --l->n_jobs == 0;
+    pthread_mutex_unlock(&s->lock);
+    if (!last)
+        return;
     free(l->dir);
     free(l);
+}
+
+/* Who waits for it holds other adapters. */
+static void load_go_ahead(struct adapter_store *s, struct load *l)
+{
+    if (l->room.ahead)
+        return;
+    room_go_ahead(s, &l->room);
+    l->n_jobs += !l->begun && workers_submit(s->ahead, load_run, s, l);
 }
 
 void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready)
@@ -636,7 +565,11 @@ void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct
             waiters_fail(&one, &err, ready);
             return;
         }
+        l->n_jobs = 1;
+        room_ask(s, &l->room);
         *at = l;
     }
+    if (w->holds)
+        load_go_ahead(s, *at);
     waiters_add(&(*at)->waiters, w);
 }

@@ -20,6 +20,9 @@
  *     answer_resolve --all there at once---------------------------> all_told --> resolved
  *            `--let_go--> all_told --> stand_in_line --> gather ---> all_told --> resolved
  *
+ * Who stands in line doesn't begin while somebody else waits for room who asked before and whom it
+ * would be in the way of; once it gathers, what it waits for goes first (adapter_room.c).
+ *
  * What gets pinned while an answer gathers may leave no room for what it waits for, and then it
  * would hold its part in vain, and up everybody else; so the service thread looks again now and
  * then.
@@ -179,7 +182,7 @@ uint64_t answers_next_deadline(const struct service *s)
     }
     if (s->waiting != NULL && (next == 0 || s->look_for_gone.us < next))
         next = s->look_for_gone.us;
-    if (s->gatherer != NULL && (next == 0 || s->look_again.us < next))
+    if ((s->gatherer != NULL || s->line != NULL) && (next == 0 || s->look_again.us < next))
         next = s->look_again.us;
     return next;
 }
@@ -208,14 +211,15 @@ static void let_go(struct answer *a)
         give_back(a, &found[i]);
 }
 
-/* Room that there will never be is not waited for. */
-static int check_room(struct answer *a, struct err *err)
+/* Room that there will never be is not waited for: ERR_TOO_LARGE. ERR_BUSY: somebody waits for it
+ * who asked before `since`. */
+static int check_room(struct answer *a, struct monotonic_us since, struct err *err)
 {
     const struct service_resolver *r = &a->service->opt.resolver;
     const char *names[OPENAI_ADAPTERS_MAX];
     for (size_t i = 0; i < a->n_models; i++)
         names[i] = a->request.adapters[i].model;
-    return r->fits == NULL ? 0 : r->fits(r->context, names, a->models, a->n_models, err);
+    return r->fits == NULL ? 0 : r->fits(r->context, names, a->models, a->n_models, since, err);
 }
 
 static void no_room(struct answer *a, const struct err *why)
@@ -238,18 +242,22 @@ static void stand_in_line(struct answer *a)
 }
 
 /* Takes the first in line who still waits, whom somebody in front didn't hold up for too long, and
- * for whom there still can be room. Under the service's lock, let go of meanwhile. */
+ * for whom there still can be room; NULL: nobody, or its time hasn't come. Under the service's
+ * lock, let go of meanwhile. */
 static struct answer *next_in_line(struct service *s)
 {
     for (struct answer *a; (a = s->line) != NULL;) {
         struct err err = {0};
-        s->line = a->next_in_line;
+        bool too_early = false;
         pthread_mutex_unlock(&s->lock);
         if (clock_elapsed_us(a->in_line, clock_monotonic_us()) > LINE_WAIT_US)
-            err_set(&err, ERR_BUSY, "too many ensembles wait for room in host memory");
-        else
-            check_room(a, &err);
+            err_set(&err, ERR_BUSY, "too many wait for room in host memory");
+        else if (check_room(a, a->in_line, &err) != 0)
+            too_early = err.code == ERR_BUSY;
         pthread_mutex_lock(&s->lock);
+        if (a->waits && too_early)
+            return NULL;
+        s->line = a->next_in_line;
         if (a->waits && err.code == ERR_OK)
             return a;
         bool mine = take_waiting(a);
@@ -284,6 +292,10 @@ static void gather(struct service *s)
         pthread_mutex_lock(&s->lock);
     }
     s->calls_up = false;
+    if (s->gatherer == NULL && s->line != NULL) { /* others come first */
+        s->look_again.us = clock_monotonic_us().us + LOOK_AGAIN_US;
+        pthread_cond_signal(&s->arrived);
+    }
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -312,7 +324,8 @@ static void look_at_gatherer(struct service *s)
         return;
     }
     s->look_again.us = now + LOOK_AGAIN_US;
-    if (check_room(a, &err) != 0) /* under the lock, so that nobody goes on with it meanwhile */
+    if (check_room(a, (struct monotonic_us){0}, &err) !=
+        0) /* under the lock, so that nobody goes on with it meanwhile */
         mine = take_waiting(a);
     pthread_mutex_unlock(&s->lock);
     if (mine) {
@@ -382,7 +395,7 @@ static void all_told(struct answer *a)
         answer_refuse(a);
     } else if (check_ensemble(a) != 0) {
         answer_refuse(a);
-    } else if (a->lets_go && check_room(a, &err) != 0) {
+    } else if (a->lets_go && check_room(a, (struct monotonic_us){0}, &err) != 0) {
         no_room(a, &err);
         answer_refuse(a);
     } else if (a->lets_go) {
@@ -442,8 +455,8 @@ static void ask(struct answer_slot *slot)
         err_set(&err, ERR_NOT_FOUND, "the model '%s' does not exist", name);
         tell(slot, NULL, &err);
     } else {
-        s->opt.resolver.resolve(s->opt.resolver.context, name, a->customer.payer, on_resolved,
-                                slot);
+        s->opt.resolver.resolve(s->opt.resolver.context, name, a->customer.payer, a->gathers,
+                                on_resolved, slot);
     }
 }
 

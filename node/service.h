@@ -19,6 +19,7 @@
 #ifndef TRIBUTARY_NODE_SERVICE_H
 #define TRIBUTARY_NODE_SERVICE_H
 
+#include "node/base/clock.h"
 #include "node/base/digest.h"
 #include "node/openai_request.h"
 
@@ -53,17 +54,19 @@ typedef void service_resolved_fn(void *user, const struct resolved *out, const s
 
 /* Finds adapters. resolve doesn't block: it calls done once, before it returns or later from
  * another thread, which may be after a download; customer: for whom, so that none takes all that
- * can be fetched at a time. release must not block. fits says whether adapters
- * (n > 0, all different, asked for as `models`) can be loaded at the same time, whoever else
- * leaves; ERR_TOO_LARGE if not. One without a handle was released, and its name may mean another by
- * now. list appends model objects to /v1/models; show returns one of them, or
- * NULL; these three may be NULL. */
+ * can be fetched at a time; holds: other adapters are held until done is called, by one at a time,
+ * so that what it waits for must not wait for them. release must not block. fits says whether
+ * adapters (n > 0, all different, asked for as `models`) can be loaded at the same time, whoever
+ * else leaves, ERR_TOO_LARGE if not; and whether they would be in the way of somebody who has been
+ * waiting since before `since` (0: no matter), ERR_BUSY if so. One without a handle was released,
+ * and its name may mean another by now. list appends model objects to /v1/models; show returns one
+ * of them, or NULL; these three may be NULL. */
 struct service_resolver {
-    void (*resolve)(void *context, const char *model, uint64_t customer, service_resolved_fn *done,
-                    void *user);
+    void (*resolve)(void *context, const char *model, uint64_t customer, bool holds,
+                    service_resolved_fn *done, void *user);
     void (*release)(void *context, const struct resolved *r);
     int (*fits)(void *context, const char *const *models, const struct resolved *adapters, size_t n,
-                struct err *err);
+                struct monotonic_us since, struct err *err);
     void (*list)(void *context, json_t *models, size_t max); /* not beyond max in the array */
     json_t *(*show)(void *context, const char *model);
     void *context;

@@ -193,9 +193,9 @@ void run_on_step(void *context, const struct step_batch *batch, int n_decode, in
         note_first_step(rig);
     for (int i = 0; i < batch->n_seqs; i++) {
         const struct sequence *s = batch->seqs[i].sequence;
-        const struct flight *f = s->user;
-        if (s->finished)
+        if (s == NULL || s->finished)
             continue;
+        const struct flight *f = s->user;
         n_rows += batch->seqs[i].n_rows;
         differs |= s->n_adapters != (f->adapter >= 0);
         if (f->adapter < 0 || s->n_adapters < 1)

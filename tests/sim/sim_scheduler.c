@@ -3,14 +3,14 @@
  *
  *   sim_scheduler [--requests N] [--seed N] [--only PART]
  *
- * PART: shares, row-8, isolation, priorities, adapters, preemption or newcomers; all of them. N
- * requests are to finish in each run; `make test` runs a few thousand, by hand it is a million.
- * The cost of a step is what was measured on an H200 with an 8B model (replay --row 8, tributary
- * bench): 4.5 ms with one sequence decoding, 6.8 with 32, 9.5 with a prompt of 128 beside those,
- * and 36,000 rows/s when full; at most 256 sequences and 2,048 rows; 64 tokens an answer unless
- * said. Lengths named "chat" have the percentiles of the Azure LLM trace of conversations (Patel et
- * al., Splitwise, ISCA '24): prompts p50 1,020, p90 2,735, answers p50 129, p90 424. The last line
- * counts what was shown. */
+ * PART: shares, row-8, isolation, priorities, adapters, large, preemption or newcomers; all of
+ * them. N requests are to finish in each run; `make test` runs a few thousand, by hand it is a
+ * million. The cost of a step is what was measured on an H200 with an 8B model (replay --row 8,
+ * tributary bench): 4.5 ms with one sequence decoding, 6.8 with 32, 9.5 with a prompt of 128 beside
+ * those, and 36,000 rows/s when full; at most 256 sequences and 2,048 rows; 64 tokens an answer
+ * unless said. Lengths named "chat" have the percentiles of the Azure LLM trace of conversations
+ * (Patel et al., Splitwise, ISCA '24): prompts p50 1,020, p90 2,735, answers p50 129, p90 424. The
+ * last line counts what was shown. */
 #include "tests/sim/sim.h"
 
 #include <math.h>
@@ -400,6 +400,51 @@ static void adapters(void)
          without.classes[2].p99_ms);
 }
 
+/* Who needs nearly all of the adapters' memory, or of the KV cache, and asks for less than its
+ * share, against an endless row of those who need little and ask for several times what there is.
+ */
+static void large(void)
+{
+    struct sim_options o = base();
+    struct sim_class small = {.name = "small",
+                              .rate = 200,
+                              .cv = 8,
+                              .prompt = fixed(256),
+                              .answer = ANSWER,
+                              .n_payers = 4,
+                              .weight = 1,
+                              .n_adapters = 1000,
+                              .adapter_bytes = (size_t)84 << 20};
+    struct sim_class wide = small;
+    wide.name = "rank 128, all linear, all but one page";
+    wide.rate = 0.2;
+    wide.cv = 1;
+    wide.n_payers = 1;
+    wide.n_adapters = 100;
+    wide.first_adapter = 1000;
+    wide.adapter_bytes = ((size_t)4 << 30) - 4096;
+    struct sim_class lengthy = wide;
+    lengthy.name = "prompt of 30,000";
+    lengthy.rate = 0.05;
+    lengthy.prompt = fixed(30000);
+    lengthy.n_adapters = 0;
+    o.adapter_bytes = (size_t)4 << 30;
+    o.n_blocks = 30000 / 16 + 100;
+    o.n_classes = 3;
+    o.classes[0] = small;
+    o.classes[1] = wide;
+    o.classes[2] = lengthy;
+    struct sim_result r = run("large", &o);
+    print_head("Large ones beside small ones without end");
+    print_run("", &o, &r);
+    print_foot(&r);
+    for (int i = 1; i < 3; i++) {
+        must(r.classes[i].n_finished > 0, "large: none of '%s' came to its end", o.classes[i].name);
+        must(r.classes[i].longest_ms < 10000, "large: one of '%s' waited %.0f ms",
+             o.classes[i].name, r.classes[i].longest_ms);
+    }
+}
+
 /* The cache holds a fraction of what max_seqs would need: sequences throw each other out. */
 static void preemption(void)
 {
@@ -452,9 +497,9 @@ struct part {
 };
 
 static const struct part PARTS[] = {
-    {"shares", shares},         {"row-8", show_row_8},  {"isolation", isolation},
-    {"priorities", priorities}, {"adapters", adapters}, {"preemption", preemption},
-    {"newcomers", newcomers},
+    {"shares", shares},         {"row-8", show_row_8},    {"isolation", isolation},
+    {"priorities", priorities}, {"adapters", adapters},   {"large", large},
+    {"preemption", preemption}, {"newcomers", newcomers},
 };
 enum { N_PARTS = sizeof PARTS / sizeof PARTS[0] };
 

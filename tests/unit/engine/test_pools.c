@@ -415,6 +415,25 @@ static void promises_take_a_quarter_of_the_pool_at_most(void **state)
     fixture_close(&f);
 }
 
+/* One that is kept and in use takes its bytes once. */
+static void what_is_kept_and_pinned_leaves_the_rest_to_be_brought_in(void **state)
+{
+    (void)state;
+    struct pool_fixture f;
+    struct err err = {0};
+    struct lora_pin pin;
+    fixture_open(&f, 1, 1);
+    size_t n_bytes = 2 * f.adapters[5]->n_bytes;
+    fixture_close(&f);
+    fixture_open(&f, n_bytes, 8);
+    assert_true(lora_pool_pin(f.pool, f.adapters[5], NULL, &pin));
+    assert_ok(lora_pool_keep(f.pool, &f.adapters[5]->content, true, &err), err);
+    assert_true(lora_pool_prefetch(f.pool, f.adapters[4], NULL, false));
+    assert_ok(lora_pool_keep(f.pool, &f.adapters[5]->content, false, &err), err);
+    lora_pool_unpin(f.pool, pin);
+    fixture_close(&f);
+}
+
 static void kept_adapters_stay_and_are_half_of_the_pool_at_most(void **state)
 {
     (void)state;
@@ -786,6 +805,7 @@ int main(void)
         cmocka_unit_test(an_adapter_that_was_popular_once_leaves_in_the_end),
         cmocka_unit_test(a_promised_adapter_stays_until_its_pin_or_until_it_is_forgotten),
         cmocka_unit_test(promises_take_a_quarter_of_the_pool_at_most),
+        cmocka_unit_test(what_is_kept_and_pinned_leaves_the_rest_to_be_brought_in),
         cmocka_unit_test(kept_adapters_stay_and_are_half_of_the_pool_at_most),
         cmocka_unit_test(taking_an_adapter_off_by_hand_frees_its_bytes_unless_it_is_pinned),
         cmocka_unit_test(an_adapter_on_its_way_has_its_owner_held_and_is_not_evicted),

@@ -252,6 +252,68 @@ static void a_sequence_that_its_length_ends_is_not_computed_beyond_its_last_toke
     run_close(&run);
 }
 
+/* While nobody waits, an end leaves a hole: the others' next step is enqueued ahead as if nothing
+ * had been, and they say what they say alone. */
+static void behind_an_end_that_nobody_waits_for_steps_are_enqueued_ahead(void **state)
+{
+    (void)state;
+    enum { N = 8, LONGEST = 12 };
+    static const int32_t prompt[N] = {1, 403, 407, 5, 9, 31, 77, 260};
+    static const int lengths[N] = {LONGEST, LONGEST, LONGEST, 5, LONGEST, 7, 9, 4};
+    /* Places, as prompts have them: 0 2 4 6, with the adapter 1 3 5 7. The last ends first, then a
+     * hole that becomes one of the last, then another. */
+    struct engine_request requests[N];
+    struct content_digest content = {0};
+    struct engine_options o = options_of();
+    struct run alone;
+    o.max_rows = 64;
+    run_open(&alone, o, N);
+    content = run_load(&alone, SOME[1]);
+    for (int i = 0; i < N; i++) {
+        requests[i] = run_greedy(prompt, i + 1, lengths[i], 2);
+        requests[i].ignore_eos = true;
+        requests[i].n_adapters = i % 2;
+        requests[i].adapters[0].content = content;
+        requests[i].adapters[0].weight = 1;
+        run_submit(&alone, requests[i]);
+        run_wait(&alone);
+    }
+    for (int way = 0; way < 3; way++) {
+        struct run run;
+        struct engine_stats s;
+        struct gate gate = {.shut = true};
+        o.debug_overlap = way > 0;
+        o.debug_pad = way > 1;
+        engine_debug_ops = deferring_ops(way == 0, 0);
+        run_open(&run, o, N + 1);
+        engine_debug_ops = NULL;
+        run_load(&run, SOME[1]);
+        run.watch = stand_at_gate;
+        run.watch_context = &gate;
+        run_submit(&run, run_greedy(prompt, 1, 1, -1));
+        pthread_mutex_lock(&run.lock);
+        while (!gate.met)
+            pthread_cond_wait(&run.changed, &run.lock);
+        pthread_mutex_unlock(&run.lock);
+        for (int i = 0; i < N; i++)
+            run_submit(&run, requests[i]);
+        pthread_mutex_lock(&run.lock);
+        gate.shut = false;
+        pthread_cond_broadcast(&run.changed);
+        pthread_mutex_unlock(&run.lock);
+        run_wait(&run);
+        engine_stats(run.engine, &s);
+        if (s.n_steps != 1 + LONGEST || s.n_steps_ahead != LONGEST - 1)
+            fail_msg("way %d: %d steps, %d of them ahead", way, (int)s.n_steps,
+                     (int)s.n_steps_ahead);
+        for (int i = 0; i < N; i++)
+            if (!run_same(&run.answers[1 + i], &alone.answers[i]))
+                fail_msg("way %d: request %d differs", way, i);
+        run_close(&run);
+    }
+    run_close(&alone);
+}
+
 /* ---- ends from outside while steps fly --------------------------------------------------- */
 
 /* Each request cancels another one when it has spoken five times. */
@@ -520,6 +582,7 @@ int main(void)
         cmocka_unit_test(every_way_gives_the_same_answers),
         cmocka_unit_test(padding_has_tokens_behind_a_step_that_had_none),
         cmocka_unit_test(a_sequence_that_its_length_ends_is_not_computed_beyond_its_last_token),
+        cmocka_unit_test(behind_an_end_that_nobody_waits_for_steps_are_enqueued_ahead),
         cmocka_unit_test(the_cancelled_end_and_the_others_never_notice),
         cmocka_unit_test(what_was_promised_to_a_sequence_is_free_when_it_ends),
         cmocka_unit_test(closing_ends_what_flies),

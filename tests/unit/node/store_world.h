@@ -40,6 +40,9 @@ static inline void on_events(void *context, const struct engine_event *events, s
         w->n_finished += events[i].kind == ENGINE_EVENT_FINISHED;
 }
 
+/* How many of ADAPTER's size the device holds in worlds opened from now on; 0: plenty. */
+static size_t world_device_adapters;
+
 /* host_adapters: how many of ADAPTER's size host memory holds. */
 static inline struct world *world_open(int host_adapters, const char *registry_url, char *dir)
 {
@@ -63,6 +66,7 @@ static inline struct world *world_open(int host_adapters, const char *registry_u
                               .backend = "ref",
                               .max_seqs = 4,
                               .max_rows = 16,
+                              .adapter_bytes = w->n_bytes * world_device_adapters,
                               .adapter_host_bytes = w->n_bytes * (size_t)host_adapters + 20000,
                               .on_events = on_events,
                               .context = w},
@@ -124,6 +128,69 @@ static inline void write_adapter(const char *dir, const char *from, int number)
     }
 }
 
+/* An adapter over the sites of `from`, `times` as wide, of zeros but for its number. */
+static inline void write_wide_adapter(const char *dir, const char *from, int times, uint8_t number)
+{
+    struct err err = {0};
+    struct buf in = BUF_INIT, out = BUF_INIT;
+    uint64_t n_header;
+    char *path = xasprintf("%s/adapter_model.safetensors", from);
+    assert_ok(file_read(path, 1 << 24, &in, &err), err);
+    free(path);
+    memcpy(&n_header, in.data, sizeof n_header);
+    json_t *header = json_loadb((const char *)in.data + 8, n_header, 0, NULL), *tensor;
+    size_t n_bytes = (in.len - 8 - n_header) * (size_t)times;
+    const char *name;
+    json_object_foreach(header, name, tensor)
+    {
+        json_t *shape = json_object_get(tensor, "shape");
+        json_t *offsets = json_object_get(tensor, "data_offsets");
+        size_t rank_at = strstr(name, "lora_A") != NULL ? 0 : 1;
+        if (shape == NULL)
+            continue;
+        json_array_set_new(
+            shape, rank_at,
+            json_integer(times * json_integer_value(json_array_get(shape, rank_at))));
+        for (size_t i = 0; i < 2; i++)
+            json_array_set_new(
+                offsets, i, json_integer(times * json_integer_value(json_array_get(offsets, i))));
+    }
+    char *text = json_dumps(header, JSON_COMPACT);
+    n_header = strlen(text);
+    buf_append(&out, &n_header, sizeof n_header);
+    buf_append_str(&out, text);
+    for (size_t at = out.len; out.len < at + n_bytes;)
+        buf_append(&out, (const char[4]){0}, 4);
+    out.data[out.len - 1] = 0x3f; /* a float of 0.5 or more, by its number */
+    out.data[out.len - 2] = number;
+    free(text);
+    json_decref(header);
+    assert_ok(dir_ensure(dir, &err), err);
+    path = xasprintf("%s/adapter_model.safetensors", dir);
+    write_file(path, out.data, out.len);
+    free(path);
+    buf_release(&in);
+    buf_release(&out);
+    path = xasprintf("%s/adapter_config.json", from);
+    json_t *config = json_load_file(path, 0, NULL);
+    free(path);
+    json_object_set_new(config, "r",
+                        json_integer(times * json_integer_value(json_object_get(config, "r"))));
+    path = xasprintf("%s/adapter_config.json", dir);
+    assert_int_equal(json_dump_file(config, path, 0), 0);
+    free(path);
+    json_decref(config);
+}
+
+static inline void add_wide(struct world *w, const char *name, int times, uint8_t number)
+{
+    struct err err = {0};
+    char *dir = xasprintf("%s/made/%s", w->dir, name);
+    write_wide_adapter(dir, ADAPTER, times, number);
+    assert_ok(adapter_store_add(w->store, name, dir, false, NULL, &err), err);
+    free(dir);
+}
+
 /* Makes n adapters, all different, named a0 and so on, and adds them. */
 static inline void add_adapters(struct world *w, int n)
 {
@@ -165,7 +232,7 @@ static inline void on_result(void *user, const struct resolved *out, const struc
 static inline void ask(struct world *w, struct result *r, const char *model)
 {
     *r = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
-    w->r.resolve(w->r.context, model, 0, on_result, r);
+    w->r.resolve(w->r.context, model, 0, false, on_result, r);
 }
 
 static inline void await(struct result *r)

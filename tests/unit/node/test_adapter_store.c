@@ -1,6 +1,7 @@
 /* The adapter store: adapters between disk and host memory, under load, beside slow registries.
  * (Fetching and refusing are tested end to end: tests/e2e/registry.test.mjs.) */
 #include "node/base/clock.h"
+#include "node/base/hex.h"
 #include "tests/http_server.h"
 #include "tests/unit/node/store_world.h"
 
@@ -188,12 +189,12 @@ static void what_fits_is_counted_by_what_names_mean_now(void **state)
     struct resolved got[] = {get(w, "x"), get(w, "a1")}, held = got[0];
     w->r.release(w->r.context, &got[1]);
     got[0].handle = got[1].handle = NULL;
-    assert_ok(w->r.fits(w->r.context, models, got, 2, &err), err);
+    assert_ok(w->r.fits(w->r.context, models, got, 2, (struct monotonic_us){0}, &err), err);
     assert_ok(adapter_store_add(w->store, "x", a2, true, NULL, &err), err);
-    assert_int_equal(w->r.fits(w->r.context, models, got, 2, &err), -1);
+    assert_int_equal(w->r.fits(w->r.context, models, got, 2, (struct monotonic_us){0}, &err), -1);
     assert_int_equal(err.code, ERR_TOO_LARGE);
     got[0] = held; /* which stays what it was */
-    assert_ok(w->r.fits(w->r.context, models, got, 2, &err), err);
+    assert_ok(w->r.fits(w->r.context, models, got, 2, (struct monotonic_us){0}, &err), err);
     w->r.release(w->r.context, &held);
     free(a0);
     free(a2);
@@ -261,6 +262,308 @@ static void *add_again_and_again(void *context)
     for (; !a->ends; a->n_refused++)
         assert_int_equal(adapter_store_add(a->w->store, "bad", a->dir, true, NULL, &err), -1);
     return NULL;
+}
+
+static struct content_digest digest_of(struct world *w, const char *model)
+{
+    struct content_digest digest;
+    struct err err = {0};
+    json_t *shown = adapter_store_show(w->store, model, &err);
+    if (shown == NULL)
+        fail_msg("%s: %s", model, err.message);
+    const char *hex = json_string_value(json_object_get(shown, "content_digest"));
+    assert_int_equal(hex_decode(digest.bytes, 32, hex), 0);
+    json_decref(shown);
+    return digest;
+}
+
+static void await_within(struct result *r, int ms, const char *what)
+{
+    for (; ms > 0 && !has_come(r); ms--)
+        usleep(1000);
+    if (!has_come(r))
+        fail_msg("%s: nothing yet", what);
+    if (r->rc != 0)
+        fail_msg("%s: %s", what, r->err.message);
+}
+
+/* A large one that asked first, and small ones that come for each room that becomes free: one of
+ * them fits beside it at a time, however many there are. */
+static void room_that_becomes_free_is_for_who_asked_first(void **state)
+{
+    (void)state;
+    enum { HELD = 4, LATER = 4, TIMES = 3 };
+    struct world *w = world_open(HELD, NULL, NULL);
+    struct resolved held[HELD];
+    struct result large, small[LATER];
+    add_adapters(w, HELD + LATER);
+    add_wide(w, "large", TIMES, 1);
+    for (int i = 0; i < HELD; i++)
+        held[i] = get(w, (const char *[]){"a0", "a1", "a2", "a3"}[i]);
+    ask(w, &large, "large");
+    usleep(50000);
+    for (int i = 0; i < LATER; i++)
+        ask(w, &small[i], (const char *[]){"a4", "a5", "a6", "a7"}[i]);
+    usleep(50000);
+    w->r.release(w->r.context, &held[0]);
+    await_within(&small[0], 5000, "the first small one, which fits beside the large");
+    for (int i = 1; i < HELD; i++) {
+        w->r.release(w->r.context, &held[i]);
+        usleep(50000);
+        if (has_come(&small[1]))
+            fail_msg("a second small one had room %d, which is the large one's", i);
+    }
+    await_within(&large, 5000, "the large one");
+    w->r.release(w->r.context, &large.out);
+    for (int i = 0; i < LATER; i++) {
+        await_within(&small[i], 5000, "a small one behind the large");
+        w->r.release(w->r.context, &small[i].out);
+    }
+    world_close(w, false);
+}
+
+/* One that will have no room any more leaves its claim to the others. */
+static void who_gives_up_waiting_for_room_frees_its_claim(void **state)
+{
+    (void)state;
+    struct world *w = world_open(3, NULL, NULL);
+    struct err err = {0};
+    struct result large, small;
+    add_adapters(w, 4);
+    add_wide(w, "large", 3, 1);
+    struct resolved a0 = get(w, "a0"), a1 = get(w, "a1"), a2 = get(w, "a2");
+    ask(w, &large, "large");
+    usleep(50000);
+    ask(w, &small, "a3");
+    w->r.release(w->r.context, &a0);
+    usleep(50000);
+    assert_false(has_come(&small));
+    assert_ok(adapter_store_pin(w->store, "a1", true, &err), err);
+    await(&large);
+    assert_int_equal(large.err.code, ERR_TOO_LARGE);
+    await_within(&small, 5000, "the small one, when the large had given up");
+    w->r.release(w->r.context, &small.out);
+    w->r.release(w->r.context, &a1);
+    w->r.release(w->r.context, &a2);
+    world_close(w, false);
+}
+
+/* Who holds adapters while it waits for another one isn't held up by those that wait for what it
+ * holds, though they have all the loaders. */
+static void who_holds_adapters_is_not_held_up_by_those_that_wait_for_them(void **state)
+{
+    (void)state;
+    enum { LARGE = 9 };
+    struct world *w = world_open(3, NULL, NULL);
+    struct err err = {0};
+    struct result large[LARGE], part;
+    struct monotonic_us before = clock_monotonic_us();
+    add_adapters(w, 4);
+    struct resolved ensemble = get(w, "a0"), a1 = get(w, "a1"), a2 = get(w, "a2");
+    for (int i = 0; i < LARGE; i++) {
+        char *name = xasprintf("large%d", i);
+        add_wide(w, name, 3, (uint8_t)i);
+        ask(w, &large[i], name);
+        free(name);
+    }
+    usleep(50000);
+
+    /* It wouldn't have begun, if it had come behind them. */
+    const char *const models[] = {"a0", "a3"};
+    const struct resolved parts[] = {ensemble, {.name = "a3", .content = digest_of(w, "a3")}};
+    assert_ok(w->r.fits(w->r.context, models, parts, 2, before, &err), err);
+    struct monotonic_us now = clock_monotonic_us();
+    assert_int_equal(w->r.fits(w->r.context, models, parts, 2, now, &err), -1);
+    assert_int_equal(err.code, ERR_BUSY);
+
+    part = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
+    w->r.resolve(w->r.context, "a3", 0, true, on_result, &part);
+    w->r.release(w->r.context, &a1);
+    await_within(&part, 5000, "what the ensemble waits for");
+    w->r.release(w->r.context, &part.out);
+    w->r.release(w->r.context, &ensemble);
+    w->r.release(w->r.context, &a2);
+    for (int i = 0; i < LARGE; i++) { /* they come one at a time, in no order that is promised */
+        int k = 0;
+        for (int ms = 0; large[k].out.handle == NULL || !has_come(&large[k]); k = (k + 1) % LARGE)
+            if (k == LARGE - 1 && (usleep(1000), ++ms > 5000))
+                fail_msg("%d of %d large ones came", i, LARGE);
+        assert_ok(large[k].rc, large[k].err);
+        w->r.release(w->r.context, &large[k].out);
+        large[k].out.handle = NULL;
+    }
+    world_close(w, false);
+}
+
+/* Two names of one content share a load; each is told of its failure by its own name. */
+static void who_waits_for_another_names_load_reads_its_own_name(void **state)
+{
+    (void)state;
+    struct world *w = world_open(3, NULL, NULL);
+    struct err err = {0};
+    struct result x, y;
+    add_adapters(w, 3);
+    add_wide(w, "x", 3, 1);
+    add_wide(w, "y", 3, 1);
+    struct resolved a0 = get(w, "a0"), a1 = get(w, "a1");
+    ask(w, &x, "x");
+    ask(w, &y, "y");
+    usleep(20000);
+    assert_ok(adapter_store_pin(w->store, "a0", true, &err), err);
+    await(&x);
+    await(&y);
+    assert_non_null(strstr(x.err.message, "adapter x: "));
+    assert_non_null(strstr(y.err.message, "adapter y: "));
+    w->r.release(w->r.context, &a0);
+    w->r.release(w->r.context, &a1);
+    world_close(w, false);
+}
+
+/* Beside one that is kept there is no room on the device for one that takes all of it. */
+static void warming_that_finds_no_room_says_for_which_adapter(void **state)
+{
+    (void)state;
+    enum { ON_DEVICE = 4 };
+    world_device_adapters = ON_DEVICE;
+    struct world *w = world_open(ON_DEVICE + 1, NULL, NULL);
+    world_device_adapters = 0;
+    struct err err = {0};
+    struct result r = {.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
+    add_adapters(w, 1);
+    add_wide(w, "large", ON_DEVICE, 1);
+    use(w, "a0");
+    assert_ok(adapter_store_pin(w->store, "a0", true, &err), err);
+    while (strcmp(tier(w, "a0"), "device") != 0)
+        usleep(1000);
+    adapter_store_load(w->store, "large", LOAD_WARM, on_result, &r);
+    await(&r);
+    assert_int_equal(r.rc, -1);
+    assert_string_equal(r.err.message,
+                        "adapter large: there is no room on the device for the adapter now");
+    world_close(w, false);
+}
+
+struct churn {
+    struct world *w;
+    unsigned seed;
+    _Atomic bool *ends;
+    _Atomic uint64_t *n_served, *n_refused, *longest_us;
+    int role;
+};
+
+static const char *const CHURNED[] = {"a0",   "a1",   "a2",    "a3",   "a4",
+                                      "two0", "two1", "three", "moves"};
+enum { N_CHURNED = sizeof CHURNED / sizeof CHURNED[0] };
+
+static void churn_get(struct churn *c, struct result *r, const char *model, bool holds)
+{
+    struct monotonic_us began = clock_monotonic_us();
+    *r = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
+    c->w->r.resolve(c->w->r.context, model, 0, holds, on_result, r);
+    await(r);
+    uint64_t us = clock_elapsed_us(began, clock_monotonic_us());
+    for (uint64_t most = *c->longest_us; us > most;)
+        if (atomic_compare_exchange_weak(c->longest_us, &most, us))
+            break;
+    *(r->rc == 0 ? c->n_served : c->n_refused) += 1;
+    if (r->rc != 0 && (r->err.code == ERR_BUSY || strstr(r->err.message, model) == NULL))
+        fail_msg("%s: code %d: %s", model, r->err.code, r->err.message);
+}
+
+/* Roles: one that asks for two, holding the first; an operator; others ask for one. */
+static void *churn_run(void *context)
+{
+    struct churn *c = context;
+    struct world *w = c->w;
+    struct err err;
+    while (!*c->ends) {
+        const char *one = CHURNED[rand_r(&c->seed) % N_CHURNED];
+        const char *two = CHURNED[rand_r(&c->seed) % N_CHURNED];
+        struct result a, b;
+        if (c->role == 0) {
+            churn_get(c, &a, one, false);
+            if (a.rc != 0)
+                continue;
+            const char *const models[] = {one, two};
+            struct resolved parts[] = {a.out, {.content = a.out.content}};
+            bool fits = strcmp(one, two) != 0 && w->r.fits(w->r.context, models, parts, 2,
+                                                           (struct monotonic_us){0}, &err) == 0;
+            if (fits && strcmp(one, "three") != 0 && strcmp(two, "three") != 0) {
+                churn_get(c, &b, two, true);
+                if (b.rc == 0)
+                    w->r.release(w->r.context, &b.out);
+            }
+            w->r.release(w->r.context, &a.out);
+        } else if (c->role == 1) {
+            char *dir = xasprintf("%s/made/%s", w->dir, rand_r(&c->seed) % 2 ? "a0" : "two0");
+            bool pins = rand_r(&c->seed) % 2;
+            adapter_store_pin(w->store, pins ? "a1" : one, pins, &err);
+            json_decref(adapter_store_unload(w->store, two, &err));
+            assert_int_equal(adapter_store_add(w->store, "moves", dir, true, NULL, &err), 0);
+            free(dir);
+            usleep(2000);
+        } else {
+            churn_get(c, &a, one, false);
+            if (a.rc != 0)
+                continue;
+            usleep((unsigned)rand_r(&c->seed) % 2000);
+            w->r.release(w->r.context, &a.out);
+        }
+    }
+    return NULL;
+}
+
+/* Adapters of three sizes, more than there is room for, asked for, held while others are waited
+ * for, pinned, unloaded and pointed elsewhere: everybody is served soon, and what they took is back
+ * in the end. */
+static void whatever_is_done_at_once_nobody_waits_long_and_all_bytes_come_back(void **state)
+{
+    (void)state;
+    enum { THREADS = 8, MS = 3000 };
+    struct world *w = world_open(4, NULL, NULL);
+    struct err err = {0};
+    struct engine_stats e;
+    struct churn churn[THREADS];
+    pthread_t threads[THREADS];
+    _Atomic bool ends = false;
+    _Atomic uint64_t n_served = 0, n_refused = 0, longest_us = 0;
+    add_adapters(w, 5);
+    add_wide(w, "two0", 2, 1);
+    add_wide(w, "two1", 2, 2);
+    add_wide(w, "three", 3, 3);
+    char *dir = xasprintf("%s/made/a0", w->dir);
+    assert_ok(adapter_store_add(w->store, "moves", dir, true, NULL, &err), err);
+    free(dir);
+    for (int i = 0; i < THREADS; i++) {
+        churn[i] = (struct churn){w, (unsigned)i + 1, &ends, &n_served, &n_refused, &longest_us, i};
+        assert_int_equal(pthread_create(&threads[i], NULL, churn_run, &churn[i]), 0);
+    }
+    usleep(MS * 1000);
+    ends = true;
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    printf("note: %d served, %d refused, the longest wait was %d ms\n", (int)n_served,
+           (int)n_refused, (int)(longest_us / 1000));
+    assert_true(n_served > 20);
+    assert_true(longest_us < 10000000);
+    assert_int_equal(stats(w).n_in_use, 0);
+    for (int i = 0; i < N_CHURNED; i++) {
+        assert_ok(adapter_store_pin(w->store, CHURNED[i], false, &err), err);
+        json_t *o = adapter_store_unload(w->store, CHURNED[i], &err);
+        if (o == NULL)
+            fail_msg("%s", err.message);
+        json_decref(o);
+    }
+    for (int ms = 0; ms < 5000; ms++) { /* the engine lets go of what was pinned a little later */
+        engine_stats(w->engine, &e);
+        if (e.adapter_host_bytes_used == 0)
+            break;
+        usleep(1000);
+    }
+    assert_int_equal(e.adapter_host_bytes_used, 0);
+    assert_int_equal(stats(w).bytes[TIER_HOST], 0);
+    use(w, "three");
+    world_close(w, false);
 }
 
 /* Room that was kept for files which then are refused is anybody's, and who waits for some hears of
@@ -571,7 +874,7 @@ static void list_some(struct exchange *x)
 static void ask_for(struct world *w, struct result *r, const char *model, uint64_t customer)
 {
     *r = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
-    w->r.resolve(w->r.context, model, customer, on_result, r);
+    w->r.resolve(w->r.context, model, customer, false, on_result, r);
 }
 
 static int n_manifests_asked(void)
@@ -683,6 +986,12 @@ int main(void)
         cmocka_unit_test(what_fits_is_counted_by_what_names_mean_now),
         cmocka_unit_test(many_requests_for_one_absent_adapter_share_one_load),
         cmocka_unit_test(when_all_is_in_use_a_load_waits_for_room_and_does_not_fail),
+        cmocka_unit_test(room_that_becomes_free_is_for_who_asked_first),
+        cmocka_unit_test(who_gives_up_waiting_for_room_frees_its_claim),
+        cmocka_unit_test(who_holds_adapters_is_not_held_up_by_those_that_wait_for_them),
+        cmocka_unit_test(who_waits_for_another_names_load_reads_its_own_name),
+        cmocka_unit_test(warming_that_finds_no_room_says_for_which_adapter),
+        cmocka_unit_test(whatever_is_done_at_once_nobody_waits_long_and_all_bytes_come_back),
         cmocka_unit_test(room_that_refused_files_did_not_need_goes_to_who_waits),
         cmocka_unit_test(a_load_that_waits_for_the_engine_reads_its_files_once),
         cmocka_unit_test(what_waits_is_told_when_the_node_stops),

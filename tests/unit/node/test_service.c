@@ -69,7 +69,7 @@ static void *slowly(void *context)
     while (s.w->hold)
         usleep(1000);
     if (s.late != NULL) {
-        s.w->store.resolve(s.w->store.context, s.late, 0, s.done, s.user);
+        s.w->store.resolve(s.w->store.context, s.late, 0, false, s.done, s.user);
         return NULL;
     }
     struct resolved out = {.content = s.is_law ? s.w->law : s.w->code, .handle = s.w};
@@ -79,8 +79,8 @@ static void *slowly(void *context)
     return NULL;
 }
 
-static void resolve(void *context, const char *model, uint64_t customer, service_resolved_fn *done,
-                    void *user)
+static void resolve(void *context, const char *model, uint64_t customer, bool holds,
+                    service_resolved_fn *done, void *user)
 {
     struct world *w = context;
     bool is_law = strcmp(model, "slow") == 0;
@@ -88,7 +88,7 @@ static void resolve(void *context, const char *model, uint64_t customer, service
                        : strcmp(model, "late-medicine") == 0 ? "medicine"
                                                              : NULL;
     if (!is_law && late == NULL && strcmp(model, "slow-code") != 0) {
-        w->store.resolve(w->store.context, model, customer, done, user);
+        w->store.resolve(w->store.context, model, customer, holds, done, user);
         return;
     }
     pthread_t thread;
@@ -108,10 +108,10 @@ static void release(void *context, const struct resolved *r)
 }
 
 static int fits(void *context, const char *const *models, const struct resolved *adapters, size_t n,
-                struct err *err)
+                struct monotonic_us since, struct err *err)
 {
     struct world *w = context;
-    return w->store.fits(w->store.context, models, adapters, n, err);
+    return w->store.fits(w->store.context, models, adapters, n, since, err);
 }
 
 static void list(void *context, json_t *models, size_t max)
@@ -970,7 +970,7 @@ static void an_ensemble_that_gathers_gives_up_when_room_or_time_is_gone(void **s
                                "%s}",
                                rows[i].more);
         struct buf raw = BUF_INIT;
-        r.resolve(r.context, "law", 0, keep_it, &law);
+        r.resolve(r.context, "law", 0, false, keep_it, &law);
         await_in_use(w, 1);
         int fd = dial(w);
         send_post(fd, "/v1/completions", body);
