@@ -14,6 +14,7 @@
 #include "engine/tensor_read.h"
 
 #include "engine/safetensors.h"
+#include "engine/tensor_numbers.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
 #include "node/base/sha256.h"
@@ -24,7 +25,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PIECE_BYTES = 256 << 10, ALONE_BYTES = 1 << 20, BLOCK = 1024 };
+enum { PIECE_BYTES = 256 << 10, ALONE_BYTES = 1 << 20 };
 
 struct piece {
     const struct tensor_dir_file *file;
@@ -60,53 +61,6 @@ int tensor_read_bytes(int fd, uint8_t *out, size_t at, size_t n, struct err *err
         n -= (size_t)got;
     }
     return 0;
-}
-
-/* ---- numbers ----------------------------------------------------------------------------- */
-
-/* An exponent of ones, and nothing else, carries into the sign's place when its lowest bit is
- * added. Blocks of a fixed size, so that the compiler makes vectors of them. */
-static bool finite_16(const uint8_t *p, size_t n, uint16_t exponent)
-{
-    uint16_t one = (uint16_t)(exponent & -exponent), seen = 0, bits;
-    for (; n >= BLOCK; n -= BLOCK, p += 2 * BLOCK) {
-        for (size_t i = 0; i < BLOCK; i++) {
-            memcpy(&bits, p + 2 * i, 2);
-            seen = (uint16_t)(seen | ((bits & exponent) + one));
-        }
-    }
-    for (size_t i = 0; i < n; i++) {
-        memcpy(&bits, p + 2 * i, 2);
-        seen = (uint16_t)(seen | ((bits & exponent) + one));
-    }
-    return (seen & 0x8000u) == 0;
-}
-
-/* Finite as a bf16, too: on a GPU an f32 is taken apart into three of them, and an infinite one
- * would make no number of the zeros that stand for other requests' rows beside it. What rounds to
- * it has an exponent of ones when half of the bit that a bf16 ends with is added. */
-static bool finite_32(const uint8_t *p, size_t n)
-{
-    uint32_t rest = 0x7fffffffu, half_and_one = 0x00008000u + 0x00800000u, seen = 0, bits;
-    for (; n >= BLOCK; n -= BLOCK, p += 4 * BLOCK) {
-        for (size_t i = 0; i < BLOCK; i++) {
-            memcpy(&bits, p + 4 * i, 4);
-            seen |= (bits & rest) + half_and_one;
-        }
-    }
-    for (size_t i = 0; i < n; i++) {
-        memcpy(&bits, p + 4 * i, 4);
-        seen |= (bits & rest) + half_and_one;
-    }
-    return (seen & 0x80000000u) == 0;
-}
-
-static bool all_finite(enum tensor_dtype dtype, const uint8_t *bytes, size_t n_bytes)
-{
-    if (dtype == TENSOR_F32)
-        return finite_32(bytes, n_bytes / 4);
-    BUG_IF(dtype != TENSOR_F16 && dtype != TENSOR_BF16); /* safetensors.h */
-    return finite_16(bytes, n_bytes / 2, dtype == TENSOR_F16 ? 0x7c00 : 0x7f80);
 }
 
 /* ---- pieces ------------------------------------------------------------------------------ */
@@ -156,7 +110,8 @@ static int read_piece(const struct reading *r, const struct piece *p)
 {
     if (tensor_read_bytes(p->file->fd, p->to, p->at, p->n_bytes, r->err) != 0)
         return err_wrap(r->err, "%s", p->file->name);
-    if (!all_finite(p->tensor->dtype, p->to, p->n_bytes))
+    size_t n = p->n_bytes / tensor_dtype_bytes(p->tensor->dtype);
+    if (!tensor_numbers_finite(p->to, p->tensor->dtype, n))
         return err_set(r->err, ERR_INVALID, "tensor %s: holds numbers that are not finite%s",
                        p->tensor->name, p->tensor->dtype == TENSOR_F32 ? " as bf16" : "");
     return 0;
