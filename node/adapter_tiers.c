@@ -18,7 +18,7 @@
  * longer. What is in use or pinned is not in the heap at all.
  *
  * Room is reserved before a file is read, from the size that was learnt or, the first time, from
- * the files' own: two loads can't both count on the same bytes. When everything is in use a load
+ * its header: two loads can't both count on the same bytes. When everything is in use a load
  * waits until something becomes idle, at most ROOM_WAIT_S seconds; requests for what is loaded go
  * past it meanwhile. What is pinned won't become idle, so what doesn't fit beside it isn't waited
  * for. */
@@ -338,7 +338,7 @@ struct pressed {
 
 /* The engine counts for itself, and what a finished sequence held is freed a moment after its
  * answer: then it says ERR_BUSY although there is room here. If waiting doesn't help, the files are
- * larger in memory than they are on disk, and others have to leave. Without the lock. */
+ * larger than they were when they were measured, and others have to leave. Without the lock. */
 static bool wait_pressed(void *context)
 {
     struct pressed *p = context;
@@ -386,7 +386,9 @@ void content_landed(struct adapter_store *s, struct content *c, uint64_t us)
 int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *facts, bool *loaded,
                uint64_t *us, struct err *err)
 {
-    size_t n_bytes = (size_t)local_files(dir, (char[17]){0});
+    size_t n_bytes;
+    if (engine_adapter_measure(s->engine, dir, &n_bytes, err) != 0)
+        return -1;
     pthread_mutex_lock(&s->lock);
     *loaded = n_bytes <= s->host_total &&
               s->host_used + s->host_reserved <= s->host_total - n_bytes;
@@ -502,8 +504,9 @@ static void load_elsewhere(struct adapter_store *s, struct load *l, struct waite
 static int load_files(struct adapter_store *s, struct load *l, struct engine_adapter *facts,
                       size_t n_bytes, uint64_t *us, bool *read, struct err *err)
 {
-    if (n_bytes == 0)
-        n_bytes = (size_t)local_files(l->dir, (char[17]){0});
+    *read = true;
+    if (n_bytes == 0 && engine_adapter_measure(s->engine, l->dir, &n_bytes, err) != 0)
+        return -1;
     pthread_mutex_lock(&s->lock);
     int rc = atomic_load(&s->cancelled) ? err_set(err, ERR_CANCELLED, "the node is shutting down")
                                         : reserve(s, n_bytes, err);
