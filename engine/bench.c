@@ -145,6 +145,7 @@ struct bench {
     struct engine *engine;
     struct content_digest *adapters; /* [n_adapters] */
     int n_adapters, n_streams;       /* n_streams: the largest number at once */
+    enum dtype adapter_dtype;
     size_t adapter_bytes, weight_bytes, kv_token_bytes;
     double bandwidth;      /* bytes a second */
     double make_s, open_s; /* until the numbers were made, and then the engine open */
@@ -387,9 +388,9 @@ static void tell_head(const struct bench *b, FILE *out)
     fprintf(out, "# shape %s: %s\n# device %s\n# commit %s\n# flags %s\n", b->shape->name,
             b->shape->text, engine_model(b->engine)->backend, o->commit, o->flags);
     fprintf(out,
-            "# prompt %d, generate %d, %d adapters of rank %d on all linears, each its own, "
+            "# prompt %d, generate %d, %d adapters of rank %d (%s) on all linears, each its own, "
             "median of %d rounds, tokens/s and ms\n",
-            o->n_prompt, o->n_generate, b->n_adapters, o->rank, o->n_rounds);
+            o->n_prompt, o->n_generate, b->n_adapters, o->rank, o->adapter_dtype, o->n_rounds);
     fprintf(out,
             "# bound: %.3f GB of weights, %zu bytes of KV a token, %.3f MB an adapter, each read "
             "once a step at %.1f GB/s (%s)\n",
@@ -566,6 +567,18 @@ static bool is_cuda(const struct bench_options *o)
     return o->backend != NULL && strcmp(o->backend, "cuda") == 0;
 }
 
+static int read_dtype(enum dtype *out, const char *name)
+{
+    static const char *const names[] = {
+        [DTYPE_F32] = "f32", [DTYPE_F16] = "f16", [DTYPE_BF16] = "bf16"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(names[i], name) == 0) {
+            *out = (enum dtype)i;
+            return 0;
+        }
+    return -1;
+}
+
 static int check_options(struct bench *b, struct err *err)
 {
     struct bench_options *o = &b->options;
@@ -579,6 +592,7 @@ static int check_options(struct bench *b, struct err *err)
     o->bandwidth_gbs = o->bandwidth_gbs != 0 ? o->bandwidth_gbs : cuda ? CUDA_READ_GBS : 0;
     o->kinds = o->kinds != 0 ? o->kinds
                              : 1u << BENCH_BASE | 1u << BENCH_SHARED | 1u << BENCH_DISTINCT;
+    o->adapter_dtype = o->adapter_dtype != NULL ? o->adapter_dtype : "bf16";
     o->commit = o->commit != NULL ? o->commit : "unknown";
     o->flags = o->flags != NULL ? o->flags : "none";
     if (o->streams[0] == 0) {
@@ -591,6 +605,9 @@ static int check_options(struct bench *b, struct err *err)
     if (b->shape == NULL)
         return err_set(err, ERR_INVALID,
                        "no shape %s; there are 110m, 1b, 7b, 8b, demo-7m and tiny", shape);
+    if (read_dtype(&b->adapter_dtype, o->adapter_dtype) != 0)
+        return err_set(err, ERR_INVALID, "adapters' dtype %s is none of bf16, f16 and f32",
+                       o->adapter_dtype);
     if (o->n_prompt < 1 || o->n_generate < 1 || o->rank < 1 || o->rank > 1024 || o->n_rounds < 1 ||
         o->n_rounds > BENCH_ROUNDS_MAX || o->max_rows < 1 || o->n_adapters < 0 ||
         o->n_adapters > BENCH_ADAPTERS_MAX ||
@@ -625,7 +642,7 @@ static void *make_adapters(void *context)
 {
     struct making *m = context;
     for (int i; (i = atomic_fetch_add(&m->next, 1)) < m->b->n_adapters;)
-        m->out[i] = lora_random(&m->b->shape->config, m->b->options.rank, DTYPE_BF16,
+        m->out[i] = lora_random(&m->b->shape->config, m->b->options.rank, m->b->adapter_dtype,
                                 1000 + (uint64_t)i);
     return NULL;
 }

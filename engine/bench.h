@@ -53,18 +53,19 @@ enum bench_kind {
 
 extern const char *const bench_kind_names[BENCH_KINDS];
 
-struct bench_options {   /* zero or NULL: the default */
-    const char *shape;   /* "110m" (default), "1b", "7b", "8b", "demo-7m", "tiny" */
-    const char *backend; /* "cpu" */
-    const char *weights; /* "file", as engine_options has it */
-    unsigned kinds;      /* bits 1 << bench_kind; base, shared and distinct */
-    int n_threads;       /* all cores */
-    int n_prompt;        /* tokens; 128 */
-    int n_generate;      /* tokens; 64. With 1 there is nothing to decode */
-    int n_adapters;      /* as many as streams at most */
-    int rank;            /* of every adapter, on all linear modules; 16 */
-    int n_rounds;        /* of which the median is told; 5 */
-    int max_rows;        /* of a step; 256, on cuda 2048 */
+struct bench_options {         /* zero or NULL: the default */
+    const char *shape;         /* "110m" (default), "1b", "7b", "8b", "demo-7m", "tiny" */
+    const char *backend;       /* "cpu" */
+    const char *weights;       /* "file", as engine_options has it */
+    const char *adapter_dtype; /* "bf16": what the adapters' numbers are; or "f16", "f32" */
+    unsigned kinds;            /* bits 1 << bench_kind; base, shared and distinct */
+    int n_threads;             /* all cores */
+    int n_prompt;              /* tokens; 128 */
+    int n_generate;            /* tokens; 64. With 1 there is nothing to decode */
+    int n_adapters;            /* as many as streams at most */
+    int rank;                  /* of every adapter, on all linear modules; 16 */
+    int n_rounds;              /* of which the median is told; 5 */
+    int max_rows;              /* of a step; 256, on cuda 2048 */
     int streams[BENCH_STREAM_COUNTS_MAX]; /* requests at once, up to the first 0; 1, 8, 16 */
     int bandwidth_gbs;                    /* GB/s; measured, on cuda 3100 (an H100's read) */
     bool show_memory;                     /* where the adapters lie on the device */

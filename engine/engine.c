@@ -109,6 +109,7 @@ static void describe(struct engine *e)
                                .n_eos = c->n_eos};
     m->served_id = int8 ? int8_model_id(m->id) : m->id;
     m->weights = int8 ? "int8" : "file";
+    m->adapter_dtype = e->held == LORA_HELD_BF16 ? "bf16" : "file";
     snprintf(m->name, sizeof m->name, "%s", e->model->name);
     snprintf(m->backend, sizeof m->backend, "%s", e->backend_text);
     memcpy(m->eos, c->eos, sizeof m->eos);
@@ -179,9 +180,9 @@ static int engine_start(struct engine **out, struct engine *e, struct err *err)
         return -1;
     }
     describe(e);
-    log_info("engine", "%s on %s: %d blocks of KV cache, %zu MiB for adapters, context %d",
+    log_info("engine", "%s on %s: %d blocks of KV cache, %zu MiB for adapters (%s), context %d",
              e->public_model.name, e->backend_text, n_blocks, e->adapter_pool_bytes >> 20,
-             e->max_context);
+             e->held == LORA_HELD_BF16 ? "held as bf16" : "as in their files", e->max_context);
     *out = e;
     return 0;
 }
@@ -287,8 +288,8 @@ int engine_adapter_load_when(struct engine *e, const char *dir, bool (*again)(vo
     int rc;
     do {
         rc = a != NULL ? 0
-                       : lora_open(&a, &e->model->config, dir, e->options.adapter_host_bytes,
-                                   e->host, &why);
+                       : lora_open(&a, &e->model->config, dir, e->held,
+                                   e->options.adapter_host_bytes, e->host, &why);
         if (rc == 0) {
             info = (struct engine_adapter){.content = a->content,
                                            .rank_max = a->rank_max,

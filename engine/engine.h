@@ -50,6 +50,10 @@ struct engine_options {
      * scale an output column. Half the bytes a token of bf16, and another model: answers differ.
      * cpu and ref; cuda's open refuses. */
     const char *weights;
+    /* What adapters' A and B are held as, in host memory and on the device. "auto" (default when
+     * NULL): as bf16 where activations and base weights are bf16, as those of a bf16 model on cuda
+     * are; else as in their files. "file", "bf16": so in any case (engine/lora.h says why). */
+    const char *adapter_dtype;
     /* Device memory. A device with memory of its own (cuda) is filled: of gpu_memory (0: 0.9) times
      * what was free there when the engine opened, adapters and KV cache have what weights and
      * workspace leave. Sizes in bytes fix a side: adapter_bytes (0: a quarter of it) and kv_bytes
@@ -164,7 +168,8 @@ struct engine_model {
     /* Of the weights that compute, which is what an answer's receipt has to name: id, or with int8
      * weights int8_model_id(id). */
     struct model_id served_id;
-    const char *weights; /* "file" or "int8" */
+    const char *weights;       /* "file" or "int8" */
+    const char *adapter_dtype; /* what adapters are held as: "file" or "bf16" */
     int vocab, hidden, n_layers, n_heads, n_kv_heads, head_dim, ffn, max_context;
     int max_at_once; /* sequences that one payer can submit together, given an empty queue */
     uint64_t n_params;
@@ -192,7 +197,7 @@ struct engine_adapter {
     struct content_digest content;
     int rank_max;
     int n_sites;       /* linear modules touched */
-    size_t n_bytes;    /* of A and B */
+    size_t n_bytes;    /* of A and B as they are held (engine_options.adapter_dtype) */
     char targets[256]; /* "q_proj v_proj ..." */
 };
 
@@ -219,9 +224,13 @@ int engine_adapter_load_when(struct engine *e, const char *dir, bool (*again)(vo
 int engine_adapter_check(struct engine *e, const char *dir, struct engine_adapter *out,
                          struct err *err);
 
+/* What loading it takes of host memory, and then of the device: from its files' headers, with the
+ * checks that these allow. Any thread. */
+int engine_adapter_measure(struct engine *e, const char *dir, size_t *n_bytes, struct err *err);
+
 /* For creators: the same checks against a model in model_dir, without an engine; the error names
- * the directory, too. model (may be NULL) gets the base model's id and name [128]. Slow for a large
- * model: its id is a hash over all its weights. */
+ * the directory, too; n_bytes are of adapters held as in their files. model (may be NULL) gets the
+ * base model's id and name [128]. Slow for a large model: its id is a hash over all its weights. */
 int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct model_id *model,
                          char *model_name, struct engine_adapter *out, struct err *err);
 

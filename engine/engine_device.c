@@ -353,7 +353,8 @@ int engine_device_open(struct engine *e, struct err *err)
     struct backend_caps caps;
     struct shares shares;
     int n_blocks = 0;
-    if (open_backend(e, &caps, err) != 0)
+    if (open_backend(e, &caps, err) != 0 ||
+        lora_held_for(&e->held, e->options.adapter_dtype, e->model, caps.activation, err) != 0)
         return -1;
     shares = host_shares(&e->options);
     /* Before the weights where it can be: the rope table is as long as the context. */

@@ -39,9 +39,9 @@
  *      its blocks and pins go back, and its memory is freed, when its last step's results are taken
  *      (n_flying 0) and dropped. Until then the pools count them as taken, so nobody gets a block
  *      that a flying step writes, and no slot that it reads is refilled.
- *   3. A follower has exactly the sequences of the step before it, without those that have ended or
- *      end there; where somebody waits, it has all of them. So behind an end the air is empty
- * before anybody new begins, and who waits begins as soon as what an end leaves is there.
+ *   3. A follower has exactly the sequences of the step before it, without those that have ended
+ *      or end there; where somebody waits, it has all of them. So behind an end the air is empty
+ *      before anybody new begins, and who waits begins as soon as what an end leaves is there.
  *   4. Results are taken in the order of enqueuing: a token's place is where its sequence is then.
  */
 #include "engine/internal.h"

@@ -23,7 +23,8 @@ int engine_adapter_check(struct engine *e, const char *dir, struct engine_adapte
                          struct err *err)
 {
     struct lora_adapter *a;
-    if (lora_open(&a, &e->model->config, dir, e->options.adapter_host_bytes, NULL, err) != 0)
+    if (lora_open(&a, &e->model->config, dir, e->held, e->options.adapter_host_bytes, NULL, err) !=
+        0)
         return -1;
     describe(out, a);
     lora_close(a);
@@ -33,6 +34,12 @@ int engine_adapter_check(struct engine *e, const char *dir, struct engine_adapte
     return 0;
 }
 
+int engine_adapter_measure(struct engine *e, const char *dir, size_t *n_bytes, struct err *err)
+{
+    return lora_measure(n_bytes, &e->model->config, dir, e->held, e->options.adapter_host_bytes,
+                        err);
+}
+
 int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct model_id *model,
                          char *model_name, struct engine_adapter *out, struct err *err)
 {
@@ -40,7 +47,7 @@ int engine_check_adapter(const char *model_dir, const char *adapter_dir, struct 
     struct lora_adapter *a;
     if (model_open(&m, model_dir, err) != 0)
         return -1;
-    int rc = lora_open(&a, &m->config, adapter_dir, ADAPTER_BYTES_MAX, NULL, err);
+    int rc = lora_open(&a, &m->config, adapter_dir, LORA_HELD_FILE, ADAPTER_BYTES_MAX, NULL, err);
     if (rc == 0) {
         describe(out, a);
         if (model != NULL) {

@@ -62,6 +62,7 @@ struct engine {
     struct loaded_adapters *adapters;
     struct host_memory *host;  /* where their matrices lie */
     int max_context;           /* the model's, the options' and the KV cache's least */
+    enum lora_held held;       /* what adapters are held as; constant once the engine is open */
     size_t adapter_pool_bytes; /* at open: what a request's adapters may take together */
     char backend_text[128];
     struct prefix_secret prefix_secret;

@@ -5,7 +5,8 @@
  * come, so memory is taken for just that and each matrix is read to its place in it; the digest is
  * computed over those very bytes. Touching new memory costs as much as hashing it or more (a page
  * fault for every 4 kB, while pinned memory has had its own long ago), so nothing is read elsewhere
- * and copied.
+ * and copied; what is held as another dtype than it has in its file goes through a few pieces of
+ * memory that stay in the processor's cache (tensor_read.c).
  *
  * contentDigest (engine.h): sha256 over lines "<sha256 hex>  <size>  <name>\n", ascending by name,
  * of adapter_config.json and the weight files, the index of shards included. */
@@ -107,6 +108,23 @@ int adapter_content_digest(const char *dir, struct content_digest *out, struct e
     return 0;
 }
 
+/* ---- what matrices are held as ------------------------------------------------------------ */
+
+int lora_held_for(enum lora_held *out, const char *adapter_dtype, const struct model *model,
+                  enum dtype activation, struct err *err)
+{
+    const char *asked = adapter_dtype != NULL ? adapter_dtype : "auto";
+    bool is_auto = strcmp(asked, "auto") == 0;
+    if (!is_auto && strcmp(asked, "file") != 0 && strcmp(asked, "bf16") != 0)
+        return err_set(err, ERR_INVALID,
+                       "engine options: adapter_dtype = \"%s\" (--adapter-dtype) is none of auto, "
+                       "file and bf16",
+                       asked);
+    bool all_bf16 = activation == DTYPE_BF16 && model_linears_are(model, TENSOR_BF16);
+    *out = strcmp(asked, "bf16") == 0 || (is_auto && all_bf16) ? LORA_HELD_BF16 : LORA_HELD_FILE;
+    return 0;
+}
+
 /* ---- checking and packing ---------------------------------------------------------------- */
 
 static size_t aligned(size_t n)
@@ -147,9 +165,16 @@ struct matrices {
     const struct tensor *a, *b;
 };
 
-static enum dtype dtype_of(const struct tensor *t)
+static enum tensor_dtype held_as(const struct matrices *m, enum lora_held held)
 {
-    return t->dtype == TENSOR_F32 ? DTYPE_F32 : t->dtype == TENSOR_F16 ? DTYPE_F16 : DTYPE_BF16;
+    if (held == LORA_HELD_BF16)
+        return TENSOR_BF16;
+    return m->a->dtype == m->b->dtype ? m->a->dtype : TENSOR_F32;
+}
+
+static enum dtype dtype_of(enum tensor_dtype t)
+{
+    return t == TENSOR_F32 ? DTYPE_F32 : t == TENSOR_F16 ? DTYPE_F16 : DTYPE_BF16;
 }
 
 /* Adds a site to a, with offsets; returns it. */
@@ -192,27 +217,6 @@ static void sum_ranks(struct lora_adapter *a)
         if (sum > a->rank_sum_max)
             a->rank_sum_max = sum;
     }
-}
-
-/* Where a matrix of n numbers is read whose place is to be `out`: of narrower ones the last lies at
- * the end of that place, so that widening them from the first on overtakes none that is unread. */
-static uint8_t *reading_place(uint8_t *out, const struct tensor *t, enum dtype dtype)
-{
-    return out + tensor_n_elements(t) * dtype_bytes(dtype) - t->n_bytes;
-}
-
-/* One matrix that has been read, to [out, end), and zeros behind it. */
-static void settle(uint8_t *out, uint8_t *end, const struct tensor *t, enum dtype dtype)
-{
-    size_t n = tensor_n_elements(t), n_bytes = n * dtype_bytes(dtype);
-    if (dtype_of(t) != dtype) {
-        BUG_IF(dtype != DTYPE_F32);
-        for (size_t i = 0; i < n; i++) {
-            float f = tensor_f32(t, i);
-            memcpy(out + i * sizeof f, &f, sizeof f);
-        }
-    }
-    memset(out + n_bytes, 0, (size_t)(end - out) - n_bytes);
 }
 
 static int take_memory(struct lora_adapter *a, struct host_memory *home, struct err *err)
@@ -268,16 +272,18 @@ static int refuse_other_modules(const struct lora_config *config, struct err *er
     return 0;
 }
 
-static int build(struct lora_adapter *a, const struct model_config *model,
-                 const struct lora_config *config, struct tensor_dir *d, struct host_memory *home,
-                 struct err *err)
+/* Which sites, of what rank and dtype, and where in a's memory: all but the numbers. *matrices
+ * [a->n_sites] is the caller's to free. */
+static int plan(struct lora_adapter *a, struct matrices **matrices,
+                const struct model_config *model, const struct lora_config *config,
+                const struct tensor_dir *d, enum lora_held held, struct err *err)
 {
-    int n_sites = model_n_sites(model), rc = -1;
+    int n_sites = model_n_sites(model);
     char module[SITE_NAME_BYTES];
-    struct matrices *matrices = xcalloc((size_t)n_sites, sizeof *matrices);
+    *matrices = xcalloc((size_t)n_sites, sizeof **matrices);
     a->sites = xcalloc((size_t)n_sites, sizeof *a->sites);
     if (refuse_other_modules(config, err) != 0)
-        goto out;
+        return -1;
     for (int site = 0; site < n_sites; site++) {
         enum site_kind kind = (enum site_kind)(site % SITE_KINDS);
         bool targeted;
@@ -285,74 +291,103 @@ static int build(struct lora_adapter *a, const struct model_config *model,
         float scaling;
         model_site_name(module, site);
         if (lora_config_module(config, module, false, &targeted, &rank, &scaling, err) != 0)
-            goto out;
+            return -1;
         if (!targeted)
             continue;
-        struct matrices *m = &matrices[a->n_sites];
+        struct matrices *m = &(*matrices)[a->n_sites];
         if (check_matrix(d, &m->a, module, "lora_A", rank, model_site_d_in(model, kind), err) !=
                 0 ||
             check_matrix(d, &m->b, module, "lora_B", model_site_d_out(model, kind), rank, err) != 0)
-            goto out;
-        add_site(a, model, site, rank, scaling,
-                 m->a->dtype == m->b->dtype ? dtype_of(m->a) : DTYPE_F32);
+            return -1;
+        add_site(a, model, site, rank, scaling, dtype_of(held_as(m, held)));
     }
-    if (a->n_sites == 0) {
-        err_set(err, ERR_INVALID,
-                "adapter_config.json: target_modules matches no linear module of the base model");
-        goto out;
-    }
+    if (a->n_sites == 0)
+        return err_set(
+            err, ERR_INVALID,
+            "adapter_config.json: target_modules matches no linear module of the base model");
     if ((size_t)a->n_sites * 2 != d->n_tensors && check_surplus(d, a, err) != 0)
-        goto out;
+        return -1;
     sum_ranks(a);
-    if (a->rank_sum_max > LORA_RANK_SUM_MAX) {
-        err_set(err, ERR_UNSUPPORTED,
-                "ranks of one fused module sum to %d, at most %d are supported", a->rank_sum_max,
-                LORA_RANK_SUM_MAX);
-        goto out;
-    }
+    if (a->rank_sum_max > LORA_RANK_SUM_MAX)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "ranks of one fused module sum to %d, at most %d are supported",
+                       a->rank_sum_max, LORA_RANK_SUM_MAX);
+    return 0;
+}
+
+/* To [begin, end) of a's memory, with zeros behind it. */
+static void place(const struct lora_adapter *a, struct tensor_dir *d, const struct tensor *t,
+                  enum tensor_dtype held, size_t begin, size_t end)
+{
+    size_t n_bytes = tensor_n_elements(t) * tensor_dtype_bytes(held);
+    tensor_dir_place(d, t, a->data + begin, held);
+    memset(a->data + begin + n_bytes, 0, end - begin - n_bytes);
+}
+
+static int fill(struct lora_adapter *a, const struct matrices *matrices, struct tensor_dir *d,
+                enum lora_held held, struct host_memory *home, struct err *err)
+{
     if (take_memory(a, home, err) != 0)
-        goto out;
+        return -1;
     for (int i = 0; i < a->n_sites; i++) {
         const struct lora_site *s = &a->sites[i];
         const struct matrices *m = &matrices[i];
-        tensor_dir_place(d, m->a, reading_place(a->data + s->a_offset, m->a, s->dtype));
-        tensor_dir_place(d, m->b, reading_place(a->data + s->b_offset, m->b, s->dtype));
+        place(a, d, m->a, held_as(m, held), s->a_offset, s->b_offset);
+        place(a, d, m->b, held_as(m, held), s->b_offset, s->end_offset);
     }
-    if (tensor_dir_read(d, err) != 0)
-        goto out;
-    for (int i = 0; i < a->n_sites; i++) {
-        const struct lora_site *s = &a->sites[i];
-        settle(a->data + s->a_offset, a->data + s->b_offset, matrices[i].a, s->dtype);
-        settle(a->data + s->b_offset, a->data + s->end_offset, matrices[i].b, s->dtype);
-    }
-    rc = 0;
-out:
+    return tensor_dir_read(d, err);
+}
+
+/* Not `read`: a gets its sites and n_bytes, and no numbers. */
+static int open_files(struct lora_adapter *a, const struct model_config *model, const char *dir,
+                      enum lora_held held, size_t max_bytes, bool read, struct host_memory *home,
+                      struct err *err)
+{
+    struct adapter_files files;
+    struct lora_config *config = NULL;
+    struct matrices *matrices = NULL;
+    /* Held in half of a file's bytes at least. */
+    if (files_open(&files, dir, TENSOR_DIR_HEADERS,
+                   max_bytes < SIZE_MAX / 2 ? 2 * max_bytes : SIZE_MAX, err) != 0)
+        return -1;
+    int rc = lora_config_parse(&config, (const char *)files.config.data, files.config.len,
+                               "adapter_config.json", err);
+    if (rc == 0)
+        rc = plan(a, &matrices, model, config, &files.tensors, held, err);
+    if (rc == 0 && a->n_bytes > max_bytes)
+        rc = err_set(err, ERR_TOO_LARGE,
+                     "it needs %zu bytes, %zu are allowed (engine.adapter_host_bytes)", a->n_bytes,
+                     max_bytes);
+    if (rc == 0 && read)
+        rc = fill(a, matrices, &files.tensors, held, home, err);
+    if (rc == 0 && read)
+        a->content = digest_of(&files);
     free(matrices);
+    lora_config_free(config);
+    files_release(&files);
     return rc;
 }
 
 int lora_open(struct lora_adapter **out, const struct model_config *model, const char *dir,
-              size_t max_bytes, struct host_memory *home, struct err *err)
+              enum lora_held held, size_t max_bytes, struct host_memory *home, struct err *err)
 {
-    struct adapter_files files;
-    struct lora_config *config = NULL;
-    if (files_open(&files, dir, TENSOR_DIR_HEADERS, max_bytes, err) != 0)
-        return -1;
     struct lora_adapter *a = xcalloc(1, sizeof *a);
-    int rc = lora_config_parse(&config, (const char *)files.config.data, files.config.len,
-                               "adapter_config.json", err);
-    if (rc == 0)
-        rc = build(a, model, config, &files.tensors, home, err);
-    if (rc == 0)
-        a->content = digest_of(&files);
-    lora_config_free(config);
-    files_release(&files);
-    if (rc != 0) {
+    if (open_files(a, model, dir, held, max_bytes, true, home, err) != 0) {
         lora_close(a);
         return -1;
     }
     *out = a;
     return 0;
+}
+
+int lora_measure(size_t *n_bytes, const struct model_config *model, const char *dir,
+                 enum lora_held held, size_t max_bytes, struct err *err)
+{
+    struct lora_adapter *a = xcalloc(1, sizeof *a);
+    int rc = open_files(a, model, dir, held, max_bytes, false, NULL, err);
+    *n_bytes = a->n_bytes;
+    lora_close(a);
+    return rc;
 }
 
 void lora_close(struct lora_adapter *a)

@@ -363,6 +363,19 @@ out:
     return 0;
 }
 
+bool model_linears_are(const struct model *m, enum tensor_dtype dtype)
+{
+    char module[SITE_NAME_BYTES], name[SITE_NAME_BYTES + sizeof ".weight"];
+    for (int site = 0; site < model_n_sites(&m->config); site++) {
+        snprintf(name, sizeof name, "%s.weight", model_site_name(module, site));
+        const struct tensor *t = tensor_dir_find(&m->tensors, name);
+        BUG_IF(t == NULL); /* model_open checked */
+        if (t->dtype != dtype)
+            return false;
+    }
+    return true;
+}
+
 void model_close(struct model *m)
 {
     if (m == NULL)

@@ -88,6 +88,9 @@ int model_open(struct model **out, const char *dir, struct err *err);
  * use the tensors meanwhile. */
 struct model_id model_identity(struct model *m);
 
+/* Are the weights of all linear modules that adapters touch of this dtype? */
+bool model_linears_are(const struct model *m, enum tensor_dtype dtype);
+
 /* Quiet on NULL. Doesn't wait for an id that nobody asked for. */
 void model_close(struct model *m);
 

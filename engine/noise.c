@@ -5,6 +5,7 @@
 
 #include "node/base/err.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,19 @@ static uint16_t bf16(float x) /* finite; to nearest, ties to even */
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
+static uint16_t f16(float x) /* below 65504; likewise */
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    uint32_t sign = u >> 16 & 0x8000u, rest = u & 0x7fffffffu;
+    if (rest < 0x38800000u) { /* subnormal there: beside 0.5 an f32 ends where it does */
+        float sum = fabsf(x) + 0.5f;
+        memcpy(&rest, &sum, sizeof rest);
+        return (uint16_t)(sign | (rest - 0x3f000000u));
+    }
+    return (uint16_t)(sign | ((rest + 0xfffu + (rest >> 13 & 1u) - 0x38000000u) >> 13));
+}
+
 static void *fill_part(void *context)
 {
     const struct part *p = context;
@@ -47,7 +61,7 @@ static void *fill_part(void *context)
             if (p->dtype == DTYPE_F32)
                 ((float *)p->out)[i + k] = x;
             else
-                ((uint16_t *)p->out)[i + k] = bf16(x);
+                ((uint16_t *)p->out)[i + k] = p->dtype == DTYPE_F16 ? f16(x) : bf16(x);
         }
     }
     return NULL;
@@ -56,7 +70,6 @@ static void *fill_part(void *context)
 void noise_fill(void *out, enum dtype dtype, size_t n, uint64_t seed, float centre, float spread,
                 int n_threads)
 {
-    BUG_IF(dtype == DTYPE_F16);
     long n_parts = n_threads > 0 ? n_threads : sysconf(_SC_NPROCESSORS_ONLN);
     if (n_parts > THREADS_MAX)
         n_parts = THREADS_MAX;

@@ -10,9 +10,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* out[i] = centre + spread * u, i < n, rounded to dtype (f32 or bf16), with u uniform over the
- * 65536 odd multiples of 2^-16 between -1 and 1: symmetric about 0 and never 0. n_threads 0: one
- * for each core; a small n is filled by the caller alone in any case. */
+/* out[i] = centre + spread * u, i < n, rounded to dtype, with u uniform over the 65536 odd
+ * multiples of 2^-16 between -1 and 1: symmetric about 0 and never 0 (but as an f16 where it is
+ * below 2^-25). n_threads 0: one for each core; a small n is filled by the caller alone in any
+ * case. */
 void noise_fill(void *out, enum dtype dtype, size_t n, uint64_t seed, float centre, float spread,
                 int n_threads);
 

@@ -52,11 +52,12 @@ enum tensor_dtype {
 
 struct tensor {
     const char *name;    /* NUL-terminated, without control characters */
-    const uint8_t *data; /* n_bytes; not aligned to anything. NULL: not read yet */
-    size_t at, n_bytes;  /* at: data's place in the file */
+    const uint8_t *data; /* n_bytes (but see held); not aligned to anything. NULL: not read yet */
+    size_t at, n_bytes;  /* in the file */
     int64_t shape[SAFETENSORS_DIMS_MAX];
     int n_dims; /* 0: a scalar */
     enum tensor_dtype dtype;
+    enum tensor_dtype held; /* of TENSOR_DIR_HEADERS, once placed: what data's numbers are */
 };
 
 const char *tensor_dtype_name(enum tensor_dtype dtype); /* "BF16" */
@@ -68,7 +69,7 @@ char *tensor_shape_text(const struct tensor *t, char *out, size_t n_out);
 /* True when t has exactly these dimensions; d1 < 0: one dimension only. */
 bool tensor_is(const struct tensor *t, int64_t d0, int64_t d1);
 
-/* Element i as f32; dtype must be F32, F16 or BF16. */
+/* Element i as f32; data must be held in the file's dtype: F32, F16 or BF16. */
 float tensor_f32(const struct tensor *t, size_t i);
 size_t tensor_n_elements(const struct tensor *t);
 
@@ -118,17 +119,21 @@ struct tensor_dir {
     size_t n_tensors;
 };
 
-/* max_bytes, which is engine.adapter_host_bytes and called so in the error (the base model is
- * mapped), bounds the sum of the files when they are read. Fails naming the file, not dir: whose
- * files these are, and whether a reader of the error may know where they lie, knows the caller. */
+/* max_bytes, which is twice engine.adapter_host_bytes (lora.c) and called so in the error (the base
+ * model is mapped), bounds the sum of the files when they are read. Fails naming the file, not dir:
+ * whose files these are, and whether a reader of the error may know where they lie, knows the
+ * caller. */
 int tensor_dir_open(struct tensor_dir *out, const char *dir, const char *stem,
                     enum tensor_dir_how how, size_t max_bytes, struct err *err);
 void tensor_dir_close(struct tensor_dir *d); /* quiet when nothing is open */
 
-/* Of TENSOR_DIR_HEADERS: t, one of d's, will be read to data [t->n_bytes]. */
-void tensor_dir_place(struct tensor_dir *d, const struct tensor *t, uint8_t *data);
+/* Of TENSOR_DIR_HEADERS: t, one of d's, will be read to data [its elements, of dtype held]: `held`
+ * is its own dtype, F32 or BF16 (tensor_numbers.h). */
+void tensor_dir_place(struct tensor_dir *d, const struct tensor *t, uint8_t *data,
+                      enum tensor_dtype held);
 /* Reads all tensors, each of which was placed, and hashes the files: what counts are the headers as
- * they were parsed and the data as it lies in its places, whatever becomes of the files meanwhile.
+ * they were parsed and the data as it lies in its places (held as another dtype: as what lies there
+ * was made from), whatever becomes of the files meanwhile.
  * All must be F32, F16 or BF16; numbers that are not finite, or of F32 not as a bf16 (from 3.396e38
  * on), are refused. Uses a thread of its own for a moment; when it returns, failed or not, nobody
  * writes to the places any more. */

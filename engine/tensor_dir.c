@@ -123,7 +123,7 @@ static int file_open(struct tensor_dir_file *f, const char *dir, const char *nam
         rc = file_map(f, fd, (size_t)st.st_size, err);
     } else if ((size_t)st.st_size > *budget) {
         err_set(err, ERR_TOO_LARGE,
-                "%s: has %zu bytes, %zu are allowed (engine.adapter_host_bytes)", name,
+                "%s: has %zu bytes, %zu are allowed (twice engine.adapter_host_bytes)", name,
                 (size_t)st.st_size, *budget);
     } else {
         *budget -= (size_t)st.st_size;

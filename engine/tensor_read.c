@@ -4,16 +4,21 @@
  *     reader             ------> ------> ------>        to its place; looks at its numbers
  *     caller    ------>  ------> ------>                takes the sha256 of header and places
  *
+ * The hash is of the file's bytes. Of a tensor that is held as another dtype these come to a ring
+ * of a few pieces and stay there until they are hashed; their numbers go on to their place.
+ *
  * A SHA-256 is one chain, which no second thread makes faster: a core takes 50 to 65 ms for 84 MB,
  * and for all else that is to be done with them less. So the caller does nothing but hash, in the
  * order of the file, and a thread of its own reads ahead of it and looks at the numbers of a piece
  * while that is in its core's cache. Files that are small aren't worth a thread: the caller then
  * reads a piece, too, before he hashes it, as he does when there is no thread to be had.
  *
- * Whose turn it is: a piece is the reader's until n_ready has passed it; then nobody writes it. */
+ * Whose turn it is: a piece is the reader's until n_ready has passed it; then nobody writes its
+ * bytes before n_hashed has passed it, too, and of those that lie in their place nobody ever. */
 #include "engine/tensor_read.h"
 
 #include "engine/safetensors.h"
+#include "engine/tensor_numbers.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
 #include "node/base/sha256.h"
@@ -24,12 +29,13 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PIECE_BYTES = 256 << 10, ALONE_BYTES = 1 << 20, BLOCK = 1024 };
+enum { PIECE_BYTES = 256 << 10, ALONE_BYTES = 1 << 20, RING_PIECES = 8 };
 
 struct piece {
     const struct tensor_dir_file *file;
     const struct tensor *tensor;
-    uint8_t *to;
+    uint8_t *bytes;     /* as in the file: at `to`, or in the ring */
+    uint8_t *to;        /* its numbers' place */
     size_t at, n_bytes; /* in the file */
 };
 
@@ -37,12 +43,15 @@ struct reading {
     const struct tensor_dir *dir;
     struct piece *pieces; /* [n_pieces] in the order of files, then of their bytes */
     size_t n_pieces;
-    bool alone;      /* there is no reader */
+    uint8_t
+        *ring;  /* [RING_PIECES, PIECE_BYTES]: i % RING_PIECES is piece i's; NULL: none needs it */
+    bool alone; /* there is no reader */
     struct err *err; /* who reads writes it */
     pthread_mutex_t lock;
-    pthread_cond_t more;
-    size_t n_ready; /* pieces that have been read; under the lock */
-    bool failed;    /* no more will be; under the lock */
+    pthread_cond_t turn; /* one of the two waits at most: something is always ready or free */
+    size_t n_ready;      /* pieces that have been read; under the lock */
+    size_t n_hashed;     /* of these; under the lock */
+    bool failed;         /* no more will be read; under the lock */
 };
 
 int tensor_read_bytes(int fd, uint8_t *out, size_t at, size_t n, struct err *err)
@@ -62,53 +71,6 @@ int tensor_read_bytes(int fd, uint8_t *out, size_t at, size_t n, struct err *err
     return 0;
 }
 
-/* ---- numbers ----------------------------------------------------------------------------- */
-
-/* An exponent of ones, and nothing else, carries into the sign's place when its lowest bit is
- * added. Blocks of a fixed size, so that the compiler makes vectors of them. */
-static bool finite_16(const uint8_t *p, size_t n, uint16_t exponent)
-{
-    uint16_t one = (uint16_t)(exponent & -exponent), seen = 0, bits;
-    for (; n >= BLOCK; n -= BLOCK, p += 2 * BLOCK) {
-        for (size_t i = 0; i < BLOCK; i++) {
-            memcpy(&bits, p + 2 * i, 2);
-            seen = (uint16_t)(seen | ((bits & exponent) + one));
-        }
-    }
-    for (size_t i = 0; i < n; i++) {
-        memcpy(&bits, p + 2 * i, 2);
-        seen = (uint16_t)(seen | ((bits & exponent) + one));
-    }
-    return (seen & 0x8000u) == 0;
-}
-
-/* Finite as a bf16, too: on a GPU an f32 is taken apart into three of them, and an infinite one
- * would make no number of the zeros that stand for other requests' rows beside it. What rounds to
- * it has an exponent of ones when half of the bit that a bf16 ends with is added. */
-static bool finite_32(const uint8_t *p, size_t n)
-{
-    uint32_t rest = 0x7fffffffu, half_and_one = 0x00008000u + 0x00800000u, seen = 0, bits;
-    for (; n >= BLOCK; n -= BLOCK, p += 4 * BLOCK) {
-        for (size_t i = 0; i < BLOCK; i++) {
-            memcpy(&bits, p + 4 * i, 4);
-            seen |= (bits & rest) + half_and_one;
-        }
-    }
-    for (size_t i = 0; i < n; i++) {
-        memcpy(&bits, p + 4 * i, 4);
-        seen |= (bits & rest) + half_and_one;
-    }
-    return (seen & 0x80000000u) == 0;
-}
-
-static bool all_finite(enum tensor_dtype dtype, const uint8_t *bytes, size_t n_bytes)
-{
-    if (dtype == TENSOR_F32)
-        return finite_32(bytes, n_bytes / 4);
-    BUG_IF(dtype != TENSOR_F16 && dtype != TENSOR_BF16); /* safetensors.h */
-    return finite_16(bytes, n_bytes / 2, dtype == TENSOR_F16 ? 0x7c00 : 0x7f80);
-}
-
 /* ---- pieces ------------------------------------------------------------------------------ */
 
 static int by_place(const void *a, const void *b)
@@ -118,9 +80,15 @@ static int by_place(const void *a, const void *b)
     return x->at < y->at ? -1 : x->at > y->at;
 }
 
+static bool is_converted(const struct tensor *t)
+{
+    return t->held != t->dtype;
+}
+
 static void add_pieces(struct reading *r, size_t *cap, const struct tensor_dir_file *f,
                        const struct tensor *t)
 {
+    size_t from_width = tensor_dtype_bytes(t->dtype), to_width = tensor_dtype_bytes(t->held);
     BUG_IF(t->data == NULL && t->n_bytes > 0);
     for (size_t done = 0; done < t->n_bytes; r->n_pieces++) {
         size_t left = t->n_bytes - done, n = left < PIECE_BYTES ? left : PIECE_BYTES;
@@ -128,8 +96,11 @@ static void add_pieces(struct reading *r, size_t *cap, const struct tensor_dir_f
             *cap = *cap == 0 ? 1024 : *cap * 2;
             r->pieces = xrealloc_array(r->pieces, *cap, sizeof *r->pieces);
         }
-        r->pieces[r->n_pieces] = (struct piece){f, t, (uint8_t *)(uintptr_t)t->data + done,
-                                                t->at + done, n};
+        if (is_converted(t) && r->ring == NULL)
+            r->ring = xmalloc((size_t)RING_PIECES * PIECE_BYTES);
+        uint8_t *to = (uint8_t *)(uintptr_t)t->data + done / from_width * to_width;
+        uint8_t *bytes = is_converted(t) ? r->ring + r->n_pieces % RING_PIECES * PIECE_BYTES : to;
+        r->pieces[r->n_pieces] = (struct piece){f, t, bytes, to, t->at + done, n};
         done += n;
     }
 }
@@ -154,12 +125,27 @@ static size_t cut(struct reading *r)
 
 static int read_piece(const struct reading *r, const struct piece *p)
 {
-    if (tensor_read_bytes(p->file->fd, p->to, p->at, p->n_bytes, r->err) != 0)
+    const struct tensor *t = p->tensor;
+    size_t n = p->n_bytes / tensor_dtype_bytes(t->dtype);
+    if (tensor_read_bytes(p->file->fd, p->bytes, p->at, p->n_bytes, r->err) != 0)
         return err_wrap(r->err, "%s", p->file->name);
-    if (!all_finite(p->tensor->dtype, p->to, p->n_bytes))
+    if (!tensor_numbers_finite(p->bytes, t->dtype, n))
         return err_set(r->err, ERR_INVALID, "tensor %s: holds numbers that are not finite%s",
-                       p->tensor->name, p->tensor->dtype == TENSOR_F32 ? " as bf16" : "");
+                       t->name, t->dtype == TENSOR_F32 ? " as bf16" : "");
+    if (is_converted(t))
+        tensor_numbers_convert(p->to, t->held, p->bytes, t->dtype, n);
     return 0;
+}
+
+/* Until piece i's part of the ring, if it needs one, is free. */
+static void await_ring(struct reading *r, size_t i)
+{
+    if (!is_converted(r->pieces[i].tensor))
+        return;
+    pthread_mutex_lock(&r->lock);
+    while (r->n_hashed + RING_PIECES <= i)
+        pthread_cond_wait(&r->turn, &r->lock);
+    pthread_mutex_unlock(&r->lock);
 }
 
 static void *reader_main(void *context)
@@ -167,24 +153,27 @@ static void *reader_main(void *context)
     struct reading *r = context;
     int rc = 0;
     for (size_t i = 0; i < r->n_pieces && rc == 0; i++) {
+        await_ring(r, i);
         rc = read_piece(r, &r->pieces[i]);
         pthread_mutex_lock(&r->lock);
         r->n_ready += rc == 0;
         r->failed = rc != 0;
-        pthread_cond_signal(&r->more);
+        pthread_cond_signal(&r->turn);
         pthread_mutex_unlock(&r->lock);
     }
     return NULL;
 }
 
-/* Piece i has been read; false: it can't be. */
+/* Those before piece i have been hashed; waits until it has been read. False: it can't be. */
 static bool await(struct reading *r, size_t i)
 {
     if (r->alone)
         return read_piece(r, &r->pieces[i]) == 0;
     pthread_mutex_lock(&r->lock);
+    r->n_hashed = i;
+    pthread_cond_signal(&r->turn);
     while (r->n_ready <= i && !r->failed)
-        pthread_cond_wait(&r->more, &r->lock);
+        pthread_cond_wait(&r->turn, &r->lock);
     bool ready = r->n_ready > i;
     pthread_mutex_unlock(&r->lock);
     return ready;
@@ -203,17 +192,20 @@ static int hash_files(struct reading *r, struct tensor_dir *d)
         for (; at < r->n_pieces && r->pieces[at].file == f; at++) {
             if (!await(r, at))
                 return -1;
-            sha256_update(&hash, r->pieces[at].to, r->pieces[at].n_bytes);
+            sha256_update(&hash, r->pieces[at].bytes, r->pieces[at].n_bytes);
         }
         f->digest = sha256_final(&hash);
     }
     return 0;
 }
 
-void tensor_dir_place(struct tensor_dir *d, const struct tensor *t, uint8_t *data)
+void tensor_dir_place(struct tensor_dir *d, const struct tensor *t, uint8_t *data,
+                      enum tensor_dtype held)
 {
+    struct tensor *ours = (struct tensor *)(uintptr_t)t;
     BUG_IF(d->how != TENSOR_DIR_HEADERS);
-    ((struct tensor *)(uintptr_t)t)->data = data;
+    ours->data = data;
+    ours->held = held;
 }
 
 int tensor_dir_read(struct tensor_dir *d, struct err *err)
@@ -222,14 +214,15 @@ int tensor_dir_read(struct tensor_dir *d, struct err *err)
     struct reading r = {.dir = d, .err = &why};
     pthread_t reader;
     pthread_mutex_init(&r.lock, NULL);
-    pthread_cond_init(&r.more, NULL);
+    pthread_cond_init(&r.turn, NULL);
     r.alone = cut(&r) < ALONE_BYTES || pthread_create(&reader, NULL, reader_main, &r) != 0;
     int rc = hash_files(&r, d);
     if (!r.alone)
         pthread_join(reader, NULL);
-    pthread_cond_destroy(&r.more);
+    pthread_cond_destroy(&r.turn);
     pthread_mutex_destroy(&r.lock);
     free(r.pieces);
+    free(r.ring);
     if (rc != 0 && err != NULL)
         *err = why;
     return rc;

@@ -12,7 +12,8 @@
  * None of this is trusted to serve: each load takes the digest of what it has read, and what
  * differs is refused (adapter_tiers.c).
  *
- *   adapters.known   a line "tributary-known-adapters 1 <modelId>", then for each adapter
+ *   adapters.known   a line "tributary-known-adapters 1 <modelId>" (and " bf16" where adapters are
+ *                    held as that, which their sizes are of), then for each adapter
  *                    "<contentDigest> <bytes> <rank> <sites> <stamp> <targets, commas> <directory>"
  *                    Sizes and ranks are those that the base model of the first line checked. */
 #include "node/adapter_store_internal.h"
@@ -261,9 +262,11 @@ static char *known_path(const struct adapter_store *s)
 
 static void known_head(const struct adapter_store *s, char out[128])
 {
+    const struct engine_model *m = engine_model(s->engine);
     char hex[65];
-    snprintf(out, 128, "tributary-known-adapters 1 %s",
-             hex_encode(hex, engine_model(s->engine)->id.bytes, 32));
+    bool as_in_file = strcmp(m->adapter_dtype, "file") == 0;
+    snprintf(out, 128, "tributary-known-adapters 1 %s%s%s", hex_encode(hex, m->id.bytes, 32),
+             as_in_file ? "" : " ", as_in_file ? "" : m->adapter_dtype);
 }
 
 /* false: not such a line. */
@@ -302,7 +305,7 @@ static void memory_read(const struct adapter_store *s, struct memory *m)
         for (const char *p = rest; p != NULL && *p != '\0'; p++)
             n_lines += *p == '\n';
         m->items = xcalloc(n_lines + 1, sizeof *m->items);
-        bool ours = strcmp(line, head) == 0; /* else of another base model: of no use */
+        bool ours = strcmp(line, head) == 0; /* else of another base model, or of other sizes */
         while (ours && n < n_lines && (line = strsep(&rest, "\n")) != NULL) {
             struct known *k = &m->items[n];
             if (known_parse(k, line)) {

@@ -18,11 +18,11 @@
  *      room is there. A large adapter waits for answers that run, not for ones still to come.
  *   3. Who gives up, or doesn't fit any more, leaves the list, and its claim is no more.
  *   4. An ensemble that gathers (answer_resolve.c) holds adapters while it waits for others. What
- * it waits for goes ahead of everybody: else the first might wait for what the ensemble holds, and
- * the ensemble for the first. There is one at a time, which doesn't begin while somebody waits who
- * asked before it stood in line and whom it would be in the way of (contents_fit); so ensembles
- * without end don't hold up anybody for ever. What goes ahead has a thread of its own, as those
- * that wait may have all the loaders. */
+ *      it waits for goes ahead of everybody: else the first might wait for what the ensemble holds,
+ *      and the ensemble for the first. There is one at a time, which doesn't begin while somebody
+ *      waits who asked before it stood in line and whom it would be in the way of (contents_fit);
+ *      so ensembles without end don't hold up anybody for ever. What goes ahead has a thread of its
+ *      own, as those that wait may have all the loaders. */
 #include "node/adapter_store_internal.h"
 
 #include <string.h>

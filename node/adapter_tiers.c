@@ -18,7 +18,7 @@
  * longer. What is in use or pinned is not in the heap at all.
  *
  * Room is reserved before a file is read (adapter_room.c), from the size that was learnt or, the
- * first time, from the files' own. */
+ * first time, from its header. */
 #include "node/adapter_store_internal.h"
 
 #include "attribution/attribution.h"
@@ -233,7 +233,7 @@ struct pressed {
 
 /* The engine counts for itself, and what a finished sequence held is freed a moment after its
  * answer: then it says ERR_BUSY although there is room here. If waiting doesn't help, the files are
- * larger in memory than they are on disk, and others have to leave. Without the lock. */
+ * larger than they were when they were measured, and others have to leave. Without the lock. */
 static bool wait_pressed(void *context)
 {
     struct pressed *p = context;
@@ -283,8 +283,10 @@ void content_landed(struct adapter_store *s, struct content *c, uint64_t us,
 int files_read(struct adapter_store *s, const char *dir, struct engine_adapter *facts, bool *loaded,
                uint64_t *us, struct err *err)
 {
-    size_t n_bytes = (size_t)local_files(dir, (char[17]){0});
+    size_t n_bytes;
     struct room room = {0};
+    if (engine_adapter_measure(s->engine, dir, &n_bytes, err) != 0)
+        return -1;
     pthread_mutex_lock(&s->lock);
     *loaded = room_try(s, &room, n_bytes);
     pthread_mutex_unlock(&s->lock);
@@ -393,13 +395,13 @@ static void load_elsewhere(struct adapter_store *s, struct load *l, struct waite
     l->waiters = kept;
 }
 
-/* *read: there was room, which is the load's until room_give_back, so that a failure is the
- * files'. */
+/* *read: a failure is the files' own. What room there was is the load's until room_give_back. */
 static int load_files(struct adapter_store *s, struct load *l, struct engine_adapter *facts,
                       size_t n_bytes, uint64_t *us, bool *read, struct err *err)
 {
-    if (n_bytes == 0)
-        n_bytes = (size_t)local_files(l->dir, (char[17]){0});
+    *read = true;
+    if (n_bytes == 0 && engine_adapter_measure(s->engine, l->dir, &n_bytes, err) != 0)
+        return -1;
     pthread_mutex_lock(&s->lock);
     int rc = atomic_load(&s->cancelled) ? err_set(err, ERR_CANCELLED, "the node is shutting down")
                                         : room_reserve(s, &l->room, n_bytes, err);

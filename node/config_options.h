@@ -92,6 +92,8 @@ X(ENGINE_THREADS, "engine", "threads", INT, "0", 0, 1024, "threads", "threads", 
   "Threads of the cpu backend; 0: one a core.") \
 X(ENGINE_WEIGHTS, "engine", "weights", STRING, "file", 0, 0, "", "weights", "file|int8", \
   "Base weights as they are in the file, or made int8 when the model loads: half the memory and bytes a token of bf16, and slightly other answers. Receipts then name a model of their own, derived from the files' (see README). Not on cuda.") \
+X(ENGINE_ADAPTER_DTYPE, "engine", "adapter_dtype", STRING, "auto", 0, 0, "", "adapter-dtype", "auto|file|bf16", \
+  "What adapters are held as, in host memory and on the device. auto: bf16 where the base model is and its activations are (a bf16 model on cuda), else as in their files. bf16 halves an F32 adapter.") \
 X(ENGINE_GPU_MEMORY, "engine", "gpu_memory", NUMBER, "0.9", 0, 1, "", "gpu-memory", "FRACTION", \
   "How much of the memory that is free on the GPU to take: what weights and workspace leave of it holds adapters and KV cache.") \
 X(ENGINE_KV_BYTES, "engine", "kv_bytes", BYTES, "0", 0, 1099511627776, "bytes", "kv-bytes", "BYTES", \

@@ -166,11 +166,11 @@ json_t *health_status(struct node *n)
         json_integer((json_int_t)(clock_elapsed_us(n->started, clock_monotonic_us()) / 1000)));
     json_object_set_new(
         o, "model",
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:i, s:i}", "name", m->name, "modelId",
-                  hex_encode_0x(hex, m->id.bytes, 32), "weights", m->weights, "receiptModelId",
-                  hex_encode_0x(served, m->served_id.bytes, 32), "systemFingerprint",
-                  service_fingerprint(n->service), "parameters", (json_int_t)m->n_params,
-                  "maxContext", m->max_context, "vocabulary", m->vocab));
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:i, s:i}", "name", m->name, "modelId",
+                  hex_encode_0x(hex, m->id.bytes, 32), "weights", m->weights, "adapterDtype",
+                  m->adapter_dtype, "receiptModelId", hex_encode_0x(served, m->served_id.bytes, 32),
+                  "systemFingerprint", service_fingerprint(n->service), "parameters",
+                  (json_int_t)m->n_params, "maxContext", m->max_context, "vocabulary", m->vocab));
     json_object_set_new(o, "requests",
                         json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "inFlight",
                                   (json_int_t)s.n_answers, "loading", (json_int_t)s.n_loading,

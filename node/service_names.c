@@ -13,9 +13,10 @@ static json_t *base_object(const struct service *s)
 {
     const struct engine_model *m = engine_model(s->engine);
     char hex[67], served[67];
-    return json_pack("{s:s, s:s, s:i, s:s, s:s, s:s, s:s, s:s, s:i}", "id", s->base_name, "object",
-                     "model", "created", 0, "owned_by", "operator", "model_id",
-                     hex_encode_0x(hex, m->id.bytes, 32), "weights", m->weights, "receipt_model_id",
+    return json_pack("{s:s, s:s, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:i}", "id", s->base_name,
+                     "object", "model", "created", 0, "owned_by", "operator", "model_id",
+                     hex_encode_0x(hex, m->id.bytes, 32), "weights", m->weights, "adapter_dtype",
+                     m->adapter_dtype, "receipt_model_id",
                      hex_encode_0x(served, m->served_id.bytes, 32), "system_fingerprint",
                      s->fingerprint, "max_model_len", m->max_context);
 }
@@ -24,9 +25,10 @@ void service_fingerprint_make(struct service *s)
 {
     const struct engine_model *m = engine_model(s->engine);
     char hex[65], *p = s->fingerprint;
-    snprintf(s->fingerprint, sizeof s->fingerprint, "%s-%.*s-%s-%.12s", TRIBUTARY_VERSION,
-             (int)strcspn(m->backend, ","), m->backend, m->weights,
-             hex_encode(hex, m->served_id.bytes, 32));
+    bool as_in_file = strcmp(m->adapter_dtype, "file") == 0;
+    snprintf(s->fingerprint, sizeof s->fingerprint, "%s-%.*s-%s%s%s-%.12s", TRIBUTARY_VERSION,
+             (int)strcspn(m->backend, ","), m->backend, m->weights, as_in_file ? "" : "-adapters-",
+             as_in_file ? "" : m->adapter_dtype, hex_encode(hex, m->served_id.bytes, 32));
     for (const char *from = s->fingerprint; *from != '\0'; from++) {
         bool plain = strchr("._-", *from) != NULL || (*from >= '0' && *from <= '9') ||
                      (*from >= 'a' && *from <= 'z') || (*from >= 'A' && *from <= 'Z');

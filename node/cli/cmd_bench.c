@@ -63,9 +63,9 @@ static int read_kinds(struct bench_options *o, const char *text)
 /* The options as they were given, to be told beside the numbers. */
 static void flags_text(const struct cli_args *a, char *out, size_t n_out)
 {
-    static const char *const values[] = {"shape",   "backend",   "kinds",    "streams", "adapters",
-                                         "rank",    "prompt",    "generate", "rounds",  "max-rows",
-                                         "threads", "bandwidth", "weights"};
+    static const char *const values[] = {
+        "shape",    "backend", "kinds",    "streams", "adapters",  "rank",    "prompt",
+        "generate", "rounds",  "max-rows", "threads", "bandwidth", "weights", "adapter-dtype"};
     size_t at = 0;
     out[0] = '\0';
     for (size_t i = 0; i < sizeof values / sizeof values[0] && at < n_out; i++)
@@ -84,6 +84,7 @@ static int run_bench(const struct cli_args *a)
     struct bench_options o = {.shape = cli_value(a, "shape", NULL),
                               .backend = cli_value(a, "backend", NULL),
                               .weights = cli_value(a, "weights", NULL),
+                              .adapter_dtype = cli_value(a, "adapter-dtype", NULL),
                               .show_memory = cli_has(a, "show-memory"),
                               .csv = cli_has(a, "csv"),
                               .commit = cli_value(a, "commit", NULL),
@@ -138,6 +139,8 @@ const struct cli_command cmd_bench = {
             {"streams", CLI_VALUE, "LIST", "Requests at once, separated by commas; 1,8,16."},
             {"adapters", CLI_VALUE, "N", "How many there are; as many as streams at most."},
             {"rank", CLI_VALUE, "N", "Rank of every adapter; 16."},
+            {"adapter-dtype", CLI_VALUE, "DTYPE",
+             "What their numbers are held as: bf16 (default), f16 or f32."},
             {"prompt", CLI_VALUE, "N", "Tokens of each prompt; 128."},
             {"generate", CLI_VALUE, "N", "Tokens of each answer; 64."},
             {"rounds", CLI_VALUE, "N", "Rounds of which the median is told; 5."},

@@ -310,6 +310,7 @@ static int open_engine(struct serving *s, struct err *err)
         .backend = config_string(c, CONFIG_ENGINE_BACKEND),
         .n_threads = (int)config_int(c, CONFIG_ENGINE_THREADS),
         .weights = config_string(c, CONFIG_ENGINE_WEIGHTS),
+        .adapter_dtype = config_string(c, CONFIG_ENGINE_ADAPTER_DTYPE),
         .gpu_memory = (float)config_number(c, CONFIG_ENGINE_GPU_MEMORY),
         .kv_bytes = (size_t)config_int(c, CONFIG_ENGINE_KV_BYTES),
         .adapter_bytes = (size_t)config_int(c, CONFIG_ENGINE_ADAPTER_BYTES),

@@ -1,9 +1,10 @@
 /* adapter_load: what reading an adapter from disk costs, and its parts.
  *
- *     adapter_load SHAPE DIR [ROUNDS [AT_ONCE]]
+ *     adapter_load SHAPE DIR [ROUNDS [AT_ONCE [HELD]]]
  *
  * DIR holds adapter-00 and so on, as `make_random only SHAPE DIR ADAPTERS` writes them. Each round
- * takes the next one. Times are medians in ms, of one thread but for the last two:
+ * takes the next one. HELD bf16: held as that, else (file) as they are. Times are medians in ms, of
+ * one thread but for the last two:
  *
  *   read      the weight file, from the page cache if it is there, into memory that was used before
  *   sha256    of these bytes: no load can be faster than its hash
@@ -39,6 +40,7 @@ struct bench {
     const struct model_config *config;
     char *dirs[ADAPTERS_MAX + 1];
     int n, rounds;
+    enum lora_held held;
     struct host_memory *home;
 };
 
@@ -71,7 +73,7 @@ static double load(const struct bench *b, int i, struct host_memory *home)
     struct err err = {0};
     struct lora_adapter *a;
     struct monotonic_us began = clock_monotonic_us();
-    if (lora_open(&a, b->config, b->dirs[i % b->n], SIZE_MAX, home, &err) != 0)
+    if (lora_open(&a, b->config, b->dirs[i % b->n], b->held, SIZE_MAX, home, &err) != 0)
         die(b->dirs[i % b->n], err.message);
     double ms = ms_since(began);
     lora_close(a);
@@ -158,9 +160,11 @@ static void measure_loads(const struct bench *b, int at_once)
 
 int main(int argc, char **argv)
 {
-    if (argc < 3 || argc > 5)
-        die("usage", "adapter_load SHAPE DIR [ROUNDS [AT_ONCE]]");
+    if (argc < 3 || argc > 6)
+        die("usage", "adapter_load SHAPE DIR [ROUNDS [AT_ONCE [HELD]]]");
     struct bench b = {.config = bench_shape(argv[1]), .rounds = argc > 3 ? atoi(argv[3]) : 20};
+    if (argc > 5 && strcmp(argv[5], "bf16") == 0)
+        b.held = LORA_HELD_BF16;
     int at_once = argc > 4 ? atoi(argv[4]) : 2;
     struct stat st;
     struct err err = {0};

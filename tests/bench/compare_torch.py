@@ -3,10 +3,11 @@
 
     compare_torch.py [--backend cuda] [--device cuda] [--build build/release] [--only mid,mid-f16,8b] [--csv FILE]
 
-For each model (random, seeded, in Hugging Face layout) transformers makes the weights and peft three adapters of
+For each model (random, seeded, in Hugging Face layout) transformers makes the weights and peft four adapters of
 different ranks, targets and dtypes. This engine decodes greedily from prompts of 1 to 333 tokens, all in one batch
 (tests/bench/dump_logits.c), and shows the logits behind every token. transformers + peft then read the same tokens in
-f32, which is the oracle, and in bf16, which is the peer. Told for each adapter and for the base model:
+f32, which is the oracle, and in bf16, which is the peer. An adapter saved as F32, as peft saves them, stays f32 in the
+peer, too, as peft keeps it beside a bf16 model; this engine, on a GPU, holds it as bf16 then. Told for each adapter and for the base model:
 
   logits   ||ours - oracle|| / ||oracle|| over all positions, and the same of the peer
   delta    the same of (logits with the adapter - logits of the base model on the same tokens), over the positions
@@ -37,6 +38,7 @@ ADAPTERS = {  # name: (LoraConfig's arguments, dtype on disk)
     'r16-all': (dict(r=16, lora_alpha=16, target_modules=ALL), torch.bfloat16),
     'r5-qv': (dict(r=5, lora_alpha=10, target_modules=['q_proj', 'v_proj']), torch.bfloat16),
     'r64-mlp': (dict(r=64, lora_alpha=8, use_rslora=True, target_modules=ALL[4:]), torch.float16),
+    'r8-f32': (dict(r=8, lora_alpha=16, target_modules=ALL), torch.float32),
 }
 MODELS = {  # name: (LlamaConfig's arguments, dtype on disk)
     'mid': (dict(hidden_size=1024, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2,
@@ -65,7 +67,7 @@ def make_model(config, dtype, directory, device):
 
 
 def make_adapters(model, directory):
-    """Three adapters, A and B random and not zero."""
+    """The adapters, A and B random and not zero."""
     for i, (name, (arguments, dtype)) in enumerate(ADAPTERS.items()):
         torch.manual_seed(100 + i)
         peft = get_peft_model(model, LoraConfig(task_type='CAUSAL_LM', init_lora_weights=False, **arguments))
@@ -77,16 +79,17 @@ def make_adapters(model, directory):
 
 
 def load(model_dir, adapters_dir, dtype, device):
-    """The model with all three adapters, everything in dtype (but what transformers itself keeps in f32)."""
+    """The model with all adapters, everything in dtype (but what transformers and peft themselves keep in f32)."""
     model = LlamaForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device)
-    names = list(ADAPTERS)
-    peft = PeftModel.from_pretrained(model, os.path.join(adapters_dir, names[0]), adapter_name='a0',
-                                     autocast_adapter_dtype=False)
-    for i, name in enumerate(names[1:], 1):
-        peft.load_adapter(os.path.join(adapters_dir, name), adapter_name=f'a{i}', autocast_adapter_dtype=False)
-    for name, p in peft.named_parameters():
-        if 'lora_' in name:
-            p.data = p.data.to(dtype)
+    for i, (name, (_, on_disk)) in enumerate(ADAPTERS.items()):
+        where, keeps = os.path.join(adapters_dir, name), on_disk == torch.float32  # True is peft's default
+        if i == 0:
+            peft = PeftModel.from_pretrained(model, where, adapter_name='a0', autocast_adapter_dtype=keeps)
+        else:
+            peft.load_adapter(where, adapter_name=f'a{i}', autocast_adapter_dtype=keeps)
+        for parameter_name, p in peft.named_parameters():
+            if f'.a{i}.' in parameter_name:
+                p.data = p.data.to(torch.float32 if keeps else dtype)
     return peft.eval()
 
 

@@ -1,15 +1,14 @@
 /* make_random: a random model of a named shape and random adapters, on disk.
  *
- *     make_random SHAPE DIR [ADAPTERS [RANK]]
- *     make_random MODEL/ DIR ADAPTERS [RANK]      adapters only, for a model that is there
- *     make_random only SHAPE DIR ADAPTERS [RANK]  adapters only, for a model that needs not be
- * there
+ *     make_random SHAPE DIR [ADAPTERS [RANK [DTYPE]]]
+ *     make_random MODEL/ DIR ADAPTERS ...      adapters only, for a model that is there
+ *     make_random only SHAPE DIR ADAPTERS ...  adapters only, for a model that needs not be there
  *
  * Writes DIR/model (config.json, 32 shards or fewer, their index, tokenizer.json) and
- * DIR/adapter-00 and so on (PEFT layout), all different. The numbers are those of `tributary
- * bench`. The tokenizer knows 256 bytes and otherwise words that nothing merges into: it can tell
- * what ids say, which is all that a load of token ids needs. Meant for a folder with room: the 8b
- * shape takes 16 GB, an adapter of rank 16 for it 84 MB. */
+ * DIR/adapter-00 and so on (PEFT layout), all different, in BF16, or DTYPE: F16 or F32. The numbers
+ * are those of `tributary bench`. The tokenizer knows 256 bytes and otherwise words that nothing
+ * merges into: it can tell what ids say, which is all that a load of token ids needs. Meant for a
+ * folder with room: the 8b shape takes 16 GB, an adapter of rank 16 for it 84 MB. */
 #include "engine/bench.h"
 #include "engine/lora.h"
 #include "engine/model.h"
@@ -48,6 +47,7 @@ struct piece {
     const char *name;
     int64_t shape[2];
     int n_dims;
+    enum tensor_dtype dtype;
     const uint8_t *data;
     size_t n_bytes;
 };
@@ -60,8 +60,8 @@ static void write_safetensors(const char *path, const struct piece *pieces, size
     buf_append_str(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
     for (size_t i = 0; i < n; i++) {
         const struct piece *p = &pieces[i];
-        buf_appendf(&header, ",\"%s\":{\"dtype\":\"BF16\",\"shape\":[%" PRId64, p->name,
-                    p->shape[0]);
+        buf_appendf(&header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%" PRId64, p->name,
+                    tensor_dtype_name(p->dtype), p->shape[0]);
         if (p->n_dims == 2)
             buf_appendf(&header, ",%" PRId64, p->shape[1]);
         buf_appendf(&header, "],\"data_offsets\":[%zu,%zu]}", at, at + p->n_bytes);
@@ -104,11 +104,9 @@ static void *write_shards(void *context)
         size_t n = 0;
         for (size_t i = shard; i < d->n_tensors; i += s->n_shards) {
             const struct tensor *t = d->tensors[i];
-            pieces[n++] = (struct piece){t->name,
-                                         {t->shape[0], t->n_dims > 1 ? t->shape[1] : 0},
-                                         t->n_dims,
-                                         t->data,
-                                         t->n_bytes};
+            pieces[n++] = (struct piece){t->name,   {t->shape[0], t->n_dims > 1 ? t->shape[1] : 0},
+                                         t->n_dims, t->dtype,
+                                         t->data,   t->n_bytes};
         }
         char *name = shard_name(s, shard), *path = xasprintf("%s/%s", s->dir, name);
         write_safetensors(path, pieces, n);
@@ -237,6 +235,7 @@ struct adapters {
     const struct model_config *config;
     const char *dir;
     int n, rank;
+    enum tensor_dtype dtype;
     atomic_int next;
 };
 
@@ -247,6 +246,7 @@ static void write_adapter(const struct adapters *all, int i, const struct lora_a
     if (dir_ensure(dir, &err) != 0)
         die(dir, err.message);
     size_t n = (size_t)a->n_sites * 2;
+    size_t width = tensor_dtype_bytes(all->dtype);
     struct piece *pieces = xcalloc(n, sizeof *pieces);
     for (int s = 0; s < a->n_sites; s++) {
         const struct lora_site *site = &a->sites[s];
@@ -257,13 +257,15 @@ static void write_adapter(const struct adapters *all, int i, const struct lora_a
         pieces[2 * s] = (struct piece){xasprintf("base_model.model.%s.lora_A.weight", module),
                                        {site->rank, d_in},
                                        2,
+                                       all->dtype,
                                        a->data + site->a_offset,
-                                       (size_t)site->rank * (size_t)d_in * 2};
+                                       (size_t)site->rank * (size_t)d_in * width};
         pieces[2 * s + 1] = (struct piece){xasprintf("base_model.model.%s.lora_B.weight", module),
                                            {d_out, site->rank},
                                            2,
+                                           all->dtype,
                                            a->data + site->b_offset,
-                                           (size_t)site->rank * (size_t)d_out * 2};
+                                           (size_t)site->rank * (size_t)d_out * width};
     }
     char *path = xasprintf("%s/adapter_model.safetensors", dir);
     write_safetensors(path, pieces, n);
@@ -286,8 +288,10 @@ static void *write_adapters(void *context)
 {
     struct adapters *all = context;
     for (int i; (i = atomic_fetch_add(&all->next, 1)) < all->n;) {
-        struct lora_adapter *a = lora_random(all->config, all->rank, DTYPE_BF16,
-                                             1000 + (uint64_t)i);
+        enum dtype dtype = all->dtype == TENSOR_F32   ? DTYPE_F32
+                           : all->dtype == TENSOR_F16 ? DTYPE_F16
+                                                      : DTYPE_BF16;
+        struct lora_adapter *a = lora_random(all->config, all->rank, dtype, 1000 + (uint64_t)i);
         write_adapter(all, i, a);
         lora_close(a);
     }
@@ -299,8 +303,8 @@ int main(int argc, char **argv)
     bool only = argc > 1 && strcmp(argv[1], "only") == 0;
     argc -= only;
     argv += only;
-    if (argc < 3 || argc > 5)
-        die("usage", "make_random SHAPE DIR [ADAPTERS [RANK]]");
+    if (argc < 3 || argc > 6)
+        die("usage", "make_random SHAPE DIR [ADAPTERS [RANK [DTYPE]]]");
     struct err err = {0};
     struct model *model = NULL;
     bool is_dir = strchr(argv[1], '/') != NULL;
@@ -310,7 +314,12 @@ int main(int argc, char **argv)
     struct adapters all = {.config = config,
                            .dir = argv[2],
                            .n = argc > 3 ? atoi(argv[3]) : 0,
-                           .rank = argc > 4 ? atoi(argv[4]) : 16};
+                           .rank = argc > 4 ? atoi(argv[4]) : 16,
+                           .dtype = TENSOR_F32};
+    const char *dtype = argc > 5 ? argv[5] : "BF16";
+    while (strcmp(tensor_dtype_name(all.dtype), dtype) != 0)
+        if (all.dtype++ == TENSOR_BF16)
+            die(dtype, "is none of BF16, F16 and F32");
     if (config == NULL || all.n < 0 || all.n > 100000 || all.rank < 1 || all.rank > 1024)
         die(argv[1], "no such shape, or ADAPTERS or RANK is out of range");
     char *dir = xasprintf("%s/model", argv[2]);

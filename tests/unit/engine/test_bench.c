@@ -57,6 +57,7 @@ static void other_kinds_share_adapters_as_they_say(void **state)
                               .n_generate = 6,
                               .n_adapters = 3,
                               .rank = 2,
+                              .adapter_dtype = "f32",
                               .n_rounds = 1,
                               .streams = {7},
                               .bandwidth_gbs = 10,
@@ -80,6 +81,7 @@ static void shapes_and_sizes_that_make_no_sense_are_refused(void **state)
                                     {.shape = "tiny", .n_prompt = 250},
                                     {.shape = "tiny", .streams = {5000}},
                                     {.shape = "tiny", .rank = -1},
+                                    {.shape = "tiny", .adapter_dtype = "int8"},
                                     {.shape = "tiny", .backend = "abacus"}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         assert_int_equal(bench_run(&cases[i], stdout, &err), -1);

@@ -614,6 +614,46 @@ static void adapters_that_cannot_fit_are_refused_by_size(void **state)
     run_close(&run);
 }
 
+/* Of host memory, of the device and in what is told; the digest is the files' either way. */
+static void an_f32_adapter_held_as_bf16_takes_half_the_bytes(void **state)
+{
+    (void)state;
+    static const char *const dtypes[] = {"file", "bf16"};
+    struct engine_adapter facts[2];
+    struct run runs[2];
+    struct err err = {0};
+    struct engine_options o = options_of();
+    for (int i = 0; i < 2; i++) {
+        struct run *run = &runs[i];
+        struct engine_residency r;
+        struct engine_stats stats;
+        size_t n_bytes;
+        o.adapter_dtype = dtypes[i];
+        run_open(run, o, 1);
+        assert_string_equal(engine_model(run->engine)->adapter_dtype, dtypes[i]);
+        assert_ok(engine_adapter_measure(run->engine, SOME[2], &n_bytes, &err), err);
+        assert_ok(engine_adapter_load(run->engine, SOME[2], &facts[i], &err), err);
+        run_submit(run, under(request_of(20), facts[i].content));
+        run_wait(run);
+        assert_ok(engine_adapter_residency(run->engine, &facts[i].content, &r, &err), err);
+        engine_stats(run->engine, &stats);
+        assert_int_equal(facts[i].n_bytes, n_bytes);
+        assert_int_equal(r.n_bytes, n_bytes);
+        assert_int_equal(stats.adapter_host_bytes_used, n_bytes);
+        assert_int_equal(stats.adapter_bytes_used, n_bytes);
+    }
+    assert_true(DIGEST_EQ(facts[0].content, facts[1].content));
+    assert_true(facts[1].n_bytes < facts[0].n_bytes * 6 / 10); /* small ones are aligned */
+    run_close(&runs[0]);
+    run_close(&runs[1]);
+    o.adapter_dtype = "f16";
+    o.on_events = run_on_events;
+    struct engine *e;
+    assert_int_equal(engine_open(&e, &o, &err), -1);
+    assert_string_equal(err.message, "engine options: adapter_dtype = \"f16\" (--adapter-dtype) is "
+                                     "none of auto, file and bf16");
+}
+
 static void an_ensemble_is_the_sum_of_its_weighted_deltas(void **state)
 {
     (void)state;
@@ -683,6 +723,7 @@ int main(void)
         cmocka_unit_test(a_slot_that_now_holds_another_adapter_serves_the_other),
         cmocka_unit_test(adapters_are_warmed_kept_and_taken_off_the_device_by_hand),
         cmocka_unit_test(adapters_that_cannot_fit_are_refused_by_size),
+        cmocka_unit_test(an_f32_adapter_held_as_bf16_takes_half_the_bytes),
         cmocka_unit_test(an_ensemble_is_the_sum_of_its_weighted_deltas),
         cmocka_unit_test(bad_directories_are_named),
     };

@@ -2,6 +2,7 @@
 #include "engine/lora.h"
 #include "engine/engine.h"
 #include "engine/lora_config.h"
+#include "kernels/numeric.h"
 #include "node/base/err.h"
 #include "node/base/hex.h"
 #include "tests/support.h"
@@ -404,7 +405,7 @@ static void every_tensor_is_checked_against_the_base_model(void **state)
         struct err err = {0};
         struct lora_adapter *a = NULL;
         write_adapter(dir, &cases[i]);
-        int rc = lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err);
+        int rc = lora_open(&a, &MODEL, dir, LORA_HELD_FILE, 1 << 20, NULL, &err);
         if ((rc == 0) != (cases[i].says == NULL) ||
             (rc != 0 &&
              (strstr(err.message, cases[i].says) == NULL || strstr(err.message, dir) != NULL)))
@@ -438,7 +439,7 @@ static void a_truncated_file_is_refused_at_every_length(void **state)
     for (size_t n = 0; n < file.len; n += n < 16 ? 1 : 13) {
         struct lora_adapter *a;
         write_file(dir, "adapter_model.safetensors", file.data, n);
-        assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err), -1);
+        assert_int_equal(lora_open(&a, &MODEL, dir, LORA_HELD_FILE, 1 << 20, NULL, &err), -1);
     }
     buf_release(&file);
     free(path);
@@ -450,23 +451,229 @@ static void what_host_memory_never_holds_is_refused_naming_the_limit(void **stat
     (void)state;
     struct lora_adapter *a;
     struct err err = {0};
-    struct buf file = BUF_INIT;
-    char *dir = temp_dir_create(), *path = xasprintf("%s/adapter_model.safetensors", dir);
+    char *dir = temp_dir_create();
     write_adapter(dir, &(struct wrong){.what = FINE});
-    assert_ok(file_read(path, 1 << 20, &file, &err), err);
-    assert_int_equal(lora_open(&a, &MODEL, dir, file.len - 1, NULL, &err), -1);
+    for (int held = LORA_HELD_FILE; held <= LORA_HELD_BF16; held++) {
+        enum lora_held as = (enum lora_held)held;
+        size_t n_bytes;
+        assert_ok(lora_measure(&n_bytes, &MODEL, dir, as, SIZE_MAX, &err), err);
+        char *says = xasprintf("it needs %zu bytes, %zu are allowed (engine.adapter_host_bytes)",
+                               n_bytes, n_bytes - 1);
+        assert_int_equal(lora_open(&a, &MODEL, dir, as, n_bytes - 1, NULL, &err), -1);
+        assert_int_equal(err.code, ERR_TOO_LARGE);
+        assert_string_equal(err.message, says);
+        assert_ok(lora_open(&a, &MODEL, dir, as, n_bytes, NULL, &err), err);
+        lora_close(a);
+        free(says);
+    }
+    /* Nor is a header taken to memory of which nothing could fit. */
+    assert_int_equal(lora_open(&a, &MODEL, dir, LORA_HELD_FILE, 100, NULL, &err), -1);
     assert_int_equal(err.code, ERR_TOO_LARGE);
-    char *says = xasprintf("adapter_model.safetensors: has %zu bytes, %zu are allowed "
-                           "(engine.adapter_host_bytes)",
-                           file.len, file.len - 1);
-    assert_string_equal(err.message, says);
-    assert_ok(lora_open(&a, &MODEL, dir, file.len, NULL, &err), err);
-    lora_close(a);
-    free(says);
-    free(path);
-    buf_release(&file);
+    assert_non_null(strstr(err.message, "200 are allowed (twice engine.adapter_host_bytes)"));
     temp_dir_remove(dir);
 }
+
+/* ---- what matrices are held as ------------------------------------------------------------ */
+
+enum { RANK = 2, N_A = 8 * RANK }; /* q_proj's A */
+
+static uint32_t bits_of(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+
+/* An adapter on q_proj of layer 0: A [RANK, 8] and B [8, RANK] hold numbers [N_A] each, rounded to
+ * the dtype if need be. */
+static void write_numbers(const char *dir, const char *dtype_a, const char *dtype_b,
+                          const float numbers[N_A])
+{
+    static const char config[] = "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,"
+                                 "\"target_modules\":[\"model.layers.0.self_attn.q_proj\"]}";
+    struct buf file = BUF_INIT, header = BUF_INIT, data = BUF_INIT;
+    for (int m = 0; m < 2; m++) {
+        const char *dtype = m == 0 ? dtype_a : dtype_b;
+        size_t begin = data.len;
+        for (int i = 0; i < N_A; i++) {
+            uint32_t bits = bits_of(numbers[i]);
+            uint16_t half = strcmp(dtype, "F16") == 0 ? f32_to_f16(numbers[i])
+                                                      : f32_to_bf16(numbers[i]);
+            if (strcmp(dtype, "F32") == 0)
+                buf_append(&data, &bits, 4);
+            else
+                buf_append(&data, &half, 2);
+        }
+        buf_appendf(&header,
+                    "%c\"base_model.model.model.layers.0.self_attn.q_proj.lora_%c.weight\":"
+                    "{\"dtype\":\"%s\",\"shape\":[%d,%d],\"data_offsets\":[%zu,%zu]}",
+                    m == 0 ? '{' : ',', 'A' + m, dtype, m == 0 ? RANK : 8, m == 0 ? 8 : RANK, begin,
+                    data.len);
+    }
+    buf_append_byte(&header, '}');
+    uint64_t n_header = header.len;
+    buf_append(&file, &n_header, 8);
+    buf_append(&file, header.data, header.len);
+    buf_append(&file, data.data, data.len);
+    write_file(dir, "adapter_model.safetensors", file.data, file.len);
+    write_file(dir, "adapter_config.json", config, strlen(config));
+    buf_release(&file);
+    buf_release(&header);
+    buf_release(&data);
+}
+
+static void matrices_are_held_as_asked_for_and_their_bytes_are_of_that(void **state)
+{
+    static const float numbers[N_A] = {0,
+                                       -0.0f,
+                                       1,
+                                       1.00390625f, /* ties: 1 + 2^-8 */
+                                       -1.01171875f,
+                                       0.1f,
+                                       -0.3f,
+                                       1e-3f,
+                                       6.1e-5f,
+                                       6e-5f,
+                                       6e-8f,
+                                       -3e-7f, /* subnormal as f16 */
+                                       60000,
+                                       -7,
+                                       0.75f,
+                                       3};
+    static const struct {
+        const char *a, *b;
+        enum lora_held held;
+        enum dtype dtype;
+    } cases[] = {
+        {"F32", "F32", LORA_HELD_FILE, DTYPE_F32},    {"F16", "F16", LORA_HELD_FILE, DTYPE_F16},
+        {"BF16", "BF16", LORA_HELD_FILE, DTYPE_BF16}, {"F32", "BF16", LORA_HELD_FILE, DTYPE_F32},
+        {"BF16", "F16", LORA_HELD_FILE, DTYPE_F32},   {"F32", "F32", LORA_HELD_BF16, DTYPE_BF16},
+        {"F16", "F16", LORA_HELD_BF16, DTYPE_BF16},   {"BF16", "BF16", LORA_HELD_BF16, DTYPE_BF16},
+        {"F32", "BF16", LORA_HELD_BF16, DTYPE_BF16},  {"F16", "F32", LORA_HELD_BF16, DTYPE_BF16},
+    };
+    (void)state;
+    char *dir = temp_dir_create();
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        struct err err = {0};
+        struct lora_adapter *a;
+        struct content_digest content;
+        size_t n_bytes;
+        write_numbers(dir, cases[c].a, cases[c].b, numbers);
+        assert_ok(lora_measure(&n_bytes, &MODEL, dir, cases[c].held, SIZE_MAX, &err), err);
+        assert_ok(lora_open(&a, &MODEL, dir, cases[c].held, SIZE_MAX, NULL, &err), err);
+        assert_ok(adapter_content_digest(dir, &content, &err), err);
+        const struct lora_site *s = &a->sites[0];
+        assert_true(DIGEST_EQ(a->content, content));
+        assert_int_equal(a->n_sites, 1);
+        assert_int_equal(s->dtype, cases[c].dtype);
+        assert_int_equal(a->n_bytes, n_bytes);
+        assert_int_equal(n_bytes, 2 * LORA_ALIGN_BYTES);
+        for (int m = 0; m < 2; m++) {
+            const char *dtype = m == 0 ? cases[c].a : cases[c].b;
+            const uint8_t *at = a->data + (m == 0 ? s->a_offset : s->b_offset);
+            for (int i = 0; i < N_A; i++) {
+                float in_file = strcmp(dtype, "F32") == 0   ? numbers[i]
+                                : strcmp(dtype, "F16") == 0 ? f16_to_f32(f32_to_f16(numbers[i]))
+                                                            : bf16_to_f32(f32_to_bf16(numbers[i]));
+                float expected = s->dtype == DTYPE_BF16 ? bf16_to_f32(f32_to_bf16(in_file))
+                                                        : in_file;
+                float is = element_f32(at, s->dtype, (size_t)i);
+                if (bits_of(is) != bits_of(expected))
+                    fail_msg("case %zu, number %d: %g, not %g", c, i, (double)is, (double)expected);
+            }
+            for (size_t i = N_A * dtype_bytes(s->dtype); i < LORA_ALIGN_BYTES; i++)
+                assert_int_equal(at[i], 0);
+        }
+        lora_close(a);
+    }
+    temp_dir_remove(dir);
+}
+
+static void half_of_an_f32_adapter_is_enough_as_bf16(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    static const char *const dir = "tests/fixtures/adapters/stories260K-test/r16-rslora";
+    struct model *m;
+    size_t file, bf16;
+    assert_ok(model_open(&m, "tests/fixtures/models/stories260K", &err), err);
+    assert_ok(lora_measure(&file, &m->config, dir, LORA_HELD_FILE, SIZE_MAX, &err), err);
+    assert_ok(lora_measure(&bf16, &m->config, dir, LORA_HELD_BF16, SIZE_MAX, &err), err);
+    assert_true(bf16 >= file / 2 && bf16 < file / 2 + 70 * LORA_ALIGN_BYTES);
+    model_close(m);
+}
+
+static void what_is_not_finite_is_refused_whatever_it_is_held_as(void **state)
+{
+    static const struct {
+        uint32_t bits;
+        bool taken;
+    } cases[] = {
+        {0x7f800000, false}, {0xff800000, false}, {0x7fc00000, false}, {0x7f800001, false},
+        {0x7f7fffff, false}, {0x7f7f8000, false}, {0x7f7f7fff, true},  {0x00000001, true},
+    };
+    (void)state;
+    char *dir = temp_dir_create();
+    for (size_t c = 0; c < 2 * sizeof cases / sizeof cases[0]; c++) {
+        struct err err = {0};
+        struct lora_adapter *a = NULL;
+        float numbers[N_A] = {0};
+        memcpy(&numbers[N_A - 1], &cases[c / 2].bits, 4);
+        write_numbers(dir, "F32", "F32", numbers);
+        int rc = lora_open(&a, &MODEL, dir, c % 2 == 0 ? LORA_HELD_FILE : LORA_HELD_BF16, SIZE_MAX,
+                           NULL, &err);
+        if ((rc == 0) != cases[c / 2].taken ||
+            (rc != 0 && (strstr(err.message, "q_proj.lora_A.weight") == NULL ||
+                         strstr(err.message, "not finite as bf16") == NULL)))
+            fail_msg("case %zu: %s", c, rc == 0 ? "was taken" : err.message);
+        lora_close(a);
+    }
+    temp_dir_remove(dir);
+}
+
+static void the_policy_looks_at_activations_and_at_the_base_model_s_weights(void **state)
+{
+    enum { OF_F16 = 1, OF_F32, MIXED };
+    static const struct {
+        const char *option;
+        enum dtype activation;
+        int model; /* 0: bf16 */
+        enum lora_held held;
+    } cases[] = {
+        {NULL, DTYPE_BF16, 0, LORA_HELD_BF16},        {"auto", DTYPE_BF16, 0, LORA_HELD_BF16},
+        {"auto", DTYPE_F32, 0, LORA_HELD_FILE},       {"auto", DTYPE_BF16, OF_F16, LORA_HELD_FILE},
+        {"auto", DTYPE_BF16, OF_F32, LORA_HELD_FILE}, {"auto", DTYPE_BF16, MIXED, LORA_HELD_FILE},
+        {"file", DTYPE_BF16, 0, LORA_HELD_FILE},      {"bf16", DTYPE_F32, 0, LORA_HELD_BF16},
+        {"bf16", DTYPE_BF16, OF_F16, LORA_HELD_BF16},
+    };
+    static const char *const wrong[] = {"", "f16", "BF16", "int8"};
+    (void)state;
+    struct err err = {0};
+    struct model *m;
+    enum lora_held held;
+    assert_ok(model_random(&m, &MODEL, "tiny", 1, &err), err);
+    struct safetensors *parsed = &m->tensors.files[0].parsed;
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        for (size_t i = 0; i < parsed->n_tensors; i++) {
+            struct tensor *t = &parsed->tensors[i];
+            bool other = cases[c].model == MIXED && strstr(t->name, "1.mlp.down_proj") == NULL;
+            t->dtype = cases[c].model == 0 || other ? TENSOR_BF16
+                       : cases[c].model == OF_F32   ? TENSOR_F32
+                                                    : TENSOR_F16;
+        }
+        assert_ok(lora_held_for(&held, cases[c].option, m, cases[c].activation, &err), err);
+        if (held != cases[c].held)
+            fail_msg("case %zu: %d", c, (int)held);
+    }
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        assert_int_equal(lora_held_for(&held, wrong[i], m, DTYPE_BF16, &err), -1);
+        assert_int_equal(err.code, ERR_INVALID);
+        assert_non_null(strstr(err.message, "is none of auto, file and bf16"));
+    }
+    model_close(m);
+}
+
+/* ---- files that aren't there or aren't files ---------------------------------------------- */
 
 static void pickles_and_missing_files_are_refused_by_name(void **state)
 {
@@ -474,12 +681,12 @@ static void pickles_and_missing_files_are_refused_by_name(void **state)
     struct lora_adapter *a;
     struct err err = {0};
     char *dir = temp_dir_create();
-    assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err), -1);
+    assert_int_equal(lora_open(&a, &MODEL, dir, LORA_HELD_FILE, 1 << 20, NULL, &err), -1);
     assert_int_equal(err.code, ERR_NOT_FOUND);
     assert_string_equal(err.message, "adapter_config.json: No such file or directory");
     write_file(dir, "adapter_config.json", "{}", 2);
     write_file(dir, "adapter_model.bin", "x", 1);
-    assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err), -1);
+    assert_int_equal(lora_open(&a, &MODEL, dir, LORA_HELD_FILE, 1 << 20, NULL, &err), -1);
     assert_int_equal(err.code, ERR_UNSUPPORTED);
     assert_non_null(strstr(err.message, "pickle"));
     assert_null(strstr(err.message, dir));
@@ -501,7 +708,7 @@ static void what_is_no_file_is_refused_and_not_waited_for(void **state)
         assert_int_equal(unlink(path), 0);
         assert_int_equal(fifo ? mkfifo(path, 0600) : mkdir(path, 0700), 0);
         alarm(20); /* ends the program, should it wait */
-        assert_int_equal(lora_open(&a, &MODEL, dir, 1 << 20, NULL, &err), -1);
+        assert_int_equal(lora_open(&a, &MODEL, dir, LORA_HELD_FILE, 1 << 20, NULL, &err), -1);
         alarm(0);
         if (err.code != ERR_INVALID || strncmp(err.message, name, strlen(name)) != 0)
             fail_msg("%s as a %s: %s", name, fifo ? "FIFO" : "directory", err.message);
@@ -567,6 +774,10 @@ int main(void)
         cmocka_unit_test(every_tensor_is_checked_against_the_base_model),
         cmocka_unit_test(a_truncated_file_is_refused_at_every_length),
         cmocka_unit_test(what_host_memory_never_holds_is_refused_naming_the_limit),
+        cmocka_unit_test(matrices_are_held_as_asked_for_and_their_bytes_are_of_that),
+        cmocka_unit_test(half_of_an_f32_adapter_is_enough_as_bf16),
+        cmocka_unit_test(what_is_not_finite_is_refused_whatever_it_is_held_as),
+        cmocka_unit_test(the_policy_looks_at_activations_and_at_the_base_model_s_weights),
         cmocka_unit_test(pickles_and_missing_files_are_refused_by_name),
         cmocka_unit_test(what_is_no_file_is_refused_and_not_waited_for),
         cmocka_unit_test(content_digests_are_what_the_header_says),

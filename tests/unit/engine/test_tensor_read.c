@@ -2,6 +2,7 @@
  * and what is short or not finite is refused. Files above a megabyte are read by a thread beside
  * the one that hashes, smaller ones in turn; each case is both. */
 #include "engine/safetensors.h"
+#include "engine/tensor_numbers.h"
 #include "node/base/err.h"
 #include "node/base/sha256.h"
 #include "tests/support.h"
@@ -52,19 +53,24 @@ static void file_write(const char *dir, const char *name, const struct buf *file
     free(path);
 }
 
-/* Opens DIR/m and gives each tensor a place of its own; free(*places). */
-static void open_and_place(struct tensor_dir *d, const char *dir, uint8_t **places)
+enum { AS_IN_FILE = -1 };
+
+/* Opens DIR/m and gives each tensor a place of its own, of dtype `held`, or AS_IN_FILE;
+ * free(*places). */
+static void open_and_place(struct tensor_dir *d, const char *dir, int held, uint8_t **places)
 {
     struct err err = {0};
     assert_ok(tensor_dir_open(d, dir, "m", TENSOR_DIR_HEADERS, SIZE_MAX, &err), err);
     size_t total = 0;
     for (size_t i = 0; i < d->n_tensors; i++)
-        total += d->tensors[i]->n_bytes;
+        total += tensor_n_elements(d->tensors[i]) * 4;
     *places = xcalloc(total, 1);
     for (size_t i = 0, at = 0; i < d->n_tensors; i++) {
-        assert_null(d->tensors[i]->data);
-        tensor_dir_place(d, d->tensors[i], *places + at);
-        at += d->tensors[i]->n_bytes;
+        const struct tensor *t = d->tensors[i];
+        enum tensor_dtype to = held == AS_IN_FILE ? t->dtype : (enum tensor_dtype)held;
+        assert_null(t->data);
+        tensor_dir_place(d, t, *places + at, to);
+        at += tensor_n_elements(t) * tensor_dtype_bytes(to);
     }
 }
 
@@ -80,7 +86,7 @@ static void tensors_come_to_their_places_and_digests_are_of_the_files(void **sta
         char *dir = temp_dir_create();
         file_make(&file, dtypes, SIZES[k], 'c');
         file_write(dir, "m.safetensors", &file);
-        open_and_place(&d, dir, &places);
+        open_and_place(&d, dir, AS_IN_FILE, &places);
         assert_ok(tensor_dir_read(&d, &err), err);
         assert_ok(tensor_dir_open(&whole, dir, "m", TENSOR_DIR_READ, SIZE_MAX, &err), err);
         assert_true(DIGEST_EQ(d.files[0].digest, sha256(file.data, file.len)));
@@ -96,6 +102,40 @@ static void tensors_come_to_their_places_and_digests_are_of_the_files(void **sta
         buf_release(&file);
         temp_dir_remove(dir);
     }
+}
+
+/* The digest stays that of the file; a tensor that has the dtype already comes straight. */
+static void tensors_may_be_held_as_another_dtype_than_the_file_s(void **state)
+{
+    static const char *const dtypes[][N_TENSORS] = {
+        {"F32", "F32", "F32"}, {"F16", "F16", "F16"}, {"BF16", "F32", "F16"}};
+    (void)state;
+    char *dir = temp_dir_create();
+    for (size_t c = 0; c < 2 * 2 * sizeof dtypes / sizeof dtypes[0]; c++) {
+        size_t n = SIZES[c % 2];
+        enum tensor_dtype held = c / 2 % 2 == 0 ? TENSOR_BF16 : TENSOR_F32;
+        struct buf file = BUF_INIT;
+        struct tensor_dir d, whole;
+        struct err err = {0};
+        uint8_t *places, *expected = xcalloc(n, 4);
+        file_make(&file, dtypes[c / 4], n, 'c');
+        file_write(dir, "m.safetensors", &file);
+        open_and_place(&d, dir, (int)held, &places);
+        assert_ok(tensor_dir_read(&d, &err), err);
+        assert_ok(tensor_dir_open(&whole, dir, "m", TENSOR_DIR_READ, SIZE_MAX, &err), err);
+        assert_true(DIGEST_EQ(d.files[0].digest, sha256(file.data, file.len)));
+        for (size_t i = 0; i < d.n_tensors; i++) {
+            const struct tensor *t = whole.tensors[i];
+            tensor_numbers_convert(expected, held, t->data, t->dtype, n);
+            assert_memory_equal(d.tensors[i]->data, expected, n * tensor_dtype_bytes(held));
+        }
+        tensor_dir_close(&d);
+        tensor_dir_close(&whole);
+        free(places);
+        free(expected);
+        buf_release(&file);
+    }
+    temp_dir_remove(dir);
 }
 
 static void every_shard_has_its_digest(void **state)
@@ -120,7 +160,7 @@ static void every_shard_has_its_digest(void **state)
                         c <= 'c' ? 1 : 2);
         buf_append_str(&index, "}}");
         file_write(dir, "m.safetensors.index.json", &index);
-        open_and_place(&d, dir, &places);
+        open_and_place(&d, dir, AS_IN_FILE, &places);
         assert_ok(tensor_dir_read(&d, &err), err);
         assert_int_equal(d.n_files, 3);
         assert_true(DIGEST_EQ(d.files[0].digest, sha256(index.data, index.len)));
@@ -163,11 +203,12 @@ static void a_number_that_is_not_finite_is_found_wherever_it_is(void **state)
                 struct tensor_dir d;
                 struct err err = {0};
                 uint8_t *places, was[4];
+                int held = (w + k) % 2 == 0 ? AS_IN_FILE : (int)TENSOR_BF16;
                 memcpy(was, file.data + data + where[w] * width, width);
                 memcpy(file.data + data + where[w] * width, &cases[c].bits, width);
                 file_write(dir, "m.safetensors", &file);
                 memcpy(file.data + data + where[w] * width, was, width);
-                open_and_place(&d, dir, &places);
+                open_and_place(&d, dir, held, &places);
                 int rc = tensor_dir_read(&d, &err);
                 char says[100];
                 snprintf(says, sizeof says, "tensor %c: holds numbers that are not finite%s",
@@ -199,7 +240,7 @@ static void a_file_that_becomes_shorter_is_refused_by_name(void **state)
             struct err err = {0};
             uint8_t *places;
             file_write(dir, "m.safetensors", &file);
-            open_and_place(&d, dir, &places);
+            open_and_place(&d, dir, AS_IN_FILE, &places);
             assert_int_equal(truncate(path, (off_t)lengths[i]), 0);
             int rc = tensor_dir_read(&d, &err);
             if (rc == 0 || err.code != ERR_IO ||
@@ -245,6 +286,7 @@ enum { READS = 8, TRIES_MAX = 1000 };
 
 struct outcome {
     const char *dir;
+    enum tensor_dtype held; /* BF16, as in the file; or F32, which can be taken back exactly */
     int n_read, n_refused;
     bool wrong;
 };
@@ -261,17 +303,25 @@ static void *read_many(void *context)
         }
         const struct tensor_dir_file *f = &d.files[0];
         uint8_t *bytes = xcalloc(f->n_bytes, 1); /* the file again: tensors lie where they did */
+        uint8_t *held = xcalloc(f->n_bytes, 2);
         memcpy(bytes, f->bytes, f->n_header);
-        for (size_t t = 0; t < d.n_tensors; t++)
-            tensor_dir_place(&d, d.tensors[t], bytes + d.tensors[t]->at);
+        for (size_t t = 0; t < d.n_tensors; t++) {
+            uint8_t *place = o->held == TENSOR_BF16 ? bytes + d.tensors[t]->at
+                                                    : held + 2 * d.tensors[t]->at;
+            tensor_dir_place(&d, d.tensors[t], place, o->held);
+        }
         if (tensor_dir_read(&d, &err) != 0) {
             o->wrong |= err.code != ERR_IO;
             o->n_refused++;
         } else {
+            for (size_t t = 0; o->held != TENSOR_BF16 && t < d.n_tensors; t++)
+                tensor_numbers_convert(bytes + d.tensors[t]->at, TENSOR_BF16, d.tensors[t]->data,
+                                       o->held, tensor_n_elements(d.tensors[t]));
             o->wrong |= !DIGEST_EQ(f->digest, sha256(bytes, f->n_bytes));
             o->n_read++;
         }
         free(bytes);
+        free(held);
         tensor_dir_close(&d);
     }
     return NULL;
@@ -292,6 +342,7 @@ static void what_was_hashed_is_what_lies_there_whoever_writes_the_file(void **st
     assert_int_equal(pthread_create(&meddler, NULL, meddle, &m), 0);
     for (int i = 0; i < READERS; i++) {
         outcomes[i].dir = dir;
+        outcomes[i].held = i % 2 == 0 ? TENSOR_F32 : TENSOR_BF16;
         assert_int_equal(pthread_create(&readers[i], NULL, read_many, &outcomes[i]), 0);
     }
     int n_refused = 0;
@@ -313,6 +364,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tensors_come_to_their_places_and_digests_are_of_the_files),
+        cmocka_unit_test(tensors_may_be_held_as_another_dtype_than_the_file_s),
         cmocka_unit_test(every_shard_has_its_digest),
         cmocka_unit_test(a_number_that_is_not_finite_is_found_wherever_it_is),
         cmocka_unit_test(a_file_that_becomes_shorter_is_refused_by_name),

@@ -327,6 +327,53 @@ static void a_directory_of_adapters_is_there_at_once_and_remembered(void **state
     temp_dir_remove(root);
 }
 
+/* adapters.known again, with every size 1 and `behind` at the end of its first line. */
+static void rewrite_known(const char *data, const char *behind)
+{
+    struct buf text = BUF_INIT, changed = BUF_INIT;
+    struct err err = {0};
+    char *path = xasprintf("%s/adapters.known", data);
+    assert_ok(file_read(path, 1 << 20, &text, &err), err);
+    char *rest = (char *)(uintptr_t)buf_cstr(&text), *line = strsep(&rest, "\n");
+    assert_int_equal(strlen(line), strlen("tributary-known-adapters 1 ") + 64);
+    buf_appendf(&changed, "%s%s\n", line, behind);
+    while ((line = strsep(&rest, "\n")) != NULL && line[0] != '\0') {
+        char *after = strchr(line + 65, ' ');
+        line[64] = '\0';
+        buf_appendf(&changed, "%s 1%s\n", line, after);
+    }
+    assert_ok(file_write_atomic(path, changed.data, changed.len, 0600, &err), err);
+    buf_release(&text);
+    buf_release(&changed);
+    free(path);
+}
+
+static void sizes_are_not_remembered_of_adapters_held_as_something_else(void **state)
+{
+    (void)state;
+    static const char *const behind[] = {"", " bf16"};
+    char *root = temp_dir_create(), *dir = xasprintf("%s/one", root);
+    write_adapter(dir, ADAPTER, 1);
+    for (int i = 0; i < 2; i++) {
+        struct world *w = world_open(8, NULL, NULL);
+        struct err err = {0};
+        size_t n;
+        assert_ok(adapter_store_add_all(w->store, root, &n, &err), err);
+        for (int k = 0; k < 2000 && !digest_known(w, "one"); k++)
+            usleep(10000);
+        char *data = world_close(w, true);
+        rewrite_known(data, behind[i]);
+        w = world_open(8, NULL, data);
+        assert_ok(adapter_store_add_all(w->store, root, &n, &err), err);
+        json_t *one = adapter_store_show(w->store, "one", &err);
+        assert_int_equal(json_integer_value(json_object_get(one, "bytes")) == 1, i == 0);
+        json_decref(one);
+        world_close(w, false);
+    }
+    free(dir);
+    temp_dir_remove(root);
+}
+
 static void a_list_comes_in_pages_and_can_be_filtered(void **state)
 {
     (void)state;
@@ -387,6 +434,7 @@ int main(void)
         cmocka_unit_test(fetched_files_that_do_not_load_leave_the_cache),
         cmocka_unit_test(a_name_that_could_mean_something_else_is_refused),
         cmocka_unit_test(a_directory_of_adapters_is_there_at_once_and_remembered),
+        cmocka_unit_test(sizes_are_not_remembered_of_adapters_held_as_something_else),
         cmocka_unit_test(a_list_comes_in_pages_and_can_be_filtered),
     };
     return cmocka_run_group_tests_name("adapter_local", tests, NULL, NULL);

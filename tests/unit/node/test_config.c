@@ -168,6 +168,7 @@ static void wrong_values_are_refused_with_option_and_source(void **state)
         {"backend", "cpu|ref", "is none of"},
         {"backend", "", "is none of"},
         {"weights", "int", "is none of file|int8"},
+        {"adapter-dtype", "f16", "is none of auto|file|bf16"},
         {"log-level", "loud", "is none of error|warn|info|debug"},
         {"no-such-flag", "1", "no option --no-such-flag"},
     };
