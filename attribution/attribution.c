@@ -194,14 +194,18 @@ int ledger_fresh_epochs(struct ledger *l, const char *why, struct err *err)
     return rc;
 }
 
-/* The unsealed receipts of the domain; local ones stay unsealed for ever and aren't counted. */
+/* The receipts of the domain that wait to be sealed: the house account's, and others that a
+ * redeemed voucher covers. What a payer still owes makes no batch due: it could not go into one.
+ * Local ones stay unsealed for ever and aren't counted. */
 static int count_unsealed(struct ledger *l, struct err *err)
 {
     struct db_stmt *s = db_stmt(
         l->db, "SELECT count(*), coalesce(min(stored_ms), 0), amount_sum(compute_fee), "
-               "amount_sum(royalty) FROM receipt WHERE batch IS NULL AND channel IN "
-               "(SELECT id FROM channel WHERE domain = ?)");
+               "amount_sum(royalty) FROM receipt r JOIN channel c ON c.id = r.channel WHERE "
+               "r.batch IS NULL AND c.domain = ? AND (c.payer = ? OR "
+               "r.channel_total <= c.redeemed)");
     db_put_u64(s, l->domain);
+    db_put_blob(s, l->house.bytes, 20);
     if (db_step(s, err) != 1) {
         db_end(s);
         return -1;
@@ -348,7 +352,7 @@ static void run_group(struct ledger *l, struct job **jobs, size_t n)
 {
     struct err err = {0};
     struct channel_state before = l->house_channel;
-    size_t stored = 0;
+    size_t stored = 0, waiting = 0; /* waiting: of these, to be sealed; see count_unsealed */
     struct amount value = AMOUNT_ZERO;
     bool failed = db_begin(l->db, &err) != 0;
     for (size_t i = 0; i < n && !failed; i++) {
@@ -356,7 +360,8 @@ static void run_group(struct ledger *l, struct job **jobs, size_t n)
         bool again = false;
         if (append(l, job, &again) == 0) {
             stored += !again;
-            if (!again && amount_add(&value, value, job->price.total) != 0)
+            waiting += !again && !job->has_payer;
+            if (!again && !job->has_payer && amount_add(&value, value, job->price.total) != 0)
                 value = AMOUNT_MAX; /* only decides when to seal */
         } else if (job->err.code == ERR_CONFLICT || job->err.code == ERR_INVALID) {
             job->failed = true; /* this one's own fault; it has written nothing */
@@ -373,21 +378,22 @@ static void run_group(struct ledger *l, struct job **jobs, size_t n)
         failed = ledger_commit_counted(l, &err) != 0;
     if (failed) {
         l->house_channel = before;
+        stored = waiting = 0;
     } else if (generation_counter(l->generation) < l->commit_counter &&
                generation_advance(l->generation, l->commit_counter, &err) != 0) {
         /* Stored but not to be shown, now or when it is asked for again: a restored backup couldn't
          * be told any more. */
         err_wrap(&err, "the receipt is stored but must not leave");
         failed = true;
-        stored = 0;
+        stored = waiting = 0;
     }
     FAULT_POINT("generation.after");
     if (stored > 0 || failed)
         set_writable(l, !failed, &err);
-    if (stored > 0 && l->has_chain) {
+    if (waiting > 0 && l->has_chain) {
         if (l->unsealed_receipts == 0)
             l->unsealed_oldest_ms = clock_unix_ms().ms;
-        l->unsealed_receipts += stored;
+        l->unsealed_receipts += waiting;
         if (amount_add(&l->unsealed_value, l->unsealed_value, value) != 0)
             l->unsealed_value = AMOUNT_MAX;
     }

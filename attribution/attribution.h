@@ -352,7 +352,7 @@ struct ledger_health {
     uint64_t ledger_stalled_ms;    /* since the ledger thread last made progress; 0: idle or busy */
     uint64_t publisher_stalled_ms; /* since the chain last answered; 0: no publisher */
     uint64_t receipts, commit_groups, commit_errors; /* since open */
-    uint64_t unsealed_receipts;                      /* on the configured chain */
+    uint64_t unsealed_receipts; /* on the configured chain; not those that their payer owes */
     uint64_t batches_sealed, batches_submitted, batches_final;
     uint64_t outbox_waiting;                  /* rows that are not confirmed */
     uint64_t outbox_oldest_ms;                /* age of the oldest of them */

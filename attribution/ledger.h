@@ -63,7 +63,7 @@ struct ledger {
     uint64_t commit_counter;                        /* L: of the last committed group */
     struct channel_state house_channel;             /* L */
     struct chain_facts facts;                       /* L */
-    uint64_t unsealed_receipts, unsealed_oldest_ms; /* L: of this domain */
+    uint64_t unsealed_receipts, unsealed_oldest_ms; /* L: of this domain, that can be sealed */
     struct amount unsealed_value;                   /* L */
     uint64_t batches;                               /* L: of this domain */
     uint64_t seal_retry_us; /* L: monotonic; before it a fruitless seal isn't tried again */

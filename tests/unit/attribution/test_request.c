@@ -387,6 +387,47 @@ static void many_at_once_use_no_request_twice_and_no_credit_that_is_not_there(vo
     expect_refusal(w, &more, ERR_PAYMENT, "owes");
 }
 
+/* What nobody has paid for yet can't be sealed, so it must not make the house account's receipts
+ * leave one by one because it is old. */
+static void what_a_payer_owes_makes_no_batch_due(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    struct ledger_health h;
+    struct request_digest id = {{0}};
+    for (uint64_t i = 0; i < 3; i++) {
+        struct signed_request q = make(w, i, 100000);
+        assert_ok(enter(w, &q, &id, &err), err);
+        struct usage u = usage_of(&id, 5);
+        assert_ok(market_commit(w->l, &u, NULL, &err), err);
+        ledger_request_leave(w->l, id);
+    }
+    ledger_health(w->l, &h);
+    assert_int_equal(h.receipts, 3);
+    assert_int_equal(h.unsealed_receipts, 0);
+    market_commit_many(w->l, 50, 2, NULL);
+    ledger_health(w->l, &h);
+    assert_int_equal(h.unsealed_receipts, 2);
+    reopen(w);
+    ledger_health(w->l, &h);
+    assert_int_equal(h.unsealed_receipts, 2);
+    assert_int_equal(market_seal(w->l), 2);
+    /* Once a voucher over the first two is redeemed, these wait, too. */
+    char *path = xasprintf("%s/ledger.db", w->dir);
+    struct db *db = db_open(path, DB_WRITER, &err);
+    assert_ok(db_exec(db,
+                      "UPDATE channel SET redeemed = (SELECT channel_total FROM receipt r "
+                      "WHERE r.channel = channel.id AND idx = 1) WHERE next_index = 3",
+                      &err),
+              err);
+    db_close(db);
+    free(path);
+    reopen(w);
+    ledger_health(w->l, &h);
+    assert_int_equal(h.unsealed_receipts, 2);
+    assert_int_equal(market_seal(w->l), 2);
+}
+
 /* ---- the fee ----------------------------------------------------------------------------------
  */
 
@@ -514,6 +555,7 @@ int main(void)
         CHAIN(receipts_and_running_requests_count_against_the_credit),
         CHAIN(another_payers_debt_is_its_own),
         CHAIN(many_at_once_use_no_request_twice_and_no_credit_that_is_not_there),
+        CHAIN(what_a_payer_owes_makes_no_batch_due),
         CHAIN(a_fee_buys_to_the_last_token_it_is_enough_for),
         CHAIN(a_bill_above_the_allowed_fee_stops_the_program),
         CHAIN(a_fresh_epoch_takes_no_old_request),
