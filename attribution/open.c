@@ -465,11 +465,12 @@ void ledger_close(struct ledger *l)
 {
     if (!l)
         return;
-    publisher_close(l->publisher); /* first: it writes through the ledger thread */
+    publisher_stop(l->publisher); /* first: it writes through the ledger thread */
     if (l->queue)
         queue_close(l->queue);
     if (l->thread_runs)
         pthread_join(l->thread, NULL);
+    publisher_free(l->publisher); /* last: the ledger thread wakes it when it has sealed */
     if (l->queue)
         queue_free(l->queue);
     for (size_t i = 0; i < l->n_readers; i++)
