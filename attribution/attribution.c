@@ -31,6 +31,7 @@
 #include "attribution/migrations.h"
 #include "attribution/publisher.h"
 #include "attribution/receipt.h"
+#include "attribution/request.h"
 #include "node/base/arena.h"
 #include "node/base/buf.h"
 #include "node/base/fault.h"
@@ -60,6 +61,8 @@ struct job {
     /* JOB_COMMIT */
     struct usage usage;
     struct ledger_price price;
+    struct open_request payer; /* who pays, when the house doesn't */
+    bool has_payer;
     ledger_done *done;
     void *context;
     struct signed_receipt result;
@@ -82,12 +85,12 @@ void ledger_get_signature(struct db_stmt *s, struct signature *out)
 
 /* ---- channels ------------------------------------------------------------------------------- */
 
-int ledger_load_channel(struct ledger *l, struct channel_state *out, struct address payer,
-                        struct err *err)
+int ledger_load_channel(struct ledger *l, struct db *db, struct channel_state *out,
+                        struct address payer, struct err *err)
 {
     struct db_stmt *s = db_stmt(
-        l->db, "SELECT id, hash, payer, epoch, next_index, head, total FROM channel "
-               "WHERE domain = ? AND payer = ? ORDER BY epoch DESC LIMIT 1");
+        db, "SELECT id, hash, payer, epoch, next_index, head, total FROM channel "
+            "WHERE domain = ? AND payer = ? ORDER BY epoch DESC LIMIT 1");
     db_put_u64(s, l->domain);
     db_put_blob(s, payer.bytes, 20);
     int row = db_step(s, err);
@@ -124,6 +127,17 @@ int ledger_open_channel(struct ledger *l, uint64_t domain, struct address operat
     db_put_u64(s, clock_unix_ms().ms);
     db_put_text(s, why);
     return db_run(s, err);
+}
+
+void ledger_new_channel(const struct ledger *l, struct channel_state *out, struct address payer)
+{
+    uint64_t epoch = atomic_load(&l->payer_epoch);
+    *out = (struct channel_state){
+        .hash = channel_id_of(payer, l->operator_address, epoch),
+        .payer = payer,
+        .epoch = epoch,
+        .total = AMOUNT_ZERO,
+    };
 }
 
 uint64_t ledger_epoch_now(void)
@@ -174,19 +188,24 @@ int ledger_fresh_epochs(struct ledger *l, const char *why, struct err *err)
                                  epoch_after(open[i].epoch, now), why, err);
     }
     free(open);
+    atomic_store(&l->payer_epoch, now); /* also of those who had none */
     if (rc == 0)
         log_warn("ledger", "a new epoch for %zu channels: %s", n, why);
     return rc;
 }
 
-/* The unsealed receipts of the domain; local ones stay unsealed for ever and aren't counted. */
+/* The receipts of the domain that wait to be sealed: the house account's, and others that a
+ * redeemed voucher covers. What a payer still owes makes no batch due: it could not go into one.
+ * Local ones stay unsealed for ever and aren't counted. */
 static int count_unsealed(struct ledger *l, struct err *err)
 {
     struct db_stmt *s = db_stmt(
         l->db, "SELECT count(*), coalesce(min(stored_ms), 0), amount_sum(compute_fee), "
-               "amount_sum(royalty) FROM receipt WHERE batch IS NULL AND channel IN "
-               "(SELECT id FROM channel WHERE domain = ?)");
+               "amount_sum(royalty) FROM receipt r JOIN channel c ON c.id = r.channel WHERE "
+               "r.batch IS NULL AND c.domain = ? AND (c.payer = ? OR "
+               "r.channel_total <= c.redeemed)");
     db_put_u64(s, l->domain);
+    db_put_blob(s, l->house.bytes, 20);
     if (db_step(s, err) != 1) {
         db_end(s);
         return -1;
@@ -295,20 +314,54 @@ static void finish_job(struct ledger *l, struct job *job)
     free(job);
 }
 
+/* The channel of a payer's Request, opened when it is the payer's first. It must still be the one
+ * that the payer has signed for: a fresh epoch may have begun since. */
+static int open_payers_channel(struct ledger *l, struct channel_state *out, const struct job *job,
+                               struct err *err)
+{
+    struct address payer = job->payer.payer;
+    struct err none;
+    bool is_new = ledger_load_channel(l, l->db, out, payer, &none) != 0;
+    if (is_new && none.code != ERR_NOT_FOUND) {
+        *err = none;
+        return -1;
+    }
+    if (is_new)
+        ledger_new_channel(l, out, payer);
+    if (!DIGEST_EQ(out->hash, job->payer.channel))
+        return err_set(err, ERR_CONFLICT, "the channel that the payer has signed for is closed");
+    if (!is_new)
+        return 0;
+    if (ledger_open_channel(l, l->domain, l->operator_address, payer, out->epoch, "first", err) !=
+        0)
+        return -1;
+    out->row = db_last_rowid(l->db);
+    return 0;
+}
+
+static int append(struct ledger *l, struct job *job, bool *again)
+{
+    struct channel_state ch;
+    if (job->has_payer && open_payers_channel(l, &ch, job, &job->err) != 0)
+        return -1;
+    return receipt_append(l, job->has_payer ? &ch : &l->house_channel, &job->usage, &job->price,
+                          &job->result, again, &job->err);
+}
+
 static void run_group(struct ledger *l, struct job **jobs, size_t n)
 {
     struct err err = {0};
     struct channel_state before = l->house_channel;
-    size_t stored = 0;
+    size_t stored = 0, waiting = 0; /* waiting: of these, to be sealed; see count_unsealed */
     struct amount value = AMOUNT_ZERO;
     bool failed = db_begin(l->db, &err) != 0;
     for (size_t i = 0; i < n && !failed; i++) {
         struct job *job = jobs[i];
         bool again = false;
-        if (receipt_append(l, &l->house_channel, &job->usage, &job->price, &job->result, &again,
-                           &job->err) == 0) {
+        if (append(l, job, &again) == 0) {
             stored += !again;
-            if (!again && amount_add(&value, value, job->price.total) != 0)
+            waiting += !again && !job->has_payer;
+            if (!again && !job->has_payer && amount_add(&value, value, job->price.total) != 0)
                 value = AMOUNT_MAX; /* only decides when to seal */
         } else if (job->err.code == ERR_CONFLICT || job->err.code == ERR_INVALID) {
             job->failed = true; /* this one's own fault; it has written nothing */
@@ -325,21 +378,22 @@ static void run_group(struct ledger *l, struct job **jobs, size_t n)
         failed = ledger_commit_counted(l, &err) != 0;
     if (failed) {
         l->house_channel = before;
+        stored = waiting = 0;
     } else if (generation_counter(l->generation) < l->commit_counter &&
                generation_advance(l->generation, l->commit_counter, &err) != 0) {
         /* Stored but not to be shown, now or when it is asked for again: a restored backup couldn't
          * be told any more. */
         err_wrap(&err, "the receipt is stored but must not leave");
         failed = true;
-        stored = 0;
+        stored = waiting = 0;
     }
     FAULT_POINT("generation.after");
     if (stored > 0 || failed)
         set_writable(l, !failed, &err);
-    if (stored > 0 && l->has_chain) {
+    if (waiting > 0 && l->has_chain) {
         if (l->unsealed_receipts == 0)
             l->unsealed_oldest_ms = clock_unix_ms().ms;
-        l->unsealed_receipts += stored;
+        l->unsealed_receipts += waiting;
         if (amount_add(&l->unsealed_value, l->unsealed_value, value) != 0)
             l->unsealed_value = AMOUNT_MAX;
     }
@@ -374,7 +428,8 @@ static int run_task(struct ledger *l, ledger_task *task, void *context, struct e
         return -1;
     /* Before anything else can fail: the task may have opened a new epoch, and the old channel must
      * not be extended. */
-    if (ledger_load_channel(l, &l->house_channel, l->house, err) != 0 || ledger_count(l, err) != 0)
+    if (ledger_load_channel(l, l->db, &l->house_channel, l->house, err) != 0 ||
+        ledger_count(l, err) != 0)
         return -1;
     return generation_advance(l->generation, l->commit_counter, err);
 }
@@ -484,16 +539,15 @@ int ledger_tell(struct ledger *l, ledger_task *task, void *context, struct err *
 
 /* ---- commits -------------------------------------------------------------------------------- */
 
-int ledger_quote(struct ledger *l, struct ledger_price *out, const struct usage_adapter *adapters,
-                 uint32_t n_adapters, uint32_t tokens_prompt, uint32_t tokens_completion,
-                 struct err *err)
+/* The rates of a request's adapters; parts [USAGE_ADAPTERS_MAX]. */
+static int find_rates(struct ledger *l, struct meter_adapter *parts,
+                      const struct usage_adapter *adapters, uint32_t n_adapters, struct err *err)
 {
-    struct meter_adapter parts[USAGE_ADAPTERS_MAX] = {{.weight_bps = 0}};
     if (n_adapters > USAGE_ADAPTERS_MAX)
         return err_set(err, ERR_INVALID, "a request has %u adapters, at most %d are metered",
                        n_adapters, (int)USAGE_ADAPTERS_MAX);
     for (uint32_t i = 0; i < n_adapters; i++) {
-        parts[i].weight_bps = adapters[i].weight_bps;
+        parts[i] = (struct meter_adapter){.weight_bps = adapters[i].weight_bps};
         if (bytes32_is_zero(adapters[i].id.bytes))
             continue; /* nowhere registered: earns nothing */
         struct adapter_entry *e = adapter_table_by_id(l->adapters, adapters[i].id);
@@ -504,8 +558,29 @@ int ledger_quote(struct ledger *l, struct ledger_price *out, const struct usage_
         parts[i].prompt_per_1k = e->facts.royalty_prompt_per_1k;
         parts[i].completion_per_1k = e->facts.royalty_completion_per_1k;
     }
-    return meter_price(out, &l->opt.rates, parts, n_adapters, tokens_prompt, tokens_completion,
-                       err);
+    return 0;
+}
+
+int ledger_quote(struct ledger *l, struct ledger_price *out, const struct usage_adapter *adapters,
+                 uint32_t n_adapters, uint32_t tokens_prompt, uint32_t tokens_completion,
+                 struct err *err)
+{
+    struct meter_adapter parts[USAGE_ADAPTERS_MAX];
+    return find_rates(l, parts, adapters, n_adapters, err) != 0
+               ? -1
+               : meter_price(out, &l->opt.rates, parts, n_adapters, tokens_prompt,
+                             tokens_completion, err);
+}
+
+int ledger_most_tokens(struct ledger *l, uint32_t *tokens_completion, struct amount max_fee,
+                       const struct usage_adapter *adapters, uint32_t n_adapters,
+                       uint32_t tokens_prompt, struct err *err)
+{
+    struct meter_adapter parts[USAGE_ADAPTERS_MAX];
+    return find_rates(l, parts, adapters, n_adapters, err) != 0
+               ? -1
+               : meter_most_tokens(tokens_completion, max_fee, &l->opt.rates, parts, n_adapters,
+                                   tokens_prompt, err);
 }
 
 int ledger_commit(struct ledger *l, const struct usage *usage, ledger_done *done, void *context,
@@ -526,6 +601,8 @@ int ledger_commit(struct ledger *l, const struct usage *usage, ledger_done *done
     else
         rc = ledger_quote(l, &job->price, usage->adapters, usage->n_adapters, usage->tokens_prompt,
                           usage->tokens_completion, err);
+    job->has_payer = rc == 0 && request_find(l, &job->payer, usage->request_id);
+    BUG_IF(job->has_payer && amount_cmp(job->price.total, job->payer.max_fee) > 0);
     if (rc == 0 && !queue_try_push(l->queue, job))
         rc = err_set(err, ERR_BUSY, "the ledger has %u commits waiting already",
                      l->opt.queue_capacity);

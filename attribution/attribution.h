@@ -105,6 +105,7 @@ struct ledger_options {
     struct address operator_address; /* the stake key's; all zero: the signer key's own address */
     struct ledger_chain chain;
     struct ledger_rates rates;
+    struct amount payer_credit; /* what each payer may owe; 0: no payer's Request is let in */
     struct ledger_seal_policy seal;
     struct ledger_publish_policy publish;
     struct rpc *rpc; /* not owned; used by the publisher thread only. NULL: batches wait */
@@ -150,6 +151,12 @@ int ledger_quote(struct ledger *l, struct ledger_price *out, const struct usage_
                  uint32_t n_adapters, uint32_t tokens_prompt, uint32_t tokens_completion,
                  struct err *err);
 
+/* How many completion tokens a fee is enough for, exactly: one more would cost more. ERR_PAYMENT:
+ * the prompt alone does. ERR_NOT_FOUND and ERR_INVALID as ledger_quote. Any thread. */
+int ledger_most_tokens(struct ledger *l, uint32_t *tokens_completion, struct amount max_fee,
+                       const struct usage_adapter *adapters, uint32_t n_adapters,
+                       uint32_t tokens_prompt, struct err *err);
+
 struct ledger_receipt {            /* valid during the callback */
     const struct receipt *receipt; /* chain/types.h: the signed fields */
     struct receipt_digest hash;
@@ -168,9 +175,53 @@ typedef void ledger_done(void *context, const struct ledger_receipt *receipt,
 /* Queues one commit. usage is copied. On 0 done is called exactly once, ledger_close included.
  * On -1 it is not called: ERR_BUSY (queue full: try later), ERR_INVALID (usage breaks a rule, or
  * its price overflows), ERR_NOT_FOUND (unknown adapter). The request_id makes it idempotent: the
- * same usage again gives the same receipt, another usage of that id ERR_CONFLICT. Any thread. */
+ * same usage again gives the same receipt, another usage of that id ERR_CONFLICT. Any thread.
+ *
+ * The house account pays, unless the request_id is that of a payer's Request that has been let in
+ * (below): then its payer does, in the channel that it names, and a price above its maxFee is a
+ * bug, which stops the program before anything is written. */
 int ledger_commit(struct ledger *l, const struct usage *usage, ledger_done *done, void *context,
                   struct err *err);
+
+/* ---- payers' requests ---------------------------------------------------------------------------
+ *
+ * A payer needs no API key: it signs a Request, which names the operator, one of its own channels
+ * there, the sha256 of the body, and the most that the answer may cost. The Request's digest is the
+ * requestId of the receipt, and a requestId has one receipt, for ever, so a Request pays once. Its
+ * nonce orders nothing: it makes two Requests for equal bodies differ.
+ *
+ *   check ---> enter ---> (answer) ---> ledger_commit, done ---> leave
+ *   no state    its maxFee counts as owed from here ----------------'
+ *
+ * One that leaves without a receipt (refused later, or nothing was written) has cost nothing and
+ * may come again.
+ *
+ * Payers pay after the fact: what a payer owes is the sum of its receipts that no redeemed voucher
+ * covers, and the maxFee of all that is being answered; options.payer_credit bounds it. A payer's
+ * channel is opened by its first receipt: epoch 0, or in a database that was restored a fresh one.
+ * Request signatures must be the payer's own; keys that it has registered at Escrow (addSigner) are
+ * not looked up. */
+
+struct signed_request {
+    struct request_auth request; /* chain/types.h */
+    struct signature signature;
+};
+
+/* Whether a Request is meant for this operator and chain, in time, over this body (NULL: not known
+ * yet), and signed by its payer; id: its digest. Asks nothing but the clock. ERR_UNSUPPORTED: no
+ * chain is configured; ERR_FORBIDDEN: no payer has credit here; ERR_UNAUTHORIZED says what is
+ * wrong. Any thread. */
+int ledger_request_check(const struct ledger *l, struct request_digest *id,
+                         const struct signed_request *q, const struct sha256_digest *body,
+                         struct err *err);
+
+/* Lets in a Request that was checked. ERR_CONFLICT: it has its receipt, or is being answered; or
+ * its channel isn't the payer's open one, which the sentence names. ERR_PAYMENT: over the credit.
+ * Reads the database; not from the ledger thread. */
+int ledger_request_enter(struct ledger *l, struct request_digest id, const struct request_auth *q,
+                         struct err *err);
+/* Once for each that was let in, when no ledger_commit of it is under way. Any thread. */
+void ledger_request_leave(struct ledger *l, struct request_digest id);
 
 /* Receipt JSON, the field `tributary` of the last chunk (RFC 8785, so keys are sorted):
  *
@@ -302,7 +353,7 @@ struct ledger_health {
     uint64_t ledger_stalled_ms;    /* since the ledger thread last made progress; 0: idle or busy */
     uint64_t publisher_stalled_ms; /* since the chain last answered; 0: no publisher */
     uint64_t receipts, commit_groups, commit_errors; /* since open */
-    uint64_t unsealed_receipts;                      /* on the configured chain */
+    uint64_t unsealed_receipts; /* on the configured chain; not those that their payer owes */
     uint64_t batches_sealed, batches_submitted, batches_final;
     uint64_t outbox_waiting;                  /* rows that are not confirmed */
     uint64_t outbox_oldest_ms;                /* age of the oldest of them */

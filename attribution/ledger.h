@@ -63,7 +63,7 @@ struct ledger {
     uint64_t commit_counter;                        /* L: of the last committed group */
     struct channel_state house_channel;             /* L */
     struct chain_facts facts;                       /* L */
-    uint64_t unsealed_receipts, unsealed_oldest_ms; /* L: of this domain */
+    uint64_t unsealed_receipts, unsealed_oldest_ms; /* L: of this domain, that can be sealed */
     struct amount unsealed_value;                   /* L */
     uint64_t batches;                               /* L: of this domain */
     uint64_t seal_retry_us; /* L: monotonic; before it a fruitless seal isn't tried again */
@@ -74,6 +74,10 @@ struct ledger {
     bool thread_runs;
     _Atomic uint64_t busy_since_us; /* A: 0: idle */
     struct publisher *publisher;    /* C: NULL: none */
+
+    _Atomic uint64_t payer_epoch; /* A: of the first channel of a payer who is new */
+    pthread_mutex_t requests_lock;
+    struct open_request *requests; /* A: payers' Requests that are being answered (request.c) */
 
     pthread_mutex_t readers_lock;
     struct db **readers; /* A: idle read connections */
@@ -106,8 +110,9 @@ void ledger_get_signature(struct db_stmt *s, struct signature *out);
 
 /* ---- inside the ledger thread --------------------------------------------------------------- */
 
-int ledger_load_channel(struct ledger *l, struct channel_state *out, struct address payer,
-                        struct err *err); /* ERR_NOT_FOUND: the payer has none */
+/* On any connection. ERR_NOT_FOUND: the payer has none. */
+int ledger_load_channel(struct ledger *l, struct db *db, struct channel_state *out,
+                        struct address payer, struct err *err);
 /* The number of an epoch that begins now: unix milliseconds, then ten random bits; below 2^53. */
 enum { EPOCH_RANDOM_BITS = 10 };
 uint64_t ledger_epoch_now(void);
@@ -117,6 +122,8 @@ int ledger_open_channel(struct ledger *l, uint64_t domain, struct address operat
                         struct address payer, uint64_t epoch, const char *why, struct err *err);
 /* COMMIT with its fsync, the counter included; rolled back when it fails. */
 int ledger_commit_counted(struct ledger *l, struct err *err);
+/* The channel of a new payer that is to be, with its row 0. */
+void ledger_new_channel(const struct ledger *l, struct channel_state *out, struct address payer);
 void *ledger_main(void *ledger); /* the thread */
 /* Reads the counters of unsealed receipts and batches again. */
 int ledger_count(struct ledger *l, struct err *err);

@@ -49,3 +49,32 @@ int meter_price(struct ledger_price *out, const struct ledger_rates *rates,
     *out = p;
     return 0;
 }
+
+/* A price never falls when a token is added, so it is searched by halves; what can't be priced in
+ * 128 bits is above every fee. */
+int meter_most_tokens(uint32_t *tokens_completion, struct amount max_fee,
+                      const struct ledger_rates *rates, const struct meter_adapter *adapters,
+                      uint32_t n, uint32_t tokens_prompt, struct err *err)
+{
+    struct ledger_price p;
+    char cost[AMOUNT_TEXT_BYTES], fee[AMOUNT_TEXT_BYTES];
+    if (meter_price(&p, rates, adapters, n, tokens_prompt, 0, err) != 0)
+        return -1;
+    if (amount_cmp(p.total, max_fee) > 0)
+        return err_set(err, ERR_PAYMENT,
+                       "the prompt's %u tokens cost %s, which is above the Request's maxFee of %s",
+                       tokens_prompt, amount_format(cost, p.total), amount_format(fee, max_fee));
+    uint64_t most = 0, above = (uint64_t)UINT32_MAX + 1; /* most fits, above doesn't */
+    while (above - most > 1) {
+        uint64_t middle = most + (above - most) / 2;
+        bool fits = meter_price(&p, rates, adapters, n, tokens_prompt, (uint32_t)middle, NULL) ==
+                        0 &&
+                    amount_cmp(p.total, max_fee) <= 0;
+        if (fits)
+            most = middle;
+        else
+            above = middle;
+    }
+    *tokens_completion = (uint32_t)most;
+    return 0;
+}

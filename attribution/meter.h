@@ -15,4 +15,11 @@ int meter_price(struct ledger_price *out, const struct ledger_rates *rates,
                 const struct meter_adapter *adapters, uint32_t n, uint32_t tokens_prompt,
                 uint32_t tokens_completion, struct err *err);
 
+/* The most completion tokens, up to 2^32 - 1, with which the price stays at or below max_fee.
+ * ERR_PAYMENT: the prompt alone costs more. ERR_INVALID: weights, or the prompt's price overflows.
+ */
+int meter_most_tokens(uint32_t *tokens_completion, struct amount max_fee,
+                      const struct ledger_rates *rates, const struct meter_adapter *adapters,
+                      uint32_t n, uint32_t tokens_prompt, struct err *err);
+
 #endif

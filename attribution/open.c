@@ -13,6 +13,7 @@
 #include "attribution/ledger.h"
 #include "attribution/migrations.h"
 #include "attribution/publisher.h"
+#include "attribution/request.h"
 #include "node/base/buf.h"
 #include "node/base/log.h"
 #include "node/base/queue.h"
@@ -350,7 +351,7 @@ static int prepare_database(struct ledger *l, struct err *err)
         rc = ledger_fresh_epochs(l, why, err);
     }
     struct err none;
-    if (rc == 0 && ledger_load_channel(l, &l->house_channel, l->house, &none) != 0) {
+    if (rc == 0 && ledger_load_channel(l, l->db, &l->house_channel, l->house, &none) != 0) {
         uint64_t epoch = 0;
         bool restored = verdict == GENERATION_RESTORED;
         why = "first";
@@ -369,6 +370,11 @@ static int prepare_database(struct ledger *l, struct err *err)
         if (rc == 0)
             rc = ledger_open_channel(l, l->domain, l->operator_address, l->house, epoch, why, err);
     }
+    bool doubtful = false; /* payers who are new may have been here before, too */
+    if (rc == 0)
+        rc = was_restored(l, &doubtful, err);
+    if (doubtful)
+        atomic_store(&l->payer_epoch, ledger_epoch_now());
     if (rc != 0) {
         db_rollback(l->db);
         return -1;
@@ -377,7 +383,7 @@ static int prepare_database(struct ledger *l, struct err *err)
         generation_advance(l->generation, l->commit_counter, err) != 0)
         return -1;
     if (load_adapters(l, l->db, err) != 0 ||
-        ledger_load_channel(l, &l->house_channel, l->house, err) != 0)
+        ledger_load_channel(l, l->db, &l->house_channel, l->house, err) != 0)
         return -1;
     return ledger_count(l, err);
 }
@@ -429,6 +435,7 @@ struct ledger *ledger_open(const struct ledger_options *opt, struct err *err)
     l->adapters = adapter_table_create();
     BUG_IF(pthread_mutex_init(&l->readers_lock, NULL) != 0);
     BUG_IF(pthread_mutex_init(&l->health_lock, NULL) != 0);
+    BUG_IF(pthread_mutex_init(&l->requests_lock, NULL) != 0);
     int rc = take_options(l, opt, err);
     if (rc == 0 && opt->read_only) {
         rc = prepare_reader(l, err);
@@ -465,11 +472,12 @@ void ledger_close(struct ledger *l)
 {
     if (!l)
         return;
-    publisher_close(l->publisher); /* first: it writes through the ledger thread */
+    publisher_stop(l->publisher); /* first: it writes through the ledger thread */
     if (l->queue)
         queue_close(l->queue);
     if (l->thread_runs)
         pthread_join(l->thread, NULL);
+    publisher_free(l->publisher); /* last: the ledger thread wakes it when it has sealed */
     if (l->queue)
         queue_free(l->queue);
     for (size_t i = 0; i < l->n_readers; i++)
@@ -482,6 +490,8 @@ void ledger_close(struct ledger *l)
     adapter_table_free(l->adapters);
     pthread_mutex_destroy(&l->readers_lock);
     pthread_mutex_destroy(&l->health_lock);
+    requests_release(l);
+    pthread_mutex_destroy(&l->requests_lock);
     free(l->data_dir);
     free(l->signer_key);
     free(l->house_key);

@@ -934,8 +934,10 @@ static struct publisher *publisher_create(struct ledger *l)
     return p;
 }
 
-static void publisher_destroy(struct publisher *p)
+void publisher_free(struct publisher *p)
 {
+    if (!p)
+        return;
     pthread_cond_destroy(&p->woken);
     pthread_mutex_destroy(&p->lock);
     free(p);
@@ -947,12 +949,12 @@ struct publisher *publisher_open(struct ledger *l, struct err *err)
     int failed = pthread_create(&p->thread, NULL, publisher_main, p);
     if (!failed)
         return p;
-    publisher_destroy(p);
+    publisher_free(p);
     err_set_errno(err, failed, "starting the publisher thread");
     return NULL;
 }
 
-void publisher_close(struct publisher *p)
+void publisher_stop(struct publisher *p)
 {
     if (!p)
         return;
@@ -961,7 +963,6 @@ void publisher_close(struct publisher *p)
     pthread_cond_signal(&p->woken);
     pthread_mutex_unlock(&p->lock);
     pthread_join(p->thread, NULL);
-    publisher_destroy(p);
 }
 
 void publisher_wake(struct publisher *p)
@@ -988,6 +989,6 @@ int publisher_round(struct ledger *l, struct err *err)
 {
     struct publisher *p = publisher_create(l);
     int rc = run_round(p, err);
-    publisher_destroy(p);
+    publisher_free(p);
     return rc;
 }

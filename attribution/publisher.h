@@ -13,7 +13,10 @@ struct ledger;
 struct publisher;
 
 struct publisher *publisher_open(struct ledger *l, struct err *err);
-void publisher_close(struct publisher *p); /* ends the round that runs; NULL is quiet */
+/* Ends the round that runs and the thread; publisher_wake may still be called, and does nothing.
+ * NULL is quiet, here and below. */
+void publisher_stop(struct publisher *p);
+void publisher_free(struct publisher *p);
 void publisher_wake(struct publisher *p);
 
 uint64_t publisher_silent_ms(struct publisher *p);         /* since the chain last answered */

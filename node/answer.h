@@ -41,6 +41,7 @@ struct scores {
 struct choice {
     struct answer *answer;
     uint32_t index;
+    int64_t max_tokens;             /* the request's, or what its fee leaves for this choice */
     const struct token_ids *prompt; /* of the answer */
     uint64_t sequence;              /* engine's id */
     bool running;                   /* its FINISHED has not come */

@@ -12,6 +12,7 @@
 #include "node/base/buf.h"
 #include "node/base/clock.h"
 #include "node/base/err.h"
+#include "node/signed_request.h"
 #include "node/workers.h"
 
 #include <stdio.h>
@@ -189,6 +190,7 @@ static void make_choices(struct answer *a)
         struct choice *c = &a->choices[i];
         c->answer = a;
         c->index = (uint32_t)i;
+        c->max_tokens = r->max_tokens;
         c->prompt = &a->prompts[i / (size_t)r->n];
         unsigned flags = r->skip_special_tokens ? DETOKENIZER_SKIP_SPECIAL : 0;
         if (r->kind == OPENAI_COMPLETION && !r->echo)
@@ -199,6 +201,34 @@ static void make_choices(struct answer *a)
         if (r->echo)
             echo_prompt(c);
     }
+}
+
+/* All choices share what the fee is enough for: each the same, the first ones one more while there
+ * is a rest. A choice that ends early leaves its part unspent. */
+static int share_fee(struct answer *a)
+{
+    const struct service_customer *c = &a->customer;
+    struct usage_adapter adapters[USAGE_ADAPTERS_MAX];
+    char fee[AMOUNT_TEXT_BYTES];
+    uint32_t most;
+    if (!c->has_max_fee)
+        return 0;
+    answer_usage_adapters(a, adapters);
+    int rc = ledger_most_tokens(a->service->ledger, &most, c->max_fee, adapters,
+                                (uint32_t)a->n_adapters, a->tokens_prompt, &a->failure.err);
+    if (rc == 0 && most < a->n_choices && a->request.max_tokens > 0)
+        rc = err_set(&a->failure.err, ERR_PAYMENT,
+                     "the Request's maxFee of %s is enough for the prompt and %u tokens, which is "
+                     "not one for each of %zu choices",
+                     amount_format(fee, c->max_fee), most, a->n_choices);
+    for (size_t i = 0; i < a->n_choices && rc == 0; i++) {
+        int64_t share = (int64_t)(most / a->n_choices + (i < most % a->n_choices));
+        if (a->choices[i].max_tokens > share)
+            a->choices[i].max_tokens = share;
+    }
+    if (rc != 0)
+        snprintf(a->failure.param, sizeof a->failure.param, SIGNED_REQUEST_HEADER);
+    return rc;
 }
 
 /* What was read from the body is needed no more; a client may have put megabytes into fields that
@@ -220,6 +250,10 @@ static void prepare(struct answer *a)
         return;
     }
     make_choices(a);
+    if (share_fee(a) != 0) {
+        answer_refuse(a);
+        return;
+    }
     forget_json(&a->request);
     http_listen(a->x, service_on_http_event, a);
     /* From here the service thread owns the answer, and the owner's reference with it. */

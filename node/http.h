@@ -92,7 +92,9 @@ const char *http_header(const struct http_exchange *x, const char *name);
 const void *http_body(const struct http_exchange *x, size_t *n);
 void http_body_release(struct http_exchange *x); /* frees it early; http_body is empty then */
 const uint8_t *http_request_id(const struct http_exchange *x); /* [32] random bytes */
-const char *http_peer(const struct http_exchange *x);          /* "127.0.0.1" */
+/* Before the answer: the id that a payer's Request gives it, in place of the random one. */
+void http_set_request_id(struct http_exchange *x, const uint8_t id[32]);
+const char *http_peer(const struct http_exchange *x); /* "127.0.0.1" */
 
 /* on_head only: the body goes to fd (the caller's; at most max_bytes, else 413), not to memory.
  * http_body is then empty and http_body_file_bytes tells how much was written. */

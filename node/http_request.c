@@ -51,6 +51,12 @@ const uint8_t *http_request_id(const struct http_exchange *x)
     return x->id;
 }
 
+void http_set_request_id(struct http_exchange *x, const uint8_t id[32])
+{
+    BUG_IF(x->answered);
+    memcpy(x->id, id, sizeof x->id);
+}
+
 const void *http_body(const struct http_exchange *x, size_t *n)
 {
     *n = x->body.len;

@@ -345,7 +345,8 @@ static void ledger_part(struct buf *b, struct ledger *l)
     one(b, "ledger_commit_errors_total", "counter", "Transactions that failed.",
         (double)h.commit_errors);
     one(b, "ledger_unsealed_receipts", "gauge",
-        "Receipts on the configured chain that are in no batch.", (double)h.unsealed_receipts);
+        "Receipts on the configured chain that are in no batch, and not owed by their payers.",
+        (double)h.unsealed_receipts);
     one(b, "ledger_batches_sealed_total", "counter", "Batches sealed.", (double)h.batches_sealed);
     one(b, "ledger_batches_final", "gauge", "Batches that are final on chain.",
         (double)h.batches_final);

@@ -64,6 +64,9 @@ json_t *health_status(struct node *n);
 /* ---- handlers; x is answered or retained when they return
  * ---------------------------------------- */
 
+/* Whether a payer's Request (signed_request.h) in the headers of x is good, as far as that can be
+ * told before the body is there; -1 and *e say why not. */
+int api_openai_check_payer(struct node *n, struct http_exchange *x, struct api_error *e);
 void api_openai_models(struct node *n, struct http_exchange *x);
 void api_openai_model(struct node *n, struct http_exchange *x, const char *name);
 void api_openai_completions(struct node *n, struct http_exchange *x);

@@ -2,11 +2,11 @@
  *
  * A pattern ends in a slash when the rest of the path is an argument.
  *
- * Paths that need a key ask for it when the operator has configured keys. What anyone needs to
- * check a bill is open by intent, keys or not: receipts, batch files and /rpc, where creators, data
- * owners and payers without an account here look up usage, rewards and proofs; /metrics and the
- * health pages, which hold sums only. An operator who wants fewer readers puts a proxy before those
- * paths.
+ * Paths that need a key ask for it when the operator has configured keys. Those that cost something
+ * take a payer's signed Request in its place (signed_request.h). What anyone needs to check a bill
+ * is open by intent, keys or not: receipts, batch files and /rpc, where creators, data owners and
+ * payers without an account here look up usage, rewards and proofs; /metrics and the health pages,
+ * which hold sums only. An operator who wants fewer readers puts a proxy before those paths.
  *
  * /admin/v1 changes what the node serves and reads directories that it is told of. It asks for an
  * admin key (server.admin_keys). Without any, whoever is on this machine may ask, and only while
@@ -29,6 +29,7 @@
 #include "node/http.h"
 #include "node/metrics.h"
 #include "node/node.h"
+#include "node/signed_request.h"
 #include "node/workers.h"
 
 #include <stdio.h>
@@ -64,13 +65,13 @@ static void metrics_page(struct node *n, struct http_exchange *x)
 
 static const struct route {
     const char *method, *pattern;
-    enum { OPEN, KEY, ADMIN } needs;
+    enum { OPEN, KEY, PAY, ADMIN } needs; /* PAY: a key, or a payer's Request */
     bool slow;
     void (*run)(struct node *n, struct http_exchange *x);
     void (*run_with)(struct node *n, struct http_exchange *x, const char *rest);
 } routes[] = {
-    {"POST", "/v1/chat/completions", KEY, false, api_openai_chat, NULL},
-    {"POST", "/v1/completions", KEY, false, api_openai_completions, NULL},
+    {"POST", "/v1/chat/completions", PAY, false, api_openai_chat, NULL},
+    {"POST", "/v1/completions", PAY, false, api_openai_completions, NULL},
     {"GET", "/v1/models", KEY, false, api_openai_models, NULL},
     {"GET", "/v1/models/", KEY, false, NULL, api_openai_model},
     {"GET", "/v1/receipts", OPEN, true, api_receipts, NULL},
@@ -188,12 +189,16 @@ static bool may_administer(const struct node *n, struct http_exchange *x, struct
     return direct;
 }
 
-static bool may_ask(const struct node *n, const struct route *r, struct http_exchange *x,
+static bool may_ask(struct node *n, const struct route *r, struct http_exchange *x,
                     struct api_error *e)
 {
     switch (r->needs) {
     case OPEN:
         return true;
+    case PAY:
+        if (http_header(x, SIGNED_REQUEST_HEADER) != NULL) /* before there is a ledger: 503 below */
+            return !atomic_load(&n->opened) || api_openai_check_payer(n, x, e) == 0;
+        return n->keys == NULL || key_is_good(n->keys, x, "API", e);
     case KEY:
         return n->keys == NULL || key_is_good(n->keys, x, "API", e);
     case ADMIN:

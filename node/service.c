@@ -492,7 +492,7 @@ static int submit(struct answer *a, struct choice *c, uint64_t random)
     struct engine_request e = {
         .prompt = c->prompt->ids,
         .n_prompt = (int32_t)c->prompt->n,
-        .max_tokens = (int32_t)r->max_tokens,
+        .max_tokens = (int32_t)c->max_tokens,
         .ignore_eos = r->ignore_eos,
         .prompt_logprobs = r->echo && (r->n_logprobs >= 0 || r->max_tokens == 0),
         .stop_ids = r->stop_ids,

@@ -15,10 +15,15 @@
  *
  * What counts against a customer's limits of tokens is what was computed for it: also what a client
  * didn't wait for, or had no time for, or it could have the node compute for nothing. A prompt
- * whose first token hasn't come yet doesn't count then; nor does anything where the node failed. */
+ * whose first token hasn't come yet doesn't count then; nor does anything where the node failed.
+ *
+ * A payer's Request says what its answer may cost at most. That bounds its tokens before the first
+ * is computed: all choices together get as many as the fee is enough for, exactly, and then end
+ * with "length" as by max_tokens. */
 #ifndef TRIBUTARY_NODE_SERVICE_H
 #define TRIBUTARY_NODE_SERVICE_H
 
+#include "node/base/amount.h"
 #include "node/base/clock.h"
 #include "node/base/digest.h"
 #include "node/openai_request.h"
@@ -97,6 +102,8 @@ void service_free(struct service *s);
 /* Who asks, and what to tell when the answer has ended. */
 struct service_customer {
     uint64_t key_tag;
+    bool has_max_fee; /* a payer's Request, let in by the ledger: the answer may cost max_fee */
+    struct amount max_fee;
     uint64_t payer;     /* whose share of the engine this takes; see engine_request */
     float payer_weight; /* 0: 1 */
     int32_t priority;

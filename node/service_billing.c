@@ -39,6 +39,12 @@ static struct sha256_digest response_hash(const struct answer *a, const size_t *
     return sha256_final(&h);
 }
 
+void answer_usage_adapters(const struct answer *a, struct usage_adapter *out)
+{
+    for (size_t i = 0; i < a->n_adapters; i++)
+        out[i] = (struct usage_adapter){a->models[i].id, a->models[i].content, a->shares[i]};
+}
+
 /* Why is for the log: it names files. */
 static void no_receipt(struct answer *a, const struct err *err)
 {
@@ -149,8 +155,7 @@ void answer_commit(struct answer *a)
     };
     free(counts);
     memcpy(u.request_id, http_request_id(a->x), 32);
-    for (size_t i = 0; i < a->n_adapters; i++)
-        u.adapters[i] = (struct usage_adapter){a->models[i].id, a->models[i].content, a->shares[i]};
+    answer_usage_adapters(a, u.adapters);
     if (a->gone)
         atomic_fetch_add(&s->n_vanished, 1);
     a->commit_began = clock_monotonic_us();

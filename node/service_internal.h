@@ -5,6 +5,7 @@
 
 #include "engine/engine.h"
 #include "node/answer.h"
+#include "node/base/usage.h"
 #include "node/http.h"
 #include "node/pace.h"
 #include "node/service.h"
@@ -122,6 +123,8 @@ void service_fingerprint_make(struct service *s);
 /* ---- service_billing.c: on the service thread -------------------------------------------------
  */
 
+/* Who is paid, and in which parts; out [USAGE_ADAPTERS_MAX]. Any thread that has the answer. */
+void answer_usage_adapters(const struct answer *a, struct usage_adapter *out);
 /* Counts what was written and hands it to the ledger, or ends an answer that nobody has seen. */
 void answer_commit(struct answer *a);
 /* What the ledger said: receipt (JSON, taken over), or NULL and why. Ends the answer. */

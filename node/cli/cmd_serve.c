@@ -146,6 +146,7 @@ static int open_ledger(struct serving *s, struct err *err)
         .operator_address = operator_address(s),
         .rates = {config_amount(c, CONFIG_PRICES_PROMPT_PER_1K),
                   config_amount(c, CONFIG_PRICES_COMPLETION_PER_1K)},
+        .payer_credit = config_amount(c, CONFIG_LIMITS_PAYER_CREDIT),
         .seal = {.max_receipts = (uint32_t)config_int(c, CONFIG_BATCH_MAX_RECEIPTS),
                  .max_age_ms = (uint64_t)config_int(c, CONFIG_BATCH_MAX_AGE),
                  .max_value = config_amount(c, CONFIG_BATCH_MAX_VALUE)},

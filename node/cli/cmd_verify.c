@@ -6,7 +6,8 @@
  *
  *   1  the receipt's fields hash to its receiptHash (EIP-712), and that is what was signed
  *   2  on chain: the signer serves, or served, the operator that the receipt names
- *   3  its sums agree: royalty is its adapters', their shares are whole
+ *   3  its sums agree: royalty is its adapters', their shares are whole; with --request: it bills
+ *      what its payer's Request asked for, and not more than that allows
  *   4  the receipt before it, of the same chain, has the hash that it names; index and total go on
  *   5  the leaf (position, receiptHash) leads to the root of the batch that the node names
  *   6  that batch is of the receipt's operator; on chain: it is in his chain, and has the leaf
@@ -26,12 +27,14 @@
 #include "node/cli/rpc_call.h"
 #include "node/config.h"
 #include "node/json_util.h"
+#include "node/signed_request.h"
 #include "wallet/wallet.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 enum { RECEIPT_MAX_BYTES = 1 << 20 };
@@ -127,6 +130,60 @@ static int check_sums(struct check *c, struct err *err)
     pass(c, "%u prompt and %u completion tokens; compute fee %s, royalty %s", r->prompt_tokens,
          r->completion_tokens, amount_to_tokens(compute, r->compute_fee),
          amount_to_tokens(roy, r->royalty));
+    return 0;
+}
+
+/* The file is what `tributary request` printed, or the header's value alone. */
+static int read_request(struct signed_request *out, const char *path, struct err *err)
+{
+    static const char name[] = SIGNED_REQUEST_HEADER ":";
+    struct buf text = BUF_INIT;
+    int rc = file_read(path, RECEIPT_MAX_BYTES, &text, err);
+    if (rc == 0) {
+        const char *value = buf_cstr(&text);
+        if (strncasecmp(value, name, strlen(name)) == 0)
+            value += strlen(name);
+        rc = signed_request_parse(out, value, err);
+        if (rc != 0)
+            err_wrap(err, "%s", path);
+    }
+    buf_release(&text);
+    return rc;
+}
+
+static int check_request(struct check *c, struct err *err)
+{
+    const char *path = cli_value(c->args, "request", NULL);
+    const struct receipt *r = &c->r.receipt;
+    struct signed_request q;
+    struct amount fee;
+    struct address signer;
+    char hex[67], most[64];
+    if (path == NULL)
+        return 0;
+    if (read_request(&q, path, err) != 0)
+        return -1;
+    struct eip712_domain domain = {c->r.domain.chain_id, c->chain.contracts.escrow};
+    struct request_digest id = eip712_request(&q.request, &domain);
+    if (wallet_recover_request(&signer, &q.signature, &id, err) != 0 ||
+        !address_eq(signer, q.request.payer))
+        return err_set(err, ERR_CORRUPT, "the Request is not signed by its payer");
+    if (memcmp(id.bytes, r->request_id, 32) != 0)
+        return err_set(err, ERR_CORRUPT,
+                       "the receipt's requestId is not the Request's digest %s: it answers another",
+                       hex_encode_0x(hex, id.bytes, 32));
+    if (!address_eq(r->payer, q.request.payer) ||
+        !address_eq(r->operator_address, q.request.operator_address) ||
+        memcmp(r->channel, q.request.channel, 32) != 0 ||
+        !DIGEST_EQ(r->request_hash, q.request.request_hash))
+        return err_set(err, ERR_CORRUPT,
+                       "the receipt contradicts the Request: payer, operator, channel or "
+                       "requestHash is another");
+    if (amount_add(&fee, r->compute_fee, r->royalty) != 0 || amount_cmp(fee, q.request.max_fee) > 0)
+        return err_set(err, ERR_CORRUPT, "it bills more than the Request's maxFee of %s",
+                       amount_to_tokens(most, q.request.max_fee));
+    pass(c, "answers its payer's Request, which allowed %s",
+         amount_to_tokens(most, q.request.max_fee));
     return 0;
 }
 
@@ -296,7 +353,7 @@ static int verify_one(struct check *c, struct err *err)
     const char *node = rpc_call_node(c->args);
     if (find_receipt(c, node, err) != 0 || check_signature(c, err) != 0 ||
         (c->has_chain && check_operator(c, err) != 0) || check_sums(c, err) != 0 ||
-        check_link(c, node, err) != 0)
+        check_request(c, err) != 0 || check_link(c, node, err) != 0)
         return -1;
     return check_batch(c, node, err);
 }
@@ -347,6 +404,11 @@ static int run(const struct cli_args *a)
         return cli_usage(a, "--all reads a ledger's directory (--data DIR) and asks no node: leave "
                             "out --node");
     }
+    if (cli_has(a, "request") && (all || !c.has_chain)) {
+        json_decref(c.steps);
+        return cli_usage(a, "--request is compared with one receipt, and its digest is of a chain: "
+                            "add --rpc URL and --deployment FILE");
+    }
     int rc = 0;
     if (c.has_chain)
         rc = chain_session_open(&c.chain, a, CHAIN_CONTRACTS, &err);
@@ -374,6 +436,8 @@ static int run(const struct cli_args *a)
 static const struct cli_option options[] = {
     CHAIN_JSON_OPTION,
     RPC_CALL_NODE_OPTION,
+    {"request", CLI_VALUE, "FILE",
+     "The Request that the receipt should answer, as tributary request printed it."},
     {"all", CLI_SWITCH, NULL,
      "Recompute the whole ledger in the data directory (--data), and compare it with the chain."},
     {0},
@@ -382,9 +446,9 @@ static const struct cli_option options[] = {
 const struct cli_command cmd_verify = {
     .name = "verify",
     .summary = "check a receipt, or a whole ledger, against signatures and the chain",
-    .synopsis =
-        "RECEIPT.json | ID [--node URL] [--rpc URL --deployment FILE] [--json]\n       --all "
-        "[--data DIR] [--rpc URL --deployment FILE]",
+    .synopsis = "RECEIPT.json | ID [--node URL] [--rpc URL --deployment FILE [--request FILE]] "
+                "[--json]\n       --all "
+                "[--data DIR] [--rpc URL --deployment FILE]",
     .description =
         "Recomputes what a receipt says and compares: its hash and signature, the receipt before "
         "it, "

@@ -16,6 +16,7 @@
     X(token)            \
     X(stake)            \
     X(escrow)           \
+    X(request)          \
     X(adapter)          \
     X(datanet)          \
     X(registry)         \

@@ -111,7 +111,7 @@ await checks.test('while the model is loaded the node is alive, not ready, and s
   checks.ok(ready.status === 503 && ready.text.includes('model is being loaded'), 'not ready', JSON.stringify(ready));
   const authorization = 'Bearer sk-ann', body = '{"model":"stories260K","prompt":"Once","max_tokens":1}';
   for (const [where, options] of [['/v1/completions', { method: 'POST', headers: { ...json, authorization }, body }], ['/v1/models', { headers: { authorization } }],
-    ['/metrics'], ['/'], ['/rpc', { method: 'POST', headers: json, body: '{"jsonrpc":"2.0","id":1,"method":"node_status"}' }], ['/v1/receipts/x']]) {
+    ['/v1/completions', { method: 'POST', headers: { ...json, 'x-tributary-request': '{}' }, body }], ['/metrics'], ['/'], ['/rpc', { method: 'POST', headers: json, body: '{"jsonrpc":"2.0","id":1,"method":"node_status"}' }], ['/v1/receipts/x']]) {
     const { status, retry, text } = await ask(where, options);
     checks.ok(status === 503 && Number(retry) > 0 && JSON.parse(text).error.code === 'busy', `${where} is asked to come again`, `${status}: ${text}`);
   }

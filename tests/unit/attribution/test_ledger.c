@@ -882,7 +882,7 @@ static int other_payer_task(struct ledger *l, void *context, struct err *err)
         ledger_open_channel(l, l->domain, l->operator_address, o->payer, 0, "test", err) != 0)
         return -1;
     o->n++;
-    return ledger_load_channel(l, &ch, o->payer, err) != 0 ||
+    return ledger_load_channel(l, l->db, &ch, o->payer, err) != 0 ||
                    ledger_quote(l, &price, NULL, 0, u.tokens_prompt, u.tokens_completion, err) !=
                        0 ||
                    receipt_append(l, &ch, &u, &price, &r, &again, err) != 0
