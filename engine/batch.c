@@ -1,14 +1,16 @@
 /* batch: see batch.h.
  *
- *   seqs        base | base | adapter 4 | adapter 4 | adapter 9 | 2 + 7 (ensemble)
- *   rows        0      1 2 3  4           5 6         7           8
- *   segments                  [4 .. 6] slot 4         [7] slot 9  [8] slot 2, [8] slot 7
+ *   seqs        adapter 4 | adapter 4 | 2 + 7 (ensemble) | base | adapter 7, in a prompt
+ *   rows        0           1           2                  3 4    5 6 7
+ *   segments    [0 .. 1] slot 4         [2] slot 2         none   [5 .. 7] slot 7
+ *                                       [2] slot 7
  *
- * Sequences of the base model come first and are in no segment: they pay nothing for the adapters
- * beside them. Sequences under one adapter with one weight are neighbours and share a segment, so
- * the adapter's matrices are read once a step. Ensembles come last, each with its own segments, in
- * the request's order. The order is a matter of speed only: no row's bits depend on it
- * (kernels/ops.h).
+ * Single rows under adapters come first, ensembles' behind the others' (by_adapter says why), then
+ * sequences of the base model, which are in no segment and pay nothing for the adapters beside
+ * them, then more rows under adapters. Sequences under one adapter with one weight are neighbours
+ * and share a segment, so the adapter's matrices are read once a step. An ensemble has segments of
+ * its own, in the request's order. The order is a matter of speed only: no row's bits depend on it
+ * (kernels/ops.h). A step that follows another one keeps that one's order, whatever its rows.
  *
  * All arrays of a step lie in one piece of host memory, packed, and go to the device as one copy:
  *
@@ -190,9 +192,9 @@ static void add_segments(struct step_batch *b, const struct batch_seq *s,
         lora_pool_check(pool, q->pins[i], &q->adapters[i]->lora->content);
         struct lora_seg seg = {s->first_row, s->n_rows, q->pins[i].slot, q->weights[i]};
         struct lora_seg *last = b->lora.n_segs > 0 ? &b->segs[b->lora.n_segs - 1] : NULL;
-        /* An ensemble's rows end where its last segment ends, so a single adapter, which comes
-         * before every ensemble, never joins one. */
-        if (q->n_adapters == 1 && last != NULL && last->slot == seg.slot &&
+        /* Segments of an ensemble are over the same rows, all of them (ops.h): nobody joins one. */
+        bool ensemble = b->lora.n_segs > 1 && last[-1].row_begin == last->row_begin;
+        if (q->n_adapters == 1 && last != NULL && !ensemble && last->slot == seg.slot &&
             memcmp(&last->weight, &seg.weight, sizeof seg.weight) == 0 &&
             last->row_begin + last->n_rows == seg.row_begin)
             last->n_rows += seg.n_rows;

@@ -314,6 +314,55 @@ static void behind_an_end_that_nobody_waits_for_steps_are_enqueued_ahead(void **
     run_close(&alone);
 }
 
+/* What operators may take for granted of segments (ops.h): those that overlap are one sequence's. */
+static void check_segments(void *context, const struct step_batch *b, int n_decode, int n_distinct,
+                           uint64_t step_us)
+{
+    int *n_overlaps = context; /* of the steps in which a prompt is computed beside others */
+    (void)n_distinct;
+    (void)step_us;
+    for (int i = 1; i < b->lora.n_segs; i++) {
+        const struct lora_seg *a = &b->segs[i - 1], *c = &b->segs[i];
+        bool same = a->row_begin == c->row_begin && a->n_rows == c->n_rows;
+        if (!same && a->row_begin + a->n_rows > c->row_begin)
+            fail_msg("segments of rows %d + %d and %d + %d", a->row_begin, a->n_rows, c->row_begin,
+                     c->n_rows);
+        *n_overlaps += same && n_decode > 0 && n_decode < b->n_rows;
+    }
+}
+
+/* The prompt's rows come right behind the ensemble's one, under the same adapter and weight. */
+static void a_prompt_joins_no_segment_of_an_ensemble(void **state)
+{
+    (void)state;
+    static const int32_t prompt[12] = {1, 403, 407, 5, 9, 31, 77, 260, 4, 8, 15, 16};
+    struct run run;
+    int n_overlaps = 0;
+    run_open(&run, options_of(), 2);
+    struct content_digest one = run_load(&run, SOME[1]), other = run_load(&run, SOME[0]);
+    engine_set_step_hook(run.engine, check_segments, &n_overlaps);
+    struct engine_request ensemble = run_greedy(prompt, 3, 100, -1), single;
+    ensemble.ignore_eos = true;
+    ensemble.n_adapters = 2;
+    ensemble.adapters[0].content = other;
+    ensemble.adapters[0].weight = 0.5f;
+    ensemble.adapters[1].content = one;
+    ensemble.adapters[1].weight = 1;
+    run_submit(&run, ensemble);
+    pthread_mutex_lock(&run.lock);
+    while (run.answers[0].n_tokens == 0)
+        pthread_cond_wait(&run.changed, &run.lock);
+    pthread_mutex_unlock(&run.lock);
+    single = run_greedy(prompt, 12, 2, -1);
+    single.n_adapters = 1;
+    single.adapters[0].content = one;
+    single.adapters[0].weight = 1;
+    run_submit(&run, single);
+    run_wait(&run);
+    assert_true(n_overlaps > 0);
+    run_close(&run);
+}
+
 /* ---- ends from outside while steps fly --------------------------------------------------- */
 
 /* Each request cancels another one when it has spoken five times. */
@@ -583,6 +632,7 @@ int main(void)
         cmocka_unit_test(padding_has_tokens_behind_a_step_that_had_none),
         cmocka_unit_test(a_sequence_that_its_length_ends_is_not_computed_beyond_its_last_token),
         cmocka_unit_test(behind_an_end_that_nobody_waits_for_steps_are_enqueued_ahead),
+        cmocka_unit_test(a_prompt_joins_no_segment_of_an_ensemble),
         cmocka_unit_test(the_cancelled_end_and_the_others_never_notice),
         cmocka_unit_test(what_was_promised_to_a_sequence_is_free_when_it_ends),
         cmocka_unit_test(closing_ends_what_flies),
