@@ -22,7 +22,9 @@
  *      and the ensemble for the first. There is one at a time, which doesn't begin while somebody
  *      waits who asked before it stood in line and whom it would be in the way of (contents_fit);
  *      so ensembles without end don't hold up anybody for ever. What goes ahead has a thread of its
- *      own, as those that wait may have all the loaders. */
+ *      own, as those that wait may have all the loaders.
+ *   5. An ensemble that was given up holds nothing any more, but its loads are still there. They
+ *      go back to their places in the order, and leave the thread, when a later one waits. */
 #include "node/adapter_store_internal.h"
 
 #include <string.h>
@@ -88,15 +90,24 @@ void room_ask(struct adapter_store *s, struct room *r)
     r->since = clock_monotonic_us();
 }
 
+bool room_is_ahead(const struct adapter_store *s, const struct room *r)
+{
+    return r->holder != 0 && r->holder == s->holder;
+}
+
+static bool is_before(const struct adapter_store *s, const struct room *r, const struct room *v)
+{
+    bool ahead = room_is_ahead(s, r);
+    return ahead != room_is_ahead(s, v) ? ahead : r->asked < v->asked;
+}
+
 static void join(struct adapter_store *s, struct room *r)
 {
     struct room **at = &s->rooms;
-    while (*at != NULL &&
-           ((*at)->ahead > r->ahead || ((*at)->ahead == r->ahead && (*at)->asked < r->asked)))
+    while (*at != NULL && is_before(s, *at, r))
         at = &(*at)->next;
     r->next = *at;
     *at = r;
-    r->waits = true;
 }
 
 static void leave(struct adapter_store *s, struct room *r)
@@ -105,18 +116,20 @@ static void leave(struct adapter_store *s, struct room *r)
     while (*at != r)
         at = &(*at)->next;
     *at = r->next;
-    r->waits = false;
     pthread_cond_broadcast(&s->room); /* it was in somebody's way */
 }
 
-void room_go_ahead(struct adapter_store *s, struct room *r)
+void room_go_ahead(struct adapter_store *s, struct room *r, uint64_t holder)
 {
-    bool waits = r->waits;
-    if (waits)
-        leave(s, r);
-    r->ahead = true;
-    if (waits)
-        join(s, r);
+    struct room *rooms = s->rooms;
+    r->holder = holder > r->holder ? holder : r->holder;
+    s->holder = holder > s->holder ? holder : s->holder;
+    s->rooms = NULL;
+    for (struct room *v = rooms, *next; v != NULL; v = next) {
+        next = v->next;
+        join(s, v);
+    }
+    pthread_cond_broadcast(&s->room);
 }
 
 /* Rule 2: what those before r, who claim so much, leave. */
@@ -188,6 +201,7 @@ int room_reserve(struct adapter_store *s, struct room *r, size_t n_bytes, struct
     int rc = 0;
     r->n_bytes = n_bytes;
     r->n_entered_before = s->n_entered;
+    r->bytes_passed = 0;
     join(s, r);
     while (rc == 0 && !(has_room(s, n_bytes) && is_its_turn(s, r))) {
         if (atomic_load(&s->cancelled))
@@ -196,6 +210,8 @@ int room_reserve(struct adapter_store *s, struct room *r, size_t n_bytes, struct
             rc = -1;
         else if (is_its_turn(s, r) && host_evict_one(s))
             continue;
+        else if (r->lent && !room_is_ahead(s, r))
+            rc = err_set(err, ERR_BUSY, "others go ahead of it now");
         else if (!in_time)
             rc = err_set(err, ERR_BUSY,
                          "all of the %zu bytes of host memory for adapters are in use or pinned",

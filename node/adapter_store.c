@@ -296,13 +296,13 @@ void item_use(struct adapter_store *s, struct item *i, struct waiter *w, struct 
     waiters_add(ready, w);
 }
 
-static void begin(struct adapter_store *s, const char *model, uint64_t customer, bool holds,
+static void begin(struct adapter_store *s, const char *model, uint64_t customer, uint64_t holder,
                   service_resolved_fn *done, void *user)
 {
     struct waiter *w = xcalloc(1, sizeof *w);
     w->model = xstrdup(model);
     w->customer = customer;
-    w->holds = holds;
+    w->holder = holder;
     w->began = clock_monotonic_us();
     w->done = done;
     w->user = user;
@@ -320,10 +320,10 @@ static void begin(struct adapter_store *s, const char *model, uint64_t customer,
     waiters_tell(s, &ready);
 }
 
-static void resolve(void *context, const char *model, uint64_t customer, bool holds,
+static void resolve(void *context, const char *model, uint64_t customer, uint64_t holder,
                     service_resolved_fn *done, void *user)
 {
-    begin(context, model, customer, holds, done, user);
+    begin(context, model, customer, holder, done, user);
 }
 
 static void release(void *context, const struct resolved *r)
@@ -383,7 +383,7 @@ void adapter_store_load(struct adapter_store *s, const char *model, enum adapter
     }
     struct order *o = xmalloc(sizeof *o);
     *o = (struct order){s, xstrdup(model), how, done, user};
-    begin(s, model, 0, false, order_done, o);
+    begin(s, model, 0, 0, order_done, o);
 }
 
 /* ---- fetches -----------------------------------------------------------------------------------

@@ -35,9 +35,9 @@ struct waiter {
     struct resolved out;
     enum adapter_tier tier; /* the slowest that had to be gone to */
     struct monotonic_us began;
-    bool holds;   /* who waits holds other adapters meanwhile */
-    bool again;   /* it was sent back to the registry once: not twice */
-    bool fetches; /* counted in n_fetch_waiters */
+    uint64_t holder; /* who waits holds other adapters meanwhile (service.h); 0: none */
+    bool again;      /* it was sent back to the registry once: not twice */
+    bool fetches;    /* counted in n_fetch_waiters */
     bool failed;
     struct err err;
     service_resolved_fn *done;
@@ -48,16 +48,17 @@ struct waiters { /* in order of arrival; zeroed: none */
     struct waiter *first, *last;
 };
 
-/* A load's claim to room in host memory (adapter_room.c). Zeroed but for the first three: it wants
+/* A load's claim to room in host memory (adapter_room.c). Zeroed but for the first four: it wants
  * none yet. */
 struct room {
     uint64_t asked; /* its place in the order: s->n_asked then */
     struct monotonic_us since;
-    bool ahead; /* of the order: who waits for it holds others, which this may be waiting for */
+    uint64_t
+        holder; /* who waits for it holds others; 0: nobody did so. It is ahead if s's holder */
+    bool lent;  /* the thread that waits is that of those that go ahead */
     size_t n_bytes;
     uint64_t entered; /* it has its room: s->n_entered then */
     /* While it waits: */
-    bool waits;
     struct room *next;
     uint64_t n_entered_before;
     size_t bytes_passed; /* held by those that asked later and came in since */
@@ -184,6 +185,7 @@ struct adapter_store {
     size_t host_total, host_used, host_reserved;
     size_t host_pinned; /* of host_used */
     struct room *rooms; /* that are waited for, in their order */
+    uint64_t holder;    /* the last of those that held others while they waited for a load */
     uint64_t n_asked, n_entered;
     struct content **idle; /* a heap, the lowest priority first; 1 + index is idle_at */
     size_t n_idle, cap_idle;
@@ -278,9 +280,12 @@ enum { ROOM_WAIT_S = 30 };
 
 /* A place in the order. With the lock, like all of these. */
 void room_ask(struct adapter_store *s, struct room *r);
-/* Goes in front of the order, if it waits or comes to. */
-void room_go_ahead(struct adapter_store *s, struct room *r);
-/* Keeps n_bytes for it; lets go of the lock while it waits for them. */
+/* Goes in front of the order, if it waits or comes to; those that did so for earlier holders go
+ * back to their places. */
+void room_go_ahead(struct adapter_store *s, struct room *r, uint64_t holder);
+bool room_is_ahead(const struct adapter_store *s, const struct room *r);
+/* Keeps n_bytes for it; lets go of the lock while it waits for them. ERR_BUSY: in vain, or it is
+ * `lent` its thread and isn't ahead any more. */
 int room_reserve(struct adapter_store *s, struct room *r, size_t n_bytes, struct err *err);
 /* The same if nobody has to leave, and nobody waits. */
 bool room_try(struct adapter_store *s, struct room *r, size_t n_bytes);

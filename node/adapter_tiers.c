@@ -395,6 +395,8 @@ static void load_elsewhere(struct adapter_store *s, struct load *l, struct waite
     l->waiters = kept;
 }
 
+static void load_run(void *store, void *load);
+
 /* *read: a failure is the files' own. What room there was is the load's until room_give_back. */
 static int load_files(struct adapter_store *s, struct load *l, struct engine_adapter *facts,
                       size_t n_bytes, uint64_t *us, bool *read, struct err *err)
@@ -472,6 +474,18 @@ static void load_fail(struct load *l, const struct err *why, struct waiters *rea
     l->waiters = (struct waiters){0};
 }
 
+/* l has the thread of those that go ahead, and does so no more: a loader goes on with it. With the
+ * lock. */
+static bool load_put_back(struct adapter_store *s, struct load *l)
+{
+    if (!l->room.lent || room_is_ahead(s, &l->room) || atomic_load(&s->cancelled) ||
+        !workers_submit(s->loaders, load_run, s, l))
+        return false;
+    l->n_jobs++;
+    l->begun = false;
+    return true;
+}
+
 static void load_files_and_serve(struct adapter_store *s, struct load *l, size_t n_bytes)
 {
     struct err err = {0};
@@ -484,6 +498,10 @@ static void load_files_and_serve(struct adapter_store *s, struct load *l, size_t
 
     struct waiters ready = {0};
     pthread_mutex_lock(&s->lock);
+    if (!read && load_put_back(s, l)) {
+        pthread_mutex_unlock(&s->lock);
+        return;
+    }
     if (read)
         room_give_back(s, &l->room);
     if (rc == 0 && l->content != NULL && !DIGEST_EQ(facts.content, l->content->digest))
@@ -514,13 +532,13 @@ static void load_files_and_serve(struct adapter_store *s, struct load *l, size_t
     waiters_tell(s, &ready);
 }
 
-static void load_run(void *store, void *argument)
+static void load_run_at(struct adapter_store *s, struct load *l, bool lent)
 {
-    struct adapter_store *s = store;
-    struct load *l = argument;
     pthread_mutex_lock(&s->lock);
     bool begins = !l->begun;
     size_t n_bytes = begins && l->content != NULL ? l->content->n_bytes : 0;
+    if (begins)
+        l->room.lent = lent;
     l->begun = true;
     pthread_mutex_unlock(&s->lock);
     if (begins)
@@ -534,13 +552,24 @@ static void load_run(void *store, void *argument)
     free(l);
 }
 
-/* Who waits for it holds other adapters. */
-static void load_go_ahead(struct adapter_store *s, struct load *l)
+static void load_run(void *store, void *load)
 {
-    if (l->room.ahead)
+    load_run_at(store, load, false);
+}
+
+static void load_run_ahead(void *store, void *load)
+{
+    load_run_at(store, load, true);
+}
+
+/* Who waits for it holds other adapters. */
+static void load_go_ahead(struct adapter_store *s, struct load *l, uint64_t holder)
+{
+    if (holder <= l->room.holder)
         return;
-    room_go_ahead(s, &l->room);
-    l->n_jobs += !l->begun && workers_submit(s->ahead, load_run, s, l);
+    room_go_ahead(s, &l->room, holder);
+    if (!l->begun && room_is_ahead(s, &l->room))
+        l->n_jobs += workers_submit(s->ahead, load_run_ahead, s, l);
 }
 
 void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready)
@@ -571,7 +600,6 @@ void load_join(struct adapter_store *s, struct item *i, struct waiter *w, struct
         room_ask(s, &l->room);
         *at = l;
     }
-    if (w->holds)
-        load_go_ahead(s, *at);
+    load_go_ahead(s, *at, w->holder);
     waiters_add(&(*at)->waiters, w);
 }

@@ -96,7 +96,7 @@ struct answer {
     bool models_told; /* the models are this answer's to release */
     /* Of an ensemble that isn't there at once: */
     bool lets_go;                /* what is found is given back; under the service's lock */
-    bool gathers;                /* it has had its place in the line */
+    uint64_t gathers;            /* it has had its place in the line, as this one; 0: not yet */
     struct answer *next_in_line; /* service.line; under its lock */
     struct monotonic_us in_line; /* since */
     float weights[OPENAI_ADAPTERS_MAX];

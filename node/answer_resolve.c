@@ -284,7 +284,7 @@ static void gather(struct service *s)
     while (s->gatherer == NULL && (s->gatherer = next_in_line(s)) != NULL) {
         struct answer *a = s->gatherer;
         a->lets_go = false;
-        a->gathers = true;
+        a->gathers = ++s->n_gathered;
         s->look_again.us = clock_monotonic_us().us + LOOK_AGAIN_US;
         pthread_cond_signal(&s->arrived);
         pthread_mutex_unlock(&s->lock);
@@ -371,7 +371,7 @@ void answers_expire(struct service *s)
 static void all_told(struct answer *a)
 {
     struct service *s = a->service;
-    bool gathered = a->gathers;
+    bool gathered = a->gathers != 0;
     pthread_mutex_lock(&s->lock);
     bool mine = take_waiting(a);
     if (s->gatherer == a)
@@ -467,7 +467,7 @@ static void ask_for_all(struct answer *a)
         a->slots[i] = (struct answer_slot){a, i};
         ask(&a->slots[i]);
     }
-    if (a->n_models > 1 && !a->gathers && atomic_load(&a->n_untold) > 1)
+    if (a->n_models > 1 && a->gathers == 0 && atomic_load(&a->n_untold) > 1)
         let_go(a);
     if (atomic_fetch_sub(&a->n_untold, 1) == 1)
         all_told(a);

@@ -47,6 +47,7 @@ struct service {
     struct answer *waiting;            /* for their models */
     uint64_t waiting_since_us;         /* when the oldest message came; 0: empty */
     struct answer *line, *gatherer;    /* see answer_resolve.c */
+    uint64_t n_gathered;               /* the gatherer included */
     struct monotonic_us look_again;    /* whether there still can be room for the gatherer */
     struct monotonic_us look_for_gone; /* whether those whose answers wait are still there */
     bool calls_up;                     /* somebody calls up whoever is next in the line */

@@ -314,7 +314,8 @@ static void behind_an_end_that_nobody_waits_for_steps_are_enqueued_ahead(void **
     run_close(&alone);
 }
 
-/* What operators may take for granted of segments (ops.h): those that overlap are one sequence's. */
+/* What operators may take for granted of segments (ops.h): those that overlap are one sequence's.
+ */
 static void check_segments(void *context, const struct step_batch *b, int n_decode, int n_distinct,
                            uint64_t step_us)
 {

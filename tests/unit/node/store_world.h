@@ -232,7 +232,7 @@ static inline void on_result(void *user, const struct resolved *out, const struc
 static inline void ask(struct world *w, struct result *r, const char *model)
 {
     *r = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
-    w->r.resolve(w->r.context, model, 0, false, on_result, r);
+    w->r.resolve(w->r.context, model, 0, 0, on_result, r);
 }
 
 static inline void await(struct result *r)

@@ -287,6 +287,31 @@ static void await_within(struct result *r, int ms, const char *what)
         fail_msg("%s: %s", what, r->err.message);
 }
 
+static void ask_holding(struct world *w, struct result *r, const char *model, uint64_t holder)
+{
+    *r = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
+    w->r.resolve(w->r.context, model, 0, holder, on_result, r);
+}
+
+/* All of them come, if who has come is released; in no order that is promised. */
+static void release_all(struct world *w, struct result *results, int n)
+{
+    int n_left = n;
+    for (int ms = 0; n_left > 0; ms++) {
+        for (int i = 0; i < n; i++) {
+            if (!has_come(&results[i]) || (results[i].rc == 0 && results[i].out.handle == NULL))
+                continue;
+            assert_ok(results[i].rc, results[i].err);
+            w->r.release(w->r.context, &results[i].out);
+            results[i].out.handle = NULL;
+            n_left--;
+        }
+        if (ms > 5000)
+            fail_msg("%d of %d never came", n_left, n);
+        usleep(1000);
+    }
+}
+
 /* A large one that asked first, and small ones that come for each room that becomes free: one of
  * them fits beside it at a time, however many there are. */
 static void room_that_becomes_free_is_for_who_asked_first(void **state)
@@ -376,23 +401,49 @@ static void who_holds_adapters_is_not_held_up_by_those_that_wait_for_them(void *
     assert_int_equal(w->r.fits(w->r.context, models, parts, 2, now, &err), -1);
     assert_int_equal(err.code, ERR_BUSY);
 
-    part = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
-    w->r.resolve(w->r.context, "a3", 0, true, on_result, &part);
+    ask_holding(w, &part, "a3", 1);
     w->r.release(w->r.context, &a1);
     await_within(&part, 5000, "what the ensemble waits for");
     w->r.release(w->r.context, &part.out);
     w->r.release(w->r.context, &ensemble);
     w->r.release(w->r.context, &a2);
-    for (int i = 0; i < LARGE; i++) { /* they come one at a time, in no order that is promised */
-        int k = 0;
-        for (int ms = 0; large[k].out.handle == NULL || !has_come(&large[k]); k = (k + 1) % LARGE)
-            if (k == LARGE - 1 && (usleep(1000), ++ms > 5000))
-                fail_msg("%d of %d large ones came", i, LARGE);
-        assert_ok(large[k].rc, large[k].err);
-        w->r.release(w->r.context, &large[k].out);
-        large[k].out.handle = NULL;
-    }
+    release_all(w, large, LARGE);
     world_close(w, false);
+}
+
+/* What an ensemble waits for that has gone meanwhile, and holds nothing any more, is not in the way
+ * of the one that gathers next: not in the order, and not at the thread of those that go ahead. */
+static void what_nobody_who_holds_waits_for_any_more_goes_ahead_no_more(void **state)
+{
+    (void)state;
+    enum { LARGE = 9 };
+    for (int n_large = 0; n_large <= LARGE; n_large += LARGE) { /* they have all the loaders */
+        struct world *w = world_open(4, NULL, NULL);
+        struct result others[1 + LARGE], part;
+        add_adapters(w, 1);
+        add_wide(w, "two0", 2, 1);
+        add_wide(w, "two1", 2, 2);
+        add_wide(w, "three", 3, 3);
+        struct resolved a0 = get(w, "a0"), two0 = get(w, "two0");
+        for (int i = 0; i < n_large; i++) {
+            char *name = xasprintf("large%d", i);
+            add_wide(w, name, 4, (uint8_t)i);
+            ask(w, &others[1 + i], name);
+            free(name);
+        }
+        usleep(50000);
+        ask_holding(w, &others[0], "three", 1);
+        usleep(50000);
+        ask_holding(w, &part, "two1", 2);
+        usleep(50000);
+        assert_false(has_come(&part));
+        w->r.release(w->r.context, &a0);
+        await_within(&part, 5000, "what the second ensemble waits for");
+        w->r.release(w->r.context, &part.out);
+        w->r.release(w->r.context, &two0);
+        release_all(w, others, 1 + n_large);
+        world_close(w, false);
+    }
 }
 
 /* Two names of one content share a load; each is told of its failure by its own name. */
@@ -449,17 +500,17 @@ struct churn {
     _Atomic bool *ends;
     _Atomic uint64_t *n_served, *n_refused, *longest_us;
     int role;
+    uint64_t n_held; /* role 0's */
 };
 
 static const char *const CHURNED[] = {"a0",   "a1",   "a2",    "a3",   "a4",
                                       "two0", "two1", "three", "moves"};
 enum { N_CHURNED = sizeof CHURNED / sizeof CHURNED[0] };
 
-static void churn_get(struct churn *c, struct result *r, const char *model, bool holds)
+static void churn_get(struct churn *c, struct result *r, const char *model, uint64_t holder)
 {
     struct monotonic_us began = clock_monotonic_us();
-    *r = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
-    c->w->r.resolve(c->w->r.context, model, 0, holds, on_result, r);
+    ask_holding(c->w, r, model, holder);
     await(r);
     uint64_t us = clock_elapsed_us(began, clock_monotonic_us());
     for (uint64_t most = *c->longest_us; us > most;)
@@ -481,7 +532,7 @@ static void *churn_run(void *context)
         const char *two = CHURNED[rand_r(&c->seed) % N_CHURNED];
         struct result a, b;
         if (c->role == 0) {
-            churn_get(c, &a, one, false);
+            churn_get(c, &a, one, 0);
             if (a.rc != 0)
                 continue;
             const char *const models[] = {one, two};
@@ -489,7 +540,7 @@ static void *churn_run(void *context)
             bool fits = strcmp(one, two) != 0 && w->r.fits(w->r.context, models, parts, 2,
                                                            (struct monotonic_us){0}, &err) == 0;
             if (fits && strcmp(one, "three") != 0 && strcmp(two, "three") != 0) {
-                churn_get(c, &b, two, true);
+                churn_get(c, &b, two, ++c->n_held);
                 if (b.rc == 0)
                     w->r.release(w->r.context, &b.out);
             }
@@ -503,7 +554,7 @@ static void *churn_run(void *context)
             free(dir);
             usleep(2000);
         } else {
-            churn_get(c, &a, one, false);
+            churn_get(c, &a, one, 0);
             if (a.rc != 0)
                 continue;
             usleep((unsigned)rand_r(&c->seed) % 2000);
@@ -535,7 +586,8 @@ static void whatever_is_done_at_once_nobody_waits_long_and_all_bytes_come_back(v
     assert_ok(adapter_store_add(w->store, "moves", dir, true, NULL, &err), err);
     free(dir);
     for (int i = 0; i < THREADS; i++) {
-        churn[i] = (struct churn){w, (unsigned)i + 1, &ends, &n_served, &n_refused, &longest_us, i};
+        churn[i] = (struct churn){w,          (unsigned)i + 1, &ends, &n_served,
+                                  &n_refused, &longest_us,     i,     0};
         assert_int_equal(pthread_create(&threads[i], NULL, churn_run, &churn[i]), 0);
     }
     usleep(MS * 1000);
@@ -874,7 +926,7 @@ static void list_some(struct exchange *x)
 static void ask_for(struct world *w, struct result *r, const char *model, uint64_t customer)
 {
     *r = (struct result){.lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
-    w->r.resolve(w->r.context, model, customer, false, on_result, r);
+    w->r.resolve(w->r.context, model, customer, 0, on_result, r);
 }
 
 static int n_manifests_asked(void)
@@ -989,6 +1041,7 @@ int main(void)
         cmocka_unit_test(room_that_becomes_free_is_for_who_asked_first),
         cmocka_unit_test(who_gives_up_waiting_for_room_frees_its_claim),
         cmocka_unit_test(who_holds_adapters_is_not_held_up_by_those_that_wait_for_them),
+        cmocka_unit_test(what_nobody_who_holds_waits_for_any_more_goes_ahead_no_more),
         cmocka_unit_test(who_waits_for_another_names_load_reads_its_own_name),
         cmocka_unit_test(warming_that_finds_no_room_says_for_which_adapter),
         cmocka_unit_test(whatever_is_done_at_once_nobody_waits_long_and_all_bytes_come_back),

@@ -69,7 +69,7 @@ static void *slowly(void *context)
     while (s.w->hold)
         usleep(1000);
     if (s.late != NULL) {
-        s.w->store.resolve(s.w->store.context, s.late, 0, false, s.done, s.user);
+        s.w->store.resolve(s.w->store.context, s.late, 0, 0, s.done, s.user);
         return NULL;
     }
     struct resolved out = {.content = s.is_law ? s.w->law : s.w->code, .handle = s.w};
@@ -79,7 +79,7 @@ static void *slowly(void *context)
     return NULL;
 }
 
-static void resolve(void *context, const char *model, uint64_t customer, bool holds,
+static void resolve(void *context, const char *model, uint64_t customer, uint64_t holder,
                     service_resolved_fn *done, void *user)
 {
     struct world *w = context;
@@ -88,7 +88,7 @@ static void resolve(void *context, const char *model, uint64_t customer, bool ho
                        : strcmp(model, "late-medicine") == 0 ? "medicine"
                                                              : NULL;
     if (!is_law && late == NULL && strcmp(model, "slow-code") != 0) {
-        w->store.resolve(w->store.context, model, customer, holds, done, user);
+        w->store.resolve(w->store.context, model, customer, holder, done, user);
         return;
     }
     pthread_t thread;
@@ -970,7 +970,7 @@ static void an_ensemble_that_gathers_gives_up_when_room_or_time_is_gone(void **s
                                "%s}",
                                rows[i].more);
         struct buf raw = BUF_INIT;
-        r.resolve(r.context, "law", 0, false, keep_it, &law);
+        r.resolve(r.context, "law", 0, 0, keep_it, &law);
         await_in_use(w, 1);
         int fd = dial(w);
         send_post(fd, "/v1/completions", body);
