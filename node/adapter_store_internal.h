@@ -53,9 +53,8 @@ struct waiters { /* in order of arrival; zeroed: none */
 struct room {
     uint64_t asked; /* its place in the order: s->n_asked then */
     struct monotonic_us since;
-    uint64_t
-        holder; /* who waits for it holds others; 0: nobody did so. It is ahead if s's holder */
-    bool lent;  /* the thread that waits is that of those that go ahead */
+    uint64_t holder; /* who waits for it holds others; 0: none. It is ahead while it is s->holder */
+    bool lent;       /* the thread that waits is that of those that go ahead */
     size_t n_bytes;
     uint64_t entered; /* it has its room: s->n_entered then */
     /* While it waits: */

@@ -5,7 +5,7 @@
 #include "tests/unit/engine/deferring.h"
 #include "tests/unit/engine/run.h"
 
-enum { MIX = 40, PROMPT_MAX = 60, CONTEXT = 128 };
+enum { MIX = 40, ROUND = 10, PROMPT_MAX = 60, CONTEXT = 128 };
 
 static const char *const SOME[] = {
     ADAPTERS "stories260K-test/r4-qv", ADAPTERS "stories260K-test/r8-all-linear",
@@ -314,21 +314,28 @@ static void behind_an_end_that_nobody_waits_for_steps_are_enqueued_ahead(void **
     run_close(&alone);
 }
 
+struct looked {    /* at steps */
+    int n_beside;  /* segments of ensembles beside a prompt */
+    int n_between; /* holes with somebody behind them */
+};
+
 /* What operators may take for granted of segments (ops.h): those that overlap are one sequence's.
  */
-static void check_segments(void *context, const struct step_batch *b, int n_decode, int n_distinct,
-                           uint64_t step_us)
+static void look_at_step(void *context, const struct step_batch *b, int n_decode, int n_distinct,
+                         uint64_t step_us)
 {
-    int *n_overlaps = context; /* of the steps in which a prompt is computed beside others */
+    struct looked *l = context;
     (void)n_distinct;
     (void)step_us;
+    for (int i = 0; i + 1 < b->n_seqs; i++)
+        l->n_between += b->seqs[i].sequence == NULL;
     for (int i = 1; i < b->lora.n_segs; i++) {
-        const struct lora_seg *a = &b->segs[i - 1], *c = &b->segs[i];
-        bool same = a->row_begin == c->row_begin && a->n_rows == c->n_rows;
-        if (!same && a->row_begin + a->n_rows > c->row_begin)
-            fail_msg("segments of rows %d + %d and %d + %d", a->row_begin, a->n_rows, c->row_begin,
-                     c->n_rows);
-        *n_overlaps += same && n_decode > 0 && n_decode < b->n_rows;
+        const struct lora_seg *x = &b->segs[i - 1], *y = &b->segs[i];
+        bool same = x->row_begin == y->row_begin && x->n_rows == y->n_rows;
+        if (!same && x->row_begin + x->n_rows > y->row_begin)
+            fail_msg("segments of rows %d + %d and %d + %d", x->row_begin, x->n_rows, y->row_begin,
+                     y->n_rows);
+        l->n_beside += same && n_decode > 0 && n_decode < b->n_rows;
     }
 }
 
@@ -338,10 +345,10 @@ static void a_prompt_joins_no_segment_of_an_ensemble(void **state)
     (void)state;
     static const int32_t prompt[12] = {1, 403, 407, 5, 9, 31, 77, 260, 4, 8, 15, 16};
     struct run run;
-    int n_overlaps = 0;
+    struct looked looked = {0};
     run_open(&run, options_of(), 2);
     struct content_digest one = run_load(&run, SOME[1]), other = run_load(&run, SOME[0]);
-    engine_set_step_hook(run.engine, check_segments, &n_overlaps);
+    engine_set_step_hook(run.engine, look_at_step, &looked);
     struct engine_request ensemble = run_greedy(prompt, 3, 100, -1), single;
     ensemble.ignore_eos = true;
     ensemble.n_adapters = 2;
@@ -360,7 +367,7 @@ static void a_prompt_joins_no_segment_of_an_ensemble(void **state)
     single.adapters[0].weight = 1;
     run_submit(&run, single);
     run_wait(&run);
-    assert_true(n_overlaps > 0);
+    assert_true(looked.n_beside > 0);
     run_close(&run);
 }
 
@@ -403,6 +410,55 @@ static void the_cancelled_end_and_the_others_never_notice(void **state)
     }
     assert_true(n_cancelled > 0);
     run_close(&run); /* every block and pin must be back */
+    run_close(&plain);
+}
+
+/* Each request cancels another one, of a round of its own, at some word. */
+static void cancel_in_round(struct run *run, const struct engine_event *event)
+{
+    const struct answer *a = event->user;
+    int i = (int)(a - run->answers), other = i / ROUND * ROUND + (i * 7 + 3) % ROUND;
+    if (event->kind == ENGINE_EVENT_TOKEN && i % 3 == 1 && a->n_tokens == 2 + i * 5 % 13 &&
+        other < run->n)
+        engine_cancel(run->engine, run->answers[other].id);
+}
+
+/* Nobody waits, so that the steps behind an end have holes: of lengths, stops and cancels, in
+ * ensembles, too, while blocks are published, given back and taken again. */
+static void whatever_ends_while_nobody_waits_the_others_never_notice(void **state)
+{
+    (void)state;
+    struct run plain;
+    static struct mix m;
+    struct looked looked = {0};
+    int n_cancelled = 0;
+    prepare(&plain, &m, options_of());
+    for (size_t w = 0; w < sizeof WAYS / sizeof WAYS[0]; w++) {
+        struct run run;
+        struct engine_options o = options_of_way(&plain, w);
+        engine_debug_ops = WAYS[w].late ? deferring_ops(!WAYS[w].pad, WAYS[w].own_bytes) : NULL;
+        open_mix(&run, &m, o);
+        engine_debug_ops = NULL;
+        engine_set_step_hook(run.engine, look_at_step, &looked);
+        run.watch = cancel_in_round;
+        for (int begin = 0; begin < MIX; begin += ROUND) {
+            for (int i = begin; i < MIX && i < begin + ROUND; i++)
+                run_submit(&run, request_of(&m, i));
+            run_wait(&run);
+        }
+        for (int i = 0; i < MIX; i++) {
+            const struct answer *a = &run.answers[i], *b = &plain.answers[MIX + i];
+            bool cancelled = a->finish == ENGINE_FINISH_CANCELLED;
+            n_cancelled += cancelled;
+            if (cancelled ? a->n_tokens > b->n_tokens ||
+                                !run_same_events(a->tokens, a->n_tokens, b->tokens, a->n_tokens)
+                          : !run_same(a, b))
+                fail_msg("%s: request %d differs", WAYS[w].name, i);
+        }
+        run_close(&run); /* every block and pin must be back */
+    }
+    printf("note: %d cancelled, %d holes\n", n_cancelled, looked.n_between);
+    assert_true(n_cancelled > 0 && looked.n_between > 0);
     run_close(&plain);
 }
 
@@ -635,6 +691,7 @@ int main(void)
         cmocka_unit_test(behind_an_end_that_nobody_waits_for_steps_are_enqueued_ahead),
         cmocka_unit_test(a_prompt_joins_no_segment_of_an_ensemble),
         cmocka_unit_test(the_cancelled_end_and_the_others_never_notice),
+        cmocka_unit_test(whatever_ends_while_nobody_waits_the_others_never_notice),
         cmocka_unit_test(what_was_promised_to_a_sequence_is_free_when_it_ends),
         cmocka_unit_test(closing_ends_what_flies),
         cmocka_unit_test(a_device_that_fails_ends_everything_and_refuses_more),
