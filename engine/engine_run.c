@@ -645,7 +645,7 @@ static int list_followers(const struct engine *e, const struct step *st, struct 
     return n;
 }
 
-/* Enqueues the step behind st, which flies, if it is a decode step of the same sequences whoever
+/* Enqueues the step behind st, which flies, if it is a decode step of those that go on whoever
  * stops in st; else returns NULL. */
 static struct step *follow_step(struct engine *e, const struct step *st)
 {

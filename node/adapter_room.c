@@ -15,7 +15,8 @@
  *   2. Others pass if they fit beside the claims of all who wait before them and beside what others
  *      hold already that passed one of these (bytes_passed). So all who pass, however many come,
  *      take no more than what the claim leaves: once those have ended who were there before it, its
- *      room is there. A large adapter waits for answers that run, not for ones still to come.
+ *      room is there. A large adapter waits for answers that run, not for ones still to come; but
+ *      for those, too, whose adapter was there before it and is never idle between them.
  *   3. Who gives up, or doesn't fit any more, leaves the list, and its claim is no more.
  *   4. An ensemble that gathers (answer_resolve.c) holds adapters while it waits for others. What
  *      it waits for goes ahead of everybody: else the first might wait for what the ensemble holds,

@@ -299,6 +299,7 @@ void room_count(struct adapter_store *s, const struct content *c, bool in);
 int contents_fit(struct adapter_store *s, const char *const *models,
                  const struct resolved *adapters, size_t n, struct monotonic_us since,
                  struct err *err);
+
 /* ---- adapter_fetch.c ---------------------------------------------------------------------------
  */
 

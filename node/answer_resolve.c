@@ -324,8 +324,8 @@ static void look_at_gatherer(struct service *s)
         return;
     }
     s->look_again.us = now + LOOK_AGAIN_US;
-    if (check_room(a, (struct monotonic_us){0}, &err) !=
-        0) /* under the lock, so that nobody goes on with it meanwhile */
+    /* Under the lock, so that nobody goes on with it meanwhile. */
+    if (check_room(a, (struct monotonic_us){0}, &err) != 0)
         mine = take_waiting(a);
     pthread_mutex_unlock(&s->lock);
     if (mine) {
