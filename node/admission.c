@@ -219,15 +219,15 @@ static int check_customer(struct admission *a, const struct entry *c, struct api
         return 0;
     case TOO_MANY_AT_ONCE:
         a->stats.refused_concurrent++;
-        api_error_set(e, ERR_RATE_LIMITED, NULL, "too many requests at the same time for this key");
+        api_error_set(e, ERR_RATE_LIMITED, NULL, "you have too many requests at the same time");
         break;
     case OUT_OF_TOKENS:
         a->stats.refused_tokens++;
-        api_error_set(e, ERR_RATE_LIMITED, NULL, "this key has used its tokens of the last minute");
+        api_error_set(e, ERR_RATE_LIMITED, NULL, "you have used your tokens of the last minute");
         break;
     case TOO_OFTEN:
         a->stats.refused_rate++;
-        api_error_set(e, ERR_RATE_LIMITED, NULL, "too many requests a second for this key");
+        api_error_set(e, ERR_RATE_LIMITED, NULL, "you have too many requests a second");
         break;
     }
     return rate_limited(e, retry_s);
