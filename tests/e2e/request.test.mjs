@@ -114,10 +114,9 @@ await checks.test('a Request made by `tributary request` takes the place of an A
   fs.writeFileSync(kept, curled.out);
   const steps = await cli(['verify', kept, '--request', header, '--node', node.url, ...world.chainFlags, '--json']);
   checks.ok(steps.steps.some((s) => s.startsWith('answers its payer\'s Request')), 'curl sends it, and verify compares the receipt with it', JSON.stringify(steps));
-  const other = await run(tributary, ['verify', kept, '--request', path.join(dir, 'other'), '--node', node.url, ...world.chainFlags]);
   fs.writeFileSync(path.join(dir, 'other'), `x-tributary-request: ${made.value}\n`);
   const wrong = await run(tributary, ['verify', kept, '--request', path.join(dir, 'other'), '--node', node.url, ...world.chainFlags]);
-  checks.ok(other.code !== 0 && wrong.code === 65 && wrong.err.includes('requestId'), 'and finds that another Request\'s answer is none of this one\'s', wrong.err);
+  checks.ok(wrong.code === 65 && wrong.err.includes('requestId'), 'and finds that another Request\'s answer is none of this one\'s', wrong.err);
 });
 
 await checks.test('a Request made by ethers is streamed its answer, with the ids', async () => {
