@@ -364,7 +364,7 @@ static void run_group(struct ledger *l, struct job **jobs, size_t n)
             if (!again && !job->has_payer && amount_add(&value, value, job->price.total) != 0)
                 value = AMOUNT_MAX; /* only decides when to seal */
         } else if (job->err.code == ERR_CONFLICT || job->err.code == ERR_INVALID) {
-            job->failed = true; /* this one's own fault; it has written nothing */
+            job->failed = true; /* this one's own fault; at most its channel is open */
         } else {
             err = job->err;
             failed = true;

@@ -148,12 +148,17 @@ static void sealing_release(struct sealing *s)
     free(s->prefixes);
 }
 
+/* Those that have something to be sealed: the house account's, and of others those whose first
+ * receipt that isn't sealed is redeemed. Payers who never pay are many, and stay for ever. */
 static int find_channels(struct ledger *l, struct sealing *out, struct err *err)
 {
     struct db_stmt *s = db_stmt(
         l->db, "SELECT id, hash, payer, epoch, next_index, head, total, sealed_index, redeemed "
-               "FROM channel WHERE domain = ? AND next_index > sealed_index ORDER BY id");
+               "FROM channel c WHERE domain = ?1 AND next_index > sealed_index AND (payer = ?2 OR "
+               "EXISTS (SELECT 1 FROM receipt r WHERE r.channel = c.id AND r.idx = c.sealed_index "
+               "AND r.channel_total <= c.redeemed)) ORDER BY id");
     db_put_u64(s, l->domain);
+    db_put_blob(s, l->house.bytes, 20);
     int row;
     while ((row = db_step(s, err)) == 1) {
         if (out->n_prefixes % 64 == 0)

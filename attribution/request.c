@@ -42,7 +42,9 @@ int ledger_request_check(const struct ledger *l, struct request_digest *id,
     if (body != NULL && !DIGEST_EQ(r->request_hash, *body))
         return err_set(err, ERR_UNAUTHORIZED,
                        "the Request's requestHash is not the sha256 of this body");
-    *id = eip712_request(r, &domain);
+    if (r->deadline_ms <= clock_unix_ms().ms)
+        return err_set(err, ERR_UNAUTHORIZED, "the Request's deadline has passed");
+    *id = eip712_request(r, &domain); /* last: a signature takes 40 us, and a stranger asks */
     struct err none;
     if (wallet_recover_request(&signer, &q->signature, id, &none) != 0 ||
         !address_eq(signer, r->payer))
@@ -54,8 +56,6 @@ int ledger_request_check(const struct ledger *l, struct request_digest *id,
         return err_set(err, ERR_UNAUTHORIZED,
                        "%s is this node's house account, which signs no Requests",
                        address_format(text, r->payer));
-    if (r->deadline_ms <= clock_unix_ms().ms)
-        return err_set(err, ERR_UNAUTHORIZED, "the Request's deadline has passed");
     return 0;
 }
 

@@ -11,6 +11,7 @@
 #include "node/api_error.h"
 #include "node/base/buf.h"
 #include "node/base/err.h"
+#include "node/base/random.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -18,7 +19,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_CHAINS = 4096, ENTRIES_MAX = 65536, FORGET_EVERY_US = 100000 };
+enum { CHAIN_BITS = 12, N_CHAINS = 1 << CHAIN_BITS };
+enum { ENTRIES_MAX = 65536, FORGET_EVERY_US = 100000 };
 
 enum kind { CUSTOMER, ADAPTER };
 
@@ -30,7 +32,7 @@ struct bucket {
 struct entry {
     struct entry *next;
     enum kind kind;
-    uint64_t id; /* a hash's beginning already */
+    uint64_t id;
     struct admission_limits limits;
     double weight; /* customers */
     uint32_t inside;
@@ -49,6 +51,7 @@ struct admission {
     bool limits_adapters;
     pthread_mutex_t lock;
     struct entry *chains[N_CHAINS];
+    uint64_t spread;       /* which chain: see find */
     uint64_t forget_at_us; /* not before */
     struct admission_stats stats;
 };
@@ -59,6 +62,7 @@ struct admission *admission_create(const struct admission_options *options)
     a->opt = *options;
     a->limits_adapters = options->adapter.requests_per_second > 0 ||
                          options->adapter.concurrent > 0 || options->adapter.tokens_per_minute > 0;
+    a->spread = random_u64() | 1;
     pthread_mutex_init(&a->lock, NULL);
     return a;
 }
@@ -127,11 +131,15 @@ static void forget_idle(struct admission *a, uint64_t now_us)
     a->forget_at_us = now_us + FORGET_EVERY_US;
 }
 
-/* Brought up to date. NULL: the table is full of entries that are busy. */
+/* Brought up to date. NULL: the table is full of entries that are busy.
+ *
+ * Numbers are the beginnings of hashes, and of addresses, which whoever likes can try out until
+ * they meet in a chain; so it is a secret which numbers do (multiply-shift: Dietzfelbinger et al.,
+ * J. Algorithms 25, 1997). */
 static struct entry *find(struct admission *a, enum kind kind, uint64_t id,
                           const struct admission_limits *limits, uint64_t now_us)
 {
-    struct entry **chain = &a->chains[(id ^ (uint64_t)kind) % N_CHAINS];
+    struct entry **chain = &a->chains[((id ^ (uint64_t)kind) * a->spread) >> (64 - CHAIN_BITS)];
     for (struct entry *c = *chain; c != NULL; c = c->next) {
         if (c->id == id && c->kind == kind) {
             refresh(c, now_us);
@@ -211,15 +219,15 @@ static int check_customer(struct admission *a, const struct entry *c, struct api
         return 0;
     case TOO_MANY_AT_ONCE:
         a->stats.refused_concurrent++;
-        api_error_set(e, ERR_RATE_LIMITED, NULL, "too many requests at the same time for this key");
+        api_error_set(e, ERR_RATE_LIMITED, NULL, "you have too many requests at the same time");
         break;
     case OUT_OF_TOKENS:
         a->stats.refused_tokens++;
-        api_error_set(e, ERR_RATE_LIMITED, NULL, "this key has used its tokens of the last minute");
+        api_error_set(e, ERR_RATE_LIMITED, NULL, "you have used your tokens of the last minute");
         break;
     case TOO_OFTEN:
         a->stats.refused_rate++;
-        api_error_set(e, ERR_RATE_LIMITED, NULL, "too many requests a second for this key");
+        api_error_set(e, ERR_RATE_LIMITED, NULL, "you have too many requests a second");
         break;
     }
     return rate_limited(e, retry_s);

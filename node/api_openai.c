@@ -79,9 +79,8 @@ static int check_priority(const struct openai_request *r, int32_t most, struct a
 {
     if (!r->priority_given || r->priority <= most)
         return 0;
-    return api_error_set(e, ERR_INVALID, "priority",
-                         "'priority' is %d; requests of this key may have at most %d", r->priority,
-                         most);
+    return api_error_set(e, ERR_INVALID, "priority", "'priority' is %d; yours may be at most %d",
+                         r->priority, most);
 }
 
 /* Who asks, where there are no keys: an address, or an IPv6 network, whose 2^64 addresses are one

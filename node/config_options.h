@@ -77,7 +77,7 @@ X(LIMITS_ADAPTER_CONCURRENT, "limits", "adapter_concurrent", INT, "0", 0, 100000
 X(LIMITS_TIMEOUT, "limits", "timeout", DURATION, "0", 0, 86400000, "", NULL, "TIME", \
   "For a whole answer, waiting and fetching included; a request may ask for less (`timeout`). 0: no limit.") \
 X(LIMITS_PAYER_CREDIT, "limits", "payer_credit", AMOUNT, "0", 0, 0, "smallest unit of the token", "payer-credit", "AMOUNT", \
-  "What each payer who signs Requests (x-tributary-request) may owe: receipts that no voucher has redeemed, and the most that running answers may cost. Any address is a payer, so it is also what a stranger may take. 0: such Requests are refused.") \
+  "What each payer who signs Requests (x-tributary-request) may owe: receipts that no voucher has redeemed, and the most that running answers may cost. Any address is a payer, and a stranger may have as many as it likes. 0: such Requests are refused.") \
 /* ---- model ---- */ \
 X(MODEL_DIR, "model", "dir", PATH, "", 0, 0, "", "model", "DIR", \
   "The base model, in Hugging Face layout.") \

@@ -104,7 +104,8 @@ bool json_find_nul(const void *bytes, size_t n_bytes, char *path, size_t n_path)
 {
     struct err unused;
     struct buf where = BUF_INIT;
-    if (n_bytes == 0 || check_bounds(bytes, n_bytes, &unused) != 0)
+    if (n_bytes == 0 || memmem(bytes, n_bytes, "\\u0000", 6) == NULL || /* no second reading */
+        check_bounds(bytes, n_bytes, &unused) != 0)
         return false;
     json_t *v = json_loadb(bytes, n_bytes,
                            JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);

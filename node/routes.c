@@ -174,13 +174,13 @@ static bool key_is_good(const struct api_keys *keys, struct http_exchange *x, co
     return false;
 }
 
-static bool may_administer(const struct node *n, struct http_exchange *x, struct api_error *e)
+static bool may_administer(const struct node *n, struct http_exchange *x, bool opened,
+                           struct api_error *e)
 {
     if (n->admin_keys != NULL)
         return key_is_good(n->admin_keys, x, "admin", e);
     static const char *const passed_on[] = {"Forwarded", "X-Forwarded-For", "Via", "Origin"};
-    const struct http_server *server = atomic_load(&n->http);
-    bool direct = server != NULL && http_is_loopback(server);
+    bool direct = !opened || http_is_loopback(atomic_load(&n->http));
     for (size_t i = 0; i < sizeof passed_on / sizeof *passed_on; i++)
         direct = direct && http_header(x, passed_on[i]) == NULL;
     if (!direct)
@@ -189,20 +189,21 @@ static bool may_administer(const struct node *n, struct http_exchange *x, struct
     return direct;
 }
 
-static bool may_ask(struct node *n, const struct route *r, struct http_exchange *x,
+/* What needs a part of the node is not looked at before all are there: it gets a 503 anyway. */
+static bool may_ask(struct node *n, const struct route *r, struct http_exchange *x, bool opened,
                     struct api_error *e)
 {
     switch (r->needs) {
     case OPEN:
         return true;
     case PAY:
-        if (http_header(x, SIGNED_REQUEST_HEADER) != NULL) /* before there is a ledger: 503 below */
-            return !atomic_load(&n->opened) || api_openai_check_payer(n, x, e) == 0;
+        if (http_header(x, SIGNED_REQUEST_HEADER) != NULL)
+            return !opened || api_openai_check_payer(n, x, e) == 0;
         return n->keys == NULL || key_is_good(n->keys, x, "API", e);
     case KEY:
         return n->keys == NULL || key_is_good(n->keys, x, "API", e);
     case ADMIN:
-        return may_administer(n, x, e);
+        return may_administer(n, x, opened, e);
     }
     BUG("unknown access");
 }
@@ -212,6 +213,7 @@ void routes_on_head(void *context, struct http_exchange *x)
     struct node *n = context;
     const char *rest;
     char allowed[64];
+    bool opened = atomic_load(&n->opened); /* once: it may turn true at any moment */
     const struct route *r = find(http_method(x), http_path(x), &rest, allowed);
     http_set_user(x, (void *)(uintptr_t)r);
     struct api_error e = {0};
@@ -225,9 +227,9 @@ void routes_on_head(void *context, struct http_exchange *x)
                       http_path(x));
         e.code = "unknown_url";
         api_error_reply(x, &e);
-    } else if (!may_ask(n, r, x, &e)) {
+    } else if (!may_ask(n, r, x, opened, &e)) {
         api_error_reply(x, &e);
-    } else if (!atomic_load(&n->opened) && !answers_early(r)) {
+    } else if (!opened && !answers_early(r)) {
         api_error_set(&e, ERR_BUSY, NULL, "the node is starting: its model is being loaded");
         e.retry_after_s = LOADING_RETRY_S;
         api_error_reply(x, &e);

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -234,7 +235,14 @@ int fsync_parent(const char *path)
     return rc;
 }
 
-int file_write_atomic(const char *path, const void *bytes, size_t n, unsigned mode, struct err *err)
+/* The file's new contents get the name in one step. */
+static int give_name(const char *tmp, const char *path, bool replaces)
+{
+    return replaces ? rename(tmp, path) : link(tmp, path);
+}
+
+static int write_atomic(const char *path, const void *bytes, size_t n, unsigned mode, bool replaces,
+                        struct err *err)
 {
     char *tmp = xasprintf("%s.XXXXXX", path);
     int fd = mkostemp(tmp, O_CLOEXEC);
@@ -244,18 +252,31 @@ int file_write_atomic(const char *path, const void *bytes, size_t n, unsigned mo
         return err_set_errno(err, e, "creating a temporary file beside %s", path);
     }
     int rc = 0;
-    if (fchmod(fd, mode) != 0 || write_all(fd, bytes, n) != 0 || fsync(fd) != 0) {
+    bool written = fchmod(fd, mode) == 0 && write_all(fd, bytes, n) == 0 && fsync(fd) == 0;
+    if (!written)
         rc = err_set_errno(err, errno, "writing %s", path);
-        close(fd);
-        unlink(tmp);
-    } else if (close(fd) != 0 || rename(tmp, path) != 0) {
+    if (close(fd) != 0 && rc == 0)
         rc = err_set_errno(err, errno, "writing %s", path);
+    if (rc == 0 && give_name(tmp, path, replaces) != 0)
+        rc = errno == EEXIST ? err_set(err, ERR_CONFLICT, "%s exists", path)
+                             : err_set_errno(err, errno, "writing %s", path);
+    if (rc != 0 || !replaces)
         unlink(tmp);
-    } else if (fsync_parent(path) != 0) {
+    if (rc == 0 && fsync_parent(path) != 0)
         rc = err_set_errno(err, errno, "fsync of the directory of %s", path);
-    }
     free(tmp);
     return rc;
+}
+
+int file_write_atomic(const char *path, const void *bytes, size_t n, unsigned mode, struct err *err)
+{
+    return write_atomic(path, bytes, n, mode, true, err);
+}
+
+int file_create_atomic(const char *path, const void *bytes, size_t n, unsigned mode,
+                       struct err *err)
+{
+    return write_atomic(path, bytes, n, mode, false, err);
 }
 
 int dir_ensure(const char *path, struct err *err)

@@ -59,6 +59,9 @@ int file_read_regular(const char *dir, const char *name, size_t max_bytes, struc
  * file in the same directory, fsync, rename, fsync of the directory. mode as in open(2). */
 int file_write_atomic(const char *path, const void *bytes, size_t n, unsigned mode,
                       struct err *err);
+/* The same of a file that isn't there; ERR_CONFLICT leaves one that is as it is. */
+int file_create_atomic(const char *path, const void *bytes, size_t n, unsigned mode,
+                       struct err *err);
 
 /* Makes a file's name in its directory durable: after a rename, say. 0, or -1 and errno. */
 int fsync_parent(const char *path);

@@ -32,17 +32,25 @@ static bool passphrase_is_named(const struct config *c)
            getenv("TRIBUTARY_PASSPHRASE_FILE") != NULL;
 }
 
+/* Of two nodes that start at once on one data directory both may come here: the first one's stays,
+ * and keys are encrypted with what is read from the file afterwards. */
 static int make_passphrase(const char *path, struct err *err)
 {
+    struct err why = {0};
     uint8_t random[24];
     char text[sizeof random * 2 + 2];
     random_bytes(random, sizeof random);
     hex_encode(text, random, sizeof random);
     text[sizeof text - 2] = '\n';
-    int rc = file_write_atomic(path, text, sizeof text - 1, 0600, err);
+    int rc = file_create_atomic(path, text, sizeof text - 1, 0600, &why);
     explicit_bzero(random, sizeof random);
     explicit_bzero(text, sizeof text);
-    return rc;
+    if (rc == 0)
+        log_info("wallet", "made a random passphrase for the local wallet: %s", path);
+    if (rc == 0 || why.code == ERR_CONFLICT)
+        return 0;
+    *err = why;
+    return -1;
 }
 
 /* Makes what is missing of signer and house, on a node that settles nowhere. */
@@ -87,11 +95,8 @@ struct wallet *serve_wallet_open(const struct config *c, bool local, struct err 
                      "wallet new, tributary wallet import)",
                      dir, names[0], names[1]);
     bool named = passphrase_is_named(c);
-    if (rc == 0 && n == 0 && !named && access(auto_path, F_OK) != 0) {
+    if (rc == 0 && n == 0 && !named && access(auto_path, F_OK) != 0)
         rc = make_passphrase(auto_path, err);
-        if (rc == 0)
-            log_info("wallet", "made a random passphrase for the local wallet: %s", auto_path);
-    }
     if (rc == 0) {
         const char *file = config_string_or_null(c, CONFIG_WALLET_PASSPHRASE_FILE);
         if (!named && access(auto_path, F_OK) == 0)

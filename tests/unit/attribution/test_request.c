@@ -246,7 +246,10 @@ static void what_is_wrong_with_a_request_is_said(void **state)
     q = make(w, 1, 1000);
     calendar_shift_s = 61;
     expect_refusal(w, &q, ERR_UNAUTHORIZED, "deadline");
+    q.signature.r[0] ^= 1; /* what costs most is looked at last */
+    expect_refusal(w, &q, ERR_UNAUTHORIZED, "deadline");
     calendar_shift_s = 0;
+    q = make(w, 1, 1000);
     q.request.channel[0] ^= 1;
     sign(w, &q, "creator");
     expect_refusal(w, &q, ERR_CONFLICT, "another channel than the one that is open");

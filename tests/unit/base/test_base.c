@@ -137,6 +137,16 @@ static void a_file_is_written_whole_and_read_back(void **state)
     assert_ok(sha256_file(path, &d, &size, &e), e);
     assert_true(DIGEST_EQ(d, want) && size == 5);
     assert_int_equal(file_read(nested, 100, &b, &e), -1);
+    /* One that is there isn't created, and stays; nothing is left beside it. */
+    char *twin = xasprintf("%s/a/b/g", dir);
+    assert_ok(file_create_atomic(twin, "first", 5, 0600, &e), e);
+    assert_int_equal(file_create_atomic(twin, "second", 6, 0600, &e), -1);
+    assert_int_equal(e.code, ERR_CONFLICT);
+    buf_reset(&b);
+    assert_ok(file_read(twin, 100, &b, &e), e);
+    assert_string_equal(buf_cstr(&b), "first");
+    assert_int_equal(unlink(twin) | unlink(path) | rmdir(nested), 0);
+    free(twin);
     buf_release(&b);
     free(nested);
     free(path);

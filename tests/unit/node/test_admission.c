@@ -4,6 +4,7 @@
 #include "node/admission.h"
 #include "node/api_error.h"
 #include "node/api_keys.h"
+#include "node/base/clock.h"
 #include "node/base/hex.h"
 #include "node/base/sha256.h"
 #include "node/http_address.h"
@@ -162,6 +163,35 @@ static void ask_all(struct admission *a, struct asker *askers, size_t n)
                 fail_msg("refused with %s, to come back in %u s", e.err.message, e.retry_after_s);
             }
         }
+    }
+}
+
+/* How long 50,000 customers take, i * step, who then come again. */
+static uint64_t time_of_many_us(uint64_t step)
+{
+    struct admission *a = admission_create(&(struct admission_options){.max_requests = 10});
+    struct monotonic_us began = clock_monotonic_us();
+    for (uint64_t i = 0; i < 100000; i++) {
+        struct api_error e = {0};
+        struct admission_ticket *t;
+        assert_int_equal(enter(a, &t, i % 50000 * step, 0, &e), 0);
+        admission_leave(t, 0, 0);
+    }
+    uint64_t us = clock_elapsed_us(began, clock_monotonic_us());
+    admission_free(a);
+    return us;
+}
+
+/* A payer's number is the beginning of an address, which is anybody's to choose. */
+static void customers_cannot_choose_numbers_that_slow_the_door_down(void **state)
+{
+    (void)state;
+    uint64_t usual = time_of_many_us(1);
+    for (unsigned bits = 12; bits <= 48; bits += 12) {
+        uint64_t us = time_of_many_us(UINT64_C(1) << bits);
+        if (us > 20 * usual)
+            fail_msg("numbers that are equal in %u bits take %llu us, others %llu us", bits,
+                     (unsigned long long)us, (unsigned long long)usual);
     }
 }
 
@@ -616,6 +646,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(customers_are_let_in_by_rule),
         cmocka_unit_test(a_flood_of_customers_does_not_grow_the_table_for_ever),
+        cmocka_unit_test(customers_cannot_choose_numbers_that_slow_the_door_down),
         cmocka_unit_test(nobody_holds_all_places_of_the_node),
         cmocka_unit_test(addresses_of_one_network_are_one_customer),
         cmocka_unit_test(adapters_are_let_in_by_rule_and_ensembles_count_for_each),

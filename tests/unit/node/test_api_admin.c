@@ -29,6 +29,7 @@ struct world {
     char *dir, *here;
     struct wallet *wallet;
     struct node node;
+    struct http_server *door; /* where it is asked */
     struct http_client *client;
 };
 
@@ -64,6 +65,7 @@ static int world_open_with(void **state, const char *model_dir)
     assert_ok(adapter_store_start(w->node.adapters, w->node.engine, w->node.ledger, &err), err);
     assert_ok(service_start(w->node.service, w->node.engine, w->node.ledger, &err), err);
     node_listen(&w->node);
+    w->door = w->node.http;
     w->client = http_client_create();
     *state = w;
     return 0;
@@ -101,7 +103,7 @@ static int world_close(void **state)
 static json_t *ask(struct world *w, enum http_method method, const char *path, const char *body,
                    const char *header, int *status)
 {
-    char *url = xasprintf("%s/admin/v1/adapters%s", http_url(w->node.http), path);
+    char *url = xasprintf("%s/admin/v1/adapters%s", http_url(w->door), path);
     const char *headers[] = {"Content-Type: application/json", header};
     struct http_call call = {.method = method,
                              .url = url,
@@ -351,11 +353,29 @@ static void without_admin_keys_only_this_machine_may_ask_and_no_proxy_or_page(vo
     struct err err = {0};
     assert_ok(http_open(&open, &ho, &err), err);
     atomic_store(&w->node.http, open);
+    w->door = open;
     int status;
     json_decref(ask(w, HTTP_GET, "", NULL, NULL, &status));
     assert_int_equal(status, 403);
     atomic_store(&w->node.http, loopback);
+    w->door = loopback;
     http_close(open);
+}
+
+/* The first visitor may come before the node knows its own door. */
+static void who_comes_while_the_node_opens_is_told_to_come_again(void **state)
+{
+    struct world *w = *state;
+    int status;
+    atomic_store(&w->node.opened, false);
+    for (int i = 0; i < 2; i++) {
+        atomic_store(&w->node.http, i == 0 ? NULL : w->door);
+        json_decref(ask(w, HTTP_GET, "", NULL, NULL, &status));
+        assert_int_equal(status, 503);
+        json_decref(ask(w, HTTP_GET, "", NULL, "Origin: http://example.org", &status));
+        assert_int_equal(status, 403);
+    }
+    atomic_store(&w->node.opened, true);
 }
 
 /* Adapters and KV cache have no sizes in this engine's options: they share. */
@@ -485,6 +505,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(
             without_admin_keys_only_this_machine_may_ask_and_no_proxy_or_page, world_open,
             world_close),
+        cmocka_unit_test_setup_teardown(who_comes_while_the_node_opens_is_told_to_come_again,
+                                        world_open, world_close),
     };
     return cmocka_run_group_tests_name("api_admin", tests, NULL, NULL);
 }

@@ -1365,7 +1365,7 @@ static void a_request_may_lower_its_priority_and_never_raise_it(void **state)
         if (a.status != rows[i].status)
             fail_msg("%s asks for priority %d: %d", rows[i].key, rows[i].priority, a.status);
         if (a.status == 400)
-            expect_refusal(body, &a, 400, "priority", "of this key may have at most");
+            expect_refusal(body, &a, 400, "priority", "yours may be at most");
         else
             check_receipt(body, &a, body);
         answer_release(&a);
