@@ -30,7 +30,7 @@
  * that adds up its chains to t'; and each block takes t' of its rows to shared memory (or adds up
  * their chains itself, where that is little: sums_here). What blocks
  * hand on so are words that bear the launch's tag beside the data (put_word), so that who waits for
- * one reads it until it is there: two trips through L2, and no fence. A warp brings B in bulk, some
+ * one reads it until it is there: two trips through L2, and no fence. Two warps bring B in bulk, some
  * segments at a time, with notes where each lies. The deltas B t' of a tile lie in shared memory
  * before its own sums are ready, but for the first tile's; so with adapters a tile is finished when
  * the next one has been summed. All blocks of the grid are resident together (the grid is no

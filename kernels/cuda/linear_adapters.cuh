@@ -53,9 +53,16 @@ __device__ static inline bool has_all_t(const struct linear_args &a, const typen
  * In a slot, a segment's outputs lie in the order in which y has them; in a tile of an interleaved
  * pair, 32 of the first half and then 32 of the second. Each of the adapters' warps has 16.
  *
+ * Tried for mixed ranks, on an H200: small segments packed into a slot with a note for every step,
+ * pieces of outputs for ranks of more than 64, and rows of t' each as wide as its rank. With one
+ * adapter of rank 256 among others of 16 the four products of a layer take 513 us instead of 2,740
+ * (128 rows: neither t' nor B fits here, and all go straight to memory), 285 instead of 610 (64)
+ * and 198 instead of 360 (32); but those of equal ranks took 2 to 10 % longer, for registers, and
+ * ranks of 8 to 128 as well, and so they are not so.
+ *
  * A warp is alone on its quarter of the multiprocessor, so what deltas cost is instructions, some
  * five cycles each: 500 cycles for a segment, when each warp found out for itself where its pieces
- * lie. The warp that brings B has time for that, and leaves a note for each piece. */
+ * lie. The warps that bring B have time for that, and leave a note for each piece. */
 struct b_note { /* of a part of a segment */
     int32_t b;  /* where output 0 of the tile would be in the slot, in bytes */
     int32_t t;  /* where its ranks begin in a row of t', in bytes */
@@ -277,76 +284,80 @@ __device__ static inline struct b_note load_note(uint32_t at)
     return n;
 }
 
-/* Where the lane's numbers of a segment lie, in shared memory: of B, for its outputs o and o + 8,
- * if they are live; of t', for its row g of the first unit and, t_unit bytes on, of the second. */
-struct delta_place {
-    uint32_t b, t, t_unit;
-    int o;
-    bool live0, live1;
-};
-
-/* Of a step of 16 ranks: the lane's four, from r on. */
-struct delta_step {
-    uint2 x, y, f0, f1;
-};
-
-__device__ static inline struct delta_step load_step(const struct delta_place &at,
-                                                     const struct b_note &note, int r, int g)
+/* Adds a group of segments to the deltas of two units of rows: of the outputs o and o + 8 (the
+ * lane's rows g and g + 8), where they are live. In shared memory: slot, notes (of the part,
+ * n_parts apart), and t' of the lane's row g in the first unit and, t_unit bytes on, in the second.
+ */
+__device__ static inline void narrow_group(float (&c)[2][4], uint32_t slot, uint32_t notes,
+                                           int n_parts, int n_steps, int shift, int o, bool live0,
+                                           bool live1, uint32_t t, uint32_t t_unit, int lane)
 {
-    struct delta_step s = {};
-    bool inside = r < note.rank;
-    uint32_t b = at.b + (uint32_t)(note.b + (at.o * note.rank + r) * 2);
-    uint32_t t = at.t + (uint32_t)(note.t + r * 2);
-    if (inside && at.live0)
-        s.x = load_shared_8(b);
-    if (inside && at.live1)
-        s.y = load_shared_8(b + (uint32_t)note.rank * 16);
-    if (inside && (note.rows >> g & 1))
-        s.f0 = load_shared_8(t);
-    if (inside && (note.rows >> g & 256))
-        s.f1 = load_shared_8(t + at.t_unit);
-    return s;
-}
-
-__device__ static inline void add_step(float (&c)[2][4], const struct delta_step &s)
-{
-    mma_bf16(c[0], s.x.x, s.y.x, s.x.y, s.y.y, s.f0.x, s.f0.y);
-    mma_bf16(c[1], s.x.x, s.y.x, s.x.y, s.y.y, s.f1.x, s.f1.y);
-}
-
-/* Adds n segments, whose notes are n_parts apart, to the deltas of two units of rows. */
-__device__ static inline void narrow_group(float (&c)[2][4], const struct delta_place &at,
-                                           uint32_t notes, int n_parts, int n, int shift, int lane)
-{
-    int g = lane >> 2, t4 = lane % 4 * 4, n_steps = n << shift;
+    enum { STEPS = 2 };
+    int g = lane >> 2, t4 = lane % 4 * 4;
 #pragma unroll 1
-    for (int h = 0; h < n_steps; h += 2) {
-        struct delta_step step[2];
+    for (int h = 0; h < n_steps; h += STEPS) {
+        uint2 x[STEPS], y[STEPS], f[STEPS][2];
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < STEPS; i++) {
             int j = (h + i) >> shift, r = t4 + (h + i - (j << shift)) * 16;
+            x[i] = y[i] = f[i][0] = f[i][1] = make_uint2(0, 0);
             struct b_note note = {0, 0, 0, 0};
             if (i == 0 || h + i < n_steps)
                 note = load_note(notes + (uint32_t)(j * n_parts) * sizeof note);
-            step[i] = load_step(at, note, r, g);
+            bool inside = r < note.rank;
+            uint32_t b = slot + (uint32_t)(note.b + (o * note.rank + r) * 2);
+            uint32_t at = t + (uint32_t)(note.t + r * 2);
+            if (inside && live0)
+                x[i] = load_shared_8(b);
+            if (inside && live1)
+                y[i] = load_shared_8(b + (uint32_t)note.rank * 16);
+            if (inside && (note.rows >> g & 1))
+                f[i][0] = load_shared_8(at);
+            if (inside && (note.rows >> g & 256))
+                f[i][1] = load_shared_8(at + t_unit);
         }
-        add_step(c, step[0]);
-        add_step(c, step[1]);
+#pragma unroll
+        for (int i = 0; i < STEPS; i++)
+#pragma unroll
+            for (int u = 0; u < 2; u++)
+                mma_bf16(c[u], x[i].x, y[i].x, x[i].y, y[i].y, f[i][u].x, f[i][u].y);
     }
 }
 
-/* Adds one. */
-__device__ static inline void narrow_segment(float (&c)[2][4], const struct delta_place &at,
-                                             uint32_t note_at, int lane)
+/* Adds one, in as many steps as it has. (Written as narrow_group is, one copy of a step in
+ * functions of both, it takes 4 % longer at rank 64.) */
+__device__ static inline void narrow_segment(float (&c)[2][4], uint32_t slot, uint32_t note_at,
+                                             int o, bool live0, bool live1, uint32_t t,
+                                             uint32_t t_unit, int lane)
 {
     int g = lane >> 2, t4 = lane % 4 * 4;
     struct b_note note = load_note(note_at);
+    uint32_t b = slot + (uint32_t)(note.b + (o * note.rank + t4) * 2);
+    uint32_t at = t + (uint32_t)(note.t + t4 * 2), eight = (uint32_t)note.rank * 16;
+    bool has0 = note.rows >> g & 1, has1 = note.rows >> g & 256;
 #pragma unroll 1
     for (int r = t4; r - t4 < note.rank; r += 32) {
-        struct delta_step first = load_step(at, note, r, g);
-        struct delta_step second = load_step(at, note, r + 16, g);
-        add_step(c, first);
-        add_step(c, second);
+        uint2 x[2], y[2], f[2][2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            x[i] = y[i] = f[i][0] = f[i][1] = make_uint2(0, 0);
+            bool inside = r + 16 * i < note.rank;
+            if (inside && live0)
+                x[i] = load_shared_8(b + 32 * i);
+            if (inside && live1)
+                y[i] = load_shared_8(b + eight + 32 * i);
+            if (inside && has0)
+                f[i][0] = load_shared_8(at + 32 * i);
+            if (inside && has1)
+                f[i][1] = load_shared_8(at + 32 * i + t_unit);
+        }
+        b += 64;
+        at += 64;
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int u = 0; u < 2; u++)
+                mma_bf16(c[u], x[i].x, y[i].x, x[i].y, y[i].y, f[i][u].x, f[i][u].y);
     }
 }
 
@@ -514,32 +525,30 @@ __device__ static void narrow_adapters(const struct linear_args &a,
                 has_t = true;
             }
             if (staged) {
-                struct delta_place at;
-                at.t = shared_address(m.t) +
-                       (uint32_t)(((S::t_first(turn, wg, a.n_ranges, once) + i) * 8 + g) * width *
-                                  2);
-                at.t_unit = (uint32_t)(width * 16);
-                at.o = warp * 16 + g;
+                uint32_t t = shared_address(m.t) +
+                             (uint32_t)(((S::t_first(turn, wg, a.n_ranges, once) + i) * 8 + g) *
+                                        width * 2);
                 int n = two_runs_of(found, row).n;
 #pragma unroll 1
                 for (int k = 0; k < n; k += ring.group) {
-                    at.b = shared_address(m.b) + (uint32_t)(ring.slot * ring.slot_bytes);
+                    uint32_t slot = shared_address(m.b) + (uint32_t)(ring.slot * ring.slot_bytes);
                     uint32_t notes = shared_address(m.notes) +
                                      (uint32_t)(ring.slot * ring.group * n_parts) *
                                          sizeof(struct b_note);
-                    int n_here = n - k < ring.group ? n - k : ring.group;
+                    int n_steps = (n - k < ring.group ? n - k : ring.group) << ring.shift;
                     barrier_wait(&m.b_full[ring.slot], ring.phase);
                     /* Nearly always both eights of outputs are of one part. */
 #pragma unroll 1
                     for (int eight = 0; eight < (p0 == p1 ? 1 : 2); eight++) {
                         int p = eight == 0 ? p0 : p1;
-                        uint32_t its = notes + (uint32_t)p * sizeof(struct b_note);
-                        at.live0 = eight == 0;
-                        at.live1 = eight == 1 || p0 == p1;
                         if (p >= 0 && ring.group > 1)
-                            narrow_group(c, at, its, n_parts, n_here, ring.shift, lane);
+                            narrow_group(c, slot, notes + (uint32_t)p * sizeof(struct b_note),
+                                         n_parts, n_steps, ring.shift, warp * 16 + g, eight == 0,
+                                         eight == 1 || p0 == p1, t, (uint32_t)(width * 16), lane);
                         else if (p >= 0)
-                            narrow_segment(c, at, its, lane);
+                            narrow_segment(c, slot, notes + (uint32_t)p * sizeof(struct b_note),
+                                           warp * 16 + g, eight == 0, eight == 1 || p0 == p1, t,
+                                           (uint32_t)(width * 16), lane);
                     }
                     barrier_arrive(&m.b_free[ring.slot]);
                     b_ring_next(ring);

@@ -330,13 +330,21 @@ static void peer_pair(struct line *l, int rows, int adapters, int rank, int out)
 
 enum { PARTS_MAX = 3 };
 
-enum { MIXED = 0 }; /* for a rank: of these in turn */
+/* For a rank: several in turn; or one that is large among small ones. */
+enum { MIXED = 0, ONE_LARGE = -1 };
 static const int mixed_ranks[] = {8, 16, 32, 64, 128};
-enum { N_MIXED = sizeof mixed_ranks / sizeof mixed_ranks[0] };
+enum { N_MIXED = sizeof mixed_ranks / sizeof mixed_ranks[0], LARGE_RANK = 256, SMALL_RANK = 16 };
 
 static int rank_of(int rank, size_t adapter)
 {
-    return rank != MIXED ? rank : mixed_ranks[adapter % N_MIXED];
+    return rank == MIXED       ? mixed_ranks[adapter % N_MIXED]
+           : rank == ONE_LARGE ? (adapter == 0 ? LARGE_RANK : SMALL_RANK)
+                               : rank;
+}
+
+static int rank_max_of(int rank)
+{
+    return rank == MIXED ? mixed_ranks[N_MIXED - 1] : rank == ONE_LARGE ? LARGE_RANK : rank;
 }
 
 /* n_sets adapter tables over one linear of n_parts, each of n_adapters of one rank or of mixed
@@ -364,7 +372,7 @@ static struct adapters make_adapters(const struct bench *b, struct devptr pool, 
 {
     struct adapters a = {.n_sets = n_sets};
     size_t stride = 0, at[PARTS_MAX + 1];
-    size_t rank_max = (size_t)rank_of(rank, N_MIXED - 1);
+    size_t rank_max = (size_t)rank_max_of(rank);
     for (int p = 0; p < n_parts; p++) {
         at[p] = stride;
         stride += aligned(rank_max * (size_t)d_in * 2) + aligned(rank_max * (size_t)d_out[p] * 2);
@@ -740,7 +748,7 @@ static void bench_layer(const struct bench *b)
                             {K, 1, {K}},
                             {K, 2, {FFN, FFN}},
                             {FFN, 1, {K}}};
-    static const int ranks[] = {16, 64, MIXED};
+    static const int ranks[] = {16, 64, MIXED, ONE_LARGE};
     int max_rows = b->shrink > 1 ? 64 : MAX_ROWS, d_in[PRODUCTS], d_out[PRODUCTS][PARTS_MAX];
     struct layer_call c = {.b = b};
     double bytes = 0;
@@ -756,7 +764,7 @@ static void bench_layer(const struct bench *b)
         c.x[p] = activations(b, (size_t)max_rows * (size_t)d_in[p], 1);
     }
     c.y = alloc_mem(b, (size_t)max_rows * (size_t)(2 * FFN / b->shrink) * b->word);
-    /* Under mixed ranks each has room for the largest. */
+    /* Under mixed ranks each has room for the largest: up to 256 rows of 128, 128 of 256. */
     size_t pool_bytes = (size_t)(b->shrink > 1 ? 64 : 256) * (size_t)mixed_ranks[N_MIXED - 1] * 2 *
                             adapter_width +
                         ((size_t)4 << 20);
@@ -778,10 +786,11 @@ static void bench_layer(const struct bench *b)
         l.peer_us = peer != NULL ? peer[3] : 0;
         tell(b, &l);
         int counts[] = {1, 8, 32, rows <= 256 ? rows : 32};
-        for (int k = 0; k < 3; k++)
+        for (int k = 0; k < 4; k++)
             for (int n = 0; n < 4; n++) {
                 if (counts[n] > rows || (n == 3 && (rows <= 32 || rows > 256)) ||
-                    (ranks[k] == MIXED && (counts[n] != rows || rows == 1)))
+                    (ranks[k] <= 0 && (counts[n] != rows || rows == 1)) ||
+                    (ranks[k] == ONE_LARGE && rows > 128))
                     continue;
                 struct adapters a[PRODUCTS];
                 size_t begin = 0;
@@ -797,11 +806,12 @@ static void bench_layer(const struct bench *b)
                 struct timing t = measure(b, layer_run, &c, TOLD_MIN);
                 c.a = NULL;
                 struct line with = {.group = "layer",
-                                    .op = ranks[k] == MIXED ? "four, ranks 8 to 128"
-                                                            : "four with adapters",
+                                    .op = ranks[k] == MIXED       ? "four of ranks 8 to 128"
+                                          : ranks[k] == ONE_LARGE ? "four of 16 and one 256"
+                                                                  : "four with adapters",
                                     .rows = rows,
                                     .adapters = counts[n],
-                                    .rank = ranks[k],
+                                    .rank = rank_max_of(ranks[k]),
                                     .us = t.us,
                                     .direct = t.direct,
                                     .bytes = bytes + set_bytes,
