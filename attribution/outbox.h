@@ -17,7 +17,7 @@ struct outbox_row { /* of the outbox, with what it is about */
     uint64_t id;
     enum outbox_kind kind;
     enum outbox_state state;
-    struct signed_voucher voucher;
+    struct stored_voucher voucher;
     uint64_t channel_row;
     bool superseded; /* a newer voucher of the channel waits behind it */
     struct signed_batch batch;

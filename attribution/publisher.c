@@ -160,7 +160,7 @@ struct redeemed_cache {
 static int ask_channel(struct round *r, const struct outbox_row *o, struct redeemed_cache *cache,
                        struct err *err)
 {
-    const struct signed_voucher *v = &o->voucher;
+    const struct stored_voucher *v = &o->voucher;
     uint8_t last[32];
     if (cache->channel_row == o->channel_row)
         return 0;

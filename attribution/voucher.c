@@ -63,7 +63,7 @@ int voucher_sign(struct ledger *l, const struct channel_state *ch, uint64_t inde
     return db_run(s, err);
 }
 
-int voucher_load(struct db *db, struct signed_voucher *out, uint64_t row_id, struct err *err)
+int voucher_load(struct db *db, struct stored_voucher *out, uint64_t row_id, struct err *err)
 {
     struct db_stmt *s = db_stmt(
         db, "SELECT v.id, v.idx, c.payer, d.operator, c.hash, c.epoch, v.timestamp_ms, v.value, "
