@@ -11,7 +11,12 @@
 #include "attribution/voucher.h"
 #include "node/base/buf.h"
 
-enum { OUTBOX_ROWS_MAX = 256 }; /* looked at in one round */
+enum {
+    OUTBOX_ROWS_MAX = 256,  /* looked at in one round */
+    OUTBOX_PAYERS_MAX = 32, /* of them, payers' vouchers at most: the rest is the house's */
+};
+
+const char *outbox_state_name(enum outbox_state state);
 
 struct outbox_row { /* of the outbox, with what it is about */
     uint64_t id;

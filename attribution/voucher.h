@@ -1,4 +1,5 @@
-/* voucher: what the house account signs, so that a prefix of its channel can be redeemed. */
+/* voucher: what redeems a prefix of a channel: signed here for the house account, and by payers
+ * (ledger_voucher_accept). */
 #ifndef TRIBUTARY_ATTRIBUTION_VOUCHER_H
 #define TRIBUTARY_ATTRIBUTION_VOUCHER_H
 
