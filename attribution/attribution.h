@@ -34,7 +34,8 @@
  *      it anew: a copy made before tells of a file that is gone. (A move to a new disk looks the
  *      same; an epoch too many costs nothing but one storage slot.)
  *   3. Before the publisher's first transaction it compares the contracts with the database: a
- *      redeemed lastReceiptHash or a batch that the database doesn't know was made by a later self.
+ *      redeemed lastReceiptHash, more redeemed than it has vouchers for, or a batch that the
+ *      database doesn't know was made by a later self.
  *      This finds a restored disk image, too. A database that is new on a chain asks before its
  *      first receipt; when the chain can't be asked it starts with a fresh epoch.
  * A fresh epoch is numbered by the unix milliseconds now and ten random bits, or, where the clock
@@ -242,7 +243,8 @@ void ledger_request_leave(struct ledger *l, struct request_digest id);
  * few of them in each round, the new ones first, and lets in what Escrow has funds for, one a
  * channel and OUTBOX_PAYERS_MAX in all (outbox.h). Of each channel only the newest is held. One
  * whose funds leave while it waits goes back. What would move less than publish.redeem_min waits
- * for a bigger one. Signatures must be the payer's own, as those of Requests. */
+ * for a bigger one, and all payers' redeems together cost at most half of
+ * publish.max_spend_per_day. Signatures must be the payer's own, as those of Requests. */
 
 struct signed_voucher {
     struct voucher voucher; /* chain/types.h */

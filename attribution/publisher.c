@@ -240,6 +240,26 @@ static int spent_today(struct round *r, uint64_t but_nonce, struct amount *out, 
     return db_end_checked(s, err) != 0 || row != 1 ? -1 : 0;
 }
 
+/* Half of what a day may cost is the most for payers' redeems: what others sign keeps no batch from
+ * being paid for. */
+static int payers_may_spend(struct round *r, bool *may, struct err *err)
+{
+    struct ledger *l = r->p->ledger;
+    struct db_stmt *s = db_stmt(
+        r->db, "SELECT amount_sum(worst) FROM (SELECT max(t.worst_cost) AS worst FROM tx t "
+               "JOIN outbox o ON o.id = t.outbox JOIN voucher v ON v.id = o.voucher "
+               "JOIN channel c ON c.id = v.channel WHERE o.domain = ? AND t.signed_ms > ? AND "
+               "c.payer <> ? GROUP BY t.nonce)");
+    uint64_t now = clock_unix_ms().ms;
+    db_put_u64(s, l->domain);
+    db_put_u64(s, now > DAY_MS ? now - DAY_MS : 0);
+    db_put_blob(s, l->house.bytes, 20);
+    int row = db_step(s, err);
+    *may = row == 1 &&
+           amount_cmp(db_get_amount(s), amount_div(l->opt.publish.max_spend_per_day, 2)) < 0;
+    return db_end_checked(s, err) != 0 || row != 1 ? -1 : 0;
+}
+
 /* Above all that is out there. A row that others have brought into a block leaves its own
  * transaction behind, which needn't be anywhere: the node's word counts for its nonce. */
 static int next_nonce(struct round *r, uint64_t *out, struct err *err)
@@ -628,14 +648,25 @@ static int may_start(struct round *r, const struct outbox_row *o, bool *may, con
 /* Signs the first waiting row that can go. Redeems step aside for a newer, affordable voucher. */
 static int start_next(struct round *r, struct err *err)
 {
+    static const char spent[] = "payers' redeems have used up their half of the spending cap of 24 "
+                                "hours";
+    bool payers_may;
     for (size_t i = 0; i < r->n_rows; i++) {
         if (r->rows[i].state == OUTBOX_SIGNED)
             return 0; /* one in flight */
     }
+    if (payers_may_spend(r, &payers_may, err) != 0)
+        return -1;
     for (size_t i = 0; i < r->n_rows; i++) {
         struct outbox_row *o = &r->rows[i];
         if (o->state != OUTBOX_WAITING)
             continue;
+        if (is_payers(r, o) && !payers_may) {
+            complain(r->p, "%s", spent);
+            if (outbox_note(r->p->ledger, o, spent, err) != 0)
+                return -1;
+            continue;
+        }
         if (o->superseded) {
             size_t newer = r->n_rows; /* the newest voucher of the channel among the rows */
             for (size_t j = i + 1; j < r->n_rows; j++) {

@@ -570,6 +570,37 @@ static void what_is_too_little_to_redeem_waits_for_more(void **state)
     settle(w);
 }
 
+static void redeems_of_payers_leave_half_of_the_days_gas(void **state)
+{
+    struct world *w = *state;
+    struct ledger_health h;
+    /* A transaction of 125,000 gas at 2 gwei: two for payers, two for a batch of the house's. */
+    w->options.publish.max_spend_per_day = amount_of(4 * UINT64_C(250000000000000));
+    reopen(w);
+    for (int i = 0; i < 3; i++) {
+        fund(w, i, CREDIT);
+        ask_times(w, i, 1);
+        pay(w, i);
+    }
+    for (int i = 0; i < 10; i++) {
+        look(w);
+        fake_mine();
+    }
+    ledger_health(w->l, &h);
+    assert_int_equal(h.outbox_waiting, 1);
+    assert_non_null(strstr(h.reason, "their half of the spending cap"));
+    market_commit_many(w->l, 1000, 5, &w->adapter);
+    assert_int_equal(market_seal(w->l), 7);
+    for (int i = 0; i < 10; i++) {
+        look(w);
+        fake_mine();
+    }
+    assert_int_equal(fake_now()->n_batches, 1);
+    calendar_shift_s = 25 * 3600;
+    settle(w);
+    assert_told(w, 2, "owed", "0");
+}
+
 /* ---- the chain's moods ------------------------------------------------------------------------
  */
 
@@ -598,6 +629,23 @@ static void a_deep_reorg_of_a_redeem_is_mended_beside_a_held_voucher(void **stat
     assert_told(w, 0, "state", "held"); /* one unit short; the older one was redeemed again */
     settle(w);
     assert_int_equal(fake_now()->n_batches, 1);
+}
+
+/* A disk image of before a payer's voucher came, with no batch and no receipt of the house's since:
+ * only what was redeemed in all tells. */
+static void a_database_that_lacks_a_payers_redeemed_voucher_opens_a_new_epoch(void **state)
+{
+    struct world *w = *state;
+    ask_times(w, 0, 2);
+    struct channel_state before = channel_of(w, 0);
+    struct fake_state *s = fake_now();
+    struct fake_channel *there = fake_channel_of(s, before.payer, before.epoch, true);
+    there->value = s->redeemed = amount_of((uint64_t)before.total.units +
+                                           1); /* of a later receipt */
+    memset(there->last, 0x77, 32);
+    look(w);
+    assert_true(channel_of(w, 0).epoch > before.epoch);
+    there->value = s->redeemed = AMOUNT_ZERO; /* so that the books may be compared */
 }
 
 /* ---- crashes ----------------------------------------------------------------------------------
@@ -698,6 +746,8 @@ int main(void)
         CHAIN(a_voucher_whose_funds_leave_is_put_aside),
         CHAIN(a_redeem_that_reverts_is_put_aside),
         CHAIN(what_is_too_little_to_redeem_waits_for_more),
+        CHAIN(redeems_of_payers_leave_half_of_the_days_gas),
+        CHAIN(a_database_that_lacks_a_payers_redeemed_voucher_opens_a_new_epoch),
         CHAIN(a_deep_reorg_of_a_redeem_is_mended_beside_a_held_voucher),
         cmocka_unit_test(a_kill_at_any_point_loses_no_voucher_and_redeems_none_twice),
     };
