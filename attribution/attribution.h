@@ -412,6 +412,7 @@ struct ledger_health {
     uint64_t batches_sealed, batches_submitted, batches_final;
     uint64_t outbox_waiting;                  /* rows that are not confirmed */
     uint64_t outbox_oldest_ms;                /* age of the oldest of them */
+    uint64_t vouchers_held;                   /* payers', that wait for funds */
     struct amount house_balance, house_short; /* Escrow: deposit left; what vouchers lack */
     bool house_known;                         /* the chain has told since open */
 };

@@ -231,7 +231,7 @@ static void tell(struct bill *b, const struct account *a, struct buf *voucher, c
     printf("%s %" PRIu64 " receipts verified, %s to be redeemed, %s in all: %s\n",
            hex_encode_0x(hex, a->channel.bytes, 32), a->n_new, amount_to_tokens(more, moves),
            amount_to_tokens(all, a->total),
-           accepted ? "the voucher was taken" : "the node holds as new a one");
+           accepted ? "the voucher was taken" : "the node holds one that is as new");
 }
 
 /* A promise without money behind it is held: the payer should know. */

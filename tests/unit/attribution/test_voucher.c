@@ -6,6 +6,7 @@
 #include "attribution/outbox.h"
 #include "node/base/fault.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -438,6 +439,63 @@ static void a_newer_voucher_waits_for_the_one_that_is_on_its_way(void **state)
     assert_int_equal(fake->n_reverts, 0);
 }
 
+enum { N_VOUCHERS = 8, N_THREADS = 4 };
+
+struct crowd {
+    struct world *w;
+    struct signed_voucher vouchers[N_VOUCHERS];
+    _Atomic int next;
+};
+
+static void *hand_in(void *context)
+{
+    struct crowd *c = context;
+    for (int i; (i = c->next++) < 4 * N_VOUCHERS;) {
+        struct voucher_held held;
+        struct err err = {0};
+        BUG_IF(ledger_voucher_accept(c->w->l, &held, &c->vouchers[i * 5 % N_VOUCHERS], &err) != 0);
+    }
+    return NULL;
+}
+
+static void of_many_at_once_the_newest_is_held(void **state)
+{
+    struct world *w = *state;
+    struct crowd c = {.w = w};
+    pthread_t threads[N_THREADS];
+    struct ledger_health h;
+    for (int i = 0; i < N_VOUCHERS; i++) {
+        ask_times(w, 0, 1);
+        c.vouchers[i] = make(w, 0);
+    }
+    for (int i = 0; i < N_THREADS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, hand_in, &c), 0);
+    for (int i = 0; i < N_THREADS; i++)
+        pthread_join(threads[i], NULL);
+    expect_taken(w, &c.vouchers[N_VOUCHERS - 1], false);
+    assert_int_equal(count_rows(w, "SELECT count(*) FROM voucher"), 1);
+    ledger_health(w->l, &h);
+    assert_int_equal(h.vouchers_held, 1);
+    assert_int_equal(h.outbox_waiting, 0);
+}
+
+static void a_ledger_from_before_payers_vouchers_is_brought_up_to_date(void **state)
+{
+    struct world *w = *state;
+    struct err err = {0};
+    char *path = xasprintf("%s/ledger.db", w->dir);
+    ask_times(w, 0, 1);
+    ledger_close(w->l);
+    struct db *db = db_open(path, DB_WRITER, &err);
+    assert_ok(db_exec(db, "DROP INDEX outbox_held; PRAGMA user_version = 1", &err), err);
+    db_close(db);
+    free(path);
+    w->l = market_open(&w->options);
+    assert_int_equal(count_rows(w, "SELECT count(*) FROM sqlite_schema WHERE name = 'outbox_held'"),
+                     1);
+    pay(w, 0);
+}
+
 /* ---- without money ----------------------------------------------------------------------------
  */
 
@@ -741,6 +799,8 @@ int main(void)
         LOCAL(without_a_chain_no_voucher_is_taken),
         CHAIN(a_newer_voucher_takes_the_place_of_the_one_that_is_held),
         CHAIN(a_newer_voucher_waits_for_the_one_that_is_on_its_way),
+        CHAIN(of_many_at_once_the_newest_is_held),
+        CHAIN(a_ledger_from_before_payers_vouchers_is_brought_up_to_date),
         CHAIN(payers_without_funds_hold_up_nobody),
         CHAIN(funded_payers_leave_room_for_the_house),
         CHAIN(a_voucher_whose_funds_leave_is_put_aside),
