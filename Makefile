@@ -160,7 +160,7 @@ $(addprefix $(B)/asan/,$(FUZZ_TARGETS)): %: %.o $(B)/asan/tests/fuzz/replay_main
 
 # No parser computes: ref stands in for cpu, whose files each want instructions of their own.
 FUZZ_SECONDS ?= 60
-FUZZ_EXTRA := node/json_util.c node/openai_request.c node/signed_request.c node/api_error.c $(wildcard node/http*.c)
+FUZZ_EXTRA := node/json_util.c node/openai_request.c node/signed_fields.c node/signed_request.c node/signed_voucher.c node/api_error.c $(wildcard node/http*.c)
 fuzz:
 	@command -v clang >/dev/null || { echo "make fuzz needs clang (make deps-lint)"; exit 1; }
 	@for t in $(notdir $(FUZZ_TARGETS)); do \

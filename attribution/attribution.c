@@ -248,7 +248,13 @@ int ledger_count(struct ledger *l, struct err *err)
     oldest = db_get_u64(s);
     if (db_end_checked(s, err) != 0)
         return -1;
+    s = db_stmt(l->db, "SELECT count(*) FROM outbox WHERE domain = ? AND state = 5");
+    db_put_u64(s, l->domain);
+    uint64_t held = db_step(s, err) == 1 ? db_get_u64(s) : 0;
+    if (db_end_checked(s, err) != 0)
+        return -1;
     pthread_mutex_lock(&l->health_lock);
+    l->health.vouchers_held = held;
     l->health.unsealed_receipts = l->unsealed_receipts;
     l->health.batches_sealed = l->batches;
     l->health.batches_submitted = submitted;

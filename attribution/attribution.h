@@ -3,7 +3,8 @@
  * The service hands over one `struct usage` when an answer ends and gets a signed receipt back once
  * it is on disk. From then on the ledger sees to it that the receipt is paid for: a voucher of the
  * house account redeems it, a batch settles it, a payout tree says who earned what, and the chain
- * is told, through crashes, reorgs and lost endpoints.
+ * is told, through crashes, reorgs and lost endpoints. Payers of their own hand in vouchers
+ * themselves.
  *
  *   usage --ledger_commit--> receipt (hash chain of its channel, EIP-712, signed, fsynced)
  *         --sealing--------> voucher + batch + payout tree + outbox rows, in one transaction
@@ -33,7 +34,8 @@
  *      it anew: a copy made before tells of a file that is gone. (A move to a new disk looks the
  *      same; an epoch too many costs nothing but one storage slot.)
  *   3. Before the publisher's first transaction it compares the contracts with the database: a
- *      redeemed lastReceiptHash or a batch that the database doesn't know was made by a later self.
+ *      redeemed lastReceiptHash, more redeemed than it has vouchers for, or a batch that the
+ *      database doesn't know was made by a later self.
  *      This finds a restored disk image, too. A database that is new on a chain asks before its
  *      first receipt; when the chain can't be asked it starts with a fresh epoch.
  * A fresh epoch is numbered by the unix milliseconds now and ten random bits, or, where the clock
@@ -94,6 +96,7 @@ struct ledger_publish_policy {
     struct amount max_fee_per_gas;   /* wei a unit of gas, never exceeded; default 500 gwei */
     struct amount max_spend_per_day; /* wei, worst case of all transactions signed in the last 24
                                         hours; default 1 native token (10^18) */
+    struct amount redeem_min; /* a payer's voucher that would move less waits; default: none */
 };
 
 struct ledger_options {
@@ -223,6 +226,57 @@ int ledger_request_enter(struct ledger *l, struct request_digest id, const struc
 /* Once for each that was let in, when no ledger_commit of it is under way. Any thread. */
 void ledger_request_leave(struct ledger *l, struct request_digest id);
 
+/* ---- payers' vouchers ---------------------------------------------------------------------------
+ *
+ * With a Voucher a payer accepts its channel up to one receipt, which it names by its hash and by
+ * its channelTotal: the payer co-signs that usage, neither more nor less. It is cumulative, so one
+ * replaces all before it, and an old one does nothing.
+ *
+ *   accept ---> held ---> the outbox's own way ---> redeemed ---> its receipts are sealed, settled
+ *               until Escrow has the money
+ *
+ * A voucher is a promise on escrowed funds, which may be missing or thaw away. So what it is over
+ * stays owed, and counts against the credit, until it is redeemed and the redeem confirmed; a payer
+ * that has used up its credit gets on after publish.confirmations blocks.
+ *
+ * What is not paid blocks nobody. A held voucher is outside the outbox: the publisher looks at a
+ * few of them in each round, the new ones first, and lets in what Escrow has funds for, one a
+ * channel and OUTBOX_PAYERS_MAX in all (outbox.h). Of each channel only the newest is held. One
+ * whose funds leave while it waits goes back. What would move less than publish.redeem_min waits
+ * for a bigger one, and all payers' redeems together cost at most half of
+ * publish.max_spend_per_day. Signatures must be the payer's own, as those of Requests. */
+
+struct signed_voucher {
+    struct voucher voucher; /* chain/types.h */
+    struct signature signature;
+};
+
+struct voucher_held {         /* the newest of a channel */
+    bool accepted;            /* it is the one that was given; else that one is no newer */
+    struct amount value;      /* zero: there is none, since the channel owes nothing */
+    uint64_t index;           /* of the receipt that it names */
+    uint8_t last_receipt[32]; /* its hash */
+    struct amount redeemed;   /* of the channel, confirmed */
+};
+
+/* Stores a payer's voucher; returns after the commit. 0 also when a newer one is held, or the same:
+ * *out says so. ERR_UNSUPPORTED: no chain is configured; ERR_INVALID: for another operator;
+ * ERR_NOT_FOUND: no such channel here; ERR_FORBIDDEN: the house account's; ERR_CONFLICT: it names
+ * no receipt of the channel, or another value than that receipt's channelTotal; ERR_UNAUTHORIZED:
+ * another payer's channel, or not signed by the payer, which is looked at last. Waits; not from the
+ * ledger thread. */
+int ledger_voucher_accept(struct ledger *l, struct voucher_held *out,
+                          const struct signed_voucher *v, struct err *err);
+
+/* What a payer needs to know to sign: {"payer","operator","domain":{"chainId","verifyingContract"}
+ * (Escrow: of Requests and Vouchers),"credit","owed" (by receipts that no redeemed voucher covers),
+ * "answering" (maxFee of what is being answered),"channels":[{"channel","epoch","receipts","head"
+ * (hash of the newest receipt),"total","redeemed","open" (the one that new Requests must name; it
+ * comes first, and may have no receipt yet),"voucher":{"valueAggregate","lastReceiptHash","index",
+ * "state":"held"|"waiting"|"signed"|"mined"|"confirmed"|"moot","waiting" (a sentence, or null)} or
+ * null}]}, the newest 100 channels. ERR_UNSUPPORTED: no chain is configured. */
+json_t *ledger_query_payer(struct ledger *l, struct address payer, struct err *err);
+
 /* Receipt JSON, the field `tributary` of the last chunk (RFC 8785, so keys are sorted):
  *
  *   {"domain":{"chainId":n,"verifyingContract":address},
@@ -334,8 +388,9 @@ json_t *ledger_query_batch(struct ledger *l, uint64_t seq, struct err *err);
 int ledger_batch_file(struct ledger *l, struct sha256_digest hash, struct buf *out,
                       struct err *err);
 
-/* {"items":[{"kind":"redeem"|"submit","of","state","transactions":[{"hash","nonce","state",
- * "maxFeePerGas","block"}],"waiting" (a sentence, or null),"createdMs"}],"next"}. */
+/* {"items":[{"kind":"redeem"|"submit","of","state" (as in
+ * ledger_query_payer),"transactions":[{"hash","nonce","state", "maxFeePerGas","block"}],"waiting"
+ * (a sentence, or null),"createdMs"}],"next"}. */
 json_t *ledger_query_outbox(struct ledger *l, const struct ledger_filter *f, struct err *err);
 
 /* All adapters / Datanets that were put: facts, id, manifest hash. Filters: creator, adapter. */
@@ -357,6 +412,7 @@ struct ledger_health {
     uint64_t batches_sealed, batches_submitted, batches_final;
     uint64_t outbox_waiting;                  /* rows that are not confirmed */
     uint64_t outbox_oldest_ms;                /* age of the oldest of them */
+    uint64_t vouchers_held;                   /* payers', that wait for funds */
     struct amount house_balance, house_short; /* Escrow: deposit left; what vouchers lack */
     bool house_known;                         /* the chain has told since open */
 };

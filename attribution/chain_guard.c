@@ -1,9 +1,13 @@
 /* chain_guard: guard 3 of attribution.h. Has this operator had a life that the database doesn't
  * remember?
  *
- * Two things on chain can only have been made by us: the newest batch, and the receipt that the
- * newest redeemed voucher of each of the house account's channels names. If the database lacks one
- * of them, it is older than the chain, and its channels must not be extended. */
+ * Three things on chain can only have been made by us: the newest batch, the receipt that the
+ * newest redeemed voucher of each of the house account's channels names, and a sum: what was
+ * redeemed for the operator in all is at most what our newest voucher of each channel, payers' ones
+ * included, comes to, since each was stored before it was sent. If the database lacks one of them,
+ * it is older than the chain, and its channels must not be extended. (The sum finds what payers'
+ * channels have lost, without a question about each of them; not where vouchers that wait come to
+ * more than what is missing.) */
 #include "attribution/batch.h"
 #include "attribution/ledger.h"
 #include "attribution/publisher.h"
@@ -11,8 +15,26 @@
 
 #include <string.h>
 
-/* Whether the newest redeemed receipt of a channel, or the newest batch, is one that we don't have.
- */
+/* Whether more was redeemed for us than all our vouchers are over. */
+static int redeemed_beyond(const struct ledger *l, const struct settlement *at, struct db *db,
+                           bool *beyond, struct err *err)
+{
+    struct amount redeemed;
+    struct db_stmt *s = db_stmt(db, "SELECT amount_sum(newest) FROM (SELECT max(v.value) AS newest "
+                                    "FROM voucher v JOIN channel c ON c.id = v.channel WHERE "
+                                    "c.domain = ? GROUP BY v.channel)");
+    db_put_u64(s, l->domain);
+    int row = db_step(s, err);
+    struct amount ours = row == 1 ? db_get_amount(s) : AMOUNT_ZERO;
+    if (db_end_checked(s, err) != 0 || row != 1 ||
+        settlement_redeemed(at, &redeemed, RPC_AT_LATEST, err) != 0)
+        return -1;
+    *beyond = amount_cmp(redeemed, ours) > 0;
+    return 0;
+}
+
+/* Whether the newest redeemed receipt of a channel, or the newest batch, is one that we don't have,
+ * or a voucher. */
 int publisher_chain_remembers(struct ledger *l, bool *remembers, struct err *err)
 {
     struct settlement at = {l->opt.rpc, l->opt.chain, l->operator_address, l->signer};
@@ -31,6 +53,8 @@ int publisher_chain_remembers(struct ledger *l, bool *remembers, struct err *err
         rc = found < 0 ? -1 : 0;
         *remembers = found != 1 || memcmp(b.hash.bytes, head.hash, 32) != 0;
     }
+    if (rc == 0 && !*remembers)
+        rc = redeemed_beyond(l, &at, db, remembers, err);
     /* The payer's first channel, and all that we have. */
     uint64_t epochs[64] = {0};
     size_t n = 1;

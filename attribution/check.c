@@ -214,7 +214,7 @@ static int check_vouchers(struct books *b, struct err *err)
     if (db_end_checked(s, err) != 0 || row < 0)
         rc = -1;
     for (size_t i = 0; i < n && rc == 0; i++) {
-        struct signed_voucher v;
+        struct stored_voucher v;
         struct address signer;
         struct amount total = AMOUNT_ZERO;
         struct eip712_domain domain = voucher_domain(&b->chain);

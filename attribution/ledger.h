@@ -29,6 +29,7 @@ enum outbox_state {
     OUTBOX_MINED = 2,
     OUTBOX_CONFIRMED = 3,
     OUTBOX_MOOT = 4,
+    OUTBOX_HELD = 5, /* a payer's voucher, before it is let in: held.c */
 };
 enum tx_state { TX_SIGNED = 0, TX_BROADCAST = 1, TX_MINED = 2, TX_LOST = 3 };
 

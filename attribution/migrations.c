@@ -18,9 +18,10 @@
  * payout leaf: earned by all receipts, sealed in batches, submitted and final on chain, claimed.
  * sealed is the next batch's starting point. outbox            what has to happen on chain; kind: 1
  * redeem a voucher, 2 submit a batch; state: 0 waiting, 1 signed, 2 mined, 3 confirmed, 4 moot
- * (another one did it). tx                signed transactions, their bytes stored before the first
- * broadcast; several of one outbox row share its nonce (replacements). state: 0 signed, 1
- * broadcast, 2 mined, 3 lost (its nonce was used by another transaction).
+ * (another one did it), 5 held (a payer's voucher that waits for funds). tx                signed
+ * transactions, their bytes stored before the first broadcast; several of one outbox row share its
+ * nonce (replacements). state: 0 signed, 1 broadcast, 2 mined, 3 lost (its nonce was used by
+ * another transaction).
  *
  * Amounts are 16-byte BLOBs (db.h); hashes, ids and addresses BLOBs of their size; times unix
  * milliseconds. STRICT makes SQLite refuse another type in a column. */
@@ -116,6 +117,9 @@ static const char *const steps[] = {
     " block INTEGER, block_hash BLOB, succeeded INTEGER) STRICT;"
     "CREATE INDEX tx_of_outbox ON tx(outbox);"
     "CREATE INDEX tx_recent ON tx(signed_ms);",
+
+    /* 2: payers' vouchers */
+    "CREATE INDEX outbox_held ON outbox(domain, id) WHERE state = 5;",
 };
 
 uint32_t migrations_newest(void)

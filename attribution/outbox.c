@@ -90,6 +90,25 @@ int outbox_load_tx(struct db *db, const struct outbox_row *o, struct outbox_tx *
     return row;
 }
 
+const char *outbox_state_name(enum outbox_state state)
+{
+    switch (state) {
+    case OUTBOX_WAITING:
+        return "waiting";
+    case OUTBOX_SIGNED:
+        return "signed";
+    case OUTBOX_MINED:
+        return "mined";
+    case OUTBOX_CONFIRMED:
+        return "confirmed";
+    case OUTBOX_MOOT:
+        return "moot";
+    case OUTBOX_HELD:
+        return "held";
+    }
+    BUG("outbox state %d", (int)state);
+}
+
 /* ---- writing ------------------------------------------------------ */
 
 static int set_batch_state(struct ledger *l, uint64_t batch_row, enum batch_state state,
@@ -153,6 +172,15 @@ static int change_row_task(struct ledger *l, void *context, struct err *err)
         s = db_stmt(l->db, "UPDATE channel SET redeemed = max(redeemed, ?) WHERE id = ?");
         db_put_amount(s, c->redeemed);
         db_put_u64(s, c->channel_row);
+        if (db_run(s, err) != 0)
+            return -1;
+        s = db_stmt(l->db,
+                    "UPDATE outbox SET state = 4, note = NULL WHERE domain = ? AND state = 5 "
+                    "AND voucher IN (SELECT id FROM voucher WHERE channel = ? AND "
+                    "value <= ?)");
+        db_put_u64(s, l->domain);
+        db_put_u64(s, c->channel_row);
+        db_put_amount(s, c->redeemed);
         if (db_run(s, err) != 0)
             return -1;
     }
@@ -239,8 +267,8 @@ static int reopen_task(struct ledger *l, void *context, struct err *err)
     static const char *const redeems[] = {
         ("UPDATE tx SET state = 1, broadcast_ms = NULL, block = NULL, block_hash = NULL WHERE "
          "outbox IN "
-         "(SELECT id FROM outbox WHERE domain = ?1 AND voucher = ?2 AND state >= 3)"),
-        "UPDATE outbox SET state = 1 WHERE domain = ?1 AND voucher = ?2 AND state >= 3",
+         "(SELECT id FROM outbox WHERE domain = ?1 AND voucher = ?2 AND state IN (3, 4))"),
+        "UPDATE outbox SET state = 1 WHERE domain = ?1 AND voucher = ?2 AND state IN (3, 4)",
     };
     const struct outbox_lost *lost = context;
     for (size_t i = 0; i < sizeof(submits) / sizeof(*submits); i++) {

@@ -11,13 +11,18 @@
 #include "attribution/voucher.h"
 #include "node/base/buf.h"
 
-enum { OUTBOX_ROWS_MAX = 256 }; /* looked at in one round */
+enum {
+    OUTBOX_ROWS_MAX = 256,  /* looked at in one round */
+    OUTBOX_PAYERS_MAX = 32, /* of them, payers' vouchers at most: the rest is the house's */
+};
+
+const char *outbox_state_name(enum outbox_state state);
 
 struct outbox_row { /* of the outbox, with what it is about */
     uint64_t id;
     enum outbox_kind kind;
     enum outbox_state state;
-    struct signed_voucher voucher;
+    struct stored_voucher voucher;
     uint64_t channel_row;
     bool superseded; /* a newer voucher of the channel waits behind it */
     struct signed_batch batch;

@@ -31,12 +31,14 @@
  *
  * A submit waits, and says so in outbox.note, until its redeem has arrived (committed <= redeemed),
  * the stake covers it and the operator is live. A redeem waits for the payer's balance and steps
- * aside for a newer voucher of its channel; it holds up nobody else.
+ * aside for a newer voucher of its channel; it holds up nobody else. One of a payer's own is among
+ * the rows only while Escrow can pay it (held.c): when it can't be sent it is put aside.
  *
  * The publisher writes through the ledger thread (ledger_run). Fault points: publish.signed
  * (nothing stored), publish.stored (not sent), publish.sent. */
 #include "attribution/publisher.h"
 
+#include "attribution/held.h"
 #include "attribution/ledger.h"
 #include "attribution/outbox.h"
 #include "attribution/settlement.h"
@@ -64,7 +66,8 @@ struct publisher {
     pthread_mutex_t lock;
     pthread_cond_t woken;
     bool wake, stop;
-    bool guard_passed; /* the chain was compared with the database */
+    bool guard_passed;   /* the chain was compared with the database */
+    uint64_t held_place; /* held_look's */
     _Atomic uint64_t answered_us, round_since_us;
     char complaint[256]; /* what needs the operator; "" when all is well */
 };
@@ -160,7 +163,7 @@ struct redeemed_cache {
 static int ask_channel(struct round *r, const struct outbox_row *o, struct redeemed_cache *cache,
                        struct err *err)
 {
-    const struct signed_voucher *v = &o->voucher;
+    const struct stored_voucher *v = &o->voucher;
     uint8_t last[32];
     if (cache->channel_row == o->channel_row)
         return 0;
@@ -237,6 +240,26 @@ static int spent_today(struct round *r, uint64_t but_nonce, struct amount *out, 
     return db_end_checked(s, err) != 0 || row != 1 ? -1 : 0;
 }
 
+/* Half of what a day may cost is the most for payers' redeems: what others sign keeps no batch from
+ * being paid for. */
+static int payers_may_spend(struct round *r, bool *may, struct err *err)
+{
+    struct ledger *l = r->p->ledger;
+    struct db_stmt *s = db_stmt(
+        r->db, "SELECT amount_sum(worst) FROM (SELECT max(t.worst_cost) AS worst FROM tx t "
+               "JOIN outbox o ON o.id = t.outbox JOIN voucher v ON v.id = o.voucher "
+               "JOIN channel c ON c.id = v.channel WHERE o.domain = ? AND t.signed_ms > ? AND "
+               "c.payer <> ? GROUP BY t.nonce)");
+    uint64_t now = clock_unix_ms().ms;
+    db_put_u64(s, l->domain);
+    db_put_u64(s, now > DAY_MS ? now - DAY_MS : 0);
+    db_put_blob(s, l->house.bytes, 20);
+    int row = db_step(s, err);
+    *may = row == 1 &&
+           amount_cmp(db_get_amount(s), amount_div(l->opt.publish.max_spend_per_day, 2)) < 0;
+    return db_end_checked(s, err) != 0 || row != 1 ? -1 : 0;
+}
+
 /* Above all that is out there. A row that others have brought into a block leaves its own
  * transaction behind, which needn't be anywhere: the node's word counts for its nonce. */
 static int next_nonce(struct round *r, uint64_t *out, struct err *err)
@@ -280,10 +303,26 @@ static int send_tx(struct publisher *p, const struct outbox_row *o, uint64_t tx_
     return outbox_note(p->ledger, o, why.message[0] ? why.message : rpc_sent_name(*sent), err);
 }
 
+static bool is_payers(const struct round *r, const struct outbox_row *o)
+{
+    return o->kind == OUTBOX_REDEEM && !address_eq(o->voucher.voucher.payer, r->p->ledger->house);
+}
+
+/* The row can't go now, and others may: a payer's is held again. */
+static int put_aside(struct round *r, struct outbox_row *o, const char *note, struct err *err)
+{
+    if (!is_payers(r, o))
+        return outbox_note(r->p->ledger, o, note, err);
+    o->state = OUTBOX_HELD;
+    return outbox_apply(r->p->ledger,
+                        &(struct outbox_change){.row = o->id, .state = OUTBOX_HELD, .note = note},
+                        err);
+}
+
 /* Signs the row's action and stores it, then sends it. replaced: the transaction whose nonce and
  * fees it takes over, or NULL. A wait is not an error: the note says why. */
-static int sign_and_send(struct round *r, const struct outbox_row *o,
-                         const struct outbox_tx *replaced, struct err *err)
+static int sign_and_send(struct round *r, struct outbox_row *o, const struct outbox_tx *replaced,
+                         struct err *err)
 {
     struct publisher *p = r->p;
     struct ledger *l = p->ledger;
@@ -308,7 +347,7 @@ static int sign_and_send(struct round *r, const struct outbox_row *o,
         gas = replaced->gas; /* for it was possible once */
     } else {
         rc = local.code == ERR_CONFLICT || local.code == ERR_INVALID
-                 ? outbox_note(p->ledger, o, local.message, err) /* it would revert: not yet */
+                 ? put_aside(r, o, local.message, err) /* it would revert: not yet */
                  : err_set(err, local.code, "%s", local.message);
         goto out;
     }
@@ -598,7 +637,8 @@ static int may_start(struct round *r, const struct outbox_row *o, bool *may, con
         snprintf(text, n_text, "the payer's escrow balance is %s, the voucher needs %s",
                  amount_format(have, balance), amount_format(need, missing));
         *note = text;
-        complain(r->p, "%s", text);
+        if (!is_payers(r, o))
+            complain(r->p, "%s", text);
     } else {
         *may = true;
     }
@@ -608,14 +648,25 @@ static int may_start(struct round *r, const struct outbox_row *o, bool *may, con
 /* Signs the first waiting row that can go. Redeems step aside for a newer, affordable voucher. */
 static int start_next(struct round *r, struct err *err)
 {
+    static const char spent[] = "payers' redeems have used up their half of the spending cap of 24 "
+                                "hours";
+    bool payers_may;
     for (size_t i = 0; i < r->n_rows; i++) {
         if (r->rows[i].state == OUTBOX_SIGNED)
             return 0; /* one in flight */
     }
+    if (payers_may_spend(r, &payers_may, err) != 0)
+        return -1;
     for (size_t i = 0; i < r->n_rows; i++) {
         struct outbox_row *o = &r->rows[i];
         if (o->state != OUTBOX_WAITING)
             continue;
+        if (is_payers(r, o) && !payers_may) {
+            complain(r->p, "%s", spent);
+            if (outbox_note(r->p->ledger, o, spent, err) != 0)
+                return -1;
+            continue;
+        }
         if (o->superseded) {
             size_t newer = r->n_rows; /* the newest voucher of the channel among the rows */
             for (size_t j = i + 1; j < r->n_rows; j++) {
@@ -638,10 +689,14 @@ static int start_next(struct round *r, struct err *err)
         char text[200];
         if (may_start(r, o, &may, &note, text, sizeof(text), err) != 0)
             return -1;
-        if (may)
-            return sign_and_send(r, o, NULL, err);
-        if (outbox_note(r->p->ledger, o, note, err) != 0)
+        if (may) {
+            if (sign_and_send(r, o, NULL, err) != 0)
+                return -1;
+            if (o->state != OUTBOX_HELD)
+                return 0;
+        } else if (put_aside(r, o, note, err) != 0) {
             return -1;
+        }
     }
     return 0;
 }
@@ -654,7 +709,8 @@ static int find_lost_vouchers(struct round *r, struct outbox_lost *out, struct e
     struct db_stmt *s = db_stmt(
         r->db, "SELECT v.id, c.payer, c.epoch, v.value FROM voucher v JOIN channel c ON "
                "c.id = v.channel JOIN outbox o ON o.voucher = v.id WHERE c.domain = ? AND "
-               "o.state >= 3 AND v.id = (SELECT max(id) FROM voucher w WHERE w.channel = c.id) "
+               "o.state IN (3, 4) AND v.id = (SELECT max(w.id) FROM voucher w JOIN outbox n ON "
+               "n.voucher = w.id WHERE w.channel = c.id AND n.state IN (3, 4)) "
                "ORDER BY v.id DESC LIMIT 64");
     int row, rc = 0;
     db_put_u64(s, r->p->ledger->domain);
@@ -848,10 +904,11 @@ static int run_round(struct publisher *p, struct err *err)
     if (!p->guard_passed && pass_guard(p, err) != 0)
         return -1;
     p->complaint[0] = '\0';
-    r.db = ledger_reader(p->ledger, err);
-    int rc = r.db ? 0 : -1;
+    int rc = look_at_chain(&r, err);
     if (rc == 0)
-        rc = look_at_chain(&r, err);
+        rc = held_look(p->ledger, &p->at, RPC_AT_BLOCK(r.head.number), &p->held_place, err);
+    if (rc == 0 && (r.db = ledger_reader(p->ledger, err)) == NULL)
+        rc = -1;
     if (rc == 0)
         rc = outbox_load(r.db, p->ledger->domain, &r.rows, &r.n_rows, err);
     if (rc == 0)

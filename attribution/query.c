@@ -11,6 +11,7 @@
 #include "attribution/batch.h"
 #include "attribution/json_out.h"
 #include "attribution/ledger.h"
+#include "attribution/outbox.h"
 #include "attribution/query.h"
 #include "attribution/receipt.h"
 #include "node/base/buf.h"
@@ -659,7 +660,6 @@ static json_t *transactions_json(struct db *db, uint64_t outbox)
 
 json_t *ledger_query_outbox(struct ledger *l, const struct ledger_filter *f, struct err *err)
 {
-    static const char *const states[] = {"waiting", "signed", "mined", "confirmed", "moot"};
     struct page p;
     uint64_t after;
     bool more = false;
@@ -693,12 +693,11 @@ json_t *ledger_query_outbox(struct ledger *l, const struct ledger_filter *f, str
         }
         uint64_t id = db_get_u64(s), kind = db_get_u64(s);
         db_get_blob(s, of, 32);
-        uint64_t state = db_get_u64(s);
+        enum outbox_state state = (enum outbox_state)db_get_most(s, OUTBOX_HELD);
         const char *note = db_get_text(s);
-        json_t *item = json_pack("{s:s, s:o, s:s, s:o}", "kind",
-                                 kind == OUTBOX_REDEEM ? "redeem" : "submit", "of", out_hex(of, 32),
-                                 "state", states[state <= 4 ? state : 4], "waiting",
-                                 out_text_or_null(note));
+        json_t *item = json_pack(
+            "{s:s, s:o, s:s, s:o}", "kind", kind == OUTBOX_REDEEM ? "redeem" : "submit", "of",
+            out_hex(of, 32), "state", outbox_state_name(state), "waiting", out_text_or_null(note));
         json_object_set_new(item, "createdMs", out_u64(db_get_u64(s)));
         json_object_set_new(item, "transactions", transactions_json(db, id));
         json_array_append_new(p.items, item);

@@ -13,6 +13,7 @@
  * The list is as long as the node answers requests at once, some hundreds: it is walked. */
 #include "attribution/request.h"
 
+#include "attribution/payer.h"
 #include "chain/eip712.h"
 #include "node/base/buf.h"
 #include "node/base/hex.h"
@@ -99,6 +100,25 @@ void requests_release(struct ledger *l)
     }
 }
 
+/* The maxFee of all that is being answered for a payer; under the lock. */
+static struct amount pending_of(const struct ledger *l, struct address payer)
+{
+    struct amount sum = AMOUNT_ZERO;
+    for (const struct open_request *o = l->requests; o != NULL; o = o->next) {
+        if (address_eq(o->payer, payer) && amount_add(&sum, sum, o->max_fee) != 0)
+            sum = AMOUNT_MAX;
+    }
+    return sum;
+}
+
+struct amount requests_pending(struct ledger *l, struct address payer)
+{
+    pthread_mutex_lock(&l->requests_lock);
+    struct amount sum = pending_of(l, payer);
+    pthread_mutex_unlock(&l->requests_lock);
+    return sum;
+}
+
 /* Puts one in. *pending: what all of its payer may cost, this one included (2^128 - 1 when it
  * overflows). False: it is there. */
 static bool put(struct ledger *l, struct request_digest id, const struct request_auth *q,
@@ -114,11 +134,7 @@ static bool put(struct ledger *l, struct request_digest id, const struct request
     if (is_new) {
         mine->next = l->requests;
         l->requests = mine;
-        *pending = AMOUNT_ZERO;
-        for (const struct open_request *o = l->requests; o != NULL; o = o->next) {
-            if (address_eq(o->payer, q->payer) && amount_add(pending, *pending, o->max_fee) != 0)
-                *pending = AMOUNT_MAX;
-        }
+        *pending = pending_of(l, q->payer);
     }
     pthread_mutex_unlock(&l->requests_lock);
     if (!is_new)
@@ -167,23 +183,11 @@ static int check_channel(struct ledger *l, struct db *db, const struct request_a
 static int check_credit(const struct ledger *l, struct db *db, const struct request_auth *q,
                         struct amount pending, struct err *err)
 {
-    struct amount receipts, redeemed, unpaid = AMOUNT_ZERO, owed;
+    struct amount unpaid, owed;
     char payer[ADDRESS_TEXT_BYTES], a[AMOUNT_TEXT_BYTES], b[AMOUNT_TEXT_BYTES],
         c[AMOUNT_TEXT_BYTES];
-    struct db_stmt *s = db_stmt(db, "SELECT amount_sum(total), amount_sum(redeemed) FROM channel "
-                                    "WHERE domain = ? AND payer = ?");
-    db_put_u64(s, l->domain);
-    db_put_blob(s, q->payer.bytes, 20);
-    if (db_step(s, err) != 1) {
-        db_end(s);
+    if (payer_debt(l, db, &unpaid, q->payer, err) != 0)
         return -1;
-    }
-    receipts = db_get_amount(s);
-    redeemed = db_get_amount(s);
-    if (db_end_checked(s, err) != 0)
-        return -1;
-    if (amount_sub(&unpaid, receipts, redeemed) != 0)
-        unpaid = AMOUNT_ZERO;
     if (amount_add(&owed, unpaid, pending) == 0 && amount_cmp(owed, l->opt.payer_credit) <= 0)
         return 0;
     return err_set(err, ERR_PAYMENT,

@@ -16,6 +16,10 @@ struct open_request {
  * thread. */
 bool request_find(struct ledger *l, struct open_request *out, const uint8_t id[32]);
 
+/* The maxFee of all Requests of a payer that are being answered; 2^128 - 1 when that overflows. Any
+ * thread. */
+struct amount requests_pending(struct ledger *l, struct address payer);
+
 void requests_release(struct ledger *l); /* forgets what is left, at the ledger's end */
 
 #endif

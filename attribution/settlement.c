@@ -88,7 +88,7 @@ int settlement_claimed(const struct settlement *s, struct amount *out, const str
                                leaf->position, err);
 }
 
-void settlement_redeem_data(struct buf *out, const struct signed_voucher *v)
+void settlement_redeem_data(struct buf *out, const struct stored_voucher *v)
 {
     calldata_escrow_redeem(out, &(struct redeemable_voucher){v->voucher, v->epoch, v->signature});
 }

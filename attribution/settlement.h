@@ -44,7 +44,7 @@ int settlement_claimed(const struct settlement *s, struct amount *out, const str
                        struct rpc_at at, struct err *err);
 
 /* Calldata, appended. */
-void settlement_redeem_data(struct buf *out, const struct signed_voucher *v);
+void settlement_redeem_data(struct buf *out, const struct stored_voucher *v);
 void settlement_submit_data(struct buf *out, const struct signed_batch *b);
 
 /* Calls each for the operator's claims in [from, to], in order; amount is the leaf's cumulative. */

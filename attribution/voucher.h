@@ -1,11 +1,12 @@
-/* voucher: what the house account signs, so that a prefix of its channel can be redeemed. */
+/* voucher: what redeems a prefix of a channel: signed here for the house account, and by payers
+ * (ledger_voucher_accept). */
 #ifndef TRIBUTARY_ATTRIBUTION_VOUCHER_H
 #define TRIBUTARY_ATTRIBUTION_VOUCHER_H
 
 #include "attribution/ledger.h"
 #include "chain/eip712.h"
 
-struct signed_voucher {
+struct stored_voucher {
     struct voucher voucher;
     uint64_t epoch;
     struct signature signature;
@@ -20,7 +21,7 @@ int voucher_sign(struct ledger *l, const struct channel_state *ch, uint64_t inde
                  const uint8_t receipt_hash[32], struct amount channel_total, struct err *err);
 
 /* By row: 1 found, 0 not, -1. */
-int voucher_load(struct db *db, struct signed_voucher *out, uint64_t row, struct err *err);
+int voucher_load(struct db *db, struct stored_voucher *out, uint64_t row, struct err *err);
 
 struct eip712_domain voucher_domain(const struct ledger_chain *chain);
 

@@ -157,6 +157,8 @@ X(CHAIN_MAX_FEE_PER_GAS, "chain", "max_fee_per_gas", AMOUNT, "500000000000", 0, 
   "Never pay more for a unit of gas.") \
 X(CHAIN_MAX_SPEND_PER_DAY, "chain", "max_spend_per_day", AMOUNT, "1000000000000000000", 0, 0, "wei", NULL, "AMOUNT", \
   "Most that all transactions of 24 hours may cost.") \
+X(CHAIN_REDEEM_MIN, "chain", "redeem_min", AMOUNT, "0", 0, 0, "smallest unit of the token", NULL, "AMOUNT", \
+  "A payer's voucher that would move less waits for a bigger one: what redeeming costs in gas is yours, whatever it brings.") \
 /* ---- batch ---- */ \
 X(BATCH_MAX_RECEIPTS, "batch", "max_receipts", INT, "1000", 1, 20000, "receipts", "batch-max-receipts", "N", \
   "Receipts that make a batch.") \

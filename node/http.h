@@ -101,6 +101,9 @@ const char *http_peer(const struct http_exchange *x); /* "127.0.0.1" */
 void http_body_to_file(struct http_exchange *x, int fd, uint64_t max_bytes);
 uint64_t http_body_file_bytes(const struct http_exchange *x);
 
+/* on_head only: this request's body may have at most max_bytes, else 413. */
+void http_body_limit(struct http_exchange *x, uint64_t max_bytes);
+
 /* A word for the handler to keep with the exchange (its route, its customer). */
 void http_set_user(struct http_exchange *x, void *user);
 void *http_user(const struct http_exchange *x);

@@ -80,6 +80,13 @@ void http_body_to_file(struct http_exchange *x, int fd, uint64_t max_bytes)
     x->body_max = max_bytes;
 }
 
+void http_body_limit(struct http_exchange *x, uint64_t max_bytes)
+{
+    BUG_IF(x->body_seen > 0 || x->handled);
+    if (max_bytes < x->body_max)
+        x->body_max = max_bytes;
+}
+
 void http_set_user(struct http_exchange *x, void *user)
 {
     x->user = user;

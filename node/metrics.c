@@ -354,6 +354,8 @@ static void ledger_part(struct buf *b, struct ledger *l)
         (double)h.outbox_waiting);
     one(b, "publisher_outbox_oldest_seconds", "gauge", "Age of the oldest of them.",
         (double)h.outbox_oldest_ms / 1000);
+    one(b, "publisher_vouchers_held", "gauge", "Payers' vouchers that wait for funds in Escrow.",
+        (double)h.vouchers_held);
     one(b, "chain_endpoint_up", "gauge", "1 when a chain is configured and answers.",
         h.chain_configured && h.endpoint_answers);
 }

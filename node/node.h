@@ -78,6 +78,9 @@ void api_receipt(struct node *n, struct http_exchange *x, const char *id);
 void api_receipts(struct node *n, struct http_exchange *x);
 void api_batch_file(struct node *n, struct http_exchange *x, const char *hash);
 
+void api_payer(struct node *n, struct http_exchange *x, const char *address);
+void api_voucher(struct node *n, struct http_exchange *x);
+
 void api_admin_adapters(struct node *n, struct http_exchange *x);
 void api_admin_add(struct node *n, struct http_exchange *x);
 void api_admin_adapter(struct node *n, struct http_exchange *x, const char *name);

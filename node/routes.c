@@ -5,8 +5,9 @@
  * Paths that need a key ask for it when the operator has configured keys. Those that cost something
  * take a payer's signed Request in its place (signed_request.h). What anyone needs to check a bill
  * is open by intent, keys or not: receipts, batch files and /rpc, where creators, data owners and
- * payers without an account here look up usage, rewards and proofs; /metrics and the health pages,
- * which hold sums only. An operator who wants fewer readers puts a proxy before those paths.
+ * payers without an account here look up usage, rewards and proofs; what a payer owes, and vouchers
+ * for it, which their signature authorises; /metrics and the health pages, which hold sums only. An
+ * operator who wants fewer readers puts a proxy before those paths.
  *
  * /admin/v1 changes what the node serves and reads directories that it is told of. It asks for an
  * admin key (server.admin_keys). Without any, whoever is on this machine may ask, and only while
@@ -30,6 +31,7 @@
 #include "node/metrics.h"
 #include "node/node.h"
 #include "node/signed_request.h"
+#include "node/signed_voucher.h"
 #include "node/workers.h"
 
 #include <stdio.h>
@@ -77,6 +79,8 @@ static const struct route {
     {"GET", "/v1/receipts", OPEN, true, api_receipts, NULL},
     {"GET", "/v1/receipts/", OPEN, true, NULL, api_receipt},
     {"GET", "/v1/batches/", OPEN, true, NULL, api_batch_file},
+    {"GET", "/v1/payers/", OPEN, true, NULL, api_payer},
+    {"POST", "/v1/vouchers", OPEN, true, api_voucher, NULL},
     {"POST", "/rpc", OPEN, true, api_rpc, NULL},
     {"GET", "/rpc/openrpc.json", OPEN, false, api_rpc_openrpc, NULL},
     {"GET", "/metrics", OPEN, false, metrics_page, NULL},
@@ -234,6 +238,8 @@ void routes_on_head(void *context, struct http_exchange *x)
         e.retry_after_s = LOADING_RETRY_S;
         api_error_reply(x, &e);
     } else if (strcmp(r->method, "POST") == 0) {
+        if (r->run == api_voucher)
+            http_body_limit(x, SIGNED_VOUCHER_BYTES_MAX);
         check_body(x);
     }
 }

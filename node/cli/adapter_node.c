@@ -6,6 +6,7 @@
 #include "node/base/buf.h"
 #include "node/base/err.h"
 #include "node/base/http_client.h"
+#include "node/cli/node_call.h"
 #include "node/cli/rpc_call.h"
 #include "node/json_util.h"
 
@@ -14,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEY_MAX_BYTES = 4096, ANSWER_MAX_BYTES = 64 << 20 };
+enum { KEY_MAX_BYTES = 4096 };
 
 /* ---- asking ------------------------------------------------------------------------------------
  */
@@ -38,66 +39,24 @@ static int read_key(const struct cli_args *a, struct buf *header, struct err *er
     return 0;
 }
 
-static enum err_code code_of_status(int status)
-{
-    for (int c = ERR_INVALID; c <= ERR_INTERNAL; c++) {
-        if (err_http_status((enum err_code)c) == status)
-            return (enum err_code)c;
-    }
-    return ERR_UPSTREAM;
-}
-
 /* An answer's JSON, or NULL with the node's own sentence. body (taken) may be NULL. */
 static json_t *call(const struct cli_args *a, enum http_method method, const char *path,
                     json_t *body, struct err *err)
 {
-    struct buf key = BUF_INIT, text = BUF_INIT, answer = BUF_INIT;
-    const char *node = rpc_call_node(a);
-    size_t n = strlen(node);
-    while (n > 0 && node[n - 1] == '/')
-        n--;
-    char *url = xasprintf("%.*s/admin/v1/adapters%s", (int)n, node, path);
-    struct http_client *client = http_client_create();
+    struct buf key = BUF_INIT, text = BUF_INIT;
+    char *whole = xasprintf("/admin/v1/adapters%s", path);
     json_t *result = NULL;
-    struct http_reply reply = {0};
     if (body != NULL)
         json_append_value(&text, body);
     json_decref(body);
-    int rc = read_key(a, &key, err);
-    if (rc == 0) {
-        const char *headers[] = {"Content-Type: application/json", buf_cstr(&key)};
-        struct http_call c = {.method = method,
-                              .url = url,
-                              .headers = headers,
-                              .n_headers = key.len > 0 ? 2 : 1,
-                              .body = text.data,
-                              .n_body = text.len,
-                              .max_body_bytes = ANSWER_MAX_BYTES,
-                              .timeout_ms = 600000, /* a load may be a download */
-                              .stall_ms = 600000};
-        rc = http_client_fetch(client, &c, &answer, &reply, err);
-    }
-    if (rc == 0) {
-        result = json_loadb(buf_cstr(&answer), answer.len, JSON_REJECT_DUPLICATES, NULL);
-        const char *message = json_string_value(
-            json_object_get(json_object_get(result, "error"), "message"));
-        if (reply.status != 200 || result == NULL) {
-            if (message != NULL)
-                err_set(err, code_of_status(reply.status), "%s", message);
-            else
-                err_set(err, ERR_UPSTREAM, "%s answers with status %d: is it a node?", node,
-                        reply.status);
-            json_decref(result);
-            result = NULL;
-        }
-    }
+    if (read_key(a, &key, err) == 0)
+        result = node_call(rpc_call_node(a), method, whole, &text,
+                           key.len > 0 ? buf_cstr(&key) : NULL, err);
     if (key.len > 0)
         explicit_bzero(key.data, key.len);
     buf_release(&key);
     buf_release(&text);
-    buf_release(&answer);
-    http_client_free(client);
-    free(url);
+    free(whole);
     return result;
 }
 

@@ -158,7 +158,9 @@ const struct cli_command cmd_request = {
         "once, and caps the bill: the answer ends, with finish_reason \"length\", where it would "
         "cost more. Its digest is the requestId of the receipt.\n\n"
         "The node must give payers credit (limits.payer_credit). Nobody is asked, so the operator "
-        "must be named.",
+        "must be named. What the answers come to is paid with tributary voucher, which looks for "
+        "the "
+        "Requests that were sent: keep them.",
     .examples = "    tributary request body.json --max-fee 0.001tok --operator 0x... "
                 "--deployment deployment.json > header\n"
                 "    curl http://127.0.0.1:8080/v1/chat/completions -H @header --json "

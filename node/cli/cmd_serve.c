@@ -155,7 +155,8 @@ static int open_ledger(struct serving *s, struct err *err)
                     .poll_ms = (uint64_t)config_int(c, CONFIG_CHAIN_POLL),
                     .replace_after_ms = (uint64_t)config_int(c, CONFIG_CHAIN_REPLACE_AFTER),
                     .max_fee_per_gas = config_amount(c, CONFIG_CHAIN_MAX_FEE_PER_GAS),
-                    .max_spend_per_day = config_amount(c, CONFIG_CHAIN_MAX_SPEND_PER_DAY)},
+                    .max_spend_per_day = config_amount(c, CONFIG_CHAIN_MAX_SPEND_PER_DAY),
+                    .redeem_min = config_amount(c, CONFIG_CHAIN_REDEEM_MIN)},
         .rpc = s->rpc,
     };
     if (d->chain_id != 0)

@@ -24,17 +24,16 @@
 #include "node/cli/cli.h"
 #include "node/cli/commands.h"
 #include "node/cli/ledger_json.h"
+#include "node/cli/receipt_check.h"
 #include "node/cli/rpc_call.h"
 #include "node/config.h"
 #include "node/json_util.h"
 #include "node/signed_request.h"
-#include "wallet/wallet.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/stat.h>
 
 enum { RECEIPT_MAX_BYTES = 1 << 20 };
@@ -72,40 +71,21 @@ static void pass(struct check *c, const char *fmt, ...)
 static int check_signature(struct check *c, struct err *err)
 {
     char who[ADDRESS_TEXT_BYTES];
-    struct receipt_digest digest = eip712_receipt(&c->r.receipt, &c->r.domain);
-    if (!DIGEST_EQ(digest, c->r.hash))
-        return err_set(err, ERR_CORRUPT,
-                       "the receipt's fields don't hash to its receiptHash: it was altered");
-    struct address signer;
-    if (wallet_recover_receipt(&signer, &c->r.signature, &digest, err) != 0)
+    if (receipt_check_signature(&c->r, err) != 0)
         return -1;
-    if (!address_eq(signer, c->r.signer))
-        return err_set(err, ERR_CORRUPT, "it is signed by %s, not by the signer it names",
-                       address_format(who, signer));
-    pass(c, "signed by %s over EIP-712 digest of chain %" PRIu64, address_format(who, signer),
+    pass(c, "signed by %s over EIP-712 digest of chain %" PRIu64, address_format(who, c->r.signer),
          c->r.domain.chain_id);
     return 0;
 }
 
 static int check_operator(struct check *c, struct err *err)
 {
-    struct stake_signer state;
-    struct contract_at at = chain_at(&c->chain, CONTRACT_STAKE_MANAGER);
-    char signer[ADDRESS_TEXT_BYTES], who[ADDRESS_TEXT_BYTES];
-    if (c->chain.contracts.chain_id != c->r.domain.chain_id ||
-        !address_eq(c->chain.contracts.attribution_ledger, c->r.domain.verifying_contract))
-        return err_set(err, ERR_CORRUPT,
-                       "the receipt is for chain %" PRIu64
-                       " and ledger %s, not for these contracts",
-                       c->r.domain.chain_id, address_format(who, c->r.domain.verifying_contract));
-    if (view_stake_signer(&at, &state, c->r.signer, err) != 0)
+    char who[ADDRESS_TEXT_BYTES];
+    bool revoked;
+    if (receipt_check_signer(&c->r, &c->chain, &revoked, err) != 0)
         return -1;
-    address_format(signer, c->r.signer);
-    address_format(who, c->r.receipt.operator_address);
-    if (state.added_at_s == 0 || !address_eq(state.operator_address, c->r.receipt.operator_address))
-        return err_set(err, ERR_CORRUPT, "%s is no signer of operator %s", signer, who);
-    pass(c, "the signer is a hot key of operator %s%s", who,
-         state.revoked_at_s != 0 ? " (revoked since)" : "");
+    pass(c, "the signer is a hot key of operator %s%s",
+         address_format(who, c->r.receipt.operator_address), revoked ? " (revoked since)" : "");
     return 0;
 }
 
@@ -115,73 +95,25 @@ static int check_operator(struct check *c, struct err *err)
 static int check_sums(struct check *c, struct err *err)
 {
     const struct receipt *r = &c->r.receipt;
-    struct amount royalty = AMOUNT_ZERO;
-    unsigned bps = 0;
-    for (size_t i = 0; i < r->n_adapters; i++) {
-        bps += r->adapters[i].bps;
-        if (amount_add(&royalty, royalty, r->adapters[i].royalty) != 0)
-            return err_set(err, ERR_CORRUPT, "the royalties overflow");
-    }
-    if (amount_cmp(royalty, r->royalty) != 0)
-        return err_set(err, ERR_CORRUPT, "royalty is not the sum of its adapters'");
-    if (r->n_adapters > 0 && bps != BPS_WHOLE)
-        return err_set(err, ERR_CORRUPT, "the adapters' shares sum to %u basis points", bps);
     char compute[64], roy[64];
+    if (receipt_check_sums(r, err) != 0)
+        return -1;
     pass(c, "%u prompt and %u completion tokens; compute fee %s, royalty %s", r->prompt_tokens,
          r->completion_tokens, amount_to_tokens(compute, r->compute_fee),
          amount_to_tokens(roy, r->royalty));
     return 0;
 }
 
-/* The file is what `tributary request` printed, or the header's value alone. */
-static int read_request(struct signed_request *out, const char *path, struct err *err)
-{
-    static const char name[] = SIGNED_REQUEST_HEADER ":";
-    struct buf text = BUF_INIT;
-    int rc = file_read(path, RECEIPT_MAX_BYTES, &text, err);
-    if (rc == 0) {
-        const char *value = buf_cstr(&text);
-        if (strncasecmp(value, name, strlen(name)) == 0)
-            value += strlen(name);
-        rc = signed_request_parse(out, value, err);
-        if (rc != 0)
-            err_wrap(err, "%s", path);
-    }
-    buf_release(&text);
-    return rc;
-}
-
 static int check_request(struct check *c, struct err *err)
 {
     const char *path = cli_value(c->args, "request", NULL);
-    const struct receipt *r = &c->r.receipt;
     struct signed_request q;
-    struct amount fee;
-    struct address signer;
-    char hex[67], most[64];
+    char most[64];
     if (path == NULL)
         return 0;
-    if (read_request(&q, path, err) != 0)
+    if (request_from_file(&q, path, err) != 0 ||
+        receipt_check_request(&c->r, &q, c->chain.contracts.escrow, err) != 0)
         return -1;
-    struct eip712_domain domain = {c->r.domain.chain_id, c->chain.contracts.escrow};
-    struct request_digest id = eip712_request(&q.request, &domain);
-    if (wallet_recover_request(&signer, &q.signature, &id, err) != 0 ||
-        !address_eq(signer, q.request.payer))
-        return err_set(err, ERR_CORRUPT, "the Request is not signed by its payer");
-    if (memcmp(id.bytes, r->request_id, 32) != 0)
-        return err_set(err, ERR_CORRUPT,
-                       "the receipt's requestId is not the Request's digest %s: it answers another",
-                       hex_encode_0x(hex, id.bytes, 32));
-    if (!address_eq(r->payer, q.request.payer) ||
-        !address_eq(r->operator_address, q.request.operator_address) ||
-        memcmp(r->channel, q.request.channel, 32) != 0 ||
-        !DIGEST_EQ(r->request_hash, q.request.request_hash))
-        return err_set(err, ERR_CORRUPT,
-                       "the receipt contradicts the Request: payer, operator, channel or "
-                       "requestHash is another");
-    if (amount_add(&fee, r->compute_fee, r->royalty) != 0 || amount_cmp(fee, q.request.max_fee) > 0)
-        return err_set(err, ERR_CORRUPT, "it bills more than the Request's maxFee of %s",
-                       amount_to_tokens(most, q.request.max_fee));
     pass(c, "answers its payer's Request, which allowed %s",
          amount_to_tokens(most, q.request.max_fee));
     return 0;
@@ -190,14 +122,10 @@ static int check_request(struct check *c, struct err *err)
 static int check_link(struct check *c, const char *node, struct err *err)
 {
     const struct receipt *r = &c->r.receipt;
-    struct amount before = AMOUNT_ZERO, fees;
     char hex[67];
-    if (amount_add(&fees, r->compute_fee, r->royalty) != 0 ||
-        amount_sub(&before, r->channel_total, fees) != 0)
-        return err_set(err, ERR_CORRUPT, "channelTotal is below the receipt's own fees");
     if (r->index == 0) {
-        if (!bytes32_is_zero(r->prev_receipt_hash) || !amount_is_zero(before))
-            return err_set(err, ERR_CORRUPT, "the first receipt of a channel names a predecessor");
+        if (receipt_check_link(&c->r, NULL, err) != 0)
+            return -1;
         pass(c, "the first receipt of its channel");
         return 0;
     }
@@ -211,15 +139,8 @@ static int check_link(struct check *c, const char *node, struct err *err)
     json_decref(o);
     if (rc != 0)
         return err_wrap(err, "the receipt before it");
-    /* For this receipt's chain and ledger, whatever the node says: there it would have to answer.
-     */
-    struct receipt_digest digest = eip712_receipt(&previous.receipt, &c->r.domain);
-    if (memcmp(digest.bytes, r->prev_receipt_hash, 32) != 0)
-        return err_set(err, ERR_CORRUPT, "the receipt before it has another hash");
-    if (previous.receipt.index + 1 != r->index ||
-        memcmp(previous.receipt.channel, r->channel, 32) != 0 ||
-        amount_cmp(previous.receipt.channel_total, before) != 0)
-        return err_set(err, ERR_CORRUPT, "it does not continue the receipt before it");
+    if (receipt_check_link(&c->r, &previous.receipt, err) != 0)
+        return -1;
     pass(c, "index %" PRIu64 " of its channel, follows index %" PRIu64, r->index,
          previous.receipt.index);
     return 0;

@@ -17,6 +17,7 @@
     X(stake)            \
     X(escrow)           \
     X(request)          \
+    X(voucher)          \
     X(adapter)          \
     X(datanet)          \
     X(registry)         \

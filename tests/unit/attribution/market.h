@@ -45,9 +45,17 @@ int clock_gettime(clockid_t id, struct timespec *out)
 
 /* ---- the chain ------------------------------------------------------------------------------ */
 
-enum { BLOCKS_MAX = 400, TXS_MAX = 64, TX_BYTES_MAX = 2048, EPOCHS_MAX = 8, SEQS_MAX = 64 };
+enum {
+    BLOCKS_MAX = 400,
+    TXS_MAX = 64,
+    TX_BYTES_MAX = 2048,
+    CHANNELS_MAX = 64,
+    PAYERS_MAX = 48,
+    SEQS_MAX = 64,
+};
 
 struct fake_channel {
+    struct address payer;
     uint64_t epoch;
     struct amount value;
     uint8_t last[32];
@@ -55,8 +63,12 @@ struct fake_channel {
 
 struct fake_state {                  /* after a block */
     struct amount balance, redeemed; /* of (house, operator); of the operator */
-    struct fake_channel channels[EPOCHS_MAX];
-    int n_channels;
+    struct fake_payer {              /* of others than the house */
+        struct address payer;
+        struct amount balance;
+    } payers[PAYERS_MAX];
+    struct fake_channel channels[CHANNELS_MAX];
+    int n_channels, n_payers;
     uint64_t nonce; /* of the signer key */
     uint64_t n_batches;
     uint8_t batch_hash[SEQS_MAX][32];
@@ -111,16 +123,31 @@ static struct fake_state *fake_now(void)
     return &fake->states[fake->head];
 }
 
-static struct fake_channel *fake_channel_of(struct fake_state *s, uint64_t epoch, bool make)
+static struct amount *fake_balance_of(struct fake_state *s, struct address payer)
+{
+    if (address_eq(payer, fake->house))
+        return &s->balance;
+    for (int i = 0; i < s->n_payers; i++) {
+        if (address_eq(s->payers[i].payer, payer))
+            return &s->payers[i].balance;
+    }
+    assert_true(s->n_payers < PAYERS_MAX);
+    s->payers[s->n_payers] = (struct fake_payer){payer, AMOUNT_ZERO};
+    return &s->payers[s->n_payers++].balance;
+}
+
+static struct fake_channel *fake_channel_of(struct fake_state *s, struct address payer,
+                                            uint64_t epoch, bool make)
 {
     for (int i = 0; i < s->n_channels; i++) {
-        if (s->channels[i].epoch == epoch)
+        if (s->channels[i].epoch == epoch && address_eq(s->channels[i].payer, payer))
             return &s->channels[i];
     }
     if (!make)
         return NULL;
-    assert_true(s->n_channels < EPOCHS_MAX);
+    assert_true(s->n_channels < CHANNELS_MAX);
     s->channels[s->n_channels].epoch = epoch;
+    s->channels[s->n_channels].payer = payer;
     return &s->channels[s->n_channels++];
 }
 
@@ -175,12 +202,12 @@ static bool fake_redeem(struct fake_state *s, const uint8_t *data, size_t n)
     struct channel_id channel = channel_id_of(v.payer, v.operator_address, epoch);
     if (signature_from_bytes(&sig, bytes) != 0 ||
         wallet_recover_voucher(&payer, &sig, &digest, NULL) != 0 || !address_eq(payer, v.payer) ||
-        !address_eq(payer, fake->house) || memcmp(channel.bytes, v.channel, 32) != 0)
+        memcmp(channel.bytes, v.channel, 32) != 0)
         return false;
-    struct fake_channel *c = fake_channel_of(s, epoch, true);
-    struct amount moved;
+    struct fake_channel *c = fake_channel_of(s, payer, epoch, true);
+    struct amount moved, *balance = fake_balance_of(s, payer);
     if (amount_sub(&moved, v.value_aggregate, c->value) != 0 || amount_is_zero(moved) ||
-        amount_sub(&s->balance, s->balance, moved) != 0)
+        amount_sub(balance, *balance, moved) != 0)
         return false;
     c->value = v.value_aggregate;
     memcpy(c->last, v.last_receipt_hash, 32);
@@ -370,6 +397,7 @@ static json_t *fake_view(const struct rpc_call *call, uint64_t block, const char
     struct fake_state *s = &fake->states[block];
     char amount[AMOUNT_TEXT_BYTES], other[AMOUNT_TEXT_BYTES], hex[67];
     static const uint8_t zero[32];
+    struct address payer;
     struct err err;
     size_t v = 0;
     uint8_t selector[4];
@@ -400,11 +428,13 @@ static json_t *fake_view(const struct rpc_call *call, uint64_t block, const char
         out = json_pack("[s]", amount_format(amount, s->redeemed));
         break;
     case 3:
-        out = json_pack("[s, s, i]", amount_format(amount, s->balance),
+        bytes_at(args, 0, payer.bytes, 20);
+        out = json_pack("[s, s, i]", amount_format(amount, *fake_balance_of(s, payer)),
                         amount_format(other, AMOUNT_ZERO), 0);
         break;
     case 4: {
-        struct fake_channel *c = fake_channel_of(s, number_at(args, 2), false);
+        bytes_at(args, 0, payer.bytes, 20);
+        struct fake_channel *c = fake_channel_of(s, payer, number_at(args, 2), false);
         out = json_pack("[s, s]", amount_format(amount, c ? c->value : AMOUNT_ZERO),
                         hex_encode_0x(hex, c ? c->last : zero, 32));
         break;

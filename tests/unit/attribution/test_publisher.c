@@ -575,7 +575,7 @@ static void the_nonce_of_a_transaction_made_needless_is_used_again(void **state)
     const json_t *c = json_array_get(json_object_get(channels, "items"), 0);
     struct fake_state *s = fake_now();
     struct fake_channel *there = fake_channel_of(
-        s, (uint64_t)json_integer_value(json_object_get(c, "epoch")), true);
+        s, fake->house, (uint64_t)json_integer_value(json_object_get(c, "epoch")), true);
     assert_int_equal(amount_parse(&there->value, json_string_value(json_object_get(c, "total"))),
                      0);
     assert_int_equal(hex_decode(there->last, 32, json_string_value(json_object_get(c, "head"))), 0);
