@@ -28,15 +28,15 @@
  * the first A is on its way before the kernel before has ended. All chains of t (lora.cuh) are
  * dealt out evenly to these warps of the whole grid; each unit of 16 ranks by 8 rows has a block
  * that adds up its chains to t'; and each block takes t' of its rows to shared memory (or adds up
- * their chains itself, where that is little: sums_here). What blocks
- * hand on so are words that bear the launch's tag beside the data (put_word), so that who waits for
- * one reads it until it is there: two trips through L2, and no fence. Two warps bring B in bulk, some
- * segments at a time, with notes where each lies. The deltas B t' of a tile lie in shared memory
- * before its own sums are ready, but for the first tile's; so with adapters a tile is finished when
- * the next one has been summed. All blocks of the grid are resident together (the grid is no
- * larger), so every wait ends. A trip takes as long as what is under way to a multiprocessor is
- * deep (Little: 64 KiB at 23 GB/s are 2.7 us), which is why the rings hold back. Adapters cost no
- * launch in a linear, and a step without any reads one copy of what was (not) found.
+ * their chains itself, where that is little: sums_here). What blocks hand on so are words that bear
+ * the launch's tag beside the data (put_word), so that who waits for one reads it until it is
+ * there: two trips through L2, and no fence. Two warps bring B in bulk, some segments at a time,
+ * with notes where each lies. The deltas B t' of a tile lie in shared memory before its own sums
+ * are ready, but for the first tile's; so with adapters a tile is finished when the next one has
+ * been summed. All blocks of the grid are resident together (the grid is no larger), so every wait
+ * ends. A trip takes as long as what is under way to a multiprocessor is deep (Little: 64 KiB at 23
+ * GB/s are 2.7 us), which is why the rings hold back. Adapters cost no launch in a linear, and a
+ * step without any reads one copy of what was (not) found.
  *
  * middle (33 to 128 rows, weights of many outputs: gate and up, the head). x passes once for 128 or
  * 256 outputs, each block or two have a run of ranges and outputs, and no sums are handed on but at
