@@ -1,6 +1,6 @@
 /* The ledger: receipts, group commit, sealing, queries, backups, and books that notice everything.
  */
-#include "tests/unit/attribution/market.h"
+#include "tests/unit/attribution/ledger_world.h"
 
 #include "attribution/merkle.h"
 
@@ -29,53 +29,22 @@ int fdatasync(int fd)
     return (int)syscall(SYS_fdatasync, fd);
 }
 
-struct world {
-    char *dir;
-    struct wallet *wallet;
-    struct ledger_options options;
-    struct ledger *l;
-    struct adapter_id adapter;
-};
-
-static int set_up_with(void **state, bool with_chain)
-{
-    struct world *w = xcalloc(1, sizeof(*w));
-    log_set_level(LOG_ERROR);
-    calendar_shift_s = 0;
-    fake_chain_reset();
-    w->dir = temp_dir_create();
-    w->wallet = market_wallet();
-    w->options = market_options(w->dir, w->wallet, with_chain);
-    w->l = market_open(&w->options);
-    w->adapter = market_put_adapter(w->l, 1);
-    *state = w;
-    return 0;
-}
-
 static int set_up_local(void **state)
 {
-    return set_up_with(state, false);
+    *state = world_create(market_wallet(), false, 0);
+    return 0;
 }
 
 static int set_up_chain(void **state)
 {
-    return set_up_with(state, true);
+    *state = world_create(market_wallet(), true, 0);
+    return 0;
 }
 
 static int tear_down(void **state)
 {
-    struct world *w = *state;
-    ledger_close(w->l);
-    wallet_close(w->wallet);
-    temp_dir_remove(w->dir);
-    free(w);
+    world_free(*state);
     return 0;
-}
-
-static void reopen(struct world *w)
-{
-    ledger_close(w->l);
-    w->l = market_open(&w->options);
 }
 
 static char *path_of(struct world *w, const char *name)

@@ -1,72 +1,21 @@
 /* The publisher against a scripted chain (market.h): everything that a chain can do to an outbox.
  */
-#include "tests/unit/attribution/market.h"
+#include "tests/unit/attribution/ledger_world.h"
 
 #include <sys/syscall.h>
 #include <time.h>
 
-struct world {
-    char *dir;
-    struct wallet *wallet;
-    struct ledger_options options;
-    struct ledger *l;
-    struct adapter_id adapter;
-};
-
 static int set_up(void **state)
 {
-    struct world *w = xcalloc(1, sizeof(*w));
-    log_set_level(LOG_ERROR);
-    calendar_shift_s = 0;
-    fake_chain_reset();
-    w->dir = temp_dir_create();
-    w->wallet = market_wallet();
-    w->options = market_options(w->dir, w->wallet, true);
-    w->options.rpc = NULL;
-    w->l = market_open(&w->options);
-    w->adapter = market_put_adapter(w->l, 1);
-    fake_now()->stake = amount_of(1000000000);
-    fake_now()->balance = amount_of(1000000000);
-    *state = w;
+    *state = world_create(market_wallet(), true, 0);
+    fund_operator();
     return 0;
 }
 
 static int tear_down(void **state)
 {
-    struct world *w = *state;
-    ledger_close(w->l);
-    wallet_close(w->wallet);
-    temp_dir_remove(w->dir);
-    free(w);
+    world_free(*state);
     return 0;
-}
-
-static void reopen(struct world *w)
-{
-    ledger_close(w->l);
-    w->l = market_open(&w->options);
-}
-
-static void look(struct world *w)
-{
-    struct err err = {0};
-    assert_ok(publisher_round(w->l, &err), err);
-}
-
-/* Rounds and blocks until nothing waits. */
-static void settle(struct world *w)
-{
-    for (int i = 0; i < 40; i++) {
-        struct ledger_health h;
-        look(w);
-        fake_mine();
-        ledger_health(w->l, &h);
-        if (h.outbox_waiting == 0 && h.batches_final == h.batches_sealed)
-            return;
-    }
-    struct err err;
-    json_t *outbox = ledger_query_outbox(w->l, NULL, &err);
-    fail_msg("the outbox never emptied: %s", json_dumps(outbox, JSON_INDENT(1)));
 }
 
 static const char *state_of(struct world *w, size_t row, char *out, size_t n)

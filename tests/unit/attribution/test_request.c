@@ -1,6 +1,6 @@
 /* Payers' Requests: who is let in, in which channel the receipt goes, what may be owed, and that
  * nothing is ever billed twice or above what was allowed. */
-#include "tests/unit/attribution/market.h"
+#include "tests/unit/attribution/ledger_world.h"
 
 #include "attribution/meter.h"
 #include "node/base/random.h"
@@ -9,57 +9,26 @@
 #include <signal.h>
 #include <sys/wait.h>
 
-struct world {
-    char *dir;
-    struct wallet *wallet;
-    struct ledger_options options;
-    struct ledger *l;
-    struct adapter_id adapter;
-};
-
 enum { CREDIT = 1000000 };
-
-static int set_up_with(void **state, bool with_chain)
-{
-    struct world *w = xcalloc(1, sizeof(*w));
-    log_set_level(LOG_ERROR);
-    calendar_shift_s = 0;
-    fake_chain_reset();
-    w->dir = temp_dir_create();
-    w->wallet = market_wallet();
-    w->options = market_options(w->dir, w->wallet, with_chain);
-    w->options.payer_credit = amount_of(CREDIT);
-    w->l = market_open(&w->options);
-    w->adapter = market_put_adapter(w->l, 1);
-    *state = w;
-    return 0;
-}
 
 static int set_up(void **state)
 {
-    return set_up_with(state, true);
+    *state = world_create(market_wallet(), true, CREDIT);
+    return 0;
 }
 
 static int set_up_local(void **state)
 {
-    return set_up_with(state, false);
+    *state = world_create(market_wallet(), false, CREDIT);
+    return 0;
 }
 
 static int tear_down(void **state)
 {
     struct world *w = *state;
     market_check(w->l, false); /* whatever a test did, the books are right */
-    ledger_close(w->l);
-    wallet_close(w->wallet);
-    temp_dir_remove(w->dir);
-    free(w);
+    world_free(w);
     return 0;
-}
-
-static void reopen(struct world *w)
-{
-    ledger_close(w->l);
-    w->l = market_open(&w->options);
 }
 
 /* ---- a payer ----------------------------------------------------------------------------------

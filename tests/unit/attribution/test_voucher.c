@@ -1,6 +1,6 @@
 /* Payers' vouchers: which are taken, that each pays to the unit and once, and that one without
  * money holds up nobody. */
-#include "tests/unit/attribution/market.h"
+#include "tests/unit/attribution/ledger_world.h"
 
 #include "attribution/held.h"
 #include "attribution/outbox.h"
@@ -11,15 +11,6 @@
 #include <sys/wait.h>
 
 enum { N_PAYERS = 40, CREDIT = 1000000 };
-
-struct world {
-    char *dir;
-    struct wallet *wallet;
-    struct ledger_options options;
-    struct ledger *l;
-    struct adapter_id adapter;
-    uint64_t nonce;
-};
 
 static char names[N_PAYERS][8]; /* of the payers' keys: "p0", ... */
 
@@ -41,32 +32,17 @@ static struct wallet *wallet_with_payers(void)
     return w;
 }
 
-static struct world *world_create(bool with_chain)
-{
-    struct world *w = xcalloc(1, sizeof(*w));
-    log_set_level(LOG_ERROR);
-    calendar_shift_s = 0;
-    fake_chain_reset();
-    w->dir = temp_dir_create();
-    w->wallet = wallet_with_payers();
-    w->options = market_options(w->dir, w->wallet, with_chain);
-    w->options.payer_credit = amount_of(CREDIT);
-    w->l = market_open(&w->options);
-    w->adapter = market_put_adapter(w->l, 1);
-    fake_now()->stake = amount_of(1000000000);
-    fake_now()->balance = amount_of(1000000000);
-    return w;
-}
-
 static int set_up(void **state)
 {
-    *state = world_create(true);
+    *state = world_create(wallet_with_payers(), true, CREDIT);
+    fund_operator();
     return 0;
 }
 
 static int set_up_local(void **state)
 {
-    *state = world_create(false);
+    *state = world_create(wallet_with_payers(), false, CREDIT);
+    fund_operator();
     return 0;
 }
 
@@ -74,37 +50,8 @@ static int tear_down(void **state)
 {
     struct world *w = *state;
     market_check(w->l, w->l->has_chain); /* whatever a test did, the books are right */
-    ledger_close(w->l);
-    wallet_close(w->wallet);
-    temp_dir_remove(w->dir);
-    free(w);
+    world_free(w);
     return 0;
-}
-
-static void reopen(struct world *w)
-{
-    ledger_close(w->l);
-    w->l = market_open(&w->options);
-}
-
-static void look(struct world *w)
-{
-    struct err err = {0};
-    assert_ok(publisher_round(w->l, &err), err);
-}
-
-/* Rounds and blocks until nothing is on its way; what is held may stay. */
-static void settle(struct world *w)
-{
-    for (int i = 0; i < 120; i++) {
-        struct ledger_health h;
-        look(w);
-        fake_mine();
-        ledger_health(w->l, &h);
-        if (h.outbox_waiting == 0 && h.batches_final == h.batches_sealed)
-            return;
-    }
-    fail_msg("the outbox never emptied");
 }
 
 /* ---- a payer ----------------------------------------------------------------------------------
@@ -712,8 +659,9 @@ static void a_database_that_lacks_a_payers_redeemed_voucher_opens_a_new_epoch(vo
 static void one_kill(const char *fault)
 {
     int pipe_fds[2], status;
-    struct world *w = world_create(true);
+    struct world *w = world_create(wallet_with_payers(), true, CREDIT);
     struct signed_voucher vouchers[2];
+    fund_operator();
     for (int i = 0; i < 2; i++) {
         fund(w, i, CREDIT);
         ask_times(w, i, 1);
