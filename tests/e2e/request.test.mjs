@@ -281,9 +281,11 @@ await checks.test('whatever becomes of a Request, its part of the credit comes b
   // Clients who leave before there is an answer.
   for (const nth of [1, 2]) {
     const body = bodyOf(long), { header } = await sign('dave', body, credit), { hostname, port } = new URL(node.url);
+    const another = async () => (await ask('{', (await sign('dave', '{', credit)).header)).status;
+    // The one before has its answer, but may be leaving still: then this one would be refused.
+    await until(`credit, ${nth}`, async () => (await another()) === 400, { everyMs: 20 });
     const socket = net.connect(port, hostname);
     socket.write(`POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Tributary-Request: ${header} \r\nContent-Length: ${body.length}\r\n\r\n${body}`);
-    const another = async () => (await ask('{', (await sign('dave', '{', credit)).header)).status;
     await until(`it to be let in, ${nth}`, async () => (await another()) === 402, { everyMs: 5 });
     socket.destroy();
     await until(`its part, ${nth}`, async () => (await another()) === 400, { everyMs: 20 });
