@@ -388,9 +388,9 @@ json_t *ledger_query_batch(struct ledger *l, uint64_t seq, struct err *err);
 int ledger_batch_file(struct ledger *l, struct sha256_digest hash, struct buf *out,
                       struct err *err);
 
-/* {"items":[{"kind":"redeem"|"submit","of","state" (as in
- * ledger_query_payer),"transactions":[{"hash","nonce","state", "maxFeePerGas","block"}],"waiting"
- * (a sentence, or null),"createdMs"}],"next"}. */
+/* {"items":[{"kind":"redeem"|"submit","of","state" (as in ledger_query_payer),
+ * "transactions":[{"hash","nonce","state","maxFeePerGas","block"}],"waiting" (a sentence, or null),
+ * "createdMs"}],"next"}. */
 json_t *ledger_query_outbox(struct ledger *l, const struct ledger_filter *f, struct err *err);
 
 /* All adapters / Datanets that were put: facts, id, manifest hash. Filters: creator, adapter. */

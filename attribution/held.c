@@ -8,7 +8,9 @@
  *                  ------ first ---------   ---- in turn, from *place on, around -----
  *                          LOOKS_MAX of both together in a round
  *
- * So strangers' promises without money delay each other, and nothing else. */
+ * So strangers' promises without money delay each other, and nothing else. While one is asked
+ * about, a newer one of its channel may come in its place, row and all: then that is let in, or
+ * noted, unasked, and comes back from the outbox if Escrow wouldn't pay it (publisher.c). */
 #include "attribution/held.h"
 
 #include "attribution/outbox.h"

@@ -324,8 +324,8 @@ __device__ static inline void narrow_group(float (&c)[2][4], uint32_t slot, uint
     }
 }
 
-/* Adds one, in as many steps as it has. (Written as narrow_group is, one copy of a step in
- * functions of both, it takes 4 % longer at rank 64.) */
+/* Adds one segment, in as many steps as it has. (With a step as a function that both loops call,
+ * a layer takes 4 % longer at rank 64.) */
 __device__ static inline void narrow_segment(float (&c)[2][4], uint32_t slot, uint32_t note_at,
                                              int o, bool live0, bool live1, uint32_t t,
                                              uint32_t t_unit, int lane)

@@ -14,6 +14,7 @@
 #include "node/cli/commands.h"
 #include "node/config.h"
 #include "node/deployment.h"
+#include "node/signed_fields.h"
 #include "node/signed_request.h"
 #include "wallet/wallet.h"
 
@@ -24,7 +25,6 @@
 #include <unistd.h>
 
 enum { BODY_BYTES_MAX = 1 << 30, VALID_DEFAULT_S = 60, VALID_MAX_S = 86400 };
-#define INTEGER_MAX (((uint64_t)1 << 53) - 1) /* of the header */
 
 /* 1 and the number that the option gives, 0 when it was not given, -1. */
 static int number_option(const struct cli_args *a, const char *option, uint64_t most, uint64_t *out,
@@ -69,15 +69,15 @@ static int read_terms(const struct cli_args *a, struct request_auth *q, uint64_t
 {
     const char *fee = cli_value(a, "max-fee", NULL);
     uint64_t valid_s = VALID_DEFAULT_S;
-    q->nonce = random_u64() & INTEGER_MAX;
+    q->nonce = random_u64() & FIELD_INTEGER_MAX;
     *epoch = 0;
     if (fee == NULL)
         return err_set(err, ERR_INVALID, "how much may the answer cost? (--max-fee AMOUNT)");
     if (!config_address(cli_config(a), CONFIG_CHAIN_OPERATOR, q->operator_address.bytes))
         return err_set(err, ERR_INVALID, "which operator? (--operator ADDRESS)");
     if (amount_from_text(&q->max_fee, fee, err) != 0 ||
-        number_option(a, "nonce", INTEGER_MAX, &q->nonce, err) < 0 ||
-        number_option(a, "epoch", INTEGER_MAX, epoch, err) < 0 ||
+        number_option(a, "nonce", FIELD_INTEGER_MAX, &q->nonce, err) < 0 ||
+        number_option(a, "epoch", FIELD_INTEGER_MAX, epoch, err) < 0 ||
         number_option(a, "valid", VALID_MAX_S, &valid_s, err) < 0 ||
         hash_body(&q->request_hash, cli_operand(a, 0), err) != 0)
         return -1;

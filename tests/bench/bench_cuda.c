@@ -333,7 +333,12 @@ enum { PARTS_MAX = 3 };
 /* For a rank: several in turn; or one that is large among small ones. */
 enum { MIXED = 0, ONE_LARGE = -1 };
 static const int mixed_ranks[] = {8, 16, 32, 64, 128};
-enum { N_MIXED = sizeof mixed_ranks / sizeof mixed_ranks[0], LARGE_RANK = 256, SMALL_RANK = 16 };
+enum {
+    N_MIXED = sizeof mixed_ranks / sizeof mixed_ranks[0],
+    LARGE_RANK = 256,
+    SMALL_RANK = 16,
+    ONE_LARGE_ROWS = 128,
+};
 
 static int rank_of(int rank, size_t adapter)
 {
@@ -764,8 +769,9 @@ static void bench_layer(const struct bench *b)
         c.x[p] = activations(b, (size_t)max_rows * (size_t)d_in[p], 1);
     }
     c.y = alloc_mem(b, (size_t)max_rows * (size_t)(2 * FFN / b->shrink) * b->word);
-    /* Under mixed ranks each has room for the largest: up to 256 rows of 128, 128 of 256. */
-    size_t pool_bytes = (size_t)(b->shrink > 1 ? 64 : 256) * (size_t)mixed_ranks[N_MIXED - 1] * 2 *
+    /* Each has room for the largest rank of its row: at most ONE_LARGE_ROWS of LARGE_RANK, and of
+     * the mixed ones, half as large, twice as many. */
+    size_t pool_bytes = (size_t)(b->shrink > 1 ? 64 : ONE_LARGE_ROWS) * LARGE_RANK * 2 *
                             adapter_width +
                         ((size_t)4 << 20);
     struct devptr pool = noise_mem(b, pool_bytes);
@@ -790,7 +796,7 @@ static void bench_layer(const struct bench *b)
             for (int n = 0; n < 4; n++) {
                 if (counts[n] > rows || (n == 3 && (rows <= 32 || rows > 256)) ||
                     (ranks[k] <= 0 && (counts[n] != rows || rows == 1)) ||
-                    (ranks[k] == ONE_LARGE && rows > 128))
+                    (ranks[k] == ONE_LARGE && rows > ONE_LARGE_ROWS))
                     continue;
                 struct adapters a[PRODUCTS];
                 size_t begin = 0;

@@ -347,18 +347,24 @@ static void priorities(void)
     must(low > 0.5, "priorities: the lowest got %.2f/s", low);
 }
 
+/* 1,000 adapters of rank 16, all linear, asked for in bursts. */
+static struct sim_class bursts(const char *name, double rate)
+{
+    return (struct sim_class){.name = name,
+                              .rate = rate,
+                              .cv = 8,
+                              .prompt = fixed(256),
+                              .answer = ANSWER,
+                              .n_payers = 4,
+                              .weight = 1,
+                              .n_adapters = 1000,
+                              .adapter_bytes = (size_t)84 << 20};
+}
+
 static void adapters(void)
 {
     struct sim_options o = base();
-    struct sim_class hot = {.name = "hot: Zipf over 1,000, cv 8",
-                            .rate = 90,
-                            .cv = 8,
-                            .prompt = fixed(256),
-                            .answer = ANSWER,
-                            .n_payers = 4,
-                            .weight = 1,
-                            .n_adapters = 1000,
-                            .adapter_bytes = (size_t)84 << 20};
+    struct sim_class hot = bursts("hot: Zipf over 1,000, cv 8", 90);
     struct sim_class cold = hot;
     cold.name = "cold: its own 1,000, rank 128";
     cold.rate = 2;
@@ -406,15 +412,7 @@ static void adapters(void)
 static void large(void)
 {
     struct sim_options o = base();
-    struct sim_class small = {.name = "small",
-                              .rate = 200,
-                              .cv = 8,
-                              .prompt = fixed(256),
-                              .answer = ANSWER,
-                              .n_payers = 4,
-                              .weight = 1,
-                              .n_adapters = 1000,
-                              .adapter_bytes = (size_t)84 << 20};
+    struct sim_class small = bursts("small", 200);
     struct sim_class wide = small;
     wide.name = "rank 128, all linear, all but one page";
     wide.rate = 0.2;

@@ -259,6 +259,15 @@ static void fixture_close(struct pool_fixture *f)
         lora_close(f->adapters[i]);
 }
 
+/* With a pool of n times the bytes of an adapter. */
+static void fixture_open_for(struct pool_fixture *f, size_t n, int adapter)
+{
+    fixture_open(f, 1, 1); /* to learn the sizes */
+    size_t n_bytes = f->adapters[adapter]->n_bytes;
+    fixture_close(f);
+    fixture_open(f, n * n_bytes, 8);
+}
+
 /* Do the slot's entries, at every site, lead to exactly the adapter's numbers? */
 static void assert_holds(const struct pool_fixture *f, int32_t slot, const struct lora_adapter *a)
 {
@@ -402,10 +411,7 @@ static void promises_take_a_quarter_of_the_pool_at_most(void **state)
 {
     (void)state;
     struct pool_fixture f;
-    fixture_open(&f, 1, 1); /* to learn the sizes */
-    size_t n_bytes = f.adapters[3]->n_bytes;
-    fixture_close(&f);
-    fixture_open(&f, 4 * n_bytes, 8);
+    fixture_open_for(&f, 4, 3);
     assert_false(lora_pool_prefetch(f.pool, f.adapters[4], NULL, true)); /* larger than a quarter */
     assert_true(lora_pool_prefetch(f.pool, f.adapters[3], NULL, true));
     assert_false(lora_pool_prefetch(f.pool, f.adapters[0], NULL, true));
@@ -422,10 +428,7 @@ static void what_is_kept_and_pinned_leaves_the_rest_to_be_brought_in(void **stat
     struct pool_fixture f;
     struct err err = {0};
     struct lora_pin pin;
-    fixture_open(&f, 1, 1);
-    size_t n_bytes = 2 * f.adapters[5]->n_bytes;
-    fixture_close(&f);
-    fixture_open(&f, n_bytes, 8);
+    fixture_open_for(&f, 2, 5);
     assert_true(lora_pool_pin(f.pool, f.adapters[5], NULL, &pin));
     assert_ok(lora_pool_keep(f.pool, &f.adapters[5]->content, true, &err), err);
     assert_true(lora_pool_prefetch(f.pool, f.adapters[4], NULL, false));
@@ -440,10 +443,7 @@ static void kept_adapters_stay_and_are_half_of_the_pool_at_most(void **state)
     struct pool_fixture f;
     struct err err = {0};
     struct lora_pin pin;
-    fixture_open(&f, 1, 1);
-    size_t n_bytes = 2 * f.adapters[5]->n_bytes;
-    fixture_close(&f);
-    fixture_open(&f, n_bytes, 8);
+    fixture_open_for(&f, 2, 5);
     assert_int_equal(lora_pool_keep(f.pool, &f.adapters[2]->content, true, &err), -1);
     assert_int_equal(err.code, ERR_NOT_FOUND);
     pin_and_unpin(&f, f.adapters[2], 1);
