@@ -306,6 +306,14 @@ static void take_text(struct choice *c, size_t n_held, const char *piece, size_t
     }
 }
 
+/* No score may still get another text_offset. In the middle of an answer none does when there is
+ * text to send; but an echoed prompt is text at once, while its last bytes may wait for more. */
+static bool may_emit(const struct choice *c)
+{
+    bool settled = c->first_open == c->prompt_scores.n + c->scores.n;
+    return c->text.len > 0 && (c->begun || c->scores.n == 0 || settled);
+}
+
 static struct score copy_score(struct answer *a, const struct engine_event *ev)
 {
     struct score s = {.token = ev->token, .logprob = ev->logprob, .known = true};
@@ -350,7 +358,7 @@ static void on_token(struct choice *c, const struct engine_event *ev)
             take_text(c, n_held, (const char *)piece.data, piece.len);
         buf_release(&piece);
     }
-    if (a->request.stream && c->text.len > 0)
+    if (a->request.stream && may_emit(c))
         emit(c);
 }
 

@@ -265,6 +265,7 @@ struct answer_seen { /* what a client has of an answer */
     char *text;        /* of choice 0 */
     struct buf ids;    /* token_ids of all choices as little-endian uint32, choice by choice */
     size_t n_ids;
+    json_t *offsets; /* text_offset of choice 0; NULL: no log-probabilities */
     int n_chunks;
     bool done; /* [DONE] came */
 };
@@ -281,7 +282,7 @@ static void add_ids(struct buf *per_choice, json_t *list)
     }
 }
 
-static void take_choices(json_t *chunk, struct buf *text, struct buf *ids)
+static void take_choices(struct answer_seen *a, json_t *chunk, struct buf *text, struct buf *ids)
 {
     size_t i;
     json_t *c;
@@ -292,6 +293,11 @@ static void take_choices(json_t *chunk, struct buf *text, struct buf *ids)
         const char *t = json_string_value(json_object_get(c, "text"));
         if (index == 0 && t != NULL)
             buf_append_str(text, t);
+        json_t *offsets = json_object_get(json_object_get(c, "logprobs"), "text_offset");
+        if (index == 0 && offsets != NULL && a->offsets == NULL)
+            a->offsets = json_array();
+        if (index == 0 && offsets != NULL)
+            json_array_extend(a->offsets, offsets);
     }
 }
 
@@ -311,7 +317,7 @@ static struct answer_seen parse_answer(struct buf *raw)
         a.body = json_loads(p, 0, NULL);
         if (a.body == NULL)
             fail_msg("no JSON:\n%s", buf_cstr(raw));
-        take_choices(a.body, &text, ids);
+        take_choices(&a, a.body, &text, ids);
     }
     for (const char *end; strncmp(p, "data: ", 6) == 0; p = end + 2) {
         end = strstr(p, "\n\n");
@@ -325,7 +331,7 @@ static struct answer_seen parse_answer(struct buf *raw)
         if (chunk == NULL)
             fail_msg("an event that is no JSON: %.*s", (int)(end - p), p);
         a.n_chunks++;
-        take_choices(chunk, &text, ids);
+        take_choices(&a, chunk, &text, ids);
         if (json_object_get(chunk, "tributary") != NULL)
             a.last = json_incref(chunk);
         if (json_object_get(chunk, "error") != NULL)
@@ -348,6 +354,7 @@ static void answer_release(struct answer_seen *a)
     json_decref(a->body);
     json_decref(a->last);
     json_decref(a->error);
+    json_decref(a->offsets);
     free(a->text);
     buf_release(&a->ids);
 }
@@ -596,9 +603,7 @@ static void a_token_begins_in_the_text_where_its_first_bytes_character_does(void
                                "\"logprobs\":0}",
                                rows[i].ids);
         struct answer_seen a = ask(w, body);
-        const json_t *choice = json_array_get(json_object_get(a.body, "choices"), 0);
-        char *offsets = json_dumps(
-            json_object_get(json_object_get(choice, "logprobs"), "text_offset"), JSON_COMPACT);
+        char *offsets = json_dumps(a.offsets, JSON_COMPACT);
         if (strcmp(a.text, rows[i].text) != 0 || offsets == NULL ||
             strcmp(offsets, rows[i].offsets) != 0)
             fail_msg("%s: \"%s\" %s, expected \"%s\" %s", rows[i].ids, a.text,
@@ -606,6 +611,32 @@ static void a_token_begins_in_the_text_where_its_first_bytes_character_does(void
         free(offsets);
         free(body);
         answer_release(&a);
+    }
+}
+
+/* The bytes at the prompt's end wait for the first that is generated, and may be more than one
+ * character with it: 13 is <0x0A>, a line end of its own. */
+static void a_streamed_echo_tells_the_offsets_that_the_whole_answer_has(void **state)
+{
+    struct world *w = *state;
+    static const char *const prompts[] = {"[1,412,13]", "[1,13,13,13]", "[1,412,229,133]",
+                                          "[1,412,1]"};
+    for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
+        char *offsets[2];
+        for (int stream = 0; stream < 2; stream++) {
+            char *body = xasprintf(
+                "{\"model\":\"base\",\"prompt\":%s,\"max_tokens\":4,\"echo\":true,\"logprobs\":0,"
+                "\"temperature\":0,\"logit_bias\":{\"13\":100},\"stream\":%s}",
+                prompts[i], stream ? "true" : "false");
+            struct answer_seen a = ask(w, body);
+            offsets[stream] = a.offsets != NULL ? json_dumps(a.offsets, JSON_COMPACT) : xstrdup("");
+            free(body);
+            answer_release(&a);
+        }
+        if (offsets[0][0] == '\0' || strcmp(offsets[0], offsets[1]) != 0)
+            fail_msg("%s and four line ends: %s, streamed %s", prompts[i], offsets[0], offsets[1]);
+        free(offsets[0]);
+        free(offsets[1]);
     }
 }
 
@@ -1688,6 +1719,7 @@ int main(void)
         cmocka_unit_test(a_stop_string_ends_text_and_bill),
         cmocka_unit_test(scores_of_a_prompt_equal_those_of_its_generation),
         cmocka_unit_test(a_token_begins_in_the_text_where_its_first_bytes_character_does),
+        cmocka_unit_test(a_streamed_echo_tells_the_offsets_that_the_whole_answer_has),
         cmocka_unit_test(a_vanished_client_is_billed_what_its_socket_took),
         cmocka_unit_test(a_client_that_leaves_before_the_first_byte_is_billed_nothing),
         cmocka_unit_test(what_nobody_waited_for_counts_against_the_limit_of_tokens),
