@@ -19,8 +19,8 @@
  * connection too), is noticed within 0.1 s, and HTTP_GONE says so.
  *
  * What a proxy and this server could read differently is 400: a body's end that is said twice, a
- * request of HTTP/1.1 without Host or with two (RFC 9112). A target in the absolute form is its
- * path.
+ * header's name that is no token, a request of HTTP/1.1 without Host or with two (RFC 9112). A
+ * target in the absolute form is its path.
  *
  * Every answer carries `x-request-id`: 0x and 64 digits, the same id that its receipt has. */
 #ifndef TRIBUTARY_NODE_HTTP_H

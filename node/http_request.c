@@ -334,6 +334,21 @@ static void reply_error(struct http_exchange *x, enum err_code code, const char 
     reply_status(x, (unsigned)err_http_status(code), code, message);
 }
 
+/* RFC 9110, 5.1: a field's name is a token; RFC 9112, 5.1: with white space before its colon it is
+ * refused. To MHD "Content-Length " is another name, and the body another request; to a proxy it
+ * may be the length. */
+static bool names_are_clear(const struct http_exchange *x)
+{
+    for (const struct pair *p = x->headers; p != NULL; p = p->next) {
+        for (const char *c = p->name; *c != '\0'; c++) {
+            bool letter = (*c | 0x20) >= 'a' && (*c | 0x20) <= 'z', digit = *c >= '0' && *c <= '9';
+            if (!letter && !digit && strchr("!#$%&'*+-.^_`|~", *c) == NULL)
+                return false;
+        }
+    }
+    return true;
+}
+
 /* RFC 9112, 6.3: where the body ends must be said once, and understood. MHD takes the first of two
  * lengths and waits for the end of the connection under a coding that it doesn't know; a proxy that
  * reads such a request otherwise would take a part of its body for somebody's next request, or the
@@ -368,6 +383,12 @@ static bool head(struct http_exchange *x)
     struct http_server *s = x->server;
     x->head_seen = true;
     exchange_set_deadline(x, s->opt.request_timeout_s, 0);
+    if (!names_are_clear(x)) {
+        http_set_header(x, "Connection", "close");
+        reply_error(x, ERR_INVALID,
+                    "a header's name must be a token, with no white space before its colon");
+        return true;
+    }
     if (!body_end_is_clear(x)) {
         http_set_header(x, "Connection", "close");
         reply_error(x, ERR_INVALID,

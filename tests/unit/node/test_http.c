@@ -280,6 +280,13 @@ static void a_body_without_a_clear_end_is_refused_and_the_connection_closed(void
         "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         "transfer-encoding: identity\r\n\r\nhello",
         "Transfer-Encoding: chunked \r\n\r\n0\r\n\r\n", /* which MHD doesn't know */
+        "Content-Length : 5\r\n\r\nhello",              /* nor these names */
+        "Content-Length\t: 5\r\n\r\nhello",
+        "Content-Length: 2\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        "Content Length: 5\r\n\r\nhello",
+        "X-\x01: a\r\n\r\n",
+        "X-\xC3\xA9: a\r\n\r\n",
+        "X(a): a\r\n\r\n",
     };
     struct http_options o = {0};
     struct world *w = world_open(&o);
