@@ -51,8 +51,8 @@ struct http_exchange {
     size_t head_bytes; /* request line and headers, as they came */
     uint8_t id[32];
     struct buf body;
-    bool nul;        /* in path or query, which end there for us */
-    bool needs_host; /* HTTP/1.1 */
+    bool nul; /* in path or query, which end there for us */
+    bool is_http_1_1;
     bool head_seen, handled;
     int body_fd; /* -1: memory */
     uint64_t body_max, body_seen;

@@ -216,7 +216,7 @@ static struct http_exchange *exchange_create(struct http_server *s, struct MHD_C
         MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
     x->method = arena_strdup(&x->arena, method);
     x->path = arena_strdup(&x->arena, path_of(target));
-    x->needs_host = strcmp(version, MHD_HTTP_VERSION_1_1) == 0;
+    x->is_http_1_1 = strcmp(version, MHD_HTTP_VERSION_1_1) == 0;
     x->peer = arena_strdup(&x->arena, x->connection->peer);
     x->nul = x->connection->nul;
     x->connection->nul = false;
@@ -374,7 +374,14 @@ static bool host_is_clear(const struct http_exchange *x)
     int n = 0;
     for (const struct pair *p = x->headers; p != NULL; p = p->next)
         n += strcasecmp(p->name, "Host") == 0;
-    return n == 1 || (n == 0 && !x->needs_host);
+    return n == 1 || (n == 0 && !x->is_http_1_1);
+}
+
+/* RFC 9110, 10.1.1: the client waits for our word before it sends the body. */
+static bool asks_first(const struct http_exchange *x)
+{
+    const char *expect = http_header(x, "Expect");
+    return x->is_http_1_1 && expect != NULL && strcasecmp(expect, "100-continue") == 0;
 }
 
 /* The headers are there. True: answered, and not worth reading the body. */
@@ -482,8 +489,10 @@ enum MHD_Result mhd_on_access(void *context, struct MHD_Connection *mhd, const c
         *con_cls = x;
         /* An early answer waits for the body all the same, which is thrown away: closing on unread
          * bytes resets the connection, and the client may lose the answer. Only a body that is too
-         * large to wait for is refused at once. */
-        return head(x) ? queue_or_sleep(x, false) : MHD_YES;
+         * large to wait for is refused at once, and one that the client asks about before it sends
+         * it. */
+        bool at_once = head(x) || (replied(x) && asks_first(x));
+        return at_once ? queue_or_sleep(x, false) : MHD_YES;
     }
     if (*piece_bytes > 0) {
         size_t n = *piece_bytes;

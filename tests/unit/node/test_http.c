@@ -308,6 +308,46 @@ static void a_body_without_a_clear_end_is_refused_and_the_connection_closed(void
     world_close(w);
 }
 
+/* RFC 9110, 10.1.1: who asks before it sends a body is told to send it, or the answer. */
+static void who_asks_before_sending_a_body_is_not_made_to_send_one_in_vain(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *path, *length, *answer, *second;
+    } rows[] = {
+        {"/echo", "3", "HTTP/1.1 100 Continue\r\n\r\n", "POST |abc"},
+        {"/forbidden", "3", "HTTP/1.1 403", NULL},
+        {"/echo", "5000", "HTTP/1.1 413", NULL},
+    };
+    struct http_options o = {.max_body_bytes = 4096};
+    struct world *w = world_open(&o);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct buf got = BUF_INIT, request = BUF_INIT;
+        buf_appendf(&request,
+                    "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %s\r\n"
+                    "Expect: 100-Continue\r\n\r\n",
+                    rows[i].path, rows[i].length);
+        int fd = dial(w);
+        say(fd, buf_cstr(&request));
+        hear(fd, &got, rows[i].answer);
+        if (strncmp(buf_cstr(&got), rows[i].answer, strlen(rows[i].answer)) != 0)
+            fail_msg("%s of %s bytes: expected \"%s\" first in:\n%s", rows[i].path, rows[i].length,
+                     rows[i].answer, buf_cstr(&got));
+        if (rows[i].second != NULL) {
+            say(fd, "abc");
+            hear(fd, &got, rows[i].second);
+            expect(rows[i].path, &got, rows[i].second);
+        } else if (!ends(fd)) {
+            fail_msg("%s: the connection stays open, and what follows might be the body",
+                     buf_cstr(&got));
+        }
+        buf_release(&request);
+        buf_release(&got);
+        close(fd);
+    }
+    world_close(w);
+}
+
 static void a_chunked_body_over_the_limit_is_refused(void **state)
 {
     (void)state;
@@ -835,6 +875,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(requests_are_answered_or_refused_by_rule),
         cmocka_unit_test(a_body_without_a_clear_end_is_refused_and_the_connection_closed),
+        cmocka_unit_test(who_asks_before_sending_a_body_is_not_made_to_send_one_in_vain),
         cmocka_unit_test(a_chunked_body_over_the_limit_is_refused),
         cmocka_unit_test(headers_over_the_limit_are_refused),
         cmocka_unit_test(a_page_of_the_allowed_origin_may_send_and_read_what_a_client_needs),
