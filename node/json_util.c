@@ -75,41 +75,52 @@ json_t *json_parse(const void *bytes, size_t n_bytes, struct err *err)
     return value;
 }
 
-/* Appends the way to the first string with a NUL in it; false: none has. */
-static bool nul_below(const json_t *v, struct buf *path)
+static bool has_nul(const json_t *v)
 {
-    if (json_is_string(v))
-        return strlen(json_string_value(v)) != json_string_length(v);
+    return json_is_string(v) && strlen(json_string_value(v)) != json_string_length(v);
+}
+
+/* Where integers were read as numbers. */
+static bool is_big(const json_t *v)
+{
+    return json_is_real(v) && fabs(json_real_value(v)) >= 0x1p63;
+}
+
+/* Appends the way to the first value that is so; false: none is. */
+static bool find_below(const json_t *v, bool (*is_so)(const json_t *v), struct buf *path)
+{
+    if (is_so(v))
+        return true;
     size_t n = path->len, i;
     const char *key;
     json_t *child;
     json_array_foreach(v, i, child)
     {
         buf_appendf(path, "[%zu]", i);
-        if (nul_below(child, path))
+        if (find_below(child, is_so, path))
             return true;
         path->len = n;
     }
     json_object_foreach((json_t *)(uintptr_t)v, key, child)
     {
         buf_appendf(path, "%s%s", n > 0 ? "." : "", key);
-        if (nul_below(child, path))
+        if (find_below(child, is_so, path))
             return true;
         path->len = n;
     }
     return false;
 }
 
-bool json_find_nul(const void *bytes, size_t n_bytes, char *path, size_t n_path)
+/* Reads once more, with a flag for what was wrong. */
+static bool find(const void *bytes, size_t n_bytes, size_t flag, bool (*is_so)(const json_t *v),
+                 char *path, size_t n_path)
 {
     struct err unused;
     struct buf where = BUF_INIT;
-    if (n_bytes == 0 || memmem(bytes, n_bytes, "\\u0000", 6) == NULL || /* no second reading */
-        check_bounds(bytes, n_bytes, &unused) != 0)
+    if (check_bounds(bytes, n_bytes, &unused) != 0)
         return false;
-    json_t *v = json_loadb(bytes, n_bytes,
-                           JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
-    bool found = v != NULL && nul_below(v, &where) && where.len > 0;
+    json_t *v = json_loadb(bytes, n_bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | flag, NULL);
+    bool found = v != NULL && find_below(v, is_so, &where) && where.len > 0;
     if (found) {
         size_t n = where.len < n_path ? where.len : n_path - 1, len = 1;
         for (size_t at = 0; at < n; at += len) { /* no half of a character */
@@ -123,6 +134,24 @@ bool json_find_nul(const void *bytes, size_t n_bytes, char *path, size_t n_path)
     json_decref(v);
     buf_release(&where);
     return found;
+}
+
+bool json_find_nul(const void *bytes, size_t n_bytes, char *path, size_t n_path)
+{
+    if (n_bytes == 0 || memmem(bytes, n_bytes, "\\u0000", 6) == NULL) /* no second reading */
+        return false;
+    return find(bytes, n_bytes, JSON_ALLOW_NUL, has_nul, path, n_path);
+}
+
+bool json_find_big_integer(const void *bytes, size_t n_bytes, char *path, size_t n_path)
+{
+    enum { DIGITS_MIN = 19 }; /* of 2^63 */
+    const char *s = bytes;
+    size_t n_digits = 0;
+    for (size_t i = 0; i < n_bytes && n_digits < DIGITS_MIN; i++)
+        n_digits = s[i] >= '0' && s[i] <= '9' ? n_digits + 1 : 0;
+    return n_digits == DIGITS_MIN &&
+           find(bytes, n_bytes, JSON_DECODE_INT_AS_REAL, is_big, path, n_path);
 }
 
 size_t utf8_char_len(const char *s, size_t n)

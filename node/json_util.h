@@ -24,6 +24,8 @@ json_t *json_parse(const void *bytes, size_t n_bytes, struct err *err);
 /* Of a text that json_parse refuses for a \u0000 and nothing else: where it is, "a.b[0].c", cut to
  * the room of path [n_path]. False: there is none, it is the whole text, or more is wrong. */
 bool json_find_nul(const void *bytes, size_t n_bytes, char *path, size_t n_path);
+/* The same of an integer that 64 bits don't hold. */
+bool json_find_big_integer(const void *bytes, size_t n_bytes, char *path, size_t n_path);
 
 /* Appends text [n] as a JSON string with its quotes. Bytes that are no UTF-8 become U+FFFD. */
 void json_append_string(struct buf *b, const char *text, size_t n);

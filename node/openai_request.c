@@ -678,16 +678,19 @@ static int parse_cache_salt(struct openai_request *r, struct api_error *e)
 int openai_request_parse(struct openai_request *r, enum openai_kind kind, const void *body,
                          size_t n, struct api_error *e)
 {
-    char nul[sizeof e->param];
+    char where[sizeof e->param];
     r->kind = kind;
     r->max_tokens = -1;
     r->n_logprobs = -1;
     r->skip_special_tokens = r->add_special_tokens = true;
     r->root = json_parse(body, n, &e->err);
-    if (r->root == NULL && json_find_nul(body, n, nul, sizeof nul))
+    if (r->root == NULL && json_find_nul(body, n, where, sizeof where))
         return api_error_set(
-            e, ERR_INVALID, nul,
-            "'%s' has a NUL character (\\u0000) in it, which no text here may have", nul);
+            e, ERR_INVALID, where,
+            "'%s' has a NUL character (\\u0000) in it, which no text here may have", where);
+    if (r->root == NULL && json_find_big_integer(body, n, where, sizeof where))
+        return api_error_set(e, ERR_INVALID, where, "'%s' is an integer that 64 bits can't hold",
+                             where);
     if (r->root == NULL)
         return -1;
     if (!json_is_object(r->root))
