@@ -104,6 +104,8 @@ static int read_float(const json_t *o, const char *name, double min, double max,
  * always send a field can still be served). */
 static bool harmless(const char *name, const json_t *v)
 {
+    if (strcmp(name, "web_search_options") == 0) /* all its members have defaults */
+        return false;
     if (json_is_array(v) || json_is_object(v)) {
         if (json_is_array(v) ? json_array_size(v) == 0 : json_object_size(v) == 0)
             return true;

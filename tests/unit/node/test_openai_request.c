@@ -135,6 +135,7 @@ static void a_wrong_field_is_refused_by_its_name(void **state)
         {M, "{" MSG ",\"response_format\":{\"type\":\"json_object\"}}", ERR_UNSUPPORTED,
          "response_format"},
         {M, "{" MSG ",\"audio\":{\"voice\":\"x\"}}", ERR_UNSUPPORTED, "audio"},
+        {M, "{" MSG ",\"web_search_options\":{}}", ERR_UNSUPPORTED, "web_search_options"},
         {M, "{" MSG ",\"modalities\":[\"text\",\"audio\"]}", ERR_UNSUPPORTED, "modalities"},
         {M, "{" MSG ",\"reasoning_effort\":\"high\"}", ERR_UNSUPPORTED, "reasoning_effort"},
         {M, "{" MSG ",\"guided_json\":{\"a\":1}}", ERR_UNSUPPORTED, "guided_json"},
