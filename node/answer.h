@@ -133,6 +133,9 @@ struct answer {
 /* ---- openai_format.c: JSON of chunks and bodies; appended without framing -----------------------
  */
 
+/* The first chunk of a chat's choice says who speaks, and no more, as OpenAI's does: its own client
+ * counts the log-probabilities of a first chunk twice. */
+void format_role_chunk(struct buf *b, const struct answer *a, const struct choice *c);
 /* A chunk of a stream. With finish NULL: the choice's pending text, ids and scores (from n_sent
  * on). Else the choice's last chunk: no text, the reason, and the receipt if it isn't NULL. */
 void format_chunk(struct buf *b, const struct answer *a, const struct choice *c, const char *finish,

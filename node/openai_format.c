@@ -222,6 +222,23 @@ static void append_choice_ids(struct buf *b, const struct answer *a, const struc
     }
 }
 
+static void append_no_usage(struct buf *b, const struct answer *a)
+{
+    if (a->request.include_usage)
+        buf_append_str(b, ",\"usage\":null");
+}
+
+void format_role_chunk(struct buf *b, const struct answer *a, const struct choice *c)
+{
+    append_envelope(b, a, true);
+    buf_appendf(b,
+                ",\"choices\":[{\"index\":%u,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
+                "\"logprobs\":null,\"finish_reason\":null}]",
+                c->index);
+    append_no_usage(b, a);
+    buf_append_byte(b, '}');
+}
+
 void format_chunk(struct buf *b, const struct answer *a, const struct choice *c, const char *finish,
                   const char *receipt)
 {
@@ -231,14 +248,12 @@ void format_chunk(struct buf *b, const struct answer *a, const struct choice *c,
     struct buf text = c->text; /* read only */
     if (chat) {
         buf_append_str(b, "\"delta\":{");
-        if (!c->begun)
-            buf_append_str(b, "\"role\":\"assistant\",");
-        if (finish == NULL || !c->begun) {
+        if (finish == NULL) {
             buf_append_str(b, "\"content\":");
             json_append_string(b, buf_cstr(&text), text.len);
+        } else if (!c->begun) { /* there was no text: the only one */
+            buf_append_str(b, "\"role\":\"assistant\",\"content\":\"\"");
         }
-        if (b->data[b->len - 1] == ',')
-            b->len--;
         buf_append_byte(b, '}');
     } else {
         buf_append_str(b, "\"text\":");
@@ -251,8 +266,7 @@ void format_chunk(struct buf *b, const struct answer *a, const struct choice *c,
     } else {
         buf_appendf(b, ",\"logprobs\":null,\"finish_reason\":\"%s\"}]", finish);
     }
-    if (a->request.include_usage)
-        buf_append_str(b, ",\"usage\":null");
+    append_no_usage(b, a);
     if (receipt != NULL)
         buf_appendf(b, ",\"tributary\":%s", receipt);
     buf_append_byte(b, '}');

@@ -279,6 +279,11 @@ static void emit(struct choice *c)
     struct answer *a = c->answer;
     begin_stream(a);
     struct buf json = BUF_INIT;
+    if (a->request.kind == OPENAI_CHAT && !c->begun) {
+        format_role_chunk(&json, a, c);
+        answer_send_event(a, &json, false);
+        buf_reset(&json);
+    }
     format_chunk(&json, a, c, NULL, NULL);
     answer_send_event(a, &json, !c->begun);
     buf_release(&json);

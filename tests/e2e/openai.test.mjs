@@ -131,6 +131,18 @@ await checks.test('log-probabilities of a chat', async () => {
   checks.ok(logprobs.content.every((t) => Array.isArray(t.bytes)), 'each with its bytes');
 });
 
+await checks.test('the client\'s own gatherer of a stream gathers what the whole answer has', async () => {
+  const request = { model: 'law', messages, max_tokens: 8, n: 2, seed: 6, logprobs: true, top_logprobs: 1 };
+  const whole = await client.chat.completions.create(request);
+  const streamed = await client.chat.completions.stream({ ...request, stream_options: { include_usage: true } }).finalChatCompletion();
+  const read = (answer) => answer.choices.map((c) => [c.index, c.message.role, c.message.content, c.logprobs, c.finish_reason]);
+  checks.equal(read(streamed), read(whole), 'role, text, log-probabilities and end of each choice');
+  checks.equal(streamed.usage.completion_tokens, whole.usage.completion_tokens, 'and the usage');
+  const first = [];
+  for await (const { choices: [c] } of await client.chat.completions.create({ ...request, stream: true })) first[c.index] ??= c;
+  checks.equal(first.map((c) => [c.delta, c.logprobs]), Array(2).fill([{ role: 'assistant', content: '' }, null]), 'each choice begins with its role alone');
+});
+
 // ---- completions ----------------------------------------------------------------------------------
 await checks.test('a completion with log-probabilities and echo', async () => {
   const done = await client.completions.create({ model: 'law', prompt: 'The people of the', max_tokens: 8, temperature: 0, logprobs: 2, echo: true });
