@@ -120,6 +120,8 @@ static bool harmless(const char *name, const json_t *v)
     if (strcmp(name, "modalities") == 0)
         return json_array_size(v) == 1 && json_string_value(json_array_get(v, 0)) != NULL &&
                strcmp(json_string_value(json_array_get(v, 0)), "text") == 0;
+    if (strcmp(name, "reasoning_effort") == 0)
+        return s != NULL && strcmp(s, "none") == 0;
     if (strcmp(name, "suffix") == 0)
         return s != NULL && s[0] == '\0';
     if (strcmp(name, "min_tokens") == 0)

@@ -215,6 +215,7 @@ static void harmless_and_unknown_fields_are_accepted(void **state)
         "{" MSG ",\"store\":false,\"metadata\":{},\"service_tier\":\"auto\",\"user\":\"u\"}",
         "{" MSG ",\"temperature\":null,\"stop\":null,\"n\":null,\"logit_bias\":null}",
         "{" MSG ",\"best_of\":1}",
+        "{" MSG ",\"reasoning_effort\":\"none\"}",
         "{" MSG ",\"add_generation_prompt\":true,\"echo\":false,\"prompt_logprobs\":null}",
         "{" MSG ",\"stop\":[]}",
         "{" MSG ",\"top_k\":-1,\"seed\":-5}",
