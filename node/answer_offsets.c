@@ -10,7 +10,8 @@
  * from first_open on until a piece of text comes, which holds all their bytes but the last token's
  * end. Of each is known how many bytes were held before it; the piece is walked along beside these.
  * There a character stands for its own bytes, and U+FFFD for one (byte tokens) or for all that were
- * held (a byte alphabet holds the beginning of one character at most). */
+ * held (a byte alphabet holds the beginning of one character at most), or, where none was, for what
+ * has just come. */
 #include "node/service_internal.h"
 
 #include <string.h>
@@ -48,7 +49,7 @@ void offsets_settle(struct choice *c, size_t n_known, size_t n_held, const char 
         for (; at < n; at += k, chars++) {
             k = char_bytes(piece + at, n - at);
             bool replaced = k == 3 && memcmp(piece + at, "\xEF\xBF\xBD", 3) == 0;
-            size_t stands_for = !replaced ? k : by_byte ? 1 : n_held;
+            size_t stands_for = !replaced ? k : by_byte || n_held == 0 ? 1 : n_held;
             if (bytes + stands_for > s->n_held)
                 break;
             bytes += stands_for;

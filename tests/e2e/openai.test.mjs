@@ -168,7 +168,9 @@ await checks.test('text_offset is where a token is in the text that was sent, wh
     const characters = [...text];
     tokens.forEach((token, i) => {
       const here = characters.slice(offsets[i]).join('');
-      const ok = /^(bytes:|<\|)/.test(token) ? offsets[i] < characters.length : here.startsWith(token);
+      const first = parseInt(/^bytes:\\x(..)/.exec(token)?.[1], 16); // NaN: a whole text
+      const ok = first >= 0x80 ? here > '\x7f' : first >= 0 ? here.charCodeAt(0) === first :
+        token.startsWith('<|') ? offsets[i] < characters.length : here.startsWith(token);
       if (!ok || offsets[i] < (offsets[i - 1] ?? 0))
         throw new Error(`${JSON.stringify(token)} of ${JSON.stringify(tokens)} in ${JSON.stringify(text)}: ${offsets}`);
     });
