@@ -53,11 +53,12 @@ struct choice {
     struct scores prompt_scores; /* with echo */
     struct detokenizer *detokenizer;
     struct stop_match *stop;
-    struct buf text;   /* not streamed: all of it; streamed: what the next chunk takes */
-    uint32_t n_chars;  /* what the detokenizer has given so far */
-    size_t first_open; /* of the scores, the prompt's first: whose text_offset isn't final */
-    size_t n_sent;     /* ids (and scores) that chunks have carried */
-    bool begun;        /* streamed: the first chunk was sent */
+    struct buf text;      /* not streamed: all of it; streamed: what the next chunk takes */
+    uint32_t n_chars;     /* what the detokenizer has given so far */
+    size_t first_open;    /* of the scores, the prompt's first: whose text_offset isn't final */
+    size_t n_prompt_held; /* bytes of an echoed prompt that no text has come of yet */
+    size_t n_sent;        /* ids (and scores) that chunks have carried */
+    bool begun;           /* streamed: the first chunk was sent */
 };
 
 struct mark {

@@ -36,27 +36,44 @@ static size_t char_bytes(const char *text, size_t n)
     return k;
 }
 
+struct walk { /* through a piece of text, beside the bytes that it is made of */
+    size_t at, bytes;
+    uint32_t chars;
+};
+
+/* Past the characters that end with the first n_bytes, or before. */
+static void walk_to(struct walk *w, const struct choice *c, size_t n_bytes, size_t n_held,
+                    const char *piece, size_t n)
+{
+    bool by_byte = tokenizer_replaces_bytes(answer_tokenizer(c->answer));
+    for (size_t k; w->at < n; w->at += k, w->chars++) {
+        k = char_bytes(piece + w->at, n - w->at);
+        bool replaced = k == 3 && memcmp(piece + w->at, "\xEF\xBF\xBD", 3) == 0;
+        size_t stands_for = !replaced ? k : by_byte || n_held == 0 ? 1 : n_held;
+        if (w->bytes + stands_for > n_bytes)
+            break;
+        w->bytes += stands_for;
+    }
+}
+
 void offsets_settle(struct choice *c, size_t n_known, size_t n_held, const char *piece, size_t n)
 {
     if (n == 0)
         return;
-    bool by_byte = tokenizer_replaces_bytes(answer_tokenizer(c->answer));
-    size_t at = 0, k; /* in the piece, and of the bytes that it is made of */
-    size_t bytes = 0;
-    uint32_t chars = 0;
+    struct walk w = {0};
     for (; c->first_open < n_known; c->first_open++) {
         struct score *s = score_at(c, c->first_open);
-        for (; at < n; at += k, chars++) {
-            k = char_bytes(piece + at, n - at);
-            bool replaced = k == 3 && memcmp(piece + at, "\xEF\xBF\xBD", 3) == 0;
-            size_t stands_for = !replaced ? k : by_byte || n_held == 0 ? 1 : n_held;
-            if (bytes + stands_for > s->n_held)
-                break;
-            bytes += stands_for;
-        }
-        s->text_offset += chars;
+        walk_to(&w, c, s->n_held, n_held, piece, n);
+        s->text_offset += w.chars;
     }
-    for (; at < n; at += char_bytes(piece + at, n - at))
-        chars++;
-    c->n_chars += chars;
+    for (; w.at < n; w.at += char_bytes(piece + w.at, n - w.at))
+        w.chars++;
+    c->n_chars += w.chars;
+}
+
+size_t offsets_of_prompt(const struct choice *c, size_t n_held, const char *piece, size_t n)
+{
+    struct walk w = {0};
+    walk_to(&w, c, c->n_prompt_held, n_held, piece, n);
+    return w.at;
 }

@@ -179,6 +179,7 @@ static void echo_prompt(struct choice *c)
         offsets_settle(c, i + 1, c->prompt_scores.items[i].n_held, buf_cstr(&c->text) + before,
                        c->text.len - before);
     }
+    c->n_prompt_held = detokenizer_pending_bytes(c->detokenizer);
 }
 
 static void make_choices(struct answer *a)

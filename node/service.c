@@ -303,6 +303,11 @@ static void emit(struct choice *c)
 static void take_text(struct choice *c, size_t n_held, const char *piece, size_t n)
 {
     offsets_settle(c, c->prompt_scores.n + c->scores.n, n_held, piece, n);
+    size_t of_prompt = offsets_of_prompt(c, n_held, piece, n); /* no stop is looked for there */
+    c->n_prompt_held = 0;
+    buf_append(&c->text, piece, of_prompt);
+    piece += of_prompt;
+    n -= of_prompt;
     if (c->stop == NULL) {
         buf_append(&c->text, piece, n);
     } else if (stop_match_push(c->stop, &c->text, piece, n)) {

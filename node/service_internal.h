@@ -114,6 +114,9 @@ void offsets_begin(struct choice *c, struct score *s);
  * the prompt's included; n_held: bytes that it held before the push or flush that the piece came
  * of. */
 void offsets_settle(struct choice *c, size_t n_known, size_t n_held, const char *piece, size_t n);
+/* Of the first piece behind an echoed prompt: the bytes [of n] that are the prompt's end, which the
+ * detokenizer held. A character that a generated token has completed is not. */
+size_t offsets_of_prompt(const struct choice *c, size_t n_held, const char *piece, size_t n);
 
 /* ---- service_names.c ---------------------------------------------------------------------------
  */

@@ -614,6 +614,46 @@ static void a_token_begins_in_the_text_where_its_first_bytes_character_does(void
     }
 }
 
+/* 13 is <0x0A>: what the prompt ends with is known only when the first token is. */
+static void a_stop_in_the_echoed_prompt_is_none(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        const char *ids, *forced, *stop;
+        int max_tokens;
+        const char *text, *finish;
+    } rows[] = {
+        {"[1,412,13]", "412", "\\n", 3, "a\naaa", "length"},
+        {"[1,412,13]", "412", "\\na", 3, "a\naaa", "length"}, /* half of it is the prompt's */
+        {"[1,412,13]", "412", "aa", 3, "a\n", "stop"},
+        {"[1,412,13]", "13", "\\n", 3, "a\n", "stop"},
+        {"[1,412,13]", "412", "\\n", 0, "a\n", "length"},
+        {"[1,412,13,13]", "412", "\\n\\n", 1, "a\n\na", "length"},
+        {"[1,412,229]", "412", "\ufffd", 2, "a\ufffdaa", "length"},
+        {"[1,412,229,133]", "175", "\u20ac", 1, "a", "stop"}, /* which a token has completed */
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        for (int stream = 0; stream < 2; stream++) {
+            char *body = xasprintf(
+                "{\"model\":\"base\",\"prompt\":%s,\"max_tokens\":%d,\"echo\":true,"
+                "\"temperature\":0,\"logit_bias\":{\"%s\":100},\"stop\":\"%s\","
+                "\"stream\":%s}",
+                rows[i].ids, rows[i].max_tokens, rows[i].forced, rows[i].stop,
+                stream ? "true" : "false");
+            struct answer_seen a = ask(w, body);
+            const json_t *top = stream ? a.last : a.body;
+            const char *finish = json_string_value(json_object_get(
+                json_array_get(json_object_get(top, "choices"), 0), "finish_reason"));
+            if (strcmp(a.text, rows[i].text) != 0 || finish == NULL ||
+                strcmp(finish, rows[i].finish) != 0)
+                fail_msg("%s: \"%s\" (%s), expected \"%s\" (%s)", body, a.text,
+                         finish != NULL ? finish : "", rows[i].text, rows[i].finish);
+            free(body);
+            answer_release(&a);
+        }
+    }
+}
+
 /* The bytes at the prompt's end wait for the first that is generated, and may be more than one
  * character with it: 13 is <0x0A>, a line end of its own. */
 static void a_streamed_echo_tells_the_offsets_that_the_whole_answer_has(void **state)
@@ -1719,6 +1759,7 @@ int main(void)
         cmocka_unit_test(a_stop_string_ends_text_and_bill),
         cmocka_unit_test(scores_of_a_prompt_equal_those_of_its_generation),
         cmocka_unit_test(a_token_begins_in_the_text_where_its_first_bytes_character_does),
+        cmocka_unit_test(a_stop_in_the_echoed_prompt_is_none),
         cmocka_unit_test(a_streamed_echo_tells_the_offsets_that_the_whole_answer_has),
         cmocka_unit_test(a_vanished_client_is_billed_what_its_socket_took),
         cmocka_unit_test(a_client_that_leaves_before_the_first_byte_is_billed_nothing),
