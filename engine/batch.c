@@ -189,7 +189,8 @@ static void add_segments(struct step_batch *b, const struct batch_seq *s,
 {
     const struct sequence *q = s->sequence;
     for (int i = 0; i < q->n_adapters; i++) {
-        lora_pool_check(pool, q->pins[i], &q->adapters[i]->lora->content);
+        const struct lora_adapter *lora = q->adapters[i]->lora;
+        lora_pool_check(pool, q->pins[i], &lora->content);
         struct lora_seg seg = {s->first_row, s->n_rows, q->pins[i].slot, q->weights[i]};
         struct lora_seg *last = b->lora.n_segs > 0 ? &b->segs[b->lora.n_segs - 1] : NULL;
         /* Segments of an ensemble are over the same rows, all of them (ops.h): nobody joins one. */
@@ -200,6 +201,9 @@ static void add_segments(struct step_batch *b, const struct batch_seq *s,
             last->n_rows += seg.n_rows;
         else
             b->segs[b->lora.n_segs++] = seg;
+        if (last == NULL || last != &b->segs[b->lora.n_segs - 1])
+            b->ranks += lora->rank_mean;
+        b->rank_max = lora->rank_max > b->rank_max ? lora->rank_max : b->rank_max;
     }
 }
 
@@ -303,6 +307,7 @@ void step_batch_build(struct step_batch *b, int n_seqs, int n_padded, const stru
                             .n_logit_rows = (size_t)n_padded,
                             .n_blocks = (size_t)b->max_blocks};
     lay_out(b, &x);
+    b->ranks = b->rank_max = 0;
     for (int s = 0; s < n_seqs; s++) {
         if (b->seqs[s].sequence == NULL) {
             add_padding(b, b->seqs[s].first_row, s);
@@ -316,6 +321,7 @@ void step_batch_build(struct step_batch *b, int n_seqs, int n_padded, const stru
     b->seq_indptr[b->batch.n_seqs] = b->batch.n_rows;
     *b->n_segs = b->lora.n_segs;
     b->has_lora = b->lora.n_segs > 0;
+    b->lora.heavy = lora_is_heavy(b->batch.n_rows, b->lora.n_segs, b->ranks, b->rank_max);
     choose_logit_rows(b, padded);
 }
 

@@ -30,7 +30,8 @@ static inline bool batch_seq_draws(const struct batch_seq *s)
 struct step_batch {
     struct batch batch; /* what the operators see; with padding, see step_batch_build */
     struct lora_step lora;
-    bool has_lora; /* the linears are told of adapters */
+    bool has_lora;       /* the linears are told of adapters */
+    int ranks, rank_max; /* of its segments (lora_is_heavy) */
     struct batch_seq *seqs;
     int n_seqs, n_rows; /* without padding */
 

@@ -206,10 +206,12 @@ static int fused_group(int kind)
     return kind <= SITE_V ? 0 : kind == SITE_O ? 1 : kind <= SITE_UP ? 2 : 3;
 }
 
-static void sum_ranks(struct lora_adapter *a)
+static void sum_ranks(struct lora_adapter *a, const struct model_config *model)
 {
-    int sum = 0, last = -1;
+    int sum = 0, last = -1, n_sites = model_n_sites(model);
+    int64_t all = n_sites - 1;
     for (int i = 0; i < a->n_sites; i++) {
+        all += a->sites[i].rank;
         int site = a->sites[i].site;
         int group = site / SITE_KINDS * 4 + fused_group(site % SITE_KINDS);
         sum = group == last ? sum + a->sites[i].rank : a->sites[i].rank;
@@ -217,6 +219,7 @@ static void sum_ranks(struct lora_adapter *a)
         if (sum > a->rank_sum_max)
             a->rank_sum_max = sum;
     }
+    a->rank_mean = (int)(all / n_sites);
 }
 
 static int take_memory(struct lora_adapter *a, struct host_memory *home, struct err *err)
@@ -307,7 +310,7 @@ static int plan(struct lora_adapter *a, struct matrices **matrices,
             "adapter_config.json: target_modules matches no linear module of the base model");
     if ((size_t)a->n_sites * 2 != d->n_tensors && check_surplus(d, a, err) != 0)
         return -1;
-    sum_ranks(a);
+    sum_ranks(a, model);
     if (a->rank_sum_max > LORA_RANK_SUM_MAX)
         return err_set(err, ERR_UNSUPPORTED,
                        "ranks of one fused module sum to %d, at most %d are supported",
@@ -427,7 +430,7 @@ struct lora_adapter *lora_random_mixed(const struct model_config *model, const i
     for (int site = 0; site < n_sites; site++)
         if (ranks[site] > 0)
             add_site(a, model, site, ranks[site], scalings != NULL ? scalings[site] : 1.0f, dtype);
-    sum_ranks(a);
+    sum_ranks(a, model);
     BUG_IF(a->n_sites == 0 || a->rank_sum_max > LORA_RANK_SUM_MAX);
     a->data = noise_alloc(a->n_bytes);
     BUG_IF(a->data == NULL);

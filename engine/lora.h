@@ -48,6 +48,7 @@ struct lora_adapter {
     struct content_digest content; /* of the files */
     int rank_max;                  /* of any site */
     int rank_sum_max;              /* of any fused linear's parts together */
+    int rank_mean;                 /* over all of the model's sites, rounded up */
     int n_sites;
     struct lora_site *sites; /* [n_sites] ascending by site */
     uint8_t *data;           /* [n_bytes] */

@@ -5,9 +5,10 @@
  * of operators take the host longer than small models take the device. So such a step is filled up
  * with rows that nobody looks at, to the next of a few sizes (buckets), and there is a recording
  * (ops.h; a CUDA graph) for each size, which reads all that changes from memory: the batch, the
- * segments and their number, the adapters' tables, the sampling parameters. One set of recordings
- * serves any number and mix of adapters. A row's bits don't depend on its neighbours (ops.h), so
- * padding and replaying change nothing but time.
+ * segments and their number, the adapters' tables, the sampling parameters. Two recordings of a
+ * size serve any number and mix of adapters: one where they are little beside the base model, one
+ * where they are heavy (ops.h). A row's bits don't depend on its neighbours (ops.h), so padding and
+ * replaying change nothing but time.
  *
  *   bucket 8     token    position  block table          logits   draw
  *   row 0        617      41        [3, 9, 12]           yes      by its parameters
@@ -75,8 +76,8 @@ void stepper_release(struct stepper *t)
         return;
     for (int i = 0; i < 2; i++) {
         for (int k = 0; k < t->n_buckets; k++)
-            for (int many = 0; many < 2; many++)
-                t->ops->recording_free(t->be, t->steps[i].recordings[k][many]);
+            for (int heavy = 0; heavy < 2; heavy++)
+                t->ops->recording_free(t->be, t->steps[i].recordings[k][heavy]);
         step_batch_release(&t->steps[i].batch);
         sampler_release(&t->steps[i].sampler);
     }
@@ -132,8 +133,7 @@ void stepper_enqueue(struct stepper *t, struct step *s, int n_seqs, bool follows
         step_batch_upload_padding(&s->batch);
     t->n_padded = n_padded;
     sampler_prepare(&s->sampler, &s->batch);
-    bool many = n_padded > LORA_ALONE_ROWS && s->batch.lora.n_segs > LORA_SEGS_FEW;
-    struct recording *recording = padded ? s->recordings[bucket][many] : NULL;
+    struct recording *recording = padded ? s->recordings[bucket][s->batch.lora.heavy] : NULL;
     if (recording != NULL && s->sampler.hook == NULL) {
         if (!follows)
             step_batch_upload_tokens(&s->batch);
@@ -176,9 +176,10 @@ static void build_empty(struct stepper *t, struct step *s, int n_rows)
 
 /* Runs one first: what the backend does at the first use of a kernel (loading it, raising its
  * limits) can't be done while recording. A segment under an empty slot makes it use all kernels. */
-static int warm_up(struct stepper *t, struct step *s, int n_rows, struct err *err)
+static int warm_up(struct stepper *t, struct step *s, int n_rows, bool heavy, struct err *err)
 {
     build_empty(t, s, n_rows);
+    s->batch.lora.heavy = heavy;
     s->batch.segs[0] = (struct lora_seg){.row_begin = 0, .n_rows = 1, .slot = 0, .weight = 1};
     s->batch.lora.n_segs = *s->batch.n_segs = 1;
     step_batch_upload(&s->batch);
@@ -186,17 +187,18 @@ static int warm_up(struct stepper *t, struct step *s, int n_rows, struct err *er
     return t->ops->sync(t->be, err);
 }
 
-static void record(struct stepper *t, struct step *s, int bucket, bool many)
+static void record(struct stepper *t, struct step *s, int bucket, bool heavy)
 {
     struct err err = {0};
     int n_rows = t->buckets[bucket];
     build_empty(t, s, n_rows);
-    s->batch.lora.n_segs = n_rows > LORA_ALONE_ROWS && !many ? LORA_SEGS_FEW : n_rows;
+    s->batch.lora.n_segs = n_rows > LORA_ALONE_ROWS && !heavy ? LORA_SEGS_FEW : n_rows;
+    s->batch.lora.heavy = heavy;
     if (!t->ops->record_begin(t->be))
         return;
     step_batch_upload_rest(&s->batch);
     compute(t, s, false);
-    if (t->ops->record_end(t->be, &s->recordings[bucket][many], &err) != 0)
+    if (t->ops->record_end(t->be, &s->recordings[bucket][heavy], &err) != 0)
         log_warn("engine", "steps of %d rows run unrecorded: %s", n_rows, err.message);
     else
         t->recorded = true;
@@ -221,11 +223,12 @@ int stepper_record(struct stepper *t, struct err *err)
         return 0;
     struct monotonic_us begin = clock_monotonic_us();
     for (int k = t->n_buckets - 1; k >= 0; k--) {
-        if (warm_up(t, &t->steps[0], t->buckets[k], err) != 0)
-            return err_wrap(err, "a first step of %d rows", t->buckets[k]);
-        for (int i = 0; i < 2; i++)
-            for (int many = 0; many < (t->buckets[k] > LORA_ALONE_ROWS ? 2 : 1); many++)
-                record(t, &t->steps[i], k, many);
+        for (int heavy = 0; heavy < 2; heavy++) {
+            if (warm_up(t, &t->steps[0], t->buckets[k], heavy, err) != 0)
+                return err_wrap(err, "a first step of %d rows", t->buckets[k]);
+            for (int i = 0; i < 2; i++)
+                record(t, &t->steps[i], k, heavy);
+        }
     }
     t->pads |= t->recorded;
     log_info("engine", "recorded decode steps of up to %d rows in %llu ms",

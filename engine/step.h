@@ -19,8 +19,7 @@ enum { STEP_BUCKETS_MAX = 13, STEP_DECODE_ROWS_MAX = 256 };
 struct step {
     struct step_batch batch;
     struct sampler sampler;
-    /* Of a decode step of that size, or NULL: [0] with any adapters; of large ones (ops.h) with
-     * few, and [1] with many. */
+    /* Of a decode step of that size, or NULL; [1]: with heavy adapters (ops.h). */
     struct recording *recordings[STEP_BUCKETS_MAX][2];
     uint64_t mark; /* behind it in the stream */
     struct monotonic_us enqueued;

@@ -49,8 +49,25 @@
  * one after the other into a second set of registers. t' comes from lora_shrink; its expansion is a
  * last, short range, whose operands spare warps bring meanwhile. linear_wide.cuh has the rest.
  *
- * Large steps under many adapters are shared: narrow takes the first rows in halves of 128, as long
- * as they have so many adapters that wide would be slower, and wide the rest (narrow_rows).
+ * Apart. Where adapters are heavy (lora_is_heavy) they cost more inside than beside the product:
+ * what their warps do for a segment takes a multiprocessor 500 cycles and more, ranks above 64
+ * leave B's ring a slot or none, and one large rank widens t' for all. There shrink and expand
+ * (lora.cu, lora_expand.cu) make the deltas before, in f32, [row, output], and the adapters' warps
+ * of narrow and middle, or wide's summing threads, only add them: bytes at the rate of bulk copies,
+ * which ranks may mix as they like. Two launches more a linear, 25 us of an 8B layer; so both ways
+ * are there, with the same bits. In large steps the first rows go so, if they have adapters of
+ * their own, as the rows of decoding have that come before a prompt's (rows_apart). Four products
+ * of an 8B layer, us on an H200, fused and apart; and what narrow took in halves for 256 rows:
+ *
+ *     rows, adapters       32       64       128         256 in halves   256
+ *     16 each         148 182  205 226   331 338        698             565
+ *     64 each         279 267  430 389   865 650      1,732           1,199
+ *     8 to 128        268 260  456 394 1,635 645      3,271           1,136
+ *     16, one of 256  359 227  605 288 2,728 431
+ *
+ * (Looking the segments up from what the step found, instead of again, made the two kernels 2 %
+ * slower: 15 KB a block for what is mostly not its own.) With the code for both ways in one kernel
+ * the base product took 2 to 8 % longer; so each kernel has a twin.
  *
  * Nothing here is chosen by a library or by a clock.
  *
@@ -228,6 +245,17 @@ static cudaLaunchConfig_t narrow_config(struct backend *be, int n_ranges, bool d
     return config;
 }
 
+/* A kernel and its twin that takes the deltas from memory. They take the same of a multiprocessor,
+ * so one of them says how many are resident. */
+template <class Kernel> static cudaError_t allow_memory(Kernel *kernel, Kernel *apart, size_t bytes)
+{
+    cudaError_t rc = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          (int)bytes);
+    return rc != cudaSuccess ? rc
+                             : cudaFuncSetAttribute(
+                                   apart, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+}
+
 /* How many clusters are resident together, for 2, 4 and 8 ranges: the grid is never larger (see the
  * head). */
 template <int N> static cudaError_t narrow_open(struct backend *be, int (&resident)[3])
@@ -236,8 +264,7 @@ template <int N> static cudaError_t narrow_open(struct backend *be, int (&reside
     static_assert(narrow<N>::shared_bytes(2) <= most && narrow<N>::shared_bytes(4) <= most &&
                       narrow<N>::shared_bytes(8) <= most,
                   "fits");
-    cudaError_t rc = cudaFuncSetAttribute(narrow_kernel<N>,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize, (int)most);
+    cudaError_t rc = allow_memory(narrow_kernel<N, false>, narrow_kernel<N, true>, most);
     for (int i = 0; i < 3 && rc == cudaSuccess; i++) {
         cudaLaunchAttribute attributes[3];
         cudaLaunchConfig_t config = narrow_config<N>(be, 2 << i, false, attributes);
@@ -245,7 +272,7 @@ template <int N> static cudaError_t narrow_open(struct backend *be, int (&reside
         config.gridDim = dim3((unsigned)(all * cluster));
         resident[i] = all;
         if (cluster > 1)
-            rc = cudaOccupancyMaxActiveClusters(&resident[i], narrow_kernel<N>, &config);
+            rc = cudaOccupancyMaxActiveClusters(&resident[i], narrow_kernel<N, false>, &config);
         if (resident[i] > all)
             resident[i] = all;
     }
@@ -264,7 +291,10 @@ static void launch_narrow(struct backend *be, const struct weight *w, struct lin
     /* Blocks without a tile of outputs still have a share in the adapters. */
     int n_clusters = a.lora.n_parts > 0 || w->n_m_tiles > resident ? resident : w->n_m_tiles;
     config.gridDim = dim3((unsigned)n_clusters * config.attrs[0].val.clusterDim.x);
-    cuda_note(be, cudaLaunchKernelEx(&config, narrow_kernel<N>, map, a), "linear");
+    cuda_note(be,
+              a.deltas != nullptr ? cudaLaunchKernelEx(&config, narrow_kernel<N, true>, map, a)
+                                  : cudaLaunchKernelEx(&config, narrow_kernel<N, false>, map, a),
+              "linear");
 }
 
 #define FOR_EACH_NARROW(DO) DO(0, 8) DO(1, 16) DO(2, 32) DO(3, 64) DO(4, 128)
@@ -307,11 +337,10 @@ static cudaLaunchConfig_t middle_config(struct backend *be, bool dependent,
 template <class S> static cudaError_t middle_open(struct backend *be, int *resident)
 {
     static_assert(S::SHARED <= 227 << 10, "fits");
+    typedef middle<S::N, S::BITS, true> apart;
     cudaLaunchAttribute attributes[3];
     cudaLaunchConfig_t config = middle_config<S>(be, false, attributes);
-    cudaError_t rc = cudaFuncSetAttribute(middle_kernel<S>,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          (int)config.dynamicSmemBytes);
+    cudaError_t rc = allow_memory(middle_kernel<S>, middle_kernel<apart>, config.dynamicSmemBytes);
     int cluster = (int)config.attrs[0].val.clusterDim.x, all = be->n_multiprocessors / cluster;
     int n = all;
     config.gridDim = dim3((unsigned)(all * cluster));
@@ -334,7 +363,11 @@ static void launch_middle(struct backend *be, struct linear_args &a, int residen
     BUG_IF(S::BITS == 2 && a.n_k < S::RANGES); /* weight.cu: none of four ranges is empty */
     config.gridDim = dim3((unsigned)resident);
     a.slots = be->linear->slots;
-    cuda_note(be, cudaLaunchKernelEx(&config, middle_kernel<S>, map, y_map, narrow_map, a),
+    typedef middle<S::N, S::BITS, true> apart;
+    cuda_note(be,
+              a.deltas != nullptr
+                  ? cudaLaunchKernelEx(&config, middle_kernel<apart>, map, y_map, narrow_map, a)
+                  : cudaLaunchKernelEx(&config, middle_kernel<S>, map, y_map, narrow_map, a),
               "linear");
 }
 
@@ -380,7 +413,7 @@ template <class S> static cudaError_t wide_open(struct backend *be, int *limit)
 
 template <class S> static int wide_items(const struct linear_args &a)
 {
-    return ceil_div(a.n_m_tiles, 2 * S::CLUSTER) * ceil_div(a.n_rows - a.row0, S::N);
+    return ceil_div(a.n_m_tiles, 2 * S::CLUSTER) * ceil_div(a.n_rows, S::N);
 }
 
 /* Items of the last round, of `clusters` at a time, if halves of all of them fit into one. */
@@ -411,12 +444,17 @@ template <class S> static void launch_wide(struct backend *be, struct linear_arg
 #define WIDE_1            wide<160, 5>
 #define WIDE_2            wide<176, 4>
 #define WIDE_3            wide<192, 4>
+#define WIDE_APART        wide<128, 5, true>
 #define FOR_EACH_WIDE(DO) DO(0, 132) DO(1, 160) DO(2, 182) DO(3, 196)
 
 /* The kernel that is done first: by the rounds of tiles that its clusters take. */
 static void run_wide(struct backend *be, struct linear_args &a)
 {
     const int *limits = be->linear->n_wide_clusters;
+    if (a.deltas != nullptr) {
+        launch_wide<WIDE_APART>(be, a, limits[0]);
+        return;
+    }
     int best = -1, best_time = 0;
 #define LOOK(i, tile_time)                                                   \
     {                                                                        \
@@ -453,14 +491,10 @@ static void run_plain(struct backend *be, const struct weight *w, struct linear_
            256, 0, a, (int)w->dtype);
 }
 
-/* Rows in halves of NARROW_ROWS_MAX. */
+/* Up to NARROW_ROWS_MAX rows: middle, or narrow. */
 static void run_narrow(struct backend *be, const struct weight *w, struct linear_args &a,
                        const struct lora_args *lora)
 {
-    const struct linear_args all = a;
-    int n_halves = ceil_div(all.n_rows, NARROW_ROWS_MAX);
-    size_t y_bytes = all.store == STORE_F32 ? sizeof(float) : sizeof(bf16);
-    y_bytes *= (size_t)(all.store == STORE_SWIGLU ? all.pair_width : all.d_out) * NARROW_ROWS_MAX;
     a.n_chains = lora_n_chains(w->d_in);
     a.tag_chains = be->linear->tag_chains;
     a.tag_t = be->linear->tag_t;
@@ -472,38 +506,27 @@ static void run_narrow(struct backend *be, const struct weight *w, struct linear
             a.b_in_bulk = false;
     }
     if (lora != nullptr)
-        lora_find_all(be, lora, w->d_in);
-    for (int half = 0; half < n_halves; half++) {
-        int row = half * NARROW_ROWS_MAX, n = all.n_rows - row;
-        a.n_rows = n < NARROW_ROWS_MAX ? n : NARROW_ROWS_MAX;
-        a.x = all.x + (int64_t)row * all.d_in;
-        a.y = static_cast<char *>(all.y) + (size_t)half * y_bytes;
-        if (lora != nullptr) {
-            a.lora.found = lora_found_at(be, lora, half);
-            a.next = lora_next_of(be, lora, half, n_halves, &a.next_d_in);
-            a.next_is_other_half = n_halves > 1;
-        }
-        int bits = w->n_ranges == 8 ? 3 : w->n_ranges / 2, resident;
-        switch (middle_choice(be, w, a.n_rows, bits, &resident)) {
+        a.next = lora_next_of(be, lora, &a.next_d_in);
+    int bits = w->n_ranges == 8 ? 3 : w->n_ranges / 2, resident;
+    switch (middle_choice(be, w, a.n_rows, bits, &resident)) {
 #define LAUNCH(i, ...)                               \
     case i:                                          \
         launch_middle<__VA_ARGS__>(be, a, resident); \
-        continue;
-            FOR_EACH_MIDDLE(LAUNCH)
+        return;
+        FOR_EACH_MIDDLE(LAUNCH)
 #undef LAUNCH
-        }
-        int choice = narrow_choice(a.n_rows);
-        resident = be->linear->n_clusters[choice][bits - 1];
-        switch (choice) {
+    }
+    int choice = narrow_choice(a.n_rows);
+    resident = be->linear->n_clusters[choice][bits - 1];
+    switch (choice) {
 #define LAUNCH(i, n)                          \
     case i:                                   \
         launch_narrow<n>(be, w, a, resident); \
         break;
-            FOR_EACH_NARROW(LAUNCH)
+        FOR_EACH_NARROW(LAUNCH)
 #undef LAUNCH
-        default:
-            BUG("no such kernel");
-        }
+    default:
+        BUG("no such kernel");
     }
 }
 
@@ -520,34 +543,61 @@ static bool is_touched(const struct backend *be, const struct lora_args *lora, i
     return false;
 }
 
-/* How many rows, from the first on, are narrow's: all of up to NARROW_ROWS_MAX; and of more, whole
- * halves under so many adapters that wide would take longer (7 us a segment of rank 16 and layer of
- * an 8B model). */
-static int narrow_rows(const struct backend *be, const struct lora_args *lora, int n_rows)
+/* Segments that have rows from begin to end - 1. */
+static int segments_over(const struct lora_step *step, int begin, int end)
 {
-    if (n_rows > NARROW_ROWS_MAX && lora == nullptr)
-        return 0;
-    if (lora == nullptr)
-        return n_rows;
-    const struct lora_step *step = lora->step;
-    if (be->recording) /* no more segments than rows (ops.h), so they fit */
-        return n_rows <= NARROW_ROWS_MAX ||
-                       (n_rows <= 2 * NARROW_ROWS_MAX && step->n_segs > LORA_SEGS_FEW)
-                   ? n_rows
-                   : 0;
-    int rows = 0;
-    for (int half = 0; half < 2 && rows < n_rows; half++) {
-        int begin = rows, end = begin + NARROW_ROWS_MAX < n_rows ? begin + NARROW_ROWS_MAX : n_rows;
-        int n = 0;
-        for (int s = 0; s < step->n_segs; s++)
-            n += step->segs[s].row_begin < end &&
-                 step->segs[s].row_begin + step->segs[s].n_rows >= begin;
-        bool fits = n <= (end - begin < 32 ? 32 : end - begin);
-        if (!fits || (n <= LORA_SEGS_FEW && end < n_rows))
-            break;
-        rows = end;
+    int n = 0;
+    for (int s = 0; s < step->n_segs; s++)
+        n += step->segs[s].row_begin < end &&
+             step->segs[s].row_begin + step->segs[s].n_rows >= begin;
+    return n;
+}
+
+/* Is it narrow's: few rows, whose segments fit its copy of what was found? While recording there
+ * are no more than rows (ops.h). */
+static bool is_narrow(const struct backend *be, const struct lora_args *lora, int n_rows)
+{
+    if (n_rows > NARROW_ROWS_MAX)
+        return false;
+    return lora == nullptr || be->recording ||
+           segments_over(lora->step, 0, n_rows) <= (n_rows < 32 ? 32 : n_rows);
+}
+
+/* How many rows, from the first on, get their deltas from kernels before the product. Of a step of
+ * a few rows, all or none, as the caller says. Of a large one one or two times APART_ROWS, if they
+ * have so many segments that wide would take longer (7 us a segment of rank 16 and layer of an 8B
+ * model), up to the beginning of a segment. */
+static int rows_apart(const struct lora_step *step, int n_rows)
+{
+    if (n_rows <= APART_ROWS_MAX)
+        return step->heavy ? n_rows : 0;
+    int end = 0;
+    while (end < APART_ROWS_MAX && segments_over(step, end, end + APART_ROWS) > LORA_SEGS_FEW)
+        end += APART_ROWS;
+    int rows = end;
+    for (int s = 0; s < step->n_segs; s++) {
+        const struct lora_seg *seg = &step->segs[s];
+        if (seg->row_begin < rows && seg->row_begin + seg->n_rows > end)
+            rows = seg->row_begin;
     }
     return rows;
+}
+
+/* Makes two views of one of n_rows rows: of the segments before `row`, where one begins or none is,
+ * and of those from there on. While recording row is n_rows, and they are all before it. */
+static void cut_segments(struct lora_view &before, struct lora_view &v,
+                         const struct lora_step *step, int row, int n_rows)
+{
+    before = v;
+    if (row < n_rows) {
+        before.d_n_segs = nullptr;
+        before.n_segs = 0;
+        while (before.n_segs < v.n_segs && step->segs[before.n_segs].row_begin < row)
+            before.n_segs++;
+    }
+    v.segs += before.n_segs;
+    v.n_segs -= before.n_segs;
+    v.d_n_segs = nullptr;
 }
 
 static void run(struct backend *be, struct devptr y, struct devptr x, const struct weight *w,
@@ -575,27 +625,28 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
     a.n_planes = w->n_planes;
     a.n_k = w->n_k_tiles * w->n_planes;
     a.n_ranges = w->n_ranges;
-    int narrow_end = narrow_rows(be, lora, n_rows);
-    if (narrow_end > 0) {
-        struct linear_args first = a;
-        first.n_rows = narrow_end;
-        run_narrow(be, w, first, lora);
+    bool narrow = is_narrow(be, lora, n_rows);
+    int apart = lora != nullptr ? rows_apart(lora->step, n_rows) : 0;
+    if (lora != nullptr && narrow) {
+        lora_find_all(be, lora, w->d_in);
+        a.lora.found = lora_found_at(be, lora);
     }
-    if (narrow_end == n_rows)
+    if (apart > 0) {
+        struct lora_view first, rest = a.lora;
+        cut_segments(first, rest, lora->step, apart, n_rows);
+        lora_shrink(be, first, a.x, apart, a.d_in);
+        lora_expand_deltas(be, be->linear->deltas, first, apart, a.d_out, narrow);
+        a.deltas = be->linear->deltas;
+        a.n_deltas = apart;
+        if (!narrow)
+            a.lora = rest;
+    }
+    if (narrow) {
+        run_narrow(be, w, a, lora);
         return;
-    a.row0 = narrow_end;
-    if (lora != nullptr) {
-        if (narrow_end > 0) { /* not while recording, so the host knows the segments */
-            int s = 0;
-            while (s < a.lora.n_segs &&
-                   lora->step->segs[s].row_begin + lora->step->segs[s].n_rows <= narrow_end)
-                s++;
-            a.lora.segs += s;
-            a.lora.n_segs -= s;
-            a.lora.d_n_segs = nullptr;
-        }
-        a.x_is_there = lora_shrink(be, a.lora, a.x, n_rows, a.d_in);
     }
+    if (lora != nullptr && apart < n_rows)
+        a.x_is_there = lora_shrink(be, a.lora, a.x, n_rows, a.d_in);
     run_wide(be, a);
 }
 
@@ -651,6 +702,9 @@ int cuda_linear_open(struct backend *be, struct err *err)
     cudaError_t rc = cudaMalloc(&s->t, t_bytes);
     if (rc == cudaSuccess)
         rc = fill_async(be, s->t, 0, t_bytes);
+    int n_deltas = o->max_rows < APART_ROWS_MAX ? o->max_rows : (int)APART_ROWS_MAX;
+    if (rc == cudaSuccess)
+        rc = cudaMalloc(&s->deltas, (size_t)n_deltas * (size_t)o->max_d * sizeof *s->deltas);
     if (rc == cudaSuccess)
         rc = cudaMalloc(&s->tag_chains, chain_bytes);
     if (rc == cudaSuccess)
@@ -695,6 +749,10 @@ int cuda_linear_open(struct backend *be, struct err *err)
         rc = wide_open<WIDE_##i>(be, &s->n_wide_clusters[i]);
     FOR_EACH_WIDE(OPEN)
 #undef OPEN
+    int n_apart;
+    if (rc == cudaSuccess)
+        rc = wide_open<WIDE_APART>(be, &n_apart);
+    BUG_IF(rc == cudaSuccess && n_apart < s->n_wide_clusters[0]);
     if (rc != cudaSuccess)
         return err_set(err, ERR_UNSUPPORTED, "cuda: kernels of linear: %s", cudaGetErrorString(rc));
     return lora_open(err) == 0 ? lora_expand_open(err) : -1;
@@ -706,6 +764,7 @@ void cuda_linear_close(struct backend *be)
     if (s == nullptr)
         return;
     cudaFree(s->t);
+    cudaFree(s->deltas);
     cudaFree(s->tag_chains);
     cudaFree(s->tag_t);
     cudaFree(s->slots);

@@ -55,10 +55,10 @@ __device__ static inline bool has_all_t(const struct linear_args &a, const typen
  *
  * Tried for mixed ranks, on an H200: small segments packed into a slot with a note for every step,
  * pieces of outputs for ranks of more than 64, and rows of t' each as wide as its rank. With one
- * adapter of rank 256 among others of 16 the four products of a layer take 513 us instead of 2,740
- * (128 rows: neither t' nor B fits here, and all go straight to memory), 285 instead of 610 (64)
- * and 198 instead of 360 (32); but those of equal ranks took 2 to 10 % longer, for registers, and
- * ranks of 8 to 128 as well, and so they are not so.
+ * adapter of rank 256 among others of 16 the four products of a layer took 513 us instead of 2,740
+ * (128 rows: neither t' nor B fits here, and all go straight to memory); but those of equal ranks
+ * took 2 to 10 % longer, for registers, and ranks of 8 to 128 as well. Such steps go apart now
+ * (linear.cu).
  *
  * A warp is alone on its quarter of the multiprocessor, so what deltas cost is instructions, some
  * five cycles each: 500 cycles for a segment, when each warp found out for itself where its pieces
@@ -471,6 +471,57 @@ __device__ static void narrow_ask_found(const struct linear_args &a, void *to, i
          n_cells * sizeof(struct lora_cell));
 }
 
+/* Has the linear anything of adapters to add? */
+template <class S> __device__ static inline bool has_deltas(const typename S::found &found)
+{
+    return found.head.n_segs > 0 && (!S::APART || found.head.rank > 0);
+}
+
+/* The adapters' warps, where the deltas lie in memory: brings those of each tile. */
+template <class S>
+__device__ static void fetch_deltas(const struct linear_args &a, const struct adapter_memory<S> &m)
+{
+    enum { AHEAD = 4 };
+    int thread = (int)threadIdx.x - NARROW_ADAPTERS * 32, warp = thread >> 5, lane = thread & 31;
+    int n_buffers = S::n_buffers(a.n_ranges), n_units = S::turn_units(a.n_ranges);
+    pdl_wait();
+    S::for_each_turn(a, m.run, [&](int no, const struct delta_turn &turn) {
+        int buffer = no % n_buffers, round = no / n_buffers;
+        char *deltas = m.deltas + buffer * S::delta_bytes(a.n_ranges) + thread * 16;
+        if (round > 0)
+            barrier_wait(&m.deltas_free[buffer], (round - 1) & 1);
+#pragma unroll 1
+        for (int wg = 0; wg < 2; wg++) {
+            int out[2], first = turn.first(wg);
+            outputs_of(out, a, turn.tile(wg) * TILE + warp * 16 + (lane >> 2));
+            bool live0 = has_part(a, out[0]), live1 = has_part(a, out[1]);
+#pragma unroll 1
+            for (int i0 = 0; i0 < n_units && first + i0 * turn.step < turn.end; i0 += AHEAD) {
+                float d[AHEAD][4];
+#pragma unroll
+                for (int j = 0; j < AHEAD; j++) {
+                    int u = first + (i0 + j) * turn.step;
+                    bool is = i0 + j < n_units && u < turn.end;
+#pragma unroll
+                    for (int r = 0; r < 2; r++) {
+                        int row = 8 * u + 2 * (lane & 3) + r;
+                        const float *from = a.deltas + (int64_t)row * a.d_out;
+                        bool there = is && row < a.n_rows;
+                        d[j][r] = there && live0 ? __ldcg(from + out[0]) : 0;
+                        d[j][2 + r] = there && live1 ? __ldcg(from + out[1]) : 0;
+                    }
+                }
+#pragma unroll
+                for (int j = 0; j < AHEAD; j++)
+                    if (i0 + j < n_units)
+                        *reinterpret_cast<float4 *>(deltas + (wg * n_units + i0 + j) * S::PIECE) =
+                            make_float4(d[j][0], d[j][1], d[j][2], d[j][3]);
+            }
+        }
+        barrier_arrive(&m.deltas_full[buffer]);
+    });
+}
+
 /* Everything else that the adapters' warps do. */
 template <class S>
 __device__ static void narrow_adapters(const struct linear_args &a,
@@ -487,9 +538,7 @@ __device__ static void narrow_adapters(const struct linear_args &a,
     if (!whole && !here)
         narrow_sums(a, found, thread);
     if (warp == ADAPTER_WARPS - 1 && a.next.n_parts > 0)
-        lora_prefetch_next(
-            a.next, a.next_is_other_half ? __ldcg(&a.next.found->head.n_segs) : found.head.n_segs,
-            a.next_d_in, lane);
+        lora_prefetch_next(a.next, found.head.n_segs, a.next_d_in, lane);
     int width = t_width(found.head.width);
     bool joint = once && S::one_unit_each(a.n_ranges);
     int n_t = once ? S::all_t_units(a.n_ranges) : S::some_t_units(a.n_ranges);

@@ -71,7 +71,8 @@ struct middle_run {
 
 /* N: rows, 64 or 128. BITS: log2 of the ranges of K, 1 or 2. A launch's blocks are all resident
  * together, and middle::fills holds for them. */
-template <int N_, int BITS_> struct middle {
+template <int N_, int BITS_, bool APART_ = false> struct middle {
+    static constexpr bool APART = APART_;
     static constexpr int N = N_, CLUSTER = N == 64 ? 1 : 2;
     static constexpr int BITS = BITS_, RANGES = 1 << BITS;      /* of K */
     static constexpr int STAGE = 2 * TILE_BYTES + N * TILE * 2; /* bytes */
@@ -83,7 +84,7 @@ template <int N_, int BITS_> struct middle {
     typedef narrow_found<ROWS, SEGS> found;
     typedef struct middle_run run;
     /* As narrow's: a kernel has both. */
-    typedef narrow<N, true> many;
+    typedef narrow<N, false, true> many;
     static constexpr int BOUND = many::BOUND;
     static constexpr int MULTIPLY_REGISTERS = many::MULTIPLY_REGISTERS;
     static constexpr int FILL_REGISTERS = many::FILL_REGISTERS;
@@ -331,14 +332,18 @@ middle_body(const CUtensorMap &x_map, const CUtensorMap &y_map, const struct lin
         barrier_wait(found_full, 0);
         if (found->head.n_segs > S::SEGS)
             __trap(); /* the caller broke ops.h: more segments than found holds */
-        if (found->head.n_segs > 0)
+        if (!has_deltas<S>(*found))
+            return;
+        if constexpr (S::APART)
+            fetch_deltas<S>(a, memory);
+        else
             narrow_adapters<S>(a, memory);
         return;
     }
     if (warp >= NARROW_FILLERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::FILL_REGISTERS));
         if (warp >= NARROW_FILLERS + 2) {
-            if (a.lora.n_parts == 0)
+            if (S::APART || a.lora.n_parts == 0)
                 return;
             barrier_wait(found_full, 0);
             if (found->head.n_segs > 0 && narrow_staged<S>(a, *found))
@@ -419,7 +424,7 @@ middle_body(const CUtensorMap &x_map, const CUtensorMap &y_map, const struct lin
 
         if (!asked) {
             barrier_wait(found_full, 0);
-            adapters = found->head.n_segs > 0;
+            adapters = has_deltas<S>(*found);
             asked = true;
         }
         int out[2];
@@ -488,14 +493,16 @@ __global__ static void __launch_bounds__(S::BOUND, 1)
                   const __grid_constant__ struct linear_args a)
 {
     bool many = false;
-    if (S::BITS == 2 && a.lora.n_parts > 0) {
+    if (!S::APART && S::BITS == 2 && a.lora.n_parts > 0) {
         int n = __ldcg(&a.lora.found->head.n_segs), rank = __ldcg(&a.lora.found->head.rank);
         many = n * rank > MIDDLE_RANKS_MAX || (S::N > 64 && rank > 32);
     }
-    if (many)
-        narrow_body<typename S::many>(narrow_x_map, a);
-    else
-        middle_body<S>(x_map, y_map, a);
+    if constexpr (!S::APART)
+        if (many) {
+            narrow_body<typename S::many>(narrow_x_map, a);
+            return;
+        }
+    middle_body<S>(x_map, y_map, a);
 }
 
 #endif

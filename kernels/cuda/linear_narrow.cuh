@@ -5,8 +5,10 @@
 
 #include "kernels/cuda/linear_adapters.cuh"
 
-/* BESIDE: in a kernel with middle (linear_middle.cuh), which divides the registers. */
-template <int N_, bool BESIDE = false> struct narrow {
+/* APART: the adapters' deltas lie in memory. BESIDE: in a kernel with middle (linear_middle.cuh),
+ * which divides the registers. */
+template <int N_, bool APART_ = false, bool BESIDE = false> struct narrow {
+    static constexpr bool APART = APART_;
     static constexpr int N = N_, ROWS = N;
     static constexpr int STAGE = TILE_BYTES + N * TILE * 2;                   /* bytes */
     static constexpr int DEPTH = N <= 16 ? 6 : N == 32 ? 5 : N == 64 ? 3 : 2; /* of a ring */
@@ -254,7 +256,11 @@ __device__ static __forceinline__ void narrow_body(const CUtensorMap &x_map,
         barrier_wait(found_full, 0);
         if (found->head.n_segs > shape::SEGS)
             __trap(); /* the caller broke ops.h: more segments than found holds */
-        if (found->head.n_segs > 0)
+        if (!has_deltas<shape>(*found))
+            return;
+        if constexpr (shape::APART)
+            fetch_deltas<shape>(a, memory);
+        else
             narrow_adapters<shape>(a, memory);
         return;
     }
@@ -262,7 +268,7 @@ __device__ static __forceinline__ void narrow_body(const CUtensorMap &x_map,
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(shape::FILL_REGISTERS));
         int i = warp - NARROW_FILLERS;
         if (i >= 2) { /* fill B's */
-            if (a.lora.n_parts == 0)
+            if (shape::APART || a.lora.n_parts == 0)
                 return;
             barrier_wait(found_full, 0);
             if (found->head.n_segs > 0 && narrow_staged<shape>(a, *found))
@@ -347,7 +353,7 @@ __device__ static __forceinline__ void narrow_body(const CUtensorMap &x_map,
 
         if (tile_no == 0 && a.lora.n_parts > 0) {
             barrier_wait(found_full, 0);
-            adapters = found->head.n_segs > 0;
+            adapters = has_deltas<shape>(*found);
             lag = adapters && shape::lags(a.n_ranges);
         }
         /* Hand the others their rows of my range. */
@@ -420,12 +426,12 @@ __device__ static __forceinline__ void narrow_body(const CUtensorMap &x_map,
         finish((int)blockIdx.x / cluster + (tile_no - 1) * n_clusters, tile_no - 1);
 }
 
-template <int N>
+template <int N, bool APART>
 __global__ static void __launch_bounds__(narrow<N>::BOUND, 1)
     narrow_kernel(const __grid_constant__ CUtensorMap x_map,
                   const __grid_constant__ struct linear_args a)
 {
-    narrow_body<narrow<N>>(x_map, a);
+    narrow_body<narrow<N, APART>>(x_map, a);
 }
 
 #endif

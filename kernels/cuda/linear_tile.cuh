@@ -7,7 +7,11 @@
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-enum { NARROW_ROWS_MAX = LORA_FOUND_ROWS };
+enum {
+    NARROW_ROWS_MAX = LORA_FOUND_ROWS,
+    APART_ROWS = 128,
+    APART_ROWS_MAX = 2 * APART_ROWS,
+};
 enum store { STORE_BF16, STORE_F32, STORE_SWIGLU };
 
 struct linear_args {
@@ -19,13 +23,11 @@ struct linear_args {
     int n_m_tiles, n_k; /* n_k: k tiles times planes */
     int n_planes, n_ranges;
     enum store store;
-    int row0;                    /* wide: the first row that it computes */
     int n_halves;                /* wide: tiles that are done by halves */
     bool y_boxes;                /* wide: y leaves in boxes */
     bool x_is_there;             /* wide: only t' may still be on its way when it starts */
     struct lora_view lora, next; /* next: of narrow's next launch, a hint */
     int next_d_in;
-    bool next_is_other_half; /* of the rows: other segments */
     /* Of the adapters: words that blocks hand one another (linear_shrink.cuh). */
     bool b_in_bulk;       /* B's pieces for a tile can be copied in bulk */
     int n_chains;         /* of d_in, whole slices */
@@ -33,6 +35,10 @@ struct linear_args {
     uint64_t *tag_t;      /* [NARROW_ROWS_MAX, t_stride / 2] */
     int64_t n_tag_chains;
     char *slots; /* middle: what a block hands on, [blocks] */
+    /* Of the first n_deltas rows (narrow: of all) the deltas, computed by kernels before this one:
+     * [n_deltas, d_out], what no part has undefined; or null. */
+    const float *deltas;
+    int n_deltas;
 };
 
 /* ---- barriers and copies
@@ -76,6 +82,17 @@ __device__ static inline void outputs_of(int (&out)[2], const struct linear_args
         out[0] = r < a.d_out ? r : -1;
         out[1] = r + 8 < a.d_out ? r + 8 : -1;
     }
+}
+
+/* Is the output one of a part? */
+__device__ static inline bool has_part(const struct linear_args &a, int out)
+{
+    bool is = false;
+#pragma unroll
+    for (int p = 0; p < LORA_PARTS_MAX; p++)
+        is = is || (p < a.lora.n_parts && out >= a.lora.part[p].out_begin &&
+                    out < a.lora.part[p].out_begin + a.lora.part[p].d_out);
+    return is && out >= 0;
 }
 
 /* c: the lane's float4 in shared memory, here and below. */

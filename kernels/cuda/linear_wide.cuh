@@ -74,7 +74,8 @@ enum {
 };
 
 /* N: rows of a tile. CLUSTER: thread blocks with the same rows and neighbouring outputs. */
-template <int N_, int STAGES_> struct wide {
+template <int N_, int STAGES_, bool APART_ = false> struct wide {
+    static constexpr bool APART = APART_;
     static constexpr int N = N_, CLUSTER = 2, STAGES = STAGES_;
     static constexpr int UNITS = N / 8;
     static constexpr int BAND = 2112 / N; /* row tiles whose x stays in L2 while all weights pass */
@@ -117,7 +118,7 @@ __device__ static inline struct wide_work wide_work_at(const struct linear_args 
     work.half = w < whole ? -1 : (w - whole) % 2;
     work.m_tile = (rest / width * S::CLUSTER + rank) * 2;
     work.n_rows = work.half < 0 ? S::N : S::N / 2;
-    work.row0 = a.row0 + (band * S::BAND + rest % width) * S::N + (work.half > 0 ? S::N / 2 : 0);
+    work.row0 = (band * S::BAND + rest % width) * S::N + (work.half > 0 ? S::N / 2 : 0);
     return work;
 }
 
@@ -402,6 +403,46 @@ __device__ static inline void wide_store_straight(const float (&c)[S::N / 2],
                        work.row0 + 8 * j + 2 * (lane & 3));
 }
 
+/* The four bytes at `from`, if there are any. In this order: the compiler would ask for all that a
+ * thread needs before it adds the first. */
+__device__ static inline float load_delta(const float *from, bool is)
+{
+    float d;
+    asm volatile("{.reg .pred is; setp.ne.s32 is, %2, 0;\n"
+                 "mov.f32 %0, 0f00000000; @is ld.global.cg.f32 %0, [%1];}"
+                 : "=f"(d)
+                 : "l"(from), "r"((int)is));
+    return d;
+}
+
+/* Adds deltas that lie in memory. */
+template <class S>
+__device__ static inline void wide_add_deltas(float (&total)[S::N / 2], const struct linear_args &a,
+                                              const int (&out)[2], const struct wide_work &work,
+                                              int lane)
+{
+    constexpr int AHEAD = 2;
+    bool live[2] = {has_part(a, out[0]), has_part(a, out[1])};
+    int row = work.row0 + 2 * (lane & 3), end = work.row0 + work.n_rows;
+    end = end < a.n_deltas ? end : a.n_deltas;
+    const float *from = a.deltas + (int64_t)row * a.d_out;
+#pragma unroll
+    for (int j0 = 0; j0 < S::UNITS; j0 += AHEAD) {
+        float d[AHEAD][4];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++, row += 8, from += 8 * (int64_t)a.d_out)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                d[j][i] = load_delta(from + i % 2 * (int64_t)a.d_out + out[i / 2],
+                                     row + i % 2 < end && live[i / 2]);
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                total[4 * (j0 + j) + i] += d[j][i];
+    }
+}
+
 /* A warpgroup's sums of all ranges, of the first ROWS rows of the tile. */
 template <class S, int ROWS>
 __device__ static inline void wide_sum(float (&total)[S::N / 2], float (&acc)[S::N / 2],
@@ -473,7 +514,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
     int rank = cluster_rank(), cluster = (int)blockIdx.x / S::CLUSTER;
     int n_clusters = (int)gridDim.x / S::CLUSTER;
     int n_groups = (a.n_m_tiles + 2 * S::CLUSTER - 1) / (2 * S::CLUSTER); /* of clusters */
-    int n_row_tiles = (a.n_rows - a.row0 + N - 1) / N;
+    int n_row_tiles = (a.n_rows + N - 1) / N;
     int n_work = n_groups * n_row_tiles + a.n_halves;
     pdl_trigger();
     if (threadIdx.x == 0) {
@@ -602,6 +643,9 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
                     total[4 * u + 3] += b1;
                 }
             }
+            if constexpr (S::APART)
+                if (work.row0 < a.n_deltas)
+                    wide_add_deltas<S>(total, a, out, work, lane);
             if (lora_n_segs(a.lora) > 0) {
                 int before = -1, slot = 0, n_steps = 0;
 #pragma unroll 1

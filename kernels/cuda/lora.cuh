@@ -183,9 +183,8 @@ __device__ static inline void lora_table_fill(struct lora_table &table, const st
     }
 }
 
-/* What a linear found, of up to LORA_FOUND_ROWS rows: those below that many, or those from there on
- * (numbered from 0 again). In device memory, by lora_look_up.cu; and its first entries in narrow's
- * shared memory. */
+/* What a linear found, of the rows below LORA_FOUND_ROWS. In device memory, by lora_look_up.cu; and
+ * its first entries in narrow's shared memory. */
 struct lora_head {
     int32_t n_segs;  /* above LORA_FOUND_SEGS: too many, and nothing else is there */
     int32_t n_units; /* of 16 ranks by 8 rows */
@@ -411,6 +410,11 @@ bool lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, i
 
 /* lora_expand.cu */
 int lora_expand_open(struct err *err);
+/* The deltas of a linear's outputs out of t', alone: f32 [n_rows, d_out], of all rows (0 under no
+ * adapter) and of the outputs that v has as parts. may_skip: where no adapter has a rank, nothing
+ * need be stored. */
+void lora_expand_deltas(struct backend *be, float *deltas, const struct lora_view &v, int n_rows,
+                        int d_out, bool may_skip);
 
 /* lora_shrink_many.cu: the same of many rows; and how much of many_slots a block needs. */
 void lora_shrink_many(struct backend *be, const struct lora_view &v, const bf16 *x, int d_in);
@@ -420,14 +424,12 @@ cudaError_t lora_shrink_many_open();
 /* lora_look_up.cu */
 cudaError_t lora_look_up_open(struct backend *be);
 void lora_look_up_close(struct backend *be);
-/* Makes sure, once for a linear, that what it finds has been looked up; it lies at lora_found_at:
- * half 0 for the rows below LORA_FOUND_ROWS, 1 for those from there on. */
+/* Makes sure, once for a linear, that what it finds has been looked up; it lies at lora_found_at.
+ */
 void lora_find_all(struct backend *be, const struct lora_args *lora, int d_in);
-const struct lora_found *lora_found_at(const struct backend *be, const struct lora_args *lora,
-                                       int half);
-/* What narrow's next launch finds, and its d_in; n_parts 0: not known. */
-struct lora_view lora_next_of(struct backend *be, const struct lora_args *lora, int half,
-                              int n_halves, int *d_in);
+const struct lora_found *lora_found_at(const struct backend *be, const struct lora_args *lora);
+/* What the step's next linear finds, and its d_in; n_parts 0: not known. */
+struct lora_view lora_next_of(struct backend *be, const struct lora_args *lora, int *d_in);
 
 /* linear.cu: clears all words that bear tags. */
 cudaError_t lora_clear_words(struct backend *be);

@@ -1,5 +1,6 @@
-/* lora_expand.cu: y += B t', the second half of the adapters' product as a kernel of its own.
- * lora.cuh has the order of the sums, lora.cu the first half.
+/* lora_expand.cu: y += B t', the second half of the adapters' product as a kernel of its own; or
+ * the deltas B t' alone, for a product that comes behind it. lora.cuh has the order of the sums,
+ * lora.cu the first half.
  *
  * A thread block has a tile of rows and a range of outputs, cut evenly over the blocks that have
  * the same rows; no block is in step with another. What the tile's segments need stands in a table.
@@ -13,7 +14,13 @@
  *   eight warps           16 M outputs of each group; t' is brought into shared memory once, y
  *                         some groups ahead
  *
- * The delta is a sum of its own from +0 and is added once: y = bf16(y + delta).
+ * The delta is a sum of its own from +0 and is added once: y = bf16(y + delta). Deltas alone are
+ * stored as they are, f32, for all rows and parts, 0 where there is no adapter.
+ *
+ * Ranks may differ. Pieces lie in the ring at their own size, and groups are cut for the mean rank
+ * as long as two of the largest fit. Of deltas, a table of what each tile has to fetch says whether
+ * all take about as long; if not (one rank of 256 among others of 16), the blocks share the tiles
+ * out by that (128 rows, four products of an 8B layer: 430 us instead of 710).
  *
  * A piece costs a warp some 300 cycles whatever its size (small ones are taken two at a time), so
  * groups are as large as the ring lets them be. A tile's adapters come one after another, so its
@@ -27,233 +34,13 @@
  *
  * Two numbers (64 rows, 64 adapters, H200): rank 16, 4,096 outputs: 8.4 MB of B, 2 us at 4.3 TB/s,
  * all of it in the rings at once; rank 64, 14,336 outputs: 117 MB, 27 us, in which each
- * multiprocessor takes 19 bytes a cycle: a piece of 16 KB in 860 cycles. */
-#include "kernels/cuda/async.cuh"
-#include "kernels/cuda/lora.cuh"
+ * multiprocessor takes 19 bytes a cycle: a piece of 16 KB in 860 cycles.
+ *
+ * lora_expand.cuh has what a block does and how B comes to it; here is what is done with it. */
+#include "kernels/cuda/lora_expand.cuh"
 
-enum {
-    EXPAND_WARPS = 8, /* that multiply */
-    EXPAND_THREADS = EXPAND_WARPS * 32 + 32,
-    EXPAND_UNIT = 16,           /* outputs: ranges are whole units */
-    EXPAND_Y = 4,               /* units of y of a warp that are on their way */
-    EXPAND_SEGS = 64,           /* of a tile of rows; more take the slow way */
-    EXPAND_RANKS = 512,         /* of a segment; likewise */
-    EXPAND_RING_MIN = 24 << 10, /* bytes */
-    EXPAND_RING_MAX = 64 << 10,
-    EXPAND_STAGES = 16, /* of a ring, at most */
-    EXPAND_STEP = 32,   /* bytes of 16 ranks */
-};
-static_assert(EXPAND_RING_MIN >= EXPAND_UNIT * EXPAND_RANKS * 2, "a unit fits");
-
-struct alignas(16) expand_cell { /* a segment that has rows in the tile */
-    uintptr_t b;
-    int32_t t_at;
-    uint16_t rank;
-    uint8_t begin, end; /* its rows among the tile's */
-};
-
-struct expand_args {
-    bf16 *y;
-    int n_rows, d_out;
-    int tile_rows;   /* at most 8 NT */
-    int tile_blocks; /* with the same rows; 0: the units of all tiles are cut as one row */
-    int n_units;     /* of all parts */
-    int ring_bytes;
-    bool words; /* all that begins and ends in y does so at multiples of 16 bytes */
-    struct lora_view v;
-};
-
-/* What a block is at: some rows, a part, and the segments that touch the rows. */
-struct expand_place {
-    int row0, n_rows, part;
-    int first, end;     /* segments */
-    int out, out_end;   /* of the part */
-    int n;              /* cells; ranks above 0 */
-    int rank;           /* the largest */
-    unsigned rows;      /* bit i: row0 + i is in a segment */
-    int t_begin, t_end; /* what the cells have of a row of t' */
-    int t_pitch;        /* bytes of a row in the copy of it; 0: it doesn't fit there */
-    bool plain;         /* else the slow way */
-    int m, group_outs, n_groups;
-    int stage_bytes, n_stages; /* of the ring */
-};
-
-/* NT: n8 tiles of rows. The ring lies behind it. */
-template <int NT> struct alignas(16) expand_memory {
-    static constexpr int M_MAX = NT == 1 ? 4 : 2; /* units of a warp in a group */
-    static constexpr int Y_BYTES = 8 * NT * EXPAND_UNIT * EXPAND_Y * 2;       /* of a warp */
-    static constexpr int T_BYTES = 8 * NT * (NT == 1 ? 17 : 9) * EXPAND_STEP; /* t' of a tile */
-
-    /* Groups on their way: [EXPAND_Y / M, 8 NT rows, 16 M outputs] */
-    char y[EXPAND_WARPS][Y_BYTES];
-    char t[T_BYTES];
-    struct expand_cell cells[EXPAND_SEGS];
-    uint64_t full[EXPAND_STAGES], free[EXPAND_STAGES], meet; /* meet: of all threads */
-    struct expand_place place;
-};
-static_assert(sizeof(expand_memory<4>) + EXPAND_RING_MAX <= 110 << 10, "fits beside lora.cu's");
-
-__device__ static inline struct expand_cell cell_at(const struct expand_cell *cells, int cell)
-{
-    static_assert(sizeof(struct expand_cell) == 16, "read as one word");
-    const uint4 raw = *reinterpret_cast<const uint4 *>(&cells[cell]);
-    struct expand_cell e;
-    memcpy(&e, &raw, sizeof e);
-    return e;
-}
-
-/* Output (of a warp's in a group) that row i of half q of the matrix steps is. */
-template <int M> __device__ static inline int output_at(int q, int i)
-{
-    return 4 * M * (i >> 1) + 2 * q + (i & 1);
-}
-
-/* ---- the producer
- * ---------------------------------------------------------------------------------------- */
-
-/* Which segments touch the place's rows. */
-__device__ static inline void place_find(struct expand_place &p, const struct lora_view &v,
-                                         int n_segs, int lane)
-{
-    p.first = n_segs;
-    p.end = 0;
-    /* Up to the most that there are: no need to wait for the number. */
-    for (int s0 = v.n_segs > 512 ? lora_first_seg(v, n_segs, p.row0) : 0; s0 < v.n_segs;
-         s0 += 128) {
-        struct lora_seg segs[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int s = s0 + 32 * i + lane;
-            segs[i] = {INT32_MAX, 0, 0, 0};
-            if (s < v.n_segs)
-                segs[i] = lora_seg_at(v, s);
-        }
-        bool more = true;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            bool is = s0 + 32 * i + lane < n_segs;
-            int begin = is ? segs[i].row_begin : INT32_MAX;
-            int end = is && segs[i].n_rows > 0 ? begin + segs[i].n_rows : 0;
-            unsigned hit = __ballot_sync(0xffffffffu, begin < p.row0 + p.n_rows && end > p.row0);
-            more = more && !__any_sync(0xffffffffu, begin >= p.row0 + p.n_rows);
-            if (hit == 0)
-                continue;
-            if (p.end == 0)
-                p.first = s0 + 32 * i + __ffs((int)hit) - 1;
-            p.end = s0 + 32 * i + 32 - __clz((int)hit);
-        }
-        if (!more)
-            break;
-    }
-}
-
-/* Gathers the cells of a part. */
-__device__ static inline void place_fill(struct expand_place &p, struct expand_cell *cells,
-                                         const struct lora_view &v, bool words, int lane)
-{
-    p.n = 0;
-    p.plain = words && p.end - p.first <= EXPAND_SEGS;
-    if (!p.plain)
-        return;
-    bool plain = true;
-    unsigned rows = 0, rank = 0, t_begin = INT32_MAX, t_end = 0;
-#pragma unroll 1
-    for (int s = p.first + lane; s - lane < p.end; s += 32) {
-        struct lora_seg seg = {0, 0, 0, 0};
-        struct lora_entry e = {};
-        if (s < p.end)
-            seg = lora_seg_at(v, s);
-        if (seg.n_rows > 0)
-            e = lora_entry_at(v, p.part, seg.slot);
-        int begin = seg.row_begin - p.row0, end = begin + seg.n_rows;
-        begin = begin > 0 ? begin : 0;
-        end = end < p.n_rows ? end : p.n_rows;
-        bool live = e.rank > 0 && begin < end;
-        /* Is none of the ensemble before it? Those would touch the rows as well. */
-        int before = __shfl_up_sync(0xffffffffu, seg.n_rows > 0 ? seg.row_begin : -1, 1);
-        bool first = s == p.first || (lane > 0 && before >= 0 && before != seg.row_begin);
-        unsigned all = __ballot_sync(0xffffffffu, live);
-        if (live) {
-            unsigned at = (unsigned)(first ? lora_part_at(v, seg.slot, p.part)
-                                           : lora_t_at(v, s, seg, p.part));
-            plain = plain && e.dtype == DTYPE_BF16 && e.rank % 4 == 0 && e.rank <= EXPAND_RANKS &&
-                    e.b.addr % 16 == 0;
-            rows |= 0xffffffffu >> (32 - (end - begin)) << begin;
-            rank = rank > (unsigned)e.rank ? rank : (unsigned)e.rank;
-            t_begin = t_begin < at ? t_begin : at;
-            t_end = t_end > at + (unsigned)e.rank ? t_end : at + (unsigned)e.rank;
-            cells[p.n + __popc(all & ((1u << lane) - 1))] = {
-                e.b.addr, (int32_t)at, (uint16_t)e.rank, (uint8_t)begin, (uint8_t)end};
-        }
-        p.n += __popc(all);
-    }
-    p.rows = __reduce_or_sync(0xffffffffu, rows);
-    p.rank = (int)__reduce_max_sync(0xffffffffu, rank);
-    p.t_begin = (int)__reduce_min_sync(0xffffffffu, t_begin);
-    p.t_end = (int)__reduce_max_sync(0xffffffffu, t_end);
-    p.plain = __all_sync(0xffffffffu, plain);
-}
-
-/* Cuts the place's outputs into groups of equal size and the ring into stages for their pieces: all
- * that the place needs, if the ring holds that; else a quarter of it a stage, or half of it in a
- * small ring, if that gives more warps work, and where rows share one adapter, whose work for a
- * stage is then worth its wait. */
-template <int NT> __device__ static inline void place_cut(struct expand_place &p, int ring_bytes)
-{
-    p.t_pitch = ((p.t_end - p.t_begin + 15) / 16 | 1) * EXPAND_STEP;
-    if (p.n_rows * p.t_pitch > expand_memory<NT>::T_BYTES)
-        p.t_pitch = 0;
-    int n_units = (p.out_end - p.out + EXPAND_UNIT - 1) / EXPAND_UNIT;
-    int unit_bytes = EXPAND_UNIT * p.rank * 2, most = ring_bytes / (p.n * unit_bytes);
-    if (n_units > most) {
-        most = ring_bytes / 4 / unit_bytes;
-        int half = ring_bytes / 2 / unit_bytes;
-        if (NT > 1 && p.n == 1)
-            most = half;
-        else if (ring_bytes < EXPAND_RING_MAX && most < EXPAND_WARPS)
-            most = half < EXPAND_WARPS ? half : EXPAND_WARPS;
-    }
-    constexpr int GROUP = EXPAND_WARPS * expand_memory<NT>::M_MAX;
-    most = most < 1 ? 1 : most < GROUP ? most : GROUP;
-    most = most > 2 * EXPAND_WARPS ? most & ~3 : most > EXPAND_WARPS ? most & ~1 : most;
-    int n_groups = (n_units + most - 1) / most, group = (n_units + n_groups - 1) / n_groups;
-    p.m = group > 2 * EXPAND_WARPS ? 4 : group > EXPAND_WARPS ? 2 : 1;
-    group = (group + p.m - 1) & -p.m; /* not above most */
-    p.n_groups = (n_units + group - 1) / group;
-    p.group_outs = group * EXPAND_UNIT;
-    p.stage_bytes = group * unit_bytes;
-    p.n_stages = ring_bytes / p.stage_bytes;
-    p.n_stages = p.n_stages < EXPAND_STAGES ? p.n_stages : EXPAND_STAGES;
-}
-
-/* Fetches the place's pieces, by one thread. Bit i of uses: the parity of the times that stage i
- * has been used. */
-template <int NT>
-__device__ static inline void ring_fill(expand_memory<NT> &m, char *ring,
-                                        const struct expand_place &p, uint32_t &uses)
-{
-    int stage = 0;
-#pragma unroll 1
-    for (int out = p.out; out < p.out_end; out += p.group_outs) {
-        int left = p.out_end - out;
-        uint32_t n = (uint32_t)(left < p.group_outs ? left : p.group_outs);
-#pragma unroll 1
-        for (int cell = 0; cell < p.n; cell++) {
-            const struct expand_cell e = cell_at(m.cells, cell);
-            uint32_t row_bytes = e.rank * 2u;
-            barrier_wait(&m.free[stage], ~uses >> stage & 1);
-            barrier_expect(&m.full[stage], n * row_bytes);
-            copy_bytes(ring + stage * p.stage_bytes,
-                       reinterpret_cast<const char *>(e.b) + (uint64_t)(uint32_t)out * row_bytes,
-                       n * row_bytes, &m.full[stage]);
-            uses ^= 1u << stage;
-            stage = stage + 1 == p.n_stages ? 0 : stage + 1;
-        }
-    }
-}
-
-/* ---- the others
- * ------------------------------------------------------------------------------------------ */
+/* ---- the warps that multiply
+ * ------------------------------------------------------------------------------ */
 
 /* Copies the tile's t' to shared memory, by all that multiply. Rows lie an odd number of steps
  * apart there, so that the reads of four of them meet no bank twice. */
@@ -501,31 +288,90 @@ __device__ static inline void finish_outputs(const char *from, float (&c)[NT][M]
     }
 }
 
-/* The place's range, by a warp; it has M units of a group, or none. */
+/* Where the lane's 4 M outputs of row i begin among the deltas, and how many of them there are: of
+ * all rows, also of those that have no adapter. */
+template <int M>
+__device__ static inline float *deltas_at(int *n, const struct expand_args &a,
+                                          const struct expand_place &p, int i, int out, int lane)
+{
+    out += 4 * M * (lane & 3);
+    *n = i < a.tile_rows && p.row0 + i < a.n_rows ? p.out_end - out : 0;
+    return a.deltas + (int64_t)(p.row0 + i) * a.d_out + a.v.part[p.part].out_begin + out;
+}
+
+/* c[q], two rows of an output, become w: four M outputs of a row; c is put back to 0. */
+template <int M> __device__ static inline void take_deltas(float (&w)[4 * M], float (&c)[M][4])
+{
+    uint32_t low[2 * M], high[2 * M];
+#pragma unroll
+    for (int q = 0; q < 2 * M; q++) {
+        float *delta = &c[q / 2][q % 2 * 2];
+        uint32_t one = __float_as_uint(delta[0]), two = __float_as_uint(delta[1]);
+        low[q] = transposed(__byte_perm(one, two, 0x5410));
+        high[q] = transposed(__byte_perm(one, two, 0x7632));
+        delta[0] = delta[1] = 0;
+    }
+#pragma unroll
+    for (int q = 0; q < 2 * M; q++) {
+        w[2 * q] = __uint_as_float(__byte_perm(low[q], high[q], 0x5410));
+        w[2 * q + 1] = __uint_as_float(__byte_perm(low[q], high[q], 0x7632));
+    }
+}
+
+/* Stores a warp's deltas of a group. */
 template <int NT, int M>
+__device__ static inline void store_deltas(float (&c)[NT][M][4], const struct expand_args &a,
+                                           const struct expand_place &p, int out, int lane)
+{
+#pragma unroll
+    for (int i = 0; i < NT; i++) {
+        float w[4 * M];
+        int n;
+        float *to = deltas_at<M>(&n, a, p, 8 * i + (lane >> 2), out, lane);
+        take_deltas<M>(w, c[i]);
+#pragma unroll
+        for (int e = 0; e < 4 * M; e += 4)
+            if (e < n)
+                *reinterpret_cast<float4 *>(to + e) = make_float4(w[e], w[e + 1], w[e + 2],
+                                                                  w[e + 3]);
+    }
+}
+
+/* Of a place without adapters. */
+__device__ static inline void clear_deltas(const struct expand_args &a,
+                                           const struct expand_place &p, int warp, int lane)
+{
+#pragma unroll 1
+    for (int i = warp; i < p.n_rows && p.row0 + i < a.n_rows; i += EXPAND_WARPS) {
+        float *to = a.deltas + (int64_t)(p.row0 + i) * a.d_out + a.v.part[p.part].out_begin;
+#pragma unroll 1
+        for (int o = p.out + lane; o < p.out_end; o += 32)
+            to[o] = 0;
+    }
+}
+
+/* The place's range, by a warp; it has M units of a group, or none. */
+template <int NT, int M, bool DELTAS>
 __device__ static inline void expand_range(const struct expand_args &a, expand_memory<NT> &m,
                                            const char *ring, const struct expand_place &p,
-                                           uint32_t &uses, int warp, int lane)
+                                           struct expand_ring &r, int warp, int lane)
 {
     constexpr int AHEAD = EXPAND_Y / M, Y_BYTES = expand_memory<NT>::Y_BYTES / AHEAD;
     int mine = warp * M * EXPAND_UNIT; /* where a group's begin */
     int out = mine < p.group_outs ? p.out + mine : p.out_end;
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++)
+    for (int i = 0; i < AHEAD && !DELTAS; i++)
         ask_outputs<NT, M>(m.y[warp] + i * Y_BYTES, a, p, out + i * p.group_outs, lane);
     if (p.t_pitch > 0)
         load_t<NT>(m.t, p, a.v, warp, lane);
     float c[NT][M][4] = {};
-    int stage = 0, turn = 0;
-    auto wait = [&] {
-        int was = stage;
-        barrier_wait(&m.full[stage], uses >> stage & 1);
-        uses ^= 1u << stage;
-        stage = stage + 1 == p.n_stages ? 0 : stage + 1;
-        return was;
-    };
-    auto at = [&](int s, const struct expand_cell &e) {
-        return ring + s * p.stage_bytes + mine * e.rank * 2;
+    int turn = 0;
+    r.at = 0;
+    auto wait = [&](const struct expand_cell &e) { /* for the next piece; the warp's part of it */
+                                                   int bytes = p.group_outs * e.rank * 2;
+                                                   barrier_wait(&m.full[r.slot()], r.phase());
+                                                   return ring + r.next(bytes, a.ring_bytes) +
+                                                          mine * e.rank * 2;
     };
 #pragma unroll 1
     for (int group = 0; group < p.n_groups; group++, out += p.group_outs) {
@@ -534,23 +380,28 @@ __device__ static inline void expand_range(const struct expand_args &a, expand_m
             struct expand_cell e[2] = {cell_at(m.cells, cell), {}};
             if (cell + 1 < p.n)
                 e[1] = cell_at(m.cells, cell + 1);
-            int one = wait();
-            if (NT == 1 && M <= 2 && p.n_stages > 1 && cell + 1 < p.n && e[0].rank <= 16 &&
+            unsigned slot = r.slot();
+            const char *const one = wait(e[0]);
+            if (NT == 1 && M <= 2 && p.pairs && cell + 1 < p.n && e[0].rank <= 16 &&
                 e[1].rank <= 16) {
-                int two = wait();
-                const char *const b[2] = {at(one, e[0]), at(two, e[1])};
+                unsigned second = r.slot();
+                const char *const b[2] = {one, wait(e[1])};
                 if (out < p.out_end)
                     pieces_add<M>(c[0], b, m.t, e, p, a.v, lane);
-                barrier_arrive(&m.free[two]);
+                barrier_arrive(&m.free[second]);
                 cell++;
             } else if (out < p.out_end) {
-                piece_add<NT, M>(c, at(one, e[0]), m.t, e[0], p, a.v, lane);
+                piece_add<NT, M>(c, one, m.t, e[0], p, a.v, lane);
             }
-            barrier_arrive(&m.free[one]);
+            barrier_arrive(&m.free[slot]);
             cell++;
         }
         if (out >= p.out_end)
             continue; /* nothing was asked for, and nothing will be */
+        if (DELTAS) {
+            store_deltas<NT, M>(c, a, p, out, lane);
+            continue;
+        }
         char *y = m.y[warp] + turn * Y_BYTES;
         wait_outputs<AHEAD - 1>();
         finish_outputs<NT, M>(y, c, a, p, out, lane);
@@ -562,6 +413,7 @@ __device__ static inline void expand_range(const struct expand_args &a, expand_m
 
 /* A warp's share of the place's range, step by step: many segments, any dtype, any rank, any
  * place of y. */
+template <bool DELTAS>
 __device__ static void __noinline__ expand_slowly(const struct expand_args &a, int row0, int part,
                                                   int first_seg, int end_seg, int out, int out_end,
                                                   int lane)
@@ -621,6 +473,15 @@ __device__ static void __noinline__ expand_slowly(const struct expand_args &a, i
         }
         p.rows = (unsigned)mine << r0; /* this lane's own */
         int n;
+        if (DELTAS) {
+            float w[4 * M], *to = deltas_at<M>(&n, a, p, r0, out, lane);
+            take_deltas<M>(w, c[0]);
+#pragma unroll
+            for (int e = 0; e < 4 * M; e++)
+                if (e < n)
+                    to[e] = w[e];
+            continue;
+        }
         bf16 *y = outputs_at<M>(&n, a, p, r0, out, lane);
         unsigned short *y_bits = reinterpret_cast<unsigned short *>(y);
         uint32_t sums[1][2 * M] = {};
@@ -636,7 +497,10 @@ __device__ static void __noinline__ expand_slowly(const struct expand_args &a, i
     }
 }
 
-template <int NT>
+/* ---- the kernel, and its launches
+ * ------------------------------------------------------------------------- */
+
+template <int NT, bool DELTAS>
 __global__ static void __maxnreg__(NT == 1 ? 112 : 136)
     expand_kernel(const __grid_constant__ struct expand_args a)
 {
@@ -657,37 +521,41 @@ __global__ static void __maxnreg__(NT == 1 ? 112 : 136)
     }
     __syncthreads();
 
-    /* The block's units, of all tiles' in a row: tile after tile, in it part after part. */
-    int n_tiles = (a.n_rows + a.tile_rows - 1) / a.tile_rows, block = (int)blockIdx.x;
-    int unit, unit_end;
-    if (a.tile_blocks > 0) {
-        unit = unit_end = block / a.tile_blocks * a.n_units;
-        block %= a.tile_blocks;
-        unit += a.n_units * block / a.tile_blocks;
-        unit_end += a.n_units * (block + 1) / a.tile_blocks;
-    } else {
-        int64_t n_all = (int64_t)n_tiles * a.n_units;
-        unit = (int)(n_all * block / gridDim.x);
-        unit_end = (int)(n_all * (block + 1) / gridDim.x);
-    }
-    uint32_t uses = 0 /* of the ring's stages */, met = 0;
-#pragma unroll 1
-    while (unit < unit_end) {
-        /* A place: what lies in one tile and one part. */
-        int tile = unit / a.n_units, out = unit % a.n_units, part = 0, part_units;
-        while (out >= (part_units = (a.v.part[part].d_out + EXPAND_UNIT - 1) / EXPAND_UNIT)) {
-            out -= part_units;
-            part++;
+    struct expand_ring pieces = {0, 0, 0};
+    uint32_t met = 0;
+    struct expand_work at, end;
+    work_by_units(a, at, end);
+    if (DELTAS) {
+        loads_count(m, a, n_segs);
+        barrier_meet(&m.meet, met);
+        if (warp == EXPAND_WARPS)
+            loads_sum(m, a, lane);
+        barrier_meet(&m.meet, met);
+        if (m.none && a.may_skip) {
+            end = at;
+        } else if (!m.even) {
+            at = work_by_load(m, a, (int)blockIdx.x);
+            end = work_by_load(m, a, (int)blockIdx.x + 1);
         }
-        int n = part_units - out < unit_end - unit ? part_units - out : unit_end - unit;
-        unit += n;
+    }
+#pragma unroll 1
+    while (at.before(end)) {
+        /* A place: what lies in one tile and one part. */
+        int part = at.entry % a.v.n_parts, n = units_of(a, part) - at.unit;
+        if (at.entry == end.entry && n > end.unit - at.unit)
+            n = end.unit - at.unit;
+        struct expand_work here = at;
+        at.entry++;
+        at.unit = 0;
+        if (n == 0)
+            continue;
         if (warp == EXPAND_WARPS) {
             struct expand_place p = {};
             p.n_rows = a.tile_rows;
-            p.row0 = tile * a.tile_rows;
+            p.row0 = here.entry / a.v.n_parts * a.tile_rows;
             p.part = part;
-            p.out = out * EXPAND_UNIT;
-            p.out_end = (out + n) * EXPAND_UNIT;
+            p.out = here.unit * EXPAND_UNIT;
+            p.out_end = (here.unit + n) * EXPAND_UNIT;
             if (p.out_end > a.v.part[part].d_out)
                 p.out_end = a.v.part[part].d_out;
             place_find(p, a.v, n_segs, lane);
@@ -702,39 +570,49 @@ __global__ static void __maxnreg__(NT == 1 ? 112 : 136)
         const struct expand_place q = m.place;
         if (warp == EXPAND_WARPS) {
             if (q.plain && q.n > 0 && lane == 0)
-                ring_fill<NT>(m, ring, q, uses);
+                ring_fill<NT>(m, ring, a.ring_bytes, q, pieces);
             __syncwarp();
         } else {
-            if (!q.plain || q.n > 0)
+            if (DELTAS || !q.plain || q.n > 0)
                 pdl_wait();
             if (!q.plain) {
                 int share = (n + EXPAND_WARPS - 1) / EXPAND_WARPS * EXPAND_UNIT;
-                int begin = q.out + warp * share, end = begin + share;
-                expand_slowly(a, q.row0, q.part, q.first, q.end, begin,
-                              end < q.out_end ? end : q.out_end, lane);
+                int begin = q.out + warp * share, share_end = begin + share;
+                expand_slowly<DELTAS>(a, q.row0, q.part, q.first, q.end, begin,
+                                      share_end < q.out_end ? share_end : q.out_end, lane);
             } else if (q.n == 0) {
+                if (DELTAS)
+                    clear_deltas(a, q, warp, lane);
             } else if (q.m == 1) {
-                expand_range<NT, 1>(a, m, ring, q, uses, warp, lane);
+                expand_range<NT, 1, DELTAS>(a, m, ring, q, pieces, warp, lane);
             } else if (q.m == 2 || NT > 1) {
-                expand_range<NT, 2>(a, m, ring, q, uses, warp, lane);
+                expand_range<NT, 2, DELTAS>(a, m, ring, q, pieces, warp, lane);
             } else {
-                expand_range<NT, memory::M_MAX>(a, m, ring, q, uses, warp, lane);
+                expand_range<NT, memory::M_MAX, DELTAS>(a, m, ring, q, pieces, warp, lane);
             }
         }
-        if (unit < unit_end)
+        if (at.before(end))
             barrier_meet(&m.meet, met); /* all have done with the place */
     }
     pdl_wait();
 }
 
+template <int NT, bool DELTAS> static cudaError_t expand_open()
+{
+    return cudaFuncSetAttribute(expand_kernel<NT, DELTAS>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                (int)sizeof(expand_memory<NT>) + EXPAND_RING_MAX);
+}
+
 int lora_expand_open(struct err *err)
 {
-    cudaError_t rc = cudaFuncSetAttribute(expand_kernel<1>,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          (int)sizeof(expand_memory<1>) + EXPAND_RING_MAX);
+    cudaError_t rc = expand_open<1, false>();
     if (rc == cudaSuccess)
-        rc = cudaFuncSetAttribute(expand_kernel<4>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)sizeof(expand_memory<4>) + EXPAND_RING_MAX);
+        rc = expand_open<4, false>();
+    if (rc == cudaSuccess)
+        rc = expand_open<1, true>();
+    if (rc == cudaSuccess)
+        rc = expand_open<4, true>();
     return rc == cudaSuccess ? 0
                              : err_set(err, ERR_INTERNAL, "cuda: shared memory of sgmv_expand: %s",
                                        cudaGetErrorString(rc));
@@ -779,24 +657,22 @@ static struct expand_plan expand_plan(int rows, int n_rows, int n_segs, int n_un
     return p;
 }
 
-void cuda_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int n_rows,
-                      int d_out_total, const struct lora_args *lora)
+template <bool DELTAS>
+static void run_expand(struct backend *be, struct expand_args &a, const struct lora_view &v,
+                       int n_rows, int d_out)
 {
-    (void)t;
-    if (n_rows == 0 || lora == nullptr || lora->n_parts == 0)
-        return;
-    struct expand_args a = {};
-    a.y = dev<bf16>(y);
     a.n_rows = n_rows;
-    a.d_out = d_out_total;
-    a.v = lora_view_of(be, lora);
-    a.words = y.addr % 16 == 0 && d_out_total % 8 == 0;
+    a.d_out = d_out;
+    a.v = v;
+    a.words = reinterpret_cast<uintptr_t>(a.y) % 16 == 0 && d_out % 8 == 0;
     for (int p = 0; p < a.v.n_parts; p++) {
         a.words = a.words && a.v.part[p].out_begin % 8 == 0 && a.v.part[p].d_out % 8 == 0;
         a.n_units += ceil_div(a.v.part[p].d_out, EXPAND_UNIT);
     }
     struct expand_plan best = expand_plan(8, n_rows, a.v.n_segs, a.n_units, be->n_multiprocessors);
     for (int rows : {4, 2, 1, 16, 32}) { /* if they save a tenth */
+        if (DELTAS && ceil_div(n_rows, rows) > EXPAND_TILES)
+            continue;
         struct expand_plan p = expand_plan(rows, n_rows, a.v.n_segs, a.n_units,
                                            be->n_multiprocessors);
         if (10 * p.cycles < 9 * best.cycles && (rows <= 8 || n_rows > rows / 2))
@@ -809,7 +685,27 @@ void cuda_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int 
     a.ring_bytes = bytes < EXPAND_RING_MIN   ? EXPAND_RING_MIN
                    : bytes < EXPAND_RING_MAX ? (int)bytes
                                              : EXPAND_RING_MAX;
-    launch(be, "sgmv_expand", many ? expand_kernel<4> : expand_kernel<1>,
+    launch(be, "sgmv_expand", many ? expand_kernel<4, DELTAS> : expand_kernel<1, DELTAS>,
            dim3((unsigned)best.n_blocks), EXPAND_THREADS,
            (many ? sizeof(expand_memory<4>) : sizeof(expand_memory<1>)) + (size_t)a.ring_bytes, a);
+}
+
+void cuda_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int n_rows,
+                      int d_out_total, const struct lora_args *lora)
+{
+    (void)t;
+    if (n_rows == 0 || lora == nullptr || lora->n_parts == 0)
+        return;
+    struct expand_args a = {};
+    a.y = dev<bf16>(y);
+    run_expand<false>(be, a, lora_view_of(be, lora), n_rows, d_out_total);
+}
+
+void lora_expand_deltas(struct backend *be, float *deltas, const struct lora_view &v, int n_rows,
+                        int d_out, bool may_skip)
+{
+    struct expand_args a = {};
+    a.deltas = deltas;
+    a.may_skip = may_skip;
+    run_expand<true>(be, a, v, n_rows, d_out);
 }

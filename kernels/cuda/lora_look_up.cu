@@ -6,8 +6,7 @@
  * them, and leaves for each a struct lora_found, which narrow's blocks copy into shared memory in
  * one trip, before the kernel before them has ended.
  *
- * Two blocks for a linear: of the rows below 128 and of those from 128 on, as the two launches of
- * narrow want them. Three trips through an idle memory, some 4 us a step, and 15 KB a block at
+ * A block for a linear. Three trips through an idle memory, some 4 us a step, and 15 KB a block at
  * most.
  *
  * Tags. Words that blocks hand on within a launch bear its tag (linear_shrink.cuh). A tag is made
@@ -18,7 +17,7 @@
 
 #include <cstring>
 
-enum { THREADS = 128, HALVES = 2, SEGS = 3 * THREADS }; /* looked at: more than both halves' */
+enum { THREADS = 128, SEGS = 2 * THREADS }; /* looked at: more than are found */
 
 struct linear_sites { /* a linear, as it was told */
     const struct lora_entry *entries[LORA_PARTS_MAX];
@@ -31,7 +30,7 @@ struct lora_looked {
     struct linear_sites *sites;   /* [n] */
     struct linear_sites *d_sites; /* the same on the device */
     bool *open;                   /* [n] looked up, and not yet asked for */
-    struct lora_found *d_found;   /* [n + 1, HALVES] */
+    struct lora_found *d_found;   /* [n + 1] */
 };
 
 struct look_up_args {
@@ -51,9 +50,7 @@ __global__ static void __launch_bounds__(THREADS)
     __shared__ struct lora_seg segs[SEGS];
     __shared__ struct linear_sites sites;
     __shared__ int rank_max, width_max, run_max;
-    int thread = (int)threadIdx.x, n_blocks = (int)(gridDim.x * gridDim.y);
-    int row0 = (int)blockIdx.y * LORA_FOUND_ROWS;
-    int place = (int)blockIdx.x + a.first_place, which = place * HALVES + (int)blockIdx.y;
+    int thread = (int)threadIdx.x, which = (int)blockIdx.x + a.first_place;
     struct lora_found *to = &a.found[which];
     pdl_wait();
     int n_all = lora_n_segs(a.v);
@@ -63,35 +60,30 @@ __global__ static void __launch_bounds__(THREADS)
         rank_max = width_max = run_max = 0;
     }
     int64_t n_words = a.n_words[0] + a.n_words[1];
-    int64_t word =
-        ((int64_t)round * n_blocks + (int)(blockIdx.y * gridDim.x + blockIdx.x)) * THREADS + thread;
+    int64_t word = ((int64_t)round * (int)gridDim.x + (int)blockIdx.x) * THREADS + thread;
     word %= n_words;
     *(word < a.n_words[0] ? a.words[0] + word : a.words[1] + (word - a.n_words[0])) = 0;
 
-    /* Mine: from the first that ends behind row0 to the last that begins before the end. */
-    int n_looked = n_all < SEGS ? n_all : SEGS, first = 0, n = 0;
+    int n_looked = n_all < SEGS ? n_all : SEGS, n = 0;
     for (int s0 = 0; s0 < SEGS; s0 += THREADS) {
         int s = s0 + thread;
         bool is = s < n_looked;
         if (is)
             segs[s] = lora_seg_at(a.v, s);
-        first += __syncthreads_count(is && row0 > 0 && segs[s].row_begin + segs[s].n_rows <= row0);
-        n += __syncthreads_count(is && segs[s].row_begin < row0 + LORA_FOUND_ROWS);
+        n += __syncthreads_count(is && segs[s].row_begin < LORA_FOUND_ROWS);
     }
-    n = n > first ? n - first : 0;
     bool fits = n <= LORA_FOUND_SEGS;
     __syncthreads();
     static_assert(THREADS == LORA_FOUND_SEGS && THREADS == LORA_FOUND_ROWS, "one each");
     int n_parts = sites.n_parts, n_cells = fits ? n * n_parts : 0;
     bool plain = true;
     if (thread < n && fits) {
-        int begin = segs[first + thread].row_begin - row0;
-        int end = begin + segs[first + thread].n_rows;
-        f.spans[thread].row_begin = begin > 0 ? begin : 0;
+        int begin = segs[thread].row_begin, end = begin + segs[thread].n_rows;
+        f.spans[thread].row_begin = begin;
         f.spans[thread].row_end = end < LORA_FOUND_ROWS ? end : LORA_FOUND_ROWS;
     }
     for (int i = thread; i < n_cells; i += THREADS) {
-        struct lora_seg seg = segs[first + i / n_parts];
+        struct lora_seg seg = segs[i / n_parts];
         struct lora_entry e = lora_entry_of(sites.entries[i % n_parts], seg.slot);
         f.cells[i] = {e.a.addr, e.b.addr, e.rank, e.dtype, seg.weight * e.scaling, 0};
         plain = plain && e.dtype == DTYPE_BF16 && e.rank % 4 == 0 && e.b.addr % 16 == 0;
@@ -102,11 +94,11 @@ __global__ static void __launch_bounds__(THREADS)
         for (int q = s * n_parts; q < i; q++)
             at += lora_padded(f.cells[q].rank);
         /* An ensemble's earlier segments lie over the same rows. */
-        int row_begin = segs[first + s].row_begin;
+        int row_begin = segs[s].row_begin;
         for (int u = s - 1; u >= 0; u--) {
-            if (segs[first + u].n_rows == 0)
+            if (segs[u].n_rows == 0)
                 continue;
-            if (segs[first + u].row_begin != row_begin)
+            if (segs[u].row_begin != row_begin)
                 break;
             for (int q = u * n_parts; q < (u + 1) * n_parts; q++)
                 at += lora_padded(f.cells[q].rank);
@@ -186,13 +178,13 @@ static void look_up(struct backend *be, const struct lora_step *step,
         a.one = *one;
     a.found = l->d_found;
     a.first_place = one == nullptr ? 1 : 0;
-    a.n_found = (l->n + 1) * HALVES;
+    a.n_found = l->n + 1;
     a.words[0] = be->linear->tag_t;
     a.n_words[0] = (int64_t)LORA_FOUND_ROWS * (be->linear->t_stride / 2);
     a.words[1] = be->linear->tag_chains;
     a.n_words[1] = be->linear->n_tag_chains;
-    launch(be, "adapters of a step", look_up_kernel,
-           dim3((unsigned)(one == nullptr ? l->n : 1), HALVES), THREADS, 0, a);
+    launch(be, "adapters of a step", look_up_kernel, dim3((unsigned)(one == nullptr ? l->n : 1)),
+           THREADS, 0, a);
 }
 
 static struct linear_sites sites_of(const struct lora_part *parts, int n_parts, int d_in)
@@ -214,7 +206,7 @@ static struct linear_sites sites_of(const struct lora_part *parts, int n_parts, 
 static cudaError_t make_places(struct backend *be, int n)
 {
     struct lora_looked *l = be->linear->looked;
-    size_t found_bytes = (size_t)(n + 1) * HALVES * sizeof *l->d_found;
+    size_t found_bytes = (size_t)(n + 1) * sizeof *l->d_found;
     cudaFree(l->d_found);
     cudaFree(l->d_sites);
     l->d_found = nullptr;
@@ -263,9 +255,8 @@ void cuda_lora_look_up(struct backend *be, const struct lora_step *step,
     look_up(be, step, nullptr);
 }
 
-/* A view of a place, with what it found for a half of the rows. */
-static struct lora_view view_of_place(struct backend *be, const struct lora_step *step, int place,
-                                      int half)
+/* A view of a place, with what it found. */
+static struct lora_view view_of_place(struct backend *be, const struct lora_step *step, int place)
 {
     const struct lora_looked *l = be->linear->looked;
     const struct linear_sites *s = &l->sites[place - 1];
@@ -276,7 +267,7 @@ static struct lora_view view_of_place(struct backend *be, const struct lora_step
         v.part[p].out_begin = s->out_begin[p];
         v.part[p].d_out = s->d_out[p];
     }
-    v.found = &l->d_found[place * HALVES + half];
+    v.found = &l->d_found[place];
     return v;
 }
 
@@ -292,23 +283,19 @@ void lora_find_all(struct backend *be, const struct lora_args *lora, int d_in)
     look_up(be, lora->step, &one);
 }
 
-const struct lora_found *lora_found_at(const struct backend *be, const struct lora_args *lora,
-                                       int half)
+const struct lora_found *lora_found_at(const struct backend *be, const struct lora_args *lora)
 {
-    return &be->linear->looked->d_found[lora->place * HALVES + half];
+    return &be->linear->looked->d_found[lora->place];
 }
 
-struct lora_view lora_next_of(struct backend *be, const struct lora_args *lora, int half,
-                              int n_halves, int *d_in)
+struct lora_view lora_next_of(struct backend *be, const struct lora_args *lora, int *d_in)
 {
     const struct lora_looked *l = be->linear->looked;
-    int place = lora->place;
-    half = half + 1 < n_halves ? half + 1 : 0;
-    place += half == 0;
+    int place = lora->place + 1;
     if (lora->place == 0 || place > l->n || l->sites[place - 1].n_parts == 0)
         return {};
     *d_in = l->sites[place - 1].d_in;
-    return view_of_place(be, lora->step, place, half);
+    return view_of_place(be, lora->step, place);
 }
 
 cudaError_t lora_look_up_open(struct backend *be)

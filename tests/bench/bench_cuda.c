@@ -1,7 +1,7 @@
 /* bench_cuda: the operators of kernels/ops.h at the 8B shape, against the card and against peers.
  *
  *     bench_cuda [--backend NAME] [--only GROUP,GROUP] [--csv FILE] [--peers DIR] [--commit ID]
- *                [--read GB/S] [--math TFLOP/S] [--shrink N] [--rows N,N]
+ *                [--read GB/S] [--math TFLOP/S] [--shrink N] [--rows N,N] [--heavy 0|1]
  *
  * Groups:
  *   sgmv       shrink and expand, the pair alone, over rows x adapters x rank x out; K = 4096
@@ -23,8 +23,9 @@
  * peers-h100.csv and peers-h100-layer.csv beside this file, with their provenance in them; ratio is
  * peer / ours, so more than 1 is faster than the best of them.
  *
- * --rows takes only these numbers of rows of groups sgmv to layer. --shrink divides every width and
- * size, so that the program itself can be tried on a small CPU. */
+ * --rows takes only these numbers of rows of groups sgmv to layer. --heavy says which of the two
+ * ways to adapters' products (lora_is_heavy) all steps go, instead of that one. --shrink divides
+ * every width and size, so that the program itself can be tried on a small CPU. */
 #include "engine/noise.h"
 #include "kernels/ops.h"
 #include "node/base/buf.h"
@@ -63,6 +64,7 @@ struct bench {
     const char *peers, *rows; /* rows: NULL, all */
     double read, math;        /* bytes and FLOP a second */
     int shrink;
+    int heavy;       /* -1: by lora_is_heavy */
     uint16_t *noise; /* host, bf16 [n_noise] */
     size_t n_noise;
 };
@@ -430,7 +432,15 @@ static struct adapters make_adapters(const struct bench *b, struct devptr pool, 
     a.d_n_segs = put(b, &n_segs, sizeof n_segs);
     b->ops->upload(b->be, a.d_entries, a.entries, n_tables * n * sizeof *a.entries);
     sync_or_die(b);
-    a.step = (struct lora_step){n_adapters, a.segs, a.d_segs, a.d_n_segs};
+    int ranks = 0;
+    for (size_t i = 0; i < n; i++)
+        ranks += rank_of(rank, i);
+    bool heavy = lora_is_heavy(n_rows, n_adapters, ranks, rank_max_of(rank));
+    a.step = (struct lora_step){.n_segs = n_adapters,
+                                .segs = a.segs,
+                                .d_segs = a.d_segs,
+                                .d_n_segs = a.d_n_segs,
+                                .heavy = b->heavy < 0 ? heavy : b->heavy};
     return a;
 }
 
@@ -1221,7 +1231,7 @@ static const char *option(int argc, char **argv, const char *name, const char *o
 int main(int argc, char **argv)
 {
     static const char *const known[] = {"--backend", "--only", "--csv",    "--peers", "--commit",
-                                        "--read",    "--math", "--shrink", "--rows"};
+                                        "--read",    "--math", "--shrink", "--rows",  "--heavy"};
     for (int i = 1; i < argc; i += 2) {
         bool is_known = false;
         for (size_t k = 0; k < sizeof known / sizeof *known; k++)
@@ -1236,7 +1246,8 @@ int main(int argc, char **argv)
                       .rows = option(argc, argv, "--rows", NULL),
                       .read = atof(option(argc, argv, "--read", "3100")) * 1e9,
                       .math = atof(option(argc, argv, "--math", "800")) * 1e12,
-                      .shrink = atoi(option(argc, argv, "--shrink", "1"))};
+                      .shrink = atoi(option(argc, argv, "--shrink", "1")),
+                      .heavy = atoi(option(argc, argv, "--heavy", "-1"))};
     if (b.shrink < 1 || b.shrink > 64 || b.read <= 0 || b.math <= 0)
         die("--read, --math or --shrink is out of range");
     int rows = b.shrink > 1 ? 2048 : MAX_ROWS;

@@ -619,6 +619,9 @@ static int row_mixed(struct rows *r, struct err *err)
     double slope = xx > 0 ? xy / xx : 0;
     double model = mean_y + slope * (r->a->full_rank_mean - mean_x);
     double took = latency_percentile(&r->a->full, 50), off = percent(took, model);
+    if (took <= 0 || model <= 0)
+        return err_set(err, ERR_INTERNAL,
+                       "row 9: no decode step of all streams ended in the time that it had");
     double share = r->a->pool_used > 0 ? 100 * (double)r->a->pool_true / (double)r->a->pool_used
                                        : 0;
     report_note(

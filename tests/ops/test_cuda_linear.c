@@ -330,6 +330,18 @@ static const struct linear_case linear_cases[] = {
       {170, 10, 3, 1},
       {200, 90, 1, 1},
       {290, 200, 0, 1}}},
+    {"adapters that leave it alone",
+     512,
+     2,
+     {1024, 64},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     40,
+     false,
+     false,
+     {{0}, {0}, {0}, {0}},
+     3,
+     {{0, 20, 0, 1}, {20, 1, 1, 1}, {21, 19, 3, 0.5f}}},
     {"prefill, K ends within a chain and a slice, more tasks of t than warps",
      1344,
      1,
@@ -370,7 +382,7 @@ static const struct linear_case linear_cases[] = {
 
 /* n_alone rows of an adapter each, then one of n_rest rows, if any. */
 static struct linear_case with_many(const char *what, int d_in, int d_out, int d_second,
-                                    int n_alone, int n_rest)
+                                    int n_alone, int n_rest, bool large)
 {
     struct linear_case c = {.what = what,
                             .d_in = d_in,
@@ -381,6 +393,9 @@ static struct linear_case with_many(const char *what, int d_in, int d_out, int d
                             .n_rows = n_alone + n_rest,
                             .rank = {{16, 8}, {8, 16}, {40, 0}, {4, 64}},
                             .n_segs = n_alone + (n_rest > 0)};
+    static const int larger[SLOTS][3] = {{8, 256}, {16, 0}, {100, 128}, {12, 16}};
+    if (large)
+        memcpy(c.rank, larger, sizeof larger);
     for (int i = 0; i < n_alone; i++)
         c.segs[i] = (struct lora_seg){i, 1, i * 7 % 4, 1 + (float)(i % 3)};
     if (n_rest > 0)
@@ -394,15 +409,22 @@ static const struct linear_case *case_at(size_t i)
     static const struct {
         const char *what;
         int d_in, d_out, d_second, n_alone, n_rest;
-    } many[] = {{"64 rows, each its own", 512, 256, 0, 64, 0},
-                {"128 rows, each its own, of gate and up", 1024, 640, 640, 128, 0},
-                {"200 rows, each its own", 4096, 512, 64, 200, 0},
-                {"128 rows, each its own, and a prompt", 512, 4096, 256, 128, 180},
-                {"190 rows, each its own, and a prompt", 512, 1024, 1024, 190, 250},
-                {"few rows of their own before a prompt", 512, 1024, 0, 20, 250},
-                {"64 rows, each its own, of many outputs", 256, 16900, 640, 64, 0},
-                {"80 rows, each its own, of many outputs and four ranges", 2048, 16900, 0, 80, 0},
-                {"many outputs, adapters and a prompt", 128, 8600, 8500, 128, 70}};
+        bool large; /* ranks, some of them */
+    } many[] = {
+        {"64 rows, each its own", 512, 256, 0, 64, 0, false},
+        {"128 rows, each its own, of gate and up", 1024, 640, 640, 128, 0, false},
+        {"200 rows, each its own", 4096, 512, 64, 200, 0, false},
+        {"128 rows, each its own, and a prompt", 512, 4096, 256, 128, 180, false},
+        {"190 rows, each its own, and a prompt", 512, 1024, 1024, 190, 250, false},
+        {"few rows of their own before a prompt", 512, 1024, 0, 20, 250, false},
+        {"64 rows, each its own, of many outputs", 256, 16900, 640, 64, 0, false},
+        {"80 rows, each its own, of many outputs and four ranges", 2048, 16900, 0, 80, 0, false},
+        {"many outputs, adapters and a prompt", 128, 8600, 8500, 128, 70, false},
+        {"12 rows, some of large ranks", 256, 320, 512, 12, 0, true},
+        {"70 rows, some of large ranks", 1032, 2048, 88, 70, 0, true},
+        {"128 rows, some of large ranks, of many outputs", 512, 16904, 128, 128, 0, true},
+        {"250 rows, some of large ranks", 512, 1000, 1032, 250, 0, true},
+        {"rows of large ranks before a prompt", 512, 1000, 1032, 140, 300, true}};
     static struct linear_case c;
     if (i < COUNT(linear_cases))
         return &linear_cases[i];
@@ -410,7 +432,7 @@ static const struct linear_case *case_at(size_t i)
     if (i >= COUNT(many))
         return NULL;
     c = with_many(many[i].what, many[i].d_in, many[i].d_out, many[i].d_second, many[i].n_alone,
-                  many[i].n_rest);
+                  many[i].n_rest, many[i].large);
     return &c;
 }
 
@@ -435,8 +457,9 @@ static void make_weights(const struct linear_case *c)
 }
 
 /* One run of a case on rows [first, first + n) of its input, with the segments that touch them;
- * told: to lora_look_up before. */
-static float *run_linear(struct dev *d, const struct linear_case *c, int first, int n, bool told)
+ * told: to lora_look_up before; heavy: as lora_step has it. */
+static float *run_linear(struct dev *d, const struct linear_case *c, int first, int n, bool told,
+                         bool heavy)
 {
     int total = 0;
     for (int p = 0; p < c->n_parts; p++)
@@ -490,7 +513,7 @@ static float *run_linear(struct dev *d, const struct linear_case *c, int first, 
         segs[n_segs++].n_rows = to - from;
     }
     struct lora_step step = {
-        .n_segs = n_segs, .segs = segs, .d_segs = dev_put(d, segs, sizeof segs)};
+        .n_segs = n_segs, .segs = segs, .d_segs = dev_put(d, segs, sizeof segs), .heavy = heavy};
     struct lora_args lora = {.step = &step, .parts = lora_parts, .n_parts = c->n_parts};
     if (n_segs > 0 && told) { /* the second of two; the first is of another width */
         const struct lora_linear linears[] = {{lora_parts, 1, c->d_in},
@@ -524,10 +547,15 @@ static void linear_with_adapters_agrees_with_ref(void **state)
     const struct linear_case *c;
     for (size_t i = 0; (c = case_at(i)) != NULL; i++) {
         int total = c->d_out[0] + c->d_out[1] + c->d_out[2];
-        float *y = run_linear(&gpu, c, 0, c->n_rows, true);
-        float *r = run_linear(&ref, c, 0, c->n_rows, true);
-        compare(c->what, y, r, (size_t)c->n_rows * (size_t)total, BOUND);
+        size_t n = (size_t)c->n_rows * (size_t)total;
+        float *y = run_linear(&gpu, c, 0, c->n_rows, true, false);
+        float *z = run_linear(&gpu, c, 0, c->n_rows, true, true);
+        float *r = run_linear(&ref, c, 0, c->n_rows, true, false);
+        compare(c->what, y, r, n, BOUND);
+        if (memcmp(y, z, n * sizeof *y) != 0)
+            fail_msg("%s: differs when the adapters' product comes before the base's", c->what);
         free(y);
+        free(z);
         free(r);
     }
     make_weights(NULL);
@@ -540,12 +568,12 @@ static void a_row_of_linear_has_the_same_bits_alone_and_in_any_batch(void **stat
     const struct linear_case *c;
     for (size_t i = 0; (c = case_at(i)) != NULL; i++) {
         size_t total = (size_t)(c->d_out[0] + c->d_out[1] + c->d_out[2]);
-        float *whole = run_linear(&gpu, c, 0, c->n_rows, false);
+        float *whole = run_linear(&gpu, c, 0, c->n_rows, false, false);
         static const int sizes[] = {1, 2, 5, 9, 17, 33, 65, 128, 130, 200, 310};
         for (size_t k = 0; k < COUNT(sizes); k++) {
             int n = sizes[k] < c->n_rows ? sizes[k] : c->n_rows;
             int first = (c->n_rows - n) * 2 / 3;
-            float *some = run_linear(&gpu, c, first, n, k % 2 == 0);
+            float *some = run_linear(&gpu, c, first, n, k % 2 == 0, k / 2 % 2 == 0);
             if (memcmp(some, whole + (size_t)first * total, (size_t)n * total * 4) != 0)
                 fail_msg("%s: rows %d to %d differ when they are alone", c->what, first,
                          first + n - 1);
@@ -574,6 +602,7 @@ static void linear_swiglu_agrees_with_ref_and_with_itself(void **state)
         uint16_t *one = NULL;
         const int widths[] = {d, d};
         int rank = shapes[k].rank;
+        float *apart = NULL;
         void *a = random_as(DTYPE_BF16, (size_t)(rank * d_in + 1), 44, 1.0f / sqrtf((float)d_in));
         void *b = random_as(DTYPE_BF16, (size_t)(rank * d + 1), 45, 0.5f);
         for (int side = 0; side < 2; side++) {
@@ -597,13 +626,24 @@ static void linear_swiglu_agrees_with_ref_and_with_itself(void **state)
             struct devptr d_entry = dev_put(dev, &entry, sizeof entry);
             struct lora_part lora_parts[] = {{&entry, d_entry, 0, d}, {&entry, d_entry, d, d}};
             struct lora_seg seg = {n / 2, n - n / 2, 0, 1}, last = {0, 1, 0, 1};
-            struct lora_step step = {1, &seg, dev_put(dev, &seg, sizeof seg), {0}},
-                             one_step = {1, &last, dev_put(dev, &last, sizeof last), {0}};
+            struct lora_step step = {.n_segs = 1,
+                                     .segs = &seg,
+                                     .d_segs = dev_put(dev, &seg, sizeof seg)},
+                             one_step = {.n_segs = 1,
+                                         .segs = &last,
+                                         .d_segs = dev_put(dev, &last, sizeof last)};
             struct lora_args lora = {.step = &step, .parts = lora_parts, .n_parts = 2},
                              one_lora = {.step = &one_step, .parts = lora_parts, .n_parts = 2};
             dev->ops->linear_swiglu(dev->be, d_y, scratch, d_x, w, (struct devptr){0}, n,
                                     rank > 0 ? &lora : NULL);
             y[side] = get_activations(dev, d_y, n_y);
+            if (side == 0 && rank > 0) {
+                step.heavy = true;
+                dev->ops->linear_swiglu(dev->be, d_y, scratch, d_x, w, (struct devptr){0}, n,
+                                        &lora);
+                apart = get_activations(dev, d_y, n_y);
+                step.heavy = false;
+            }
             if (side == 0) { /* the last row alone */
                 struct devptr d_one = empty_activations(dev, (size_t)d);
                 one = xcalloc((size_t)d, 2);
@@ -618,6 +658,9 @@ static void linear_swiglu_agrees_with_ref_and_with_itself(void **state)
             free(parts[1]);
         }
         compare("linear_swiglu", y[0], y[1], n_y, BOUND);
+        if (apart != NULL && memcmp(apart, y[0], n_y * sizeof *apart) != 0)
+            fail_msg("linear_swiglu of %d rows: the adapters' product before it differs", n);
+        free(apart);
         for (int i = 0; i < d; i++)
             if (bf16_to_f32(one[i]) != y[0][n_y - (size_t)d + (size_t)i])
                 fail_msg("linear_swiglu of %d rows: the last differs when it is alone", n);
@@ -665,7 +708,8 @@ static void sgmv_halves_agree_with_ref(void **state)
             }
             struct lora_part part = {entries, dev_put(dev, entries, (size_t)m * sizeof *entries), 0,
                                      d_out};
-            struct lora_step step = {m, segs, dev_put(dev, segs, (size_t)m * sizeof *segs), {0}};
+            struct lora_step step = {
+                .n_segs = m, .segs = segs, .d_segs = dev_put(dev, segs, (size_t)m * sizeof *segs)};
             struct lora_args lora = {.step = &step, .parts = &part, .n_parts = 1};
             struct devptr d_x = put_activations(dev, x, (size_t)(n * d_in)),
                           d_y = put_activations(dev, y0, (size_t)(n * d_out)),
@@ -804,8 +848,10 @@ static float *run_pair(struct dev *d, const struct pair_case *c, enum cut cut, i
             n_t += (size_t)((to - from) * c->rank[all[i].slot][p]);
     }
     int32_t count = n_segs;
-    struct lora_step step = {n_segs, segs, dev_put(d, segs, PAIR_SEGS_MAX * sizeof *segs),
-                             dev_put(d, &count, sizeof count)};
+    struct lora_step step = {.n_segs = n_segs,
+                             .segs = segs,
+                             .d_segs = dev_put(d, segs, PAIR_SEGS_MAX * sizeof *segs),
+                             .d_n_segs = dev_put(d, &count, sizeof count)};
     struct lora_args lora = {.step = &step, .parts = parts, .n_parts = c->n_parts};
     float *x = activations((size_t)n_rows * (size_t)c->d_in, 61);
     float *y = activations((size_t)n_rows * (size_t)total, 62);
