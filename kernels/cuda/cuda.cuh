@@ -21,7 +21,8 @@ typedef __nv_bfloat16 bf16;
 struct linear_scratch {
     bf16 *t; /* A x, scaled, of the step's segments: [max_rows, t_stride] */
     int t_stride;
-    float *deltas; /* of a linear, computed before it: [min(max_rows, APART_ROWS_MAX), max_d] */
+    float *deltas;   /* of a linear, computed before it: [min(max_rows, APART_ROWS_MAX), max_d] */
+    int *any_deltas; /* 0: they are all 0, and not there */
     uint64_t *tag_chains, *tag_t; /* narrow, and the two below: see linear_args */
     int64_t n_tag_chains;
     struct lora_looked *looked; /* lora_look_up.cu */

@@ -635,8 +635,9 @@ static void run(struct backend *be, struct devptr y, struct devptr x, const stru
         struct lora_view first, rest = a.lora;
         cut_segments(first, rest, lora->step, apart, n_rows);
         lora_shrink(be, first, a.x, apart, a.d_in);
-        lora_expand_deltas(be, be->linear->deltas, first, apart, a.d_out, narrow);
         a.deltas = be->linear->deltas;
+        a.any_deltas = be->linear->any_deltas;
+        lora_expand_deltas(be, be->linear->deltas, be->linear->any_deltas, first, apart, a.d_out);
         a.n_deltas = apart;
         if (!narrow)
             a.lora = rest;
@@ -706,6 +707,8 @@ int cuda_linear_open(struct backend *be, struct err *err)
     if (rc == cudaSuccess)
         rc = cudaMalloc(&s->deltas, (size_t)n_deltas * (size_t)o->max_d * sizeof *s->deltas);
     if (rc == cudaSuccess)
+        rc = cudaMalloc(&s->any_deltas, sizeof *s->any_deltas);
+    if (rc == cudaSuccess)
         rc = cudaMalloc(&s->tag_chains, chain_bytes);
     if (rc == cudaSuccess)
         rc = cudaMalloc(&s->tag_t, words_of_t(s) * sizeof *s->tag_t);
@@ -765,6 +768,7 @@ void cuda_linear_close(struct backend *be)
         return;
     cudaFree(s->t);
     cudaFree(s->deltas);
+    cudaFree(s->any_deltas);
     cudaFree(s->tag_chains);
     cudaFree(s->tag_t);
     cudaFree(s->slots);

@@ -38,6 +38,7 @@ struct linear_args {
     /* Of the first n_deltas rows (narrow: of all) the deltas, computed by kernels before this one:
      * [n_deltas, d_out], what no part has undefined; or null. */
     const float *deltas;
+    const int *any_deltas; /* 0: they are all 0, and not there (narrow knows from what it found) */
     int n_deltas;
 };
 

@@ -644,7 +644,7 @@ __global__ static void __launch_bounds__(WIDE_THREADS, 1)
                 }
             }
             if constexpr (S::APART)
-                if (work.row0 < a.n_deltas)
+                if (work.row0 < a.n_deltas && __ldcg(a.any_deltas) != 0)
                     wide_add_deltas<S>(total, a, out, work, lane);
             if (lora_n_segs(a.lora) > 0) {
                 int before = -1, slot = 0, n_steps = 0;

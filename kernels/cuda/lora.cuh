@@ -411,10 +411,10 @@ bool lora_shrink(struct backend *be, const struct lora_view &v, const bf16 *x, i
 /* lora_expand.cu */
 int lora_expand_open(struct err *err);
 /* The deltas of a linear's outputs out of t', alone: f32 [n_rows, d_out], of all rows (0 under no
- * adapter) and of the outputs that v has as parts. may_skip: where no adapter has a rank, nothing
- * need be stored. */
-void lora_expand_deltas(struct backend *be, float *deltas, const struct lora_view &v, int n_rows,
-                        int d_out, bool may_skip);
+ * adapter) and of the outputs that v has as parts. *any = 0 where no adapter has a rank; then they
+ * are not stored. */
+void lora_expand_deltas(struct backend *be, float *deltas, int *any, const struct lora_view &v,
+                        int n_rows, int d_out);
 
 /* lora_shrink_many.cu: the same of many rows; and how much of many_slots a block needs. */
 void lora_shrink_many(struct backend *be, const struct lora_view &v, const bf16 *x, int d_in);

@@ -531,7 +531,7 @@ __global__ static void __maxnreg__(NT == 1 ? 112 : 136)
         if (warp == EXPAND_WARPS)
             loads_sum(m, a, lane);
         barrier_meet(&m.meet, met);
-        if (m.none && a.may_skip) {
+        if (!m.any) {
             end = at;
         } else if (!m.even) {
             at = work_by_load(m, a, (int)blockIdx.x);
@@ -595,6 +595,8 @@ __global__ static void __maxnreg__(NT == 1 ? 112 : 136)
             barrier_meet(&m.meet, met); /* all have done with the place */
     }
     pdl_wait();
+    if (DELTAS && blockIdx.x == 0 && threadIdx.x == 0)
+        *a.any = m.any;
 }
 
 template <int NT, bool DELTAS> static cudaError_t expand_open()
@@ -701,11 +703,11 @@ void cuda_sgmv_expand(struct backend *be, struct devptr y, struct devptr t, int 
     run_expand<false>(be, a, lora_view_of(be, lora), n_rows, d_out_total);
 }
 
-void lora_expand_deltas(struct backend *be, float *deltas, const struct lora_view &v, int n_rows,
-                        int d_out, bool may_skip)
+void lora_expand_deltas(struct backend *be, float *deltas, int *any, const struct lora_view &v,
+                        int n_rows, int d_out)
 {
     struct expand_args a = {};
     a.deltas = deltas;
-    a.may_skip = may_skip;
+    a.any = any;
     run_expand<true>(be, a, v, n_rows, d_out);
 }

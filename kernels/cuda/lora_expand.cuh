@@ -32,7 +32,7 @@ struct alignas(16) expand_cell { /* a segment that has rows in the tile */
 struct expand_args {
     bf16 *y;
     float *deltas; /* instead of y */
-    bool may_skip; /* deltas of a linear that no adapter touches: nobody will read them */
+    int *any;      /* whether there are deltas; if not, none are stored */
     int n_rows, d_out;
     int tile_rows;   /* at most 8 NT */
     int tile_blocks; /* with the same rows; 0: the units of all tiles are cut as one row */
@@ -77,7 +77,7 @@ template <int NT> struct alignas(16) expand_memory {
     struct expand_place place;
     struct expand_load loads[EXPAND_ENTRIES];
     int ends[EXPAND_ENTRIES]; /* running sums of what they take */
-    bool even, none;          /* none: no entry has a cell */
+    bool even, any;           /* any: some entry has cells */
 };
 static_assert(sizeof(expand_memory<4>) + EXPAND_RING_MAX <= 110 << 10, "fits beside lora.cu's");
 
@@ -407,7 +407,7 @@ __device__ static inline void loads_sum(expand_memory<NT> &m, const struct expan
     any = __any_sync(0xffffffffu, any);
     if (lane == 0) {
         m.even = (int64_t)most * n_tiles * 8 <= (int64_t)before * 9;
-        m.none = !any;
+        m.any = any;
     }
 }
 

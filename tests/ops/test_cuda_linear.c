@@ -342,6 +342,18 @@ static const struct linear_case linear_cases[] = {
      {{0}, {0}, {0}, {0}},
      3,
      {{0, 20, 0, 1}, {20, 1, 1, 1}, {21, 19, 3, 0.5f}}},
+    {"the same of more rows",
+     512,
+     2,
+     {1024, 64},
+     DTYPE_BF16,
+     DTYPE_BF16,
+     180,
+     false,
+     false,
+     {{0}, {0}, {0}, {0}},
+     3,
+     {{0, 120, 0, 1}, {120, 1, 1, 1}, {121, 19, 3, 0.5f}}},
     {"prefill, K ends within a chain and a slice, more tasks of t than warps",
      1344,
      1,
@@ -457,9 +469,9 @@ static void make_weights(const struct linear_case *c)
 }
 
 /* One run of a case on rows [first, first + n) of its input, with the segments that touch them;
- * told: to lora_look_up before; heavy: as lora_step has it. */
+ * told: to lora_look_up before; heavy: as lora_step has it; recorded: replayed once. */
 static float *run_linear(struct dev *d, const struct linear_case *c, int first, int n, bool told,
-                         bool heavy)
+                         bool heavy, bool recorded)
 {
     int total = 0;
     for (int p = 0; p < c->n_parts; p++)
@@ -525,7 +537,14 @@ static float *run_linear(struct dev *d, const struct linear_case *c, int first, 
                                         (size_t)n * (size_t)c->d_in);
     struct devptr d_y = empty_activations(d, (size_t)n * (size_t)total);
     struct devptr d_bias = c->bias ? dev_put(d, bias, (size_t)total * 4) : (struct devptr){0};
+    struct recording *recording = NULL;
+    if (recorded)
+        assert_true(d->ops->record_begin(d->be));
     d->ops->linear(d->be, d_y, d_x, w, d_bias, n, c->y_f32, n_segs > 0 ? &lora : NULL);
+    if (recorded) {
+        assert_ok(d->ops->record_end(d->be, &recording, &err), err);
+        d->ops->replay(d->be, recording);
+    }
     float *y;
     if (c->y_f32) {
         y = xcalloc((size_t)n * (size_t)total, 4);
@@ -533,6 +552,7 @@ static float *run_linear(struct dev *d, const struct linear_case *c, int first, 
     } else {
         y = get_activations(d, d_y, (size_t)n * (size_t)total);
     }
+    d->ops->recording_free(d->be, recording);
     d->ops->weight_free(d->be, w);
     dev_free_held(d);
     free(bias);
@@ -548,9 +568,11 @@ static void linear_with_adapters_agrees_with_ref(void **state)
     for (size_t i = 0; (c = case_at(i)) != NULL; i++) {
         int total = c->d_out[0] + c->d_out[1] + c->d_out[2];
         size_t n = (size_t)c->n_rows * (size_t)total;
-        float *y = run_linear(&gpu, c, 0, c->n_rows, true, false);
-        float *z = run_linear(&gpu, c, 0, c->n_rows, true, true);
-        float *r = run_linear(&ref, c, 0, c->n_rows, true, false);
+        /* A recording doesn't know its segments, but how many they are at most (ops.h). */
+        bool recorded = c->n_rows <= 256 && c->n_segs > 0 && c->n_segs <= c->n_rows;
+        float *y = run_linear(&gpu, c, 0, c->n_rows, true, false, false);
+        float *z = run_linear(&gpu, c, 0, c->n_rows, !recorded, true, recorded);
+        float *r = run_linear(&ref, c, 0, c->n_rows, true, false, false);
         compare(c->what, y, r, n, BOUND);
         if (memcmp(y, z, n * sizeof *y) != 0)
             fail_msg("%s: differs when the adapters' product comes before the base's", c->what);
@@ -568,12 +590,12 @@ static void a_row_of_linear_has_the_same_bits_alone_and_in_any_batch(void **stat
     const struct linear_case *c;
     for (size_t i = 0; (c = case_at(i)) != NULL; i++) {
         size_t total = (size_t)(c->d_out[0] + c->d_out[1] + c->d_out[2]);
-        float *whole = run_linear(&gpu, c, 0, c->n_rows, false, false);
+        float *whole = run_linear(&gpu, c, 0, c->n_rows, false, false, false);
         static const int sizes[] = {1, 2, 5, 9, 17, 33, 65, 128, 130, 200, 310};
         for (size_t k = 0; k < COUNT(sizes); k++) {
             int n = sizes[k] < c->n_rows ? sizes[k] : c->n_rows;
             int first = (c->n_rows - n) * 2 / 3;
-            float *some = run_linear(&gpu, c, first, n, k % 2 == 0, k / 2 % 2 == 0);
+            float *some = run_linear(&gpu, c, first, n, k % 2 == 0, k / 2 % 2 == 0, false);
             if (memcmp(some, whole + (size_t)first * total, (size_t)n * total * 4) != 0)
                 fail_msg("%s: rows %d to %d differ when they are alone", c->what, first,
                          first + n - 1);
