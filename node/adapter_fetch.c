@@ -61,7 +61,7 @@ static int read_manifest(struct adapter_store *s, struct found *f, const struct 
 {
     struct registry_client c = adapter_index_client(s->index, e->registry);
     if (registry_manifest(&c, e->e.manifest, &f->text, &f->signature, err) != 0)
-        return -1;
+        return err_wrap(err, "adapter %s", e->e.name);
     if (manifest_adapter_parse(&f->m, &f->hash, &f->arena, f->text.data, f->text.len, err) != 0) {
         if (err != NULL)
             err->code = ERR_CORRUPT;

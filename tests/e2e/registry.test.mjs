@@ -8,7 +8,7 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import http from 'node:http';
 import path from 'node:path';
-import { Checks, cli, devMnemonic, require, root, rpc, run, stop, tributary, types, until } from './harness.mjs';
+import { Checks, cli, devMnemonic, require, root, rpc, run, startServer, stop, tributary, types, until } from './harness.mjs';
 import { market, model } from './settlement.mjs';
 
 const { ethers } = require('ethers');
@@ -471,6 +471,67 @@ await checks.test('a registry that does not say what it has holds up nobody who 
   for (const response of held) response.destroy();
   checks.equal(await patient.stop(), 0, 'the node ends with status 0');
 });
+// ---- files that come badly: a node without a chain, which asks for signatures alone ------------
+let nPublished = 0;
+async function publishNew(name, from = 'verse', key = 'verse', dir = path.join(world.dir, `new-${name}`)) {
+  if (!fs.existsSync(dir)) {
+    fs.cpSync(path.join(root, 'tests/fixtures/adapters/demo-7m', from), dir, { recursive: true });
+    const file = path.join(dir, 'adapter_model.safetensors'), bytes = fs.readFileSync(file);
+    bytes[bytes.length - 8] ^= ++nPublished; // a content of its own: the last bits of a number
+    fs.writeFileSync(file, bytes);
+  }
+  await cli(['adapter', 'publish', dir, '--name', name, '--model', model, '--key', key, '--no-register', ...world.chainFlags, ...world.people.flags, '--registry', world.registry.url]);
+  return dir;
+}
+const plainData = path.join(world.dir, 'plain');
+const servePlain = () => startServer(['serve', '--model', model, '--listen', '127.0.0.1:0', '--data', plainData, '--registry', proxy.url,
+  '--registry-refresh', '100ms', '--registry-cache-bytes', '1m'], { logFile: path.join(world.dir, 'plain.log') });
+const askUntilKnown = (to, name) => until(`${name} to be offered`, async () => {
+  const answer = await ask(to, name);
+  return !/there is no model/.test(answer.body.error?.message) && answer;
+});
+const isTensors = (request) => request.url.startsWith('/v1/blobs/') && request.method === 'GET';
+// Sends what is asked for as `change` makes it, bytes before `from` left out; large files only.
+const sendChanged = (change) => (request, response) => {
+  if (!isTensors(request)) return false;
+  fetchTrue(world.registry.url + request.url).then((bytes) => {
+    const from = Number(/bytes=(\d+)-/.exec(request.headers.range ?? '')?.[1] ?? 0);
+    if (bytes.length < 10000) return response.end(bytes.subarray(from));
+    response.writeHead(from ? 206 : 200, { 'content-length': bytes.length - from, ...(from && { 'content-range': `bytes ${from}-${bytes.length - 1}/${bytes.length}` }) });
+    change(response, bytes.subarray(from));
+  });
+  return true;
+};
+const plain = await servePlain();
+
+await checks.test('a download that is taken up behind wrong bytes begins anew', async () => {
+  await publishNew('torn');
+  behave = sendChanged((response, bytes) => response.write(Buffer.alloc(1000, 7), () => setTimeout(() => response.destroy(), 50)));
+  const torn = await askUntilKnown(plain, 'torn');
+  behave = () => false;
+  if (torn.status !== 502) throw new Error(`${torn.status}`);
+  const { status, body } = await ask(plain, 'torn');
+  if (status !== 200) throw new Error(`${status}: ${JSON.stringify(body)}`);
+});
+
+await checks.test('more than was said is the registry’s fault, not the client’s', async () => {
+  await publishNew('fat');
+  behave = (request, response) => isTensors(request) && Boolean(response.end(Buffer.alloc(3000000)));
+  const { status, body } = await askUntilKnown(plain, 'fat');
+  behave = () => false;
+  if (status !== 502 || !/adapter fat/.test(body.error.message)) throw new Error(`${status}: ${JSON.stringify(body)}`);
+});
+
+await checks.test('a manifest that does not come is refused by the adapter’s name', async () => {
+  await publishNew('unread');
+  behave = (request, response) => request.url.startsWith('/v1/manifests/') && Boolean(response.writeHead(503).end());
+  const { status, body } = await askUntilKnown(plain, 'unread');
+  behave = () => false;
+  if (status !== 502 || !/adapter unread/.test(body.error.message)) throw new Error(`${status}: ${JSON.stringify(body)}`);
+});
+
+checks.equal(await plain.stop(), 0, 'the node ends with status 0');
+
 proxy.server.close();
 await stop(world.registry.child);
 await stop(world.anvil.child);
