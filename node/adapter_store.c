@@ -155,7 +155,8 @@ void content_learn(struct content *c, const struct engine_adapter *facts)
 
 void content_settle(struct adapter_store *s, struct content *c)
 {
-    if (c->items != NULL || c->users > 0 || c->load != NULL || c->disk_bytes > 0)
+    if (c->items != NULL || c->users > 0 || c->load != NULL || c->fetching ||
+        c->disk_bytes + c->part_bytes > 0)
         return;
     if (c->loaded)
         content_unload(s, c);

@@ -89,6 +89,8 @@ struct content {
     bool perhaps_on_device;     /* it was loaded, under this struct or an earlier one */
     /* Disk: fetched files, in DATA/adapters/<digest>. */
     uint64_t disk_bytes; /* 0: not there */
+    uint64_t part_bytes; /* in <digest>.part, of a fetch that broke off; of all while `fetching` */
+    bool fetching;
     struct unix_ms used;
     bool distrusted;                    /* its files were fetched anew and still don't load */
     struct monotonic_us fetched_failed; /* as an item's `failed` */
@@ -177,8 +179,8 @@ struct adapter_store {
     struct fetch *to_bring; /* in order of arrival */
     uint64_t *bringing;     /* [n_bringing] whose fetches the bringers are at */
     int n_bringing, n_bringers;
-    bool refreshing; /* refresh_begin's is under way */
-    struct sha256_digest in_flight[IN_FLIGHT_MAX];
+    bool refreshing;                               /* refresh_begin's is under way */
+    struct sha256_digest in_flight[IN_FLIGHT_MAX]; /* manifests and contents */
     size_t n_in_flight;
 
     size_t host_total, host_used, host_reserved;

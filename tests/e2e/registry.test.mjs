@@ -471,7 +471,7 @@ await checks.test('a registry that does not say what it has holds up nobody who 
   for (const response of held) response.destroy();
   checks.equal(await patient.stop(), 0, 'the node ends with status 0');
 });
-// ---- files that come badly: a node without a chain, which asks for signatures alone ------------
+// ---- files that come badly, and a disk that ends: a node without a chain, which asks for signatures alone ------------
 let nPublished = 0;
 async function publishNew(name, from = 'verse', key = 'verse', dir = path.join(world.dir, `new-${name}`)) {
   if (!fs.existsSync(dir)) {
@@ -483,7 +483,7 @@ async function publishNew(name, from = 'verse', key = 'verse', dir = path.join(w
   await cli(['adapter', 'publish', dir, '--name', name, '--model', model, '--key', key, '--no-register', ...world.chainFlags, ...world.people.flags, '--registry', world.registry.url]);
   return dir;
 }
-const plainData = path.join(world.dir, 'plain');
+const plainData = path.join(world.dir, 'plain'), fetched = path.join(plainData, 'adapters');
 const servePlain = () => startServer(['serve', '--model', model, '--listen', '127.0.0.1:0', '--data', plainData, '--registry', proxy.url,
   '--registry-refresh', '100ms', '--registry-cache-bytes', '1m'], { logFile: path.join(world.dir, 'plain.log') });
 const askUntilKnown = (to, name) => until(`${name} to be offered`, async () => {
@@ -502,7 +502,23 @@ const sendChanged = (change) => (request, response) => {
   });
   return true;
 };
-const plain = await servePlain();
+const breakOff = (response, bytes) => response.write(bytes.subarray(0, bytes.length - 1), () => setTimeout(() => response.destroy(), 50));
+const bytesIn = (dir) => fs.readdirSync(dir, { withFileTypes: true, recursive: true })
+  .reduce((sum, e) => sum + (e.isFile() ? fs.statSync(path.join(e.parentPath ?? e.path, e.name)).size : 0), 0);
+let plain = await servePlain();
+
+await checks.test('two names of one content that are fetched at once both serve', async () => {
+  const dir = await publishNew('twin-a');
+  await publishNew('twin-b', 'verse', 'law', dir);
+  behave = sendChanged((response, bytes) => { // slowly, so that both are at it
+    response.write(bytes.subarray(0, 50000));
+    setTimeout(() => response.end(bytes.subarray(50000)), 500);
+  });
+  const answers = await Promise.all(['twin-a', 'twin-b'].map((name) => askUntilKnown(plain, name)));
+  behave = () => false;
+  for (const { status, body } of answers)
+    if (status !== 200) throw new Error(`${status}: ${JSON.stringify(body)}`);
+});
 
 await checks.test('a download that is taken up behind wrong bytes begins anew', async () => {
   await publishNew('torn');
@@ -530,6 +546,44 @@ await checks.test('a manifest that does not come is refused by the adapter’s n
   if (status !== 502 || !/adapter unread/.test(body.error.message)) throw new Error(`${status}: ${JSON.stringify(body)}`);
 });
 
+await checks.test('what broke off counts as what is kept: the longest unused leaves', async () => {
+  const names = Array.from({ length: 9 }, (_, i) => `broken-${i}`), limit = 1 << 20;
+  for (const name of names) await publishNew(name);
+  behave = sendChanged(breakOff);
+  for (const name of names) {
+    if ((await askUntilKnown(plain, name)).status !== 502) throw new Error(`${name} came`);
+    if (bytesIn(fetched) > limit) throw new Error(`${bytesIn(fetched)} bytes after ${name}`);
+  }
+  const kept = fs.readdirSync(fetched).length;
+  if (kept < 4) throw new Error(`only ${kept} are left`);
+  await plain.stop('SIGKILL'); // and the next start counts what this one left
+  plain = await servePlain();
+  let ranges = 0;
+  behave = (request) => { ranges += request.headers.range !== undefined; return false; };
+  for (const name of names.toReversed()) {
+    if ((await ask(plain, name)).status !== 200) throw new Error(`${name} does not come`);
+    await run(tributary, ['adapter', 'unload', name, '--node', plain.url]);
+    if (bytesIn(fetched) > limit) throw new Error(`${bytesIn(fetched)} bytes after ${name} came`);
+  }
+  behave = () => false;
+  if (ranges === 0) throw new Error('nothing was taken up where it broke off');
+});
+
+await checks.test('an adapter that the disk has no room for leaves it to others, and the node runs on', async () => {
+  await publishNew('wide', 'law');
+  const largest = async (bytes) => { // of a file, for the running node; the hard limit stays
+    const { code, err } = await run('prlimit', [`--fsize=${bytes}:`, '--pid', `${plain.child.pid}`]);
+    if (code !== 0) throw new Error(err);
+  };
+  await largest(300000);
+  fs.rmSync(fetched, { recursive: true });
+  const { status, body } = await askUntilKnown(plain, 'wide');
+  if (status !== 500) throw new Error(`${status}: ${JSON.stringify(body)}`);
+  if (bytesIn(fetched) !== 0) throw new Error(`${fs.readdirSync(fetched)} take the room`);
+  await largest('unlimited');
+  const again = await ask(plain, 'wide');
+  if (again.status !== 200) throw new Error(`when there is room again: ${again.status} ${JSON.stringify(again.body)}`);
+});
 checks.equal(await plain.stop(), 0, 'the node ends with status 0');
 
 proxy.server.close();
