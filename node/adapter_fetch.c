@@ -802,6 +802,17 @@ void bring_begin(struct adapter_store *s)
     workers_submit(s->bringers, bring_run, s, NULL); /* if it can't, others are about to look */
 }
 
+bool bring_off(struct adapter_store *s, const struct fetch *f)
+{
+    struct fetch **at = &s->to_bring;
+    while (*at != NULL && *at != f)
+        at = &(*at)->next;
+    if (*at == NULL)
+        return false;
+    *at = f->next;
+    return true;
+}
+
 /* False: the bringers have stopped. With the lock. */
 static bool bring(struct adapter_store *s, struct fetch *f)
 {
@@ -846,11 +857,14 @@ void fetch_run(void *store, void *argument)
     if (f->put_off) {
         f->put_off = false;
         f->brings = true;
-        if (bring(s, f)) {
+        if (f->waiters.first == NULL) {
+            err_set(&err, ERR_CANCELLED, "nobody waits for it any more");
+        } else if (bring(s, f)) {
             pthread_mutex_unlock(&s->lock);
             return;
+        } else {
+            err_set(&err, ERR_BUSY, "the node is shutting down");
         }
-        err_set(&err, ERR_BUSY, "the node is shutting down");
     }
     s->n_failed += rc != 0 && err.code != ERR_NOT_FOUND;
     fetch_end(s, f, rc == 0 ? i : NULL, &err);

@@ -232,6 +232,9 @@ void waiters_tell(struct adapter_store *s, struct waiters *ready);
 void item_use(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready);
 /* Sends w to the registries, or to ready as a failure. With the lock. */
 void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *ready);
+/* Who asked with `user` goes to ready, if it waits for a fetch. A fetch that hasn't begun and for
+ * which nobody waits is none any more. With the lock. */
+void fetch_leave(struct adapter_store *s, const void *user, struct waiters *ready);
 /* Has the registries asked again, if the index isn't fresh; waits for nothing. With the lock. */
 void refresh_begin(struct adapter_store *s);
 /* f has ended with i, or with *err where i is NULL; frees f. With the lock, and lets go of it. */
@@ -309,6 +312,8 @@ char *content_dir(const struct adapter_store *s, const struct content_digest *di
 void fetch_run(void *store, void *fetch);
 /* Another waits for a fetch that may be one to be brought. With the lock. */
 void bring_begin(struct adapter_store *s);
+/* Off the list of those that are to be brought; false: it isn't there. With the lock. */
+bool bring_off(struct adapter_store *s, const struct fetch *f);
 /* What lies in DATA/adapters from earlier runs. Before any thread starts. */
 void disk_scan(struct adapter_store *s);
 /* The fetched files go, as far as they are there. With the lock. */

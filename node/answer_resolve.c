@@ -28,9 +28,10 @@
  * then.
  *
  * An answer whose time is up meanwhile, or whose client has gone, is taken away by the service
- * thread (answers_expire), so that it holds no place among those that may wait. Who takes it off
- * the list of waiting answers, under the service's lock, is the one who goes on with it; then
- * all_told has nothing left to do but to release. See service.h for the whole. */
+ * thread (answers_expire), so that it holds no place among those that may wait, here or for a
+ * fetch. Who takes it off the list of waiting answers, under the service's lock, is the one who
+ * goes on with it; then all_told has nothing left to do but to release. See service.h for the
+ * whole. */
 #include "node/service_internal.h"
 
 #include "node/base/buf.h"
@@ -309,7 +310,11 @@ static void give_up(struct answer *a)
         s->gatherer = NULL;
     pthread_mutex_unlock(&s->lock);
     let_go(a);
+    atomic_fetch_add(&a->refs, 1);
     answer_refuse(a);
+    for (size_t i = 0; i < a->n_models && s->opt.resolver.give_up != NULL; i++)
+        s->opt.resolver.give_up(s->opt.resolver.context, &a->slots[i]);
+    answer_drop(a);
 }
 
 static void look_at_gatherer(struct service *s)

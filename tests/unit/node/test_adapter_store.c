@@ -1027,6 +1027,39 @@ static void requests_beyond_the_bound_are_told_to_come_back(void **state)
     free(url);
 }
 
+static void who_gives_up_waiting_for_a_fetch_leaves_its_place(void **state)
+{
+    (void)state;
+    enum { NAMES = 32, EACH = 8 }; /* more names than may be brought at a time */
+    struct server *server = server_start(silence, NULL);
+    char *url = xasprintf("http://127.0.0.1:%u", server->port), name[16];
+    struct world *w = world_open(2, url, NULL);
+    static struct result waiting[NAMES * EACH];
+    struct adapter_store_stats stats;
+    struct result one_more;
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < NAMES * EACH; i++) {
+            snprintf(name, sizeof name, "far%d", i % NAMES);
+            ask(w, &waiting[i], name);
+        }
+        ask(w, &one_more, "one-more");
+        await(&one_more);
+        assert_int_equal(one_more.err.code, ERR_BUSY);
+        usleep(200000); /* some are being brought, the others wait for that */
+        for (int i = 0; i < NAMES * EACH; i++) {
+            w->r.give_up(w->r.context, &waiting[i]);
+            await(&waiting[i]);
+            assert_int_equal(waiting[i].err.code, ERR_CANCELLED);
+        }
+        adapter_store_stats(w->store, &stats);
+        assert_int_equal(stats.n_waiting, 0);
+    }
+    w->r.give_up(w->r.context, &one_more); /* it has been told: nothing happens */
+    world_close(w, false);
+    server_stop(server);
+    free(url);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -1054,6 +1087,7 @@ int main(void)
         cmocka_unit_test(names_that_nobody_lists_hold_up_none_that_is_listed),
         cmocka_unit_test(who_joins_a_fetch_is_not_held_up_by_who_began_it),
         cmocka_unit_test(requests_beyond_the_bound_are_told_to_come_back),
+        cmocka_unit_test(who_gives_up_waiting_for_a_fetch_leaves_its_place),
     };
     return cmocka_run_group_tests_name("adapter_store", tests, NULL, NULL);
 }
