@@ -56,14 +56,51 @@ static void found_release(struct found *f)
     arena_release(&f->arena);
 }
 
+/* ---- mirrors -----------------------------------------------------------------------------------
+ *
+ * What is named by its hash is the same wherever it comes from. So where the registry that lists it
+ * fails, the others are asked; what is told is why the first did. */
+
+struct wish {
+    struct sha256_digest hash;
+    struct found *found; /* gets a manifest and its signature */
+    const char *path;    /* or gets a file ... */
+    uint64_t size_bytes; /* ... of this size */
+};
+
+static int grant(const struct registry_client *c, const struct wish *w, struct err *err)
+{
+    if (w->path != NULL)
+        return registry_blob(c, w->hash, w->size_bytes, w->path, err);
+    buf_reset(&w->found->text);
+    return registry_manifest(c, w->hash, &w->found->text, &w->found->signature, err);
+}
+
+static int ask_in_turn(struct adapter_store *s, const struct wish *w, size_t first, struct err *err)
+{
+    size_t n = adapter_index_n_registries(s->index);
+    for (size_t k = 0; k < n; k++) {
+        struct registry_client c = adapter_index_client(s->index, (first + k) % n);
+        struct err why = {0};
+        if (grant(&c, w, &why) == 0)
+            return 0;
+        bool ours = why.code == ERR_IO || why.code == ERR_CANCELLED;
+        if (err != NULL && (k == 0 || ours))
+            *err = why;
+        if (ours)
+            break;
+    }
+    return -1;
+}
+
 /* ---- checks ------------------------------------------------------------------------------------
  */
 
 static int read_manifest(struct adapter_store *s, struct found *f, const struct index_entry *e,
                          struct err *err)
 {
-    struct registry_client c = adapter_index_client(s->index, e->registry);
-    if (registry_manifest(&c, e->e.manifest, &f->text, &f->signature, err) != 0)
+    struct wish wish = {.hash = e->e.manifest, .found = f};
+    if (ask_in_turn(s, &wish, e->registry, err) != 0)
         return err_wrap(err, "adapter %s", e->e.name);
     if (manifest_adapter_parse(&f->m, &f->hash, &f->arena, f->text.data, f->text.len, err) != 0) {
         if (err != NULL)
@@ -208,11 +245,12 @@ static int fetch_files(struct adapter_store *s, const struct found *f, size_t re
                        "adapter %s: its files don't have the content digest of its manifest",
                        f->m.name);
     char *dir = content_dir(s, &f->m.content), *part = xasprintf("%s.part", dir);
-    struct registry_client c = adapter_index_client(s->index, registry);
     int rc = dir_ensure(part, err);
     for (uint32_t i = 0; i < f->m.n_files && rc == 0; i++) {
         char *path = xasprintf("%s/%s", part, f->m.files[i].path);
-        rc = registry_blob(&c, f->m.files[i].sha256, f->m.files[i].size_bytes, path, err);
+        struct wish wish = {
+            .hash = f->m.files[i].sha256, .path = path, .size_bytes = f->m.files[i].size_bytes};
+        rc = ask_in_turn(s, &wish, registry, err);
         free(path);
     }
     if (rc == 0 && rename(part, dir) != 0)

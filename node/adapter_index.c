@@ -63,6 +63,11 @@ struct adapter_index {
     int n_readers;
 };
 
+size_t adapter_index_n_registries(const struct adapter_index *ix)
+{
+    return ix->n_urls;
+}
+
 struct registry_client adapter_index_client(struct adapter_index *ix, size_t registry)
 {
     return (struct registry_client){ix->http, ix->urls[registry], ix->cancel};

@@ -546,6 +546,28 @@ await checks.test('a manifest that does not come is refused by the adapter’s n
   if (status !== 502 || !/adapter unread/.test(body.error.message)) throw new Error(`${status}: ${JSON.stringify(body)}`);
 });
 
+await checks.test('where a registry fails, what it lists comes from another', async () => {
+  await publishNew('mirrored');
+  const mirror = await startServer(['registry', 'serve', '--listen', '127.0.0.1:0', '--root', path.join(world.dir, 'registry')], { name: 'a mirror' });
+  const both = await startServer(['serve', '--model', model, '--listen', '127.0.0.1:0', '--data', path.join(world.dir, 'both'),
+    '--registry', proxy.url, '--registry', mirror.url], { logFile: path.join(world.dir, 'both.log') });
+  for (const [name, lie] of [
+    ['mirrored', (request, response) => /manifests/.test(request.url) && Boolean(response.writeHead(500).end())],
+    ['torn', sendChanged((response, bytes) => response.end(Buffer.alloc(bytes.length, 7)))],
+    ['fat', sendChanged(breakOff)],
+  ]) {
+    behave = lie;
+    const { status, body } = await ask(both, name);
+    if (status !== 200) throw new Error(`${name}: ${status} ${JSON.stringify(body)}`);
+  }
+  behave = (request, response) => isTensors(request) && Boolean(response.writeHead(500).end());
+  await stop(mirror.child);
+  const { status, body } = await ask(both, 'unread'); // why the first failed is told
+  behave = () => false;
+  if (status !== 502 || !/adapter unread: .*answers 500/.test(body.error.message)) throw new Error(`${status}: ${JSON.stringify(body)}`);
+  checks.equal(await both.stop(), 0, 'the node ends with status 0');
+});
+
 await checks.test('what broke off counts as what is kept: the longest unused leaves', async () => {
   const names = Array.from({ length: 9 }, (_, i) => `broken-${i}`), limit = 1 << 20;
   for (const name of names) await publishNew(name);
