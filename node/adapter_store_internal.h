@@ -80,6 +80,8 @@ struct content {
     struct load *load;          /* on its way there */
     int users;                  /* resolved and not released */
     int n_pins;                 /* items that are pinned */
+    bool kept, refused;         /* on the device, as pinned; and there was no room for that */
+    bool keeping;               /* the keeper sees to it */
     uint64_t n_uses, frequency; /* since ever; since it was loaded */
     double priority;            /* adapter_tiers.c */
     size_t idle_at;             /* 1 + its place in s->idle; 0: not there */

@@ -92,6 +92,42 @@ static void a_pinned_adapter_never_leaves(void **state)
     world_close(w, false);
 }
 
+static void await_bytes_kept(struct world *w, size_t n_bytes)
+{
+    struct engine_stats s;
+    for (int i = 0; i < 1000; i++) {
+        engine_stats(w->engine, &s);
+        if (s.adapter_bytes_kept == n_bytes)
+            return;
+        usleep(5000);
+    }
+    fail_msg("%zu bytes are kept on the device, not %zu", s.adapter_bytes_kept, n_bytes);
+}
+
+static void a_pinned_adapter_is_kept_on_the_device_once_that_has_room(void **state)
+{
+    (void)state;
+    world_device_adapters = 2; /* half of which may be kept */
+    struct world *w = world_open(3, NULL, NULL);
+    world_device_adapters = 0;
+    struct err err = {0};
+    add_adapters(w, 2);
+    for (int i = 0; i < 2; i++) {
+        assert_ok(adapter_store_pin(w->store, i == 0 ? "a0" : "a1", true, &err), err);
+        await_bytes_kept(w, w->n_bytes);
+    }
+    use(w, "a1"); /* which is refused again */
+    assert_ok(adapter_store_pin(w->store, "a0", false, &err), err);
+    for (int i = 0; i < 20; i++) {
+        use(w, "a1");
+        usleep(5000);
+    }
+    await_bytes_kept(w, w->n_bytes);
+    assert_ok(adapter_store_pin(w->store, "a1", false, &err), err);
+    await_bytes_kept(w, 0);
+    world_close(w, false);
+}
+
 static void expect_no_room(const struct err *err, struct world *w, const char *pinned)
 {
     char *bytes = xasprintf(" %zu bytes are needed", w->n_bytes);
@@ -1066,6 +1102,7 @@ int main(void)
         cmocka_unit_test(more_adapters_than_host_memory_holds_are_all_served),
         cmocka_unit_test(what_is_asked_for_often_stays_and_what_was_leaves_in_the_end),
         cmocka_unit_test(a_pinned_adapter_never_leaves),
+        cmocka_unit_test(a_pinned_adapter_is_kept_on_the_device_once_that_has_room),
         cmocka_unit_test(what_does_not_fit_beside_pinned_adapters_is_refused_at_once),
         cmocka_unit_test(loads_that_wait_for_unpinned_room_get_it_however_many_wait),
         cmocka_unit_test(what_fits_is_counted_by_what_names_mean_now),
