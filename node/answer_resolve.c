@@ -75,8 +75,6 @@ static void not_resolved(struct answer *a, size_t i, const struct err *why)
     api_error_set(&a->failure, err.code, name_param(a, i, param), "%s", err.message);
     if (err.code == ERR_NOT_FOUND)
         a->failure.code = "model_not_found";
-    if (err.code == ERR_BUSY)
-        a->failure.retry_after_s = 2;
 }
 
 static int check_ensemble(struct answer *a)
@@ -226,8 +224,6 @@ static int check_room(struct answer *a, struct monotonic_us since, struct err *e
 static void no_room(struct answer *a, const struct err *why)
 {
     api_error_set(&a->failure, why->code, "adapters", "%s", why->message);
-    if (why->code == ERR_BUSY)
-        a->failure.retry_after_s = 2;
 }
 
 static void stand_in_line(struct answer *a)
