@@ -16,7 +16,9 @@
  * DATA/adapters/
  *     <contentDigest>/        whole; its age is that of its last load
  *     <contentDigest>.part/   on its way, taken up where it broke off
- *     gone-*                  being deleted */
+ *     gone-*                  being deleted
+ *
+ * All of it counts against the bound, and what is being fetched from the beginning as a whole. */
 #include "node/adapter_store_internal.h"
 
 #include "attribution/attribution.h"
@@ -28,6 +30,7 @@
 #include "node/workers.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,15 +56,52 @@ static void found_release(struct found *f)
     arena_release(&f->arena);
 }
 
+/* ---- mirrors -----------------------------------------------------------------------------------
+ *
+ * What is named by its hash is the same wherever it comes from. So where the registry that lists it
+ * fails, the others are asked; what is told is why the first did. */
+
+struct wish {
+    struct sha256_digest hash;
+    struct found *found; /* gets a manifest and its signature */
+    const char *path;    /* or gets a file ... */
+    uint64_t size_bytes; /* ... of this size */
+};
+
+static int grant(const struct registry_client *c, const struct wish *w, struct err *err)
+{
+    if (w->path != NULL)
+        return registry_blob(c, w->hash, w->size_bytes, w->path, err);
+    buf_reset(&w->found->text);
+    return registry_manifest(c, w->hash, &w->found->text, &w->found->signature, err);
+}
+
+static int ask_in_turn(struct adapter_store *s, const struct wish *w, size_t first, struct err *err)
+{
+    size_t n = adapter_index_n_registries(s->index);
+    for (size_t k = 0; k < n; k++) {
+        struct registry_client c = adapter_index_client(s->index, (first + k) % n);
+        struct err why = {0};
+        if (grant(&c, w, &why) == 0)
+            return 0;
+        bool ours = why.code == ERR_IO || why.code == ERR_CANCELLED;
+        if (err != NULL && (k == 0 || ours))
+            *err = why;
+        if (ours)
+            break;
+    }
+    return -1;
+}
+
 /* ---- checks ------------------------------------------------------------------------------------
  */
 
 static int read_manifest(struct adapter_store *s, struct found *f, const struct index_entry *e,
                          struct err *err)
 {
-    struct registry_client c = adapter_index_client(s->index, e->registry);
-    if (registry_manifest(&c, e->e.manifest, &f->text, &f->signature, err) != 0)
-        return -1;
+    struct wish wish = {.hash = e->e.manifest, .found = f};
+    if (ask_in_turn(s, &wish, e->registry, err) != 0)
+        return err_wrap(err, "adapter %s", e->e.name);
     if (manifest_adapter_parse(&f->m, &f->hash, &f->arena, f->text.data, f->text.len, err) != 0) {
         if (err != NULL)
             err->code = ERR_CORRUPT;
@@ -147,6 +187,34 @@ char *content_dir(const struct adapter_store *s, const struct content_digest *di
     return xasprintf("%s/%s", s->root, hex_encode(hex, digest->bytes, 32));
 }
 
+static uint64_t dir_bytes(const char *path, struct unix_ms *used)
+{
+    uint64_t total = 0;
+    struct stat st;
+    DIR *d = opendir(path);
+    if (used != NULL)
+        used->ms = stat(path, &st) == 0 ? (uint64_t)st.st_mtime * 1000 : 0;
+    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
+        if (fstatat(dirfd(d), e->d_name, &st, 0) == 0 && S_ISREG(st.st_mode))
+            total += (uint64_t)st.st_size;
+    }
+    if (d != NULL)
+        closedir(d);
+    return total;
+}
+
+static void remove_dir(const char *path)
+{
+    DIR *d = opendir(path);
+    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
+            unlinkat(dirfd(d), e->d_name, 0);
+    }
+    if (d != NULL)
+        closedir(d);
+    rmdir(path);
+}
+
 static int check_sizes(const struct adapter_store *s, const struct found *f, uint64_t *total,
                        struct err *err)
 {
@@ -177,15 +245,16 @@ static int fetch_files(struct adapter_store *s, const struct found *f, size_t re
                        "adapter %s: its files don't have the content digest of its manifest",
                        f->m.name);
     char *dir = content_dir(s, &f->m.content), *part = xasprintf("%s.part", dir);
-    struct registry_client c = adapter_index_client(s->index, registry);
     int rc = dir_ensure(part, err);
     for (uint32_t i = 0; i < f->m.n_files && rc == 0; i++) {
         char *path = xasprintf("%s/%s", part, f->m.files[i].path);
-        rc = registry_blob(&c, f->m.files[i].sha256, f->m.files[i].size_bytes, path, err);
+        struct wish wish = {
+            .hash = f->m.files[i].sha256, .path = path, .size_bytes = f->m.files[i].size_bytes};
+        rc = ask_in_turn(s, &wish, registry, err);
         free(path);
     }
     if (rc == 0 && rename(part, dir) != 0)
-        rc = err_set(err, ERR_IO, "cannot store %s", dir);
+        rc = err_set_errno(err, errno, "cannot store %s", dir);
     if (rc != 0)
         err_wrap(err, "adapter %s", f->m.name);
     free(part);
@@ -193,35 +262,22 @@ static int fetch_files(struct adapter_store *s, const struct found *f, size_t re
     return rc;
 }
 
+/* Of how many bytes DIR.part is after a failure: of none where the disk failed, which is full,
+ * perhaps, and the ledger wants to write, too. */
+static uint64_t part_left(const struct adapter_store *s, const struct found *f,
+                          const struct err *why)
+{
+    char *dir = content_dir(s, &f->m.content), *part = xasprintf("%s.part", dir);
+    uint64_t left = why->code == ERR_IO ? 0 : dir_bytes(part, NULL);
+    if (left == 0)
+        remove_dir(part);
+    free(part);
+    free(dir);
+    return left;
+}
+
 /* ---- the disk's bound --------------------------------------------------------------------------
  */
-
-static uint64_t dir_bytes(const char *path, struct unix_ms *used)
-{
-    uint64_t total = 0;
-    struct stat st;
-    DIR *d = opendir(path);
-    used->ms = stat(path, &st) == 0 ? (uint64_t)st.st_mtime * 1000 : 0;
-    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
-        if (fstatat(dirfd(d), e->d_name, &st, 0) == 0 && S_ISREG(st.st_mode))
-            total += (uint64_t)st.st_size;
-    }
-    if (d != NULL)
-        closedir(d);
-    return total;
-}
-
-static void remove_dir(const char *path)
-{
-    DIR *d = opendir(path);
-    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
-        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
-            unlinkat(dirfd(d), e->d_name, 0);
-    }
-    if (d != NULL)
-        closedir(d);
-    rmdir(path);
-}
 
 static void remove_run(void *store, void *path)
 {
@@ -230,14 +286,17 @@ static void remove_run(void *store, void *path)
     free(path);
 }
 
-void disk_remove(struct adapter_store *s, struct content *c)
+/* DIR or DIR.part goes, of *n_bytes. */
+static void remove_aside(struct adapter_store *s, const struct content *c, const char *suffix,
+                         uint64_t *n_bytes)
 {
     static _Atomic unsigned counter;
-    if (c->disk_bytes == 0)
+    char hex[65];
+    if (*n_bytes == 0)
         return;
-    s->disk_used -= c->disk_bytes;
-    c->disk_bytes = 0;
-    char *dir = content_dir(s, &c->digest);
+    s->disk_used -= *n_bytes;
+    *n_bytes = 0;
+    char *dir = xasprintf("%s/%s%s", s->root, hex_encode(hex, c->digest.bytes, 32), suffix);
     char *gone = xasprintf("%s/gone-%d-%u", s->root, (int)getpid(), atomic_fetch_add(&counter, 1));
     /* Out of the way at once; deleting a large file may take a while and needs no lock. */
     bool moved = rename(dir, gone) == 0;
@@ -248,21 +307,32 @@ void disk_remove(struct adapter_store *s, struct content *c)
     free(dir);
 }
 
-/* Whole adapters leave, the longest unused first, until the bound is kept; what is loaded, on its
- * way or `keep` stays. With the lock. */
-static void trim_disk(struct adapter_store *s, const struct content *keep)
+void disk_remove(struct adapter_store *s, struct content *c)
+{
+    remove_aside(s, c, "", &c->disk_bytes);
+    if (!c->fetching)
+        remove_aside(s, c, ".part", &c->part_bytes);
+}
+
+static bool may_leave(const struct content *c)
+{
+    return c->disk_bytes + c->part_bytes > 0 && !c->fetching && !c->loaded && c->load == NULL;
+}
+
+/* Adapters leave, the longest unused first, until the bound is kept; what is loaded or on its way
+ * stays. With the lock. */
+static void trim_disk(struct adapter_store *s)
 {
     while (s->disk_used > s->cache_bytes) {
         struct content *oldest = NULL;
         size_t at = 0;
         for (struct content *c; (c = hash_map_next(&s->contents, &at)) != NULL;) {
-            if (c->disk_bytes > 0 && !c->loaded && c->load == NULL && c != keep &&
-                (oldest == NULL || c->used.ms < oldest->used.ms))
+            if (may_leave(c) && (oldest == NULL || c->used.ms < oldest->used.ms))
                 oldest = c;
         }
         if (oldest == NULL)
             return;
-        s->n_evicted_disk++;
+        s->n_evicted_disk += oldest->disk_bytes > 0;
         disk_remove(s, oldest);
         content_settle(s, oldest);
     }
@@ -273,14 +343,18 @@ void disk_scan(struct adapter_store *s)
     DIR *d = opendir(s->root);
     for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
         struct content_digest digest;
-        char *path = xasprintf("%s/%s", s->root, e->d_name);
+        char *path = xasprintf("%s/%s", s->root, e->d_name), *suffix = strchr(e->d_name, '.');
+        bool part = suffix != NULL && strcmp(suffix, ".part") == 0;
+        if (part)
+            *suffix = '\0';
         if (strncmp(e->d_name, "gone-", 5) == 0) {
             remove_dir(path);
         } else if (strlen(e->d_name) == 64 && hex_decode(digest.bytes, 32, e->d_name) == 0) {
             struct content *c = content_get(s, &digest);
-            c->disk_bytes = dir_bytes(path, &c->used);
-            if (c->disk_bytes > 0) {
-                s->disk_used += c->disk_bytes;
+            uint64_t n_bytes = dir_bytes(path, &c->used);
+            *(part ? &c->part_bytes : &c->disk_bytes) = n_bytes;
+            if (n_bytes > 0) {
+                s->disk_used += n_bytes;
             } else { /* a loss of power left names without bytes: not to be in a new fetch's way */
                 remove_dir(path);
                 content_settle(s, c);
@@ -323,27 +397,27 @@ static void learn_datanets(struct adapter_store *s, const struct manifest_adapte
 /* ---- one manifest ------------------------------------------------------------------------------
  */
 
-/* Waits until nobody fetches this manifest, then claims it. With the lock. */
-static int claim(struct adapter_store *s, struct sha256_digest manifest, struct err *err)
+/* Waits until nobody fetches this manifest, or content, then claims it. With the lock. */
+static int claim(struct adapter_store *s, struct sha256_digest what, struct err *err)
 {
     for (;;) {
         bool busy = false;
         for (size_t i = 0; i < s->n_in_flight; i++)
-            busy |= DIGEST_EQ(s->in_flight[i], manifest);
+            busy |= DIGEST_EQ(s->in_flight[i], what);
         if (!busy)
             break;
         pthread_cond_wait(&s->landed, &s->lock);
     }
     if (s->n_in_flight == IN_FLIGHT_MAX)
         return err_set(err, ERR_BUSY, "too many adapters are being fetched");
-    s->in_flight[s->n_in_flight++] = manifest;
+    s->in_flight[s->n_in_flight++] = what;
     return 0;
 }
 
-static void unclaim(struct adapter_store *s, struct sha256_digest manifest)
+static void unclaim(struct adapter_store *s, struct sha256_digest what)
 {
     for (size_t i = 0; i < s->n_in_flight; i++) {
-        if (DIGEST_EQ(s->in_flight[i], manifest)) {
+        if (DIGEST_EQ(s->in_flight[i], what)) {
             s->in_flight[i] = s->in_flight[--s->n_in_flight];
             break;
         }
@@ -351,13 +425,48 @@ static void unclaim(struct adapter_store *s, struct sha256_digest manifest)
     pthread_cond_broadcast(&s->landed);
 }
 
-static bool content_on_disk(struct adapter_store *s, const struct content_digest *digest)
+/* The files, unless they are here: `total` bytes. Whoever fetches them under another manifest is
+ * waited for, as there is one DIR.part. Without the lock. */
+static int bring_files(struct adapter_store *s, struct found *f, size_t registry, uint64_t total,
+                       struct err *err)
 {
+    struct sha256_digest what;
+    struct err why = {0};
+    memcpy(what.bytes, f->m.content.bytes, sizeof what.bytes);
     pthread_mutex_lock(&s->lock);
-    const struct content *c = hash_map_get(&s->contents, digest->bytes, 32);
-    bool there = c != NULL && (c->disk_bytes > 0 || c->loaded);
+    int rc = claim(s, what, err);
+    if (rc != 0) {
+        pthread_mutex_unlock(&s->lock);
+        return -1;
+    }
+    struct content *c = content_get(s, &f->m.content);
+    if (c->disk_bytes == 0 && !c->loaded) {
+        s->disk_used += total - c->part_bytes;
+        c->part_bytes = total;
+        c->fetching = true;
+        c->used = clock_unix_ms();
+        trim_disk(s);
+        pthread_mutex_unlock(&s->lock);
+        rc = fetch_files(s, f, registry, &why);
+        uint64_t left = rc == 0 ? 0 : part_left(s, f, &why);
+        pthread_mutex_lock(&s->lock);
+        c->fetching = false;
+        c->part_bytes = left;
+        if (rc == 0) {
+            c->disk_bytes = total;
+            c->fetched_failed.us = 0;
+            s->n_fetches++;
+        } else {
+            s->disk_used -= total - left;
+            if (err != NULL)
+                *err = why;
+        }
+        f->downloaded = rc == 0;
+        content_settle(s, c);
+    }
+    unclaim(s, what);
     pthread_mutex_unlock(&s->lock);
-    return there;
+    return rc;
 }
 
 /* Everything between a manifest's hash and its files on disk; without the lock. */
@@ -380,22 +489,8 @@ static int bring_in(struct adapter_store *s, const struct index_entry *e, struct
                           err) != 0)
             return -1;
     }
-    if (check_sizes(s, f, &total, err) != 0)
+    if (check_sizes(s, f, &total, err) != 0 || bring_files(s, f, e->registry, total, err) != 0)
         return -1;
-    if (!content_on_disk(s, &f->m.content)) {
-        if (fetch_files(s, f, e->registry, err) != 0)
-            return -1;
-        f->downloaded = true;
-        pthread_mutex_lock(&s->lock);
-        struct content *c = content_get(s, &f->m.content);
-        c->disk_bytes = total;
-        c->fetched_failed.us = 0;
-        c->used = clock_unix_ms();
-        s->disk_used += total;
-        s->n_fetches++;
-        trim_disk(s, c);
-        pthread_mutex_unlock(&s->lock);
-    }
     if (s->rpc != NULL) {
         if (ledger_adapter_put(s->ledger, f->id, f->text.data, f->text.len, err) != 0)
             return -1;
@@ -745,6 +840,17 @@ void bring_begin(struct adapter_store *s)
     workers_submit(s->bringers, bring_run, s, NULL); /* if it can't, others are about to look */
 }
 
+bool bring_off(struct adapter_store *s, const struct fetch *f)
+{
+    struct fetch **at = &s->to_bring;
+    while (*at != NULL && *at != f)
+        at = &(*at)->next;
+    if (*at == NULL)
+        return false;
+    *at = f->next;
+    return true;
+}
+
 /* False: the bringers have stopped. With the lock. */
 static bool bring(struct adapter_store *s, struct fetch *f)
 {
@@ -789,11 +895,14 @@ void fetch_run(void *store, void *argument)
     if (f->put_off) {
         f->put_off = false;
         f->brings = true;
-        if (bring(s, f)) {
+        if (f->waiters.first == NULL) {
+            err_set(&err, ERR_CANCELLED, "nobody waits for it any more");
+        } else if (bring(s, f)) {
             pthread_mutex_unlock(&s->lock);
             return;
+        } else {
+            err_set(&err, ERR_BUSY, "the node is shutting down");
         }
-        err_set(&err, ERR_BUSY, "the node is shutting down");
     }
     s->n_failed += rc != 0 && err.code != ERR_NOT_FOUND;
     fetch_end(s, f, rc == 0 ? i : NULL, &err);

@@ -63,6 +63,11 @@ struct adapter_index {
     int n_readers;
 };
 
+size_t adapter_index_n_registries(const struct adapter_index *ix)
+{
+    return ix->n_urls;
+}
+
 struct registry_client adapter_index_client(struct adapter_index *ix, size_t registry)
 {
     return (struct registry_client){ix->http, ix->urls[registry], ix->cancel};
@@ -91,8 +96,19 @@ static int gather(void *context, const struct registry_entry *e, struct err *err
     return 0;
 }
 
-/* Asks all registries; an unreachable one leaves its part empty and is logged. false: none
- * answered, and *err says why the last one didn't. */
+/* What this registry listed when it last answered. The table is this thread's while it refreshes.
+ */
+static void gather_again(const struct adapter_index *ix, struct gathered *g)
+{
+    for (size_t i = 0; i < ix->t.n; i++) {
+        if (ix->t.entries[i].registry == g->registry)
+            gather(g, &ix->t.entries[i].e, NULL);
+    }
+}
+
+/* Asks all registries; of one that fails, which is logged, what it listed before counts on: else
+ * its names would mean what others list under them. false: none answered, and *err says why the
+ * last one didn't. */
 static bool ask_registries(struct adapter_index *ix, struct gathered *g, struct err *err)
 {
     bool any = false;
@@ -110,6 +126,7 @@ static bool ask_registries(struct adapter_index *ix, struct gathered *g, struct 
             }
         } else {
             g->n = begin;
+            gather_again(ix, g);
             log_warn("registry", "%s", err->message);
         }
     }

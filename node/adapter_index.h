@@ -34,6 +34,7 @@ struct adapter_index_options {
 struct adapter_index *adapter_index_create(const struct adapter_index_options *options);
 void adapter_index_free(struct adapter_index *ix); /* quiet on NULL */
 
+size_t adapter_index_n_registries(const struct adapter_index *ix);
 /* Where an entry's manifest and files are. */
 struct registry_client adapter_index_client(struct adapter_index *ix, size_t registry);
 

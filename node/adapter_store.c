@@ -155,7 +155,8 @@ void content_learn(struct content *c, const struct engine_adapter *facts)
 
 void content_settle(struct adapter_store *s, struct content *c)
 {
-    if (c->items != NULL || c->users > 0 || c->load != NULL || c->disk_bytes > 0)
+    if (c->items != NULL || c->users > 0 || c->load != NULL || c->fetching ||
+        c->disk_bytes + c->part_bytes > 0)
         return;
     if (c->loaded)
         content_unload(s, c);
@@ -326,6 +327,16 @@ static void resolve(void *context, const char *model, uint64_t customer, uint64_
     begin(context, model, customer, holder, done, user);
 }
 
+static void give_up(void *context, void *user)
+{
+    struct adapter_store *s = context;
+    struct waiters ready = {0};
+    pthread_mutex_lock(&s->lock);
+    fetch_leave(s, user, &ready);
+    pthread_mutex_unlock(&s->lock);
+    waiters_tell(s, &ready);
+}
+
 static void release(void *context, const struct resolved *r)
 {
     struct adapter_store *s = context;
@@ -444,10 +455,50 @@ void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *read
     waiters_fail(&one, &err, ready);
 }
 
+/* By whom it is for; NULL: it isn't there. */
+static struct waiter *waiters_remove(struct waiters *list, const void *user)
+{
+    struct waiters others = {0};
+    struct waiter *found = NULL;
+    for (struct waiter *w; (w = waiters_take(list)) != NULL;) {
+        if (w->user == user)
+            found = w;
+        else
+            waiters_add(&others, w);
+    }
+    *list = others;
+    return found;
+}
+
+static void fetch_free(struct adapter_store *s, struct fetch *f)
+{
+    hash_map_remove(&s->fetches, f->model, strlen(f->model));
+    free(f->model);
+    free(f);
+}
+
+void fetch_leave(struct adapter_store *s, const void *user, struct waiters *ready)
+{
+    struct waiter *w = NULL;
+    struct fetch *f;
+    size_t at = 0;
+    while (w == NULL && (f = hash_map_next(&s->fetches, &at)) != NULL)
+        w = waiters_remove(&f->waiters, user);
+    if (w == NULL)
+        return; /* it has been told, or waits for files that are here */
+    struct waiters one = {0};
+    struct err err = {0};
+    err_set(&err, ERR_CANCELLED, "nobody waits for adapter %s any more", w->model);
+    s->n_fetch_waiters -= w->fetches;
+    waiters_add(&one, w);
+    waiters_fail(&one, &err, ready);
+    if (f->waiters.first == NULL && bring_off(s, f))
+        fetch_free(s, f);
+}
+
 void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, const struct err *err)
 {
     struct waiters ready = {0};
-    hash_map_remove(&s->fetches, f->model, strlen(f->model));
     for (struct waiter *w; (w = waiters_take(&f->waiters)) != NULL;) {
         s->n_fetch_waiters -= w->fetches;
         if (f->downloaded)
@@ -460,10 +511,9 @@ void fetch_end(struct adapter_store *s, struct fetch *f, struct item *i, const s
         waiters_add(&one, w);
         waiters_fail(&one, err, &ready);
     }
+    fetch_free(s, f);
     pthread_mutex_unlock(&s->lock);
     waiters_tell(s, &ready);
-    free(f->model);
-    free(f);
 }
 
 /* ---- lists -------------------------------------------------------------------------------------
@@ -734,7 +784,7 @@ void adapter_store_free(struct adapter_store *s)
 
 struct service_resolver adapter_store_resolver(struct adapter_store *s)
 {
-    return (struct service_resolver){resolve, release, fits, list, show, s};
+    return (struct service_resolver){resolve, give_up, release, fits, list, show, s};
 }
 
 void adapter_store_stats(struct adapter_store *s, struct adapter_store_stats *out)

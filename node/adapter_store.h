@@ -33,7 +33,8 @@
  *
  * Host memory is bounded by engine.adapter_host_bytes: idle adapters leave by cost
  * (adapter_tiers.c), those in use or pinned never. The disk is bounded by registry.cache_bytes for
- * fetched adapters, the longest unused first; the operator's own directories are never touched. */
+ * fetched adapters, whole or not, the longest unused first; the operator's own directories are
+ * never touched. */
 #ifndef TRIBUTARY_NODE_ADAPTER_STORE_H
 #define TRIBUTARY_NODE_ADAPTER_STORE_H
 

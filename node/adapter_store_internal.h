@@ -80,6 +80,8 @@ struct content {
     struct load *load;          /* on its way there */
     int users;                  /* resolved and not released */
     int n_pins;                 /* items that are pinned */
+    bool kept, refused;         /* on the device, as pinned; and there was no room for that */
+    bool keeping;               /* the keeper sees to it */
     uint64_t n_uses, frequency; /* since ever; since it was loaded */
     double priority;            /* adapter_tiers.c */
     size_t idle_at;             /* 1 + its place in s->idle; 0: not there */
@@ -89,6 +91,8 @@ struct content {
     bool perhaps_on_device;     /* it was loaded, under this struct or an earlier one */
     /* Disk: fetched files, in DATA/adapters/<digest>. */
     uint64_t disk_bytes; /* 0: not there */
+    uint64_t part_bytes; /* in <digest>.part, of a fetch that broke off; of all while `fetching` */
+    bool fetching;
     struct unix_ms used;
     bool distrusted;                    /* its files were fetched anew and still don't load */
     struct monotonic_us fetched_failed; /* as an item's `failed` */
@@ -177,8 +181,8 @@ struct adapter_store {
     struct fetch *to_bring; /* in order of arrival */
     uint64_t *bringing;     /* [n_bringing] whose fetches the bringers are at */
     int n_bringing, n_bringers;
-    bool refreshing; /* refresh_begin's is under way */
-    struct sha256_digest in_flight[IN_FLIGHT_MAX];
+    bool refreshing;                               /* refresh_begin's is under way */
+    struct sha256_digest in_flight[IN_FLIGHT_MAX]; /* manifests and contents */
     size_t n_in_flight;
 
     size_t host_total, host_used, host_reserved;
@@ -230,6 +234,9 @@ void waiters_tell(struct adapter_store *s, struct waiters *ready);
 void item_use(struct adapter_store *s, struct item *i, struct waiter *w, struct waiters *ready);
 /* Sends w to the registries, or to ready as a failure. With the lock. */
 void fetch_begin(struct adapter_store *s, struct waiter *w, struct waiters *ready);
+/* Who asked with `user` goes to ready, if it waits for a fetch. A fetch that hasn't begun and for
+ * which nobody waits is none any more. With the lock. */
+void fetch_leave(struct adapter_store *s, const void *user, struct waiters *ready);
 /* Has the registries asked again, if the index isn't fresh; waits for nothing. With the lock. */
 void refresh_begin(struct adapter_store *s);
 /* f has ended with i, or with *err where i is NULL; frees f. With the lock, and lets go of it. */
@@ -307,6 +314,8 @@ char *content_dir(const struct adapter_store *s, const struct content_digest *di
 void fetch_run(void *store, void *fetch);
 /* Another waits for a fetch that may be one to be brought. With the lock. */
 void bring_begin(struct adapter_store *s);
+/* Off the list of those that are to be brought; false: it isn't there. With the lock. */
+bool bring_off(struct adapter_store *s, const struct fetch *f);
 /* What lies in DATA/adapters from earlier runs. Before any thread starts. */
 void disk_scan(struct adapter_store *s);
 /* The fetched files go, as far as they are there. With the lock. */

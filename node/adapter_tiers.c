@@ -108,17 +108,10 @@ void content_take(struct adapter_store *s, struct content *c)
     c->priority = s->age + (double)c->frequency * c->cost_us / (double)c->n_bytes;
 }
 
-void content_give_back(struct adapter_store *s, struct content *c)
-{
-    BUG_IF(c->users <= 0);
-    s->n_in_use -= --c->users == 0;
-    idle_update(s, c);
-    content_settle(s, c);
-}
-
 /* The engine is told to keep what is pinned and loaded on the device, and no longer what isn't. It
  * answers after a step, so a thread of its own waits for that: loaders may be waiting for the very
- * room in host memory that this frees. What counts is the state at that moment. */
+ * room in host memory that this frees. What counts is the state at that moment. Where there is no
+ * room it is tried again when a request of the adapter ends. */
 static void keep_run(void *store, void *argument)
 {
     struct adapter_store *s = store;
@@ -131,18 +124,40 @@ static void keep_run(void *store, void *argument)
             name = i->pinned ? xstrdup(i->name) : NULL;
     pthread_mutex_unlock(&s->lock);
     struct err err = {0};
-    if (engine_adapter_keep(s->engine, digest, name != NULL, &err) != 0 && name != NULL)
+    bool refused = engine_adapter_keep(s->engine, digest, name != NULL, &err) != 0 && name != NULL;
+    bool told = false;
+    pthread_mutex_lock(&s->lock);
+    struct content *now = hash_map_get(&s->contents, digest->bytes, 32);
+    if (now != NULL) {
+        told = now->refused;
+        now->refused = refused;
+        now->kept = name != NULL && !refused;
+        now->keeping = false;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (refused && !told)
         log_warn("adapters", "%s is pinned, but not kept on the device: %s", name, err.message);
     free(name);
     free(digest);
 }
 
-static void keep_begin(struct adapter_store *s, const struct content *c)
+static void keep_begin(struct adapter_store *s, struct content *c)
 {
     struct content_digest *digest = xmalloc(sizeof *digest);
     *digest = c->digest;
-    if (!workers_submit(s->keeper, keep_run, s, digest))
+    c->keeping = workers_submit(s->keeper, keep_run, s, digest);
+    if (!c->keeping)
         free(digest); /* stopping */
+}
+
+void content_give_back(struct adapter_store *s, struct content *c)
+{
+    BUG_IF(c->users <= 0);
+    s->n_in_use -= --c->users == 0;
+    if (c->n_pins > 0 && !c->kept && !c->keeping)
+        keep_begin(s, c);
+    idle_update(s, c);
+    content_settle(s, c);
 }
 
 void content_pin(struct adapter_store *s, struct content *c, int by)

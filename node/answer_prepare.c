@@ -283,7 +283,6 @@ void answer_prepare(struct answer *a)
         prepare(a);
     } else if (!workers_submit(a->service->preparers, prepare_large, a->service, a)) {
         api_error_set(&a->failure, ERR_BUSY, NULL, "too many large prompts at the same time");
-        a->failure.retry_after_s = 2;
         answer_refuse(a);
     }
 }

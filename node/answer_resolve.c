@@ -28,9 +28,10 @@
  * then.
  *
  * An answer whose time is up meanwhile, or whose client has gone, is taken away by the service
- * thread (answers_expire), so that it holds no place among those that may wait. Who takes it off
- * the list of waiting answers, under the service's lock, is the one who goes on with it; then
- * all_told has nothing left to do but to release. See service.h for the whole. */
+ * thread (answers_expire), so that it holds no place among those that may wait, here or for a
+ * fetch. Who takes it off the list of waiting answers, under the service's lock, is the one who
+ * goes on with it; then all_told has nothing left to do but to release. See service.h for the
+ * whole. */
 #include "node/service_internal.h"
 
 #include "node/base/buf.h"
@@ -74,8 +75,6 @@ static void not_resolved(struct answer *a, size_t i, const struct err *why)
     api_error_set(&a->failure, err.code, name_param(a, i, param), "%s", err.message);
     if (err.code == ERR_NOT_FOUND)
         a->failure.code = "model_not_found";
-    if (err.code == ERR_BUSY)
-        a->failure.retry_after_s = 2;
 }
 
 static int check_ensemble(struct answer *a)
@@ -225,8 +224,6 @@ static int check_room(struct answer *a, struct monotonic_us since, struct err *e
 static void no_room(struct answer *a, const struct err *why)
 {
     api_error_set(&a->failure, why->code, "adapters", "%s", why->message);
-    if (why->code == ERR_BUSY)
-        a->failure.retry_after_s = 2;
 }
 
 static void stand_in_line(struct answer *a)
@@ -309,7 +306,11 @@ static void give_up(struct answer *a)
         s->gatherer = NULL;
     pthread_mutex_unlock(&s->lock);
     let_go(a);
+    atomic_fetch_add(&a->refs, 1);
     answer_refuse(a);
+    for (size_t i = 0; i < a->n_models && s->opt.resolver.give_up != NULL; i++)
+        s->opt.resolver.give_up(s->opt.resolver.context, &a->slots[i]);
+    answer_drop(a);
 }
 
 static void look_at_gatherer(struct service *s)

@@ -42,8 +42,6 @@ static void reply_error(struct http_exchange *x, const struct err *err, const ch
 {
     struct api_error e = {0};
     api_error_set(&e, err->code, param, "%s", err->message);
-    if (err->code == ERR_BUSY)
-        e.retry_after_s = 2;
     api_error_reply(x, &e);
 }
 

@@ -7,6 +7,8 @@
 
 #include <stdio.h>
 
+enum { BUSY_RETRY_S = 2 };
+
 int api_error_set(struct api_error *e, enum err_code code, const char *param, const char *fmt, ...)
 {
     va_list args;
@@ -71,14 +73,16 @@ void api_error_append(struct buf *b, const struct api_error *e)
 
 void api_error_reply(struct http_exchange *x, const struct api_error *e)
 {
-    if (e->retry_after_s > 0) {
+    unsigned status = (unsigned)err_http_status(e->err.code);
+    unsigned retry_s = e->retry_after_s == 0 && status == 503 ? BUSY_RETRY_S : e->retry_after_s;
+    if (retry_s > 0) {
         char text[16];
-        snprintf(text, sizeof text, "%u", e->retry_after_s);
+        snprintf(text, sizeof text, "%u", retry_s);
         http_set_header(x, "Retry-After", text);
     }
     if (e->err.code == ERR_UNAUTHORIZED)
         http_set_header(x, "WWW-Authenticate", "Bearer");
     struct buf b = BUF_INIT;
     api_error_append(&b, e);
-    http_reply(x, (unsigned)err_http_status(e->err.code), "application/json", &b);
+    http_reply(x, status, "application/json", &b);
 }

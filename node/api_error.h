@@ -14,7 +14,7 @@ struct api_error {
     struct err err;         /* its code decides the HTTP status */
     char param[96];         /* the request's field that is wrong: "messages[0].role"; "" if none */
     const char *code;       /* "model_not_found"; NULL: the name of err.code */
-    unsigned retry_after_s; /* > 0: a Retry-After header */
+    unsigned retry_after_s; /* in a Retry-After header; 0: 2 where the status is 503, else none */
 };
 
 /* Fills *e and returns -1. param may be NULL. */

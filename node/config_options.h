@@ -168,7 +168,7 @@ X(BATCH_MAX_VALUE, "batch", "max_value", AMOUNT, "0", 0, 0, "smallest unit of th
   "Value that makes a batch; 0: only the stake bounds it.") \
 /* ---- registry ---- */ \
 X(REGISTRY_URLS, "registry", "urls", LIST, "", 0, 0, "", "registry", "URL", \
-  "A registry to fetch adapters from. The first that has one wins.") \
+  "A registry to fetch adapters from. The first that has one wins; where it fails, the others are asked for its files.") \
 X(REGISTRY_REFRESH, "registry", "refresh", DURATION, "60s", 100, 86400000, "", NULL, "TIME", \
   "How old a registry's index may be before it is asked again.") \
 X(REGISTRY_CACHE_BYTES, "registry", "cache_bytes", BYTES, "8g", 1048576, 109951162777600, "bytes", NULL, "BYTES", \

@@ -49,6 +49,7 @@ int main(int argc, char **argv)
     open_standard_files();
     /* A client that hangs up is an error code of write(2), not the end of the node. */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* nor is a file that may not grow */
     fault_init();
     return cli_main(cli_commands, cli_n_commands, argc, argv);
 }

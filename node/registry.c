@@ -19,6 +19,9 @@
 #include <unistd.h>
 
 enum { SIGNATURE_MAX_BYTES = 1024, HASH_TEXT_BYTES = 65, BLOB_TIMEOUT_MS = 3600000 };
+/* In 20 s, http_client's default: a file that comes more slowly holds up who waits for it, and who
+ * asks for it when the registry has become faster. */
+enum { BLOB_STALL_BYTES = 64 << 10 };
 
 static const char *hash_text(char out[HASH_TEXT_BYTES], struct sha256_digest hash)
 {
@@ -27,6 +30,15 @@ static const char *hash_text(char out[HASH_TEXT_BYTES], struct sha256_digest has
 
 /* ---- small files
  * ----------------------------------------------------------------------------------- */
+
+/* More than was asked for, or announced, is the registry's fault: whoever waits for an adapter
+ * asked for nothing too large. */
+static int blame_registry(struct err *err)
+{
+    if (err != NULL && err->code == ERR_TOO_LARGE)
+        err->code = ERR_UPSTREAM;
+    return -1;
+}
 
 /* GETs url/path into out. ERR_NOT_FOUND for 404 and 410, ERR_UPSTREAM for other failures. */
 static int fetch_small(const struct registry_client *c, const char *path, uint64_t max_bytes,
@@ -40,7 +52,9 @@ static int fetch_small(const struct registry_client *c, const char *path, uint64
                              .timeout_ms = 30000};
     struct http_reply reply;
     int rc = http_client_fetch(c->http, &call, out, &reply, err);
-    if (rc == 0 && reply.status != 200) {
+    if (rc != 0) {
+        blame_registry(err);
+    } else if (reply.status != 200) {
         enum err_code code = reply.status == 404 || reply.status == 410 ? ERR_NOT_FOUND
                                                                         : ERR_UPSTREAM;
         rc = err_set(err, code, "%s: the registry answers %d", url, reply.status);
@@ -242,6 +256,7 @@ struct download {
     const char *url;
     struct sha256 hash;
     uint64_t have, size_bytes;
+    uint64_t n_old; /* of `have`: what an earlier attempt left */
 };
 
 /* What lies on disk is hashed first, so that the rest can be added to it. */
@@ -259,10 +274,12 @@ static int rehash(struct download *d, struct err *err)
         if (n < 0)
             return err_set_errno(err, errno, "%s", d->url);
         if (n == 0)
-            return 0;
+            break;
         sha256_update(&d->hash, chunk, (size_t)n);
         d->have += (uint64_t)n;
     }
+    d->n_old = d->have;
+    return 0;
 }
 
 static int restart(struct download *d, struct err *err)
@@ -310,12 +327,23 @@ static int on_blob_body(void *context, const void *bytes, size_t n, struct err *
     return 0;
 }
 
-static int download(const struct registry_client *c, struct download *d, struct err *err)
+static int check_hash(struct download *d, struct sha256_digest hash, struct err *err)
+{
+    struct sha256_digest got = sha256_final(&d->hash);
+    char text[HASH_TEXT_BYTES];
+    if (DIGEST_EQ(got, hash))
+        return 0;
+    return err_set(err, ERR_CORRUPT, "%s: the registry answers bytes whose sha256 is %s", d->url,
+                   hash_text(text, got));
+}
+
+static int download(const struct registry_client *c, struct download *d, struct sha256_digest hash,
+                    struct err *err)
 {
     if (rehash(d, err) != 0 || (d->have > d->size_bytes && restart(d, err) != 0))
         return -1;
     if (d->have == d->size_bytes)
-        return 0;
+        return check_hash(d, hash, err);
     struct http_call call = {
         .url = d->url,
         .range_from = d->have,
@@ -323,16 +351,17 @@ static int download(const struct registry_client *c, struct download *d, struct 
         .cancel = c->cancel,
         .connect_timeout_ms = 5000,
         .timeout_ms = BLOB_TIMEOUT_MS,
+        .stall_bytes = BLOB_STALL_BYTES,
         .on_head = on_blob_head,
         .on_body = on_blob_body,
         .context = d,
     };
     if (http_client_call(c->http, &call, NULL, err) != 0)
-        return -1;
+        return blame_registry(err);
     if (d->have != d->size_bytes)
         return err_set(err, ERR_CORRUPT, "%s: ends after %llu of %llu bytes", d->url,
                        (unsigned long long)d->have, (unsigned long long)d->size_bytes);
-    return 0;
+    return check_hash(d, hash, err);
 }
 
 int registry_blob(const struct registry_client *c, struct sha256_digest hash, uint64_t size_bytes,
@@ -344,15 +373,10 @@ int registry_blob(const struct registry_client *c, struct sha256_digest hash, ui
     struct download d = {.url = url, .size_bytes = size_bytes};
     struct err local = {0};
     d.fd = open(part, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    int rc = d.fd < 0 ? err_set_errno(&local, errno, "%s", part) : download(c, &d, &local);
-    if (rc == 0) {
-        struct sha256_digest got = sha256_final(&d.hash);
-        if (!DIGEST_EQ(got, hash)) {
-            char other[HASH_TEXT_BYTES];
-            rc = err_set(&local, ERR_CORRUPT, "%s: the registry answers bytes whose sha256 is %s",
-                         url, hash_text(other, got));
-        }
-    }
+    int rc = d.fd < 0 ? err_set_errno(&local, errno, "%s", part) : download(c, &d, hash, &local);
+    /* What an earlier attempt left may be what is wrong, as after a loss of power. */
+    if (rc != 0 && local.code == ERR_CORRUPT && d.n_old > 0)
+        rc = restart(&d, &local) == 0 ? download(c, &d, hash, &local) : -1;
     /* Not synced: somebody waits for his answer, and what a loss of power leaves of the file is
      * found out when it is hashed again, at its next load, and fetched anew. */
     if (rc == 0 && rename(part, path) != 0)

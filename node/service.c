@@ -574,6 +574,10 @@ static void start(struct answer *a)
             a->failed = true;
             if (a->failure.err.code == ERR_BUSY)
                 a->failure.retry_after_s = service_retry_after_s(s);
+            if (a->failure.err.code == ERR_TOO_LARGE) { /* one alone was refused when it loaded */
+                err_wrap(&a->failure.err, "%s", a->model_name);
+                snprintf(a->failure.param, sizeof a->failure.param, "adapters");
+            }
         }
     }
     if (a->failed)

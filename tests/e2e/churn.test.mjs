@@ -45,6 +45,11 @@ for (const [i, content] of contents.entries()) {
 }
 checks.equal(new Set(contents.flatMap((c) => alone[c])).size, contents.length * prompts.length, 'every adapter says something else to every prompt');
 
+await checks.test('an ensemble that the device cannot hold is refused by its adapters’ names', async () => {
+  const { status, body } = await call('POST', '/v1/completions', { adapters: [{ model: names[0] }, { model: names[2] }], prompt: 'water', max_tokens: 1 });
+  if (status !== 413 || !body.error.message.includes(`${names[0]}+${names[2]}: `) || body.error.param !== 'adapters') throw new Error(`${status}: ${JSON.stringify(body)}`);
+});
+
 // ---- all at once ---------------------------------------------------------------------------------------------------
 // What each name may have meant, when: from the moment a change was asked for until the next one was confirmed.
 const meant = Object.fromEntries(names.map((n, i) => [n, [{ content: contents[i], from: 0, to: Infinity }]]));

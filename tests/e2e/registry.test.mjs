@@ -8,7 +8,7 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import http from 'node:http';
 import path from 'node:path';
-import { Checks, cli, devMnemonic, require, root, rpc, run, stop, tributary, types, until } from './harness.mjs';
+import { Checks, cli, devMnemonic, require, root, rpc, run, startServer, stop, tributary, types, until } from './harness.mjs';
 import { market, model } from './settlement.mjs';
 
 const { ethers } = require('ethers');
@@ -471,6 +471,143 @@ await checks.test('a registry that does not say what it has holds up nobody who 
   for (const response of held) response.destroy();
   checks.equal(await patient.stop(), 0, 'the node ends with status 0');
 });
+// ---- files that come badly, and a disk that ends: a node without a chain, which asks for signatures alone ------------
+let nPublished = 0;
+async function publishNew(name, from = 'verse', key = 'verse', dir = path.join(world.dir, `new-${name}`)) {
+  if (!fs.existsSync(dir)) {
+    fs.cpSync(path.join(root, 'tests/fixtures/adapters/demo-7m', from), dir, { recursive: true });
+    const file = path.join(dir, 'adapter_model.safetensors'), bytes = fs.readFileSync(file);
+    bytes[bytes.length - 8] ^= ++nPublished; // a content of its own: the last bits of a number
+    fs.writeFileSync(file, bytes);
+  }
+  await cli(['adapter', 'publish', dir, '--name', name, '--model', model, '--key', key, '--no-register', ...world.chainFlags, ...world.people.flags, '--registry', world.registry.url]);
+  return dir;
+}
+const plainData = path.join(world.dir, 'plain'), fetched = path.join(plainData, 'adapters');
+const servePlain = () => startServer(['serve', '--model', model, '--listen', '127.0.0.1:0', '--data', plainData, '--registry', proxy.url,
+  '--registry-refresh', '100ms', '--registry-cache-bytes', '1m'], { logFile: path.join(world.dir, 'plain.log') });
+const askUntilKnown = (to, name) => until(`${name} to be offered`, async () => {
+  const answer = await ask(to, name);
+  return !/there is no model/.test(answer.body.error?.message) && answer;
+});
+const isTensors = (request) => request.url.startsWith('/v1/blobs/') && request.method === 'GET';
+// Sends what is asked for as `change` makes it, bytes before `from` left out; large files only.
+const sendChanged = (change) => (request, response) => {
+  if (!isTensors(request)) return false;
+  fetchTrue(world.registry.url + request.url).then((bytes) => {
+    const from = Number(/bytes=(\d+)-/.exec(request.headers.range ?? '')?.[1] ?? 0);
+    if (bytes.length < 10000) return response.end(bytes.subarray(from));
+    response.writeHead(from ? 206 : 200, { 'content-length': bytes.length - from, ...(from && { 'content-range': `bytes ${from}-${bytes.length - 1}/${bytes.length}` }) });
+    change(response, bytes.subarray(from));
+  });
+  return true;
+};
+const breakOff = (response, bytes) => response.write(bytes.subarray(0, bytes.length - 1), () => setTimeout(() => response.destroy(), 50));
+const bytesIn = (dir) => fs.readdirSync(dir, { withFileTypes: true, recursive: true })
+  .reduce((sum, e) => sum + (e.isFile() ? fs.statSync(path.join(e.parentPath ?? e.path, e.name)).size : 0), 0);
+let plain = await servePlain();
+
+await checks.test('two names of one content that are fetched at once both serve', async () => {
+  const dir = await publishNew('twin-a');
+  await publishNew('twin-b', 'verse', 'law', dir);
+  behave = sendChanged((response, bytes) => { // slowly, so that both are at it
+    response.write(bytes.subarray(0, 50000));
+    setTimeout(() => response.end(bytes.subarray(50000)), 500);
+  });
+  const answers = await Promise.all(['twin-a', 'twin-b'].map((name) => askUntilKnown(plain, name)));
+  behave = () => false;
+  for (const { status, body } of answers)
+    if (status !== 200) throw new Error(`${status}: ${JSON.stringify(body)}`);
+});
+
+await checks.test('a download that is taken up behind wrong bytes begins anew', async () => {
+  await publishNew('torn');
+  behave = sendChanged((response, bytes) => response.write(Buffer.alloc(1000, 7), () => setTimeout(() => response.destroy(), 50)));
+  const torn = await askUntilKnown(plain, 'torn');
+  behave = () => false;
+  if (torn.status !== 502) throw new Error(`${torn.status}`);
+  const { status, body } = await ask(plain, 'torn');
+  if (status !== 200) throw new Error(`${status}: ${JSON.stringify(body)}`);
+});
+
+await checks.test('more than was said is the registry’s fault, not the client’s', async () => {
+  await publishNew('fat');
+  behave = (request, response) => isTensors(request) && Boolean(response.end(Buffer.alloc(3000000)));
+  const { status, body } = await askUntilKnown(plain, 'fat');
+  behave = () => false;
+  if (status !== 502 || !/adapter fat/.test(body.error.message)) throw new Error(`${status}: ${JSON.stringify(body)}`);
+});
+
+await checks.test('a manifest that does not come is refused by the adapter’s name', async () => {
+  await publishNew('unread');
+  behave = (request, response) => request.url.startsWith('/v1/manifests/') && Boolean(response.writeHead(503).end());
+  const { status, body } = await askUntilKnown(plain, 'unread');
+  behave = () => false;
+  if (status !== 502 || !/adapter unread/.test(body.error.message)) throw new Error(`${status}: ${JSON.stringify(body)}`);
+});
+
+await checks.test('where a registry fails, what it lists comes from another', async () => {
+  await publishNew('mirrored');
+  const mirror = await startServer(['registry', 'serve', '--listen', '127.0.0.1:0', '--root', path.join(world.dir, 'registry')], { name: 'a mirror' });
+  const both = await startServer(['serve', '--model', model, '--listen', '127.0.0.1:0', '--data', path.join(world.dir, 'both'),
+    '--registry', proxy.url, '--registry', mirror.url], { logFile: path.join(world.dir, 'both.log') });
+  for (const [name, lie] of [
+    ['mirrored', (request, response) => /manifests/.test(request.url) && Boolean(response.writeHead(500).end())],
+    ['torn', sendChanged((response, bytes) => response.end(Buffer.alloc(bytes.length, 7)))],
+    ['fat', sendChanged(breakOff)],
+  ]) {
+    behave = lie;
+    const { status, body } = await ask(both, name);
+    if (status !== 200) throw new Error(`${name}: ${status} ${JSON.stringify(body)}`);
+  }
+  behave = (request, response) => isTensors(request) && Boolean(response.writeHead(500).end());
+  await stop(mirror.child);
+  const { status, body } = await ask(both, 'unread'); // why the first failed is told
+  behave = () => false;
+  if (status !== 502 || !/adapter unread: .*answers 500/.test(body.error.message)) throw new Error(`${status}: ${JSON.stringify(body)}`);
+  checks.equal(await both.stop(), 0, 'the node ends with status 0');
+});
+
+await checks.test('what broke off counts as what is kept: the longest unused leaves', async () => {
+  const names = Array.from({ length: 9 }, (_, i) => `broken-${i}`), limit = 1 << 20;
+  for (const name of names) await publishNew(name);
+  behave = sendChanged(breakOff);
+  for (const name of names) {
+    if ((await askUntilKnown(plain, name)).status !== 502) throw new Error(`${name} came`);
+    if (bytesIn(fetched) > limit) throw new Error(`${bytesIn(fetched)} bytes after ${name}`);
+  }
+  const kept = fs.readdirSync(fetched).length;
+  if (kept < 4) throw new Error(`only ${kept} are left`);
+  await plain.stop('SIGKILL'); // and the next start counts what this one left
+  plain = await servePlain();
+  let ranges = 0;
+  behave = (request) => { ranges += request.headers.range !== undefined; return false; };
+  for (const name of names.toReversed()) {
+    if ((await ask(plain, name)).status !== 200) throw new Error(`${name} does not come`);
+    await run(tributary, ['adapter', 'unload', name, '--node', plain.url]);
+    if (bytesIn(fetched) > limit) throw new Error(`${bytesIn(fetched)} bytes after ${name} came`);
+  }
+  behave = () => false;
+  if (ranges === 0) throw new Error('nothing was taken up where it broke off');
+});
+
+await checks.test('an adapter that the disk has no room for leaves it to others, and the node runs on', async () => {
+  await publishNew('wide', 'law');
+  const largest = async (bytes) => { // of a file, for the running node; the hard limit stays
+    const { code, err } = await run('prlimit', [`--fsize=${bytes}:`, '--pid', `${plain.child.pid}`]);
+    if (code !== 0) throw new Error(err);
+  };
+  await largest(300000);
+  fs.rmSync(fetched, { recursive: true });
+  const { status, body } = await askUntilKnown(plain, 'wide');
+  if (status !== 500) throw new Error(`${status}: ${JSON.stringify(body)}`);
+  if (bytesIn(fetched) !== 0) throw new Error(`${fs.readdirSync(fetched)} take the room`);
+  await largest('unlimited');
+  const again = await ask(plain, 'wide');
+  if (again.status !== 200) throw new Error(`when there is room again: ${again.status} ${JSON.stringify(again.body)}`);
+});
+checks.equal(await plain.stop(), 0, 'the node ends with status 0');
+
 proxy.server.close();
 await stop(world.registry.child);
 await stop(world.anvil.child);

@@ -204,6 +204,51 @@ static void an_index_that_is_young_enough_serves_while_a_registry_is_slow(void *
     pthread_join(thread, NULL);
 }
 
+/* Each of two lists "law", of a creator of its own; the first one fails while it is silent. */
+static void one_of_two(struct exchange *x)
+{
+    int number = *(const int *)x->server->context;
+    char index[512];
+    int n = snprintf(index, sizeof index,
+                     "{\"items\":[{\"creator\":\"0x%040x\",\"kind\":\"adapter\","
+                     "\"manifest\":\"%064x\",\"name\":\"law\",\"version\":%d}],"
+                     "\"previous\":null,\"schema\":\"tributary.index/1\",\"updated\":1}",
+                     (unsigned)number, (unsigned)number, number);
+    exchange_answer(x, silent && number == 1 ? 503 : 200, "", index, (size_t)n);
+}
+
+static void a_registry_that_fails_leaves_its_names_to_nobody_else(void **state)
+{
+    (void)state;
+    int numbers[] = {1, 2};
+    struct server *servers[2];
+    const char *urls[2];
+    struct index_entry e;
+    struct err err = {0};
+    for (int i = 0; i < 2; i++) {
+        servers[i] = server_start(one_of_two, &numbers[i]);
+        urls[i] = xasprintf("http://127.0.0.1:%u", servers[i]->port);
+    }
+    log_set_level(LOG_ERROR);
+    struct http_client *http = http_client_create();
+    struct adapter_index *ix = adapter_index_create(&(struct adapter_index_options){
+        .urls = urls, .n_urls = 2, .refresh_us = 60000000, .http = http});
+    for (int round = 0; round < 4; round++) { /* it answers, fails twice, answers again */
+        silent = round == 1 || round == 2;
+        assert_ok(adapter_index_refresh(ix, 0, &err), err);
+        bool found = adapter_index_named(ix, "law", 0, &e);
+        if (!found || e.e.manifest.bytes[31] != 1)
+            fail_msg("round %d: law means %s", round, found ? "the other's" : "nothing");
+        assert_int_equal(adapter_index_n_adapters(ix), 2);
+    }
+    adapter_index_free(ix);
+    http_client_free(http);
+    for (int i = 0; i < 2; i++) {
+        server_stop(servers[i]);
+        free((char *)(uintptr_t)urls[i]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -215,6 +260,7 @@ int main(void)
                                         index_open, index_close),
         cmocka_unit_test_setup_teardown(
             an_index_that_is_young_enough_serves_while_a_registry_is_slow, index_open, index_close),
+        cmocka_unit_test(a_registry_that_fails_leaves_its_names_to_nobody_else),
     };
     return cmocka_run_group_tests_name("adapter_index", tests, NULL, NULL);
 }

@@ -92,6 +92,42 @@ static void a_pinned_adapter_never_leaves(void **state)
     world_close(w, false);
 }
 
+static void await_bytes_kept(struct world *w, size_t n_bytes)
+{
+    struct engine_stats s;
+    for (int i = 0; i < 1000; i++) {
+        engine_stats(w->engine, &s);
+        if (s.adapter_bytes_kept == n_bytes)
+            return;
+        usleep(5000);
+    }
+    fail_msg("%zu bytes are kept on the device, not %zu", s.adapter_bytes_kept, n_bytes);
+}
+
+static void a_pinned_adapter_is_kept_on_the_device_once_that_has_room(void **state)
+{
+    (void)state;
+    world_device_adapters = 2; /* half of which may be kept */
+    struct world *w = world_open(3, NULL, NULL);
+    world_device_adapters = 0;
+    struct err err = {0};
+    add_adapters(w, 2);
+    for (int i = 0; i < 2; i++) {
+        assert_ok(adapter_store_pin(w->store, i == 0 ? "a0" : "a1", true, &err), err);
+        await_bytes_kept(w, w->n_bytes);
+    }
+    use(w, "a1"); /* which is refused again */
+    assert_ok(adapter_store_pin(w->store, "a0", false, &err), err);
+    for (int i = 0; i < 20; i++) {
+        use(w, "a1");
+        usleep(5000);
+    }
+    await_bytes_kept(w, w->n_bytes);
+    assert_ok(adapter_store_pin(w->store, "a1", false, &err), err);
+    await_bytes_kept(w, 0);
+    world_close(w, false);
+}
+
 static void expect_no_room(const struct err *err, struct world *w, const char *pinned)
 {
     char *bytes = xasprintf(" %zu bytes are needed", w->n_bytes);
@@ -1027,12 +1063,46 @@ static void requests_beyond_the_bound_are_told_to_come_back(void **state)
     free(url);
 }
 
+static void who_gives_up_waiting_for_a_fetch_leaves_its_place(void **state)
+{
+    (void)state;
+    enum { NAMES = 32, EACH = 8 }; /* more names than may be brought at a time */
+    struct server *server = server_start(silence, NULL);
+    char *url = xasprintf("http://127.0.0.1:%u", server->port), name[16];
+    struct world *w = world_open(2, url, NULL);
+    static struct result waiting[NAMES * EACH];
+    struct adapter_store_stats stats;
+    struct result one_more;
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < NAMES * EACH; i++) {
+            snprintf(name, sizeof name, "far%d", i % NAMES);
+            ask(w, &waiting[i], name);
+        }
+        ask(w, &one_more, "one-more");
+        await(&one_more);
+        assert_int_equal(one_more.err.code, ERR_BUSY);
+        usleep(200000); /* some are being brought, the others wait for that */
+        for (int i = 0; i < NAMES * EACH; i++) {
+            w->r.give_up(w->r.context, &waiting[i]);
+            await(&waiting[i]);
+            assert_int_equal(waiting[i].err.code, ERR_CANCELLED);
+        }
+        adapter_store_stats(w->store, &stats);
+        assert_int_equal(stats.n_waiting, 0);
+    }
+    w->r.give_up(w->r.context, &one_more); /* it has been told: nothing happens */
+    world_close(w, false);
+    server_stop(server);
+    free(url);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(more_adapters_than_host_memory_holds_are_all_served),
         cmocka_unit_test(what_is_asked_for_often_stays_and_what_was_leaves_in_the_end),
         cmocka_unit_test(a_pinned_adapter_never_leaves),
+        cmocka_unit_test(a_pinned_adapter_is_kept_on_the_device_once_that_has_room),
         cmocka_unit_test(what_does_not_fit_beside_pinned_adapters_is_refused_at_once),
         cmocka_unit_test(loads_that_wait_for_unpinned_room_get_it_however_many_wait),
         cmocka_unit_test(what_fits_is_counted_by_what_names_mean_now),
@@ -1054,6 +1124,7 @@ int main(void)
         cmocka_unit_test(names_that_nobody_lists_hold_up_none_that_is_listed),
         cmocka_unit_test(who_joins_a_fetch_is_not_held_up_by_who_began_it),
         cmocka_unit_test(requests_beyond_the_bound_are_told_to_come_back),
+        cmocka_unit_test(who_gives_up_waiting_for_a_fetch_leaves_its_place),
     };
     return cmocka_run_group_tests_name("adapter_store", tests, NULL, NULL);
 }

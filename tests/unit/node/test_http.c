@@ -5,6 +5,7 @@
 #include "node/base/clock.h"
 #include "node/base/err.h"
 #include "node/http.h"
+#include "node/api_error.h"
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -69,6 +70,10 @@ static void on_request(void *context, struct http_exchange *x)
         buf_appendf(&b, "%s %s|", http_method(x), q != NULL ? q : "");
         buf_append(&b, body, n);
         http_reply(x, 200, "text/plain", &b);
+    } else if (strcmp(path, "/busy") == 0) {
+        struct api_error e = {.retry_after_s = (unsigned)atoi(http_query(x, "after"))};
+        api_error_set(&e, ERR_BUSY, NULL, "not now");
+        api_error_reply(x, &e);
     } else if (strcmp(path, "/header") == 0) {
         struct buf b = BUF_INIT;
         const char *a = http_header(x, "X-A");
@@ -431,6 +436,28 @@ static void a_page_of_the_allowed_origin_may_send_and_read_what_a_client_needs(v
     };
     struct http_options o = {.cors_origin = "https://a.example"};
     struct world *w = world_open(&o);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct buf got = BUF_INIT;
+        int fd = dial(w);
+        say(fd, rows[i].request);
+        hear(fd, &got, "\r\n\r\n");
+        expect(rows[i].request, &got, rows[i].answer);
+        buf_release(&got);
+        close(fd);
+    }
+    world_close(w);
+}
+
+static void whoever_is_to_come_back_hears_when(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *request, *answer;
+    } rows[] = {
+        {"GET /busy?after=0 HTTP/1.1\r\nHost: x\r\n\r\n", "\r\nRetry-After: 2\r\n"},
+        {"GET /busy?after=7 HTTP/1.1\r\nHost: x\r\n\r\n", "\r\nRetry-After: 7\r\n"},
+    };
+    struct world *w = world_open(&(struct http_options){0});
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct buf got = BUF_INIT;
         int fd = dial(w);
@@ -879,6 +906,7 @@ int main(void)
         cmocka_unit_test(a_chunked_body_over_the_limit_is_refused),
         cmocka_unit_test(headers_over_the_limit_are_refused),
         cmocka_unit_test(a_page_of_the_allowed_origin_may_send_and_read_what_a_client_needs),
+        cmocka_unit_test(whoever_is_to_come_back_hears_when),
         cmocka_unit_test(pipelined_requests_are_answered_in_order),
         cmocka_unit_test(a_request_that_trickles_is_cut_off),
         cmocka_unit_test(an_answer_may_come_from_another_thread_later),

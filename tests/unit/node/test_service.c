@@ -46,7 +46,7 @@ struct world {
     struct node node;
     struct service_resolver store;
     struct content_digest law, code;
-    _Atomic int n_resolved, n_released;
+    _Atomic int n_resolved, n_given_up, n_released;
     _Atomic bool hold; /* slow models don't come while it is set */
 };
 
@@ -96,6 +96,14 @@ static void resolve(void *context, const char *model, uint64_t customer, uint64_
     *s = (struct slow){w, late, is_law, done, user};
     assert_int_equal(pthread_create(&thread, NULL, slowly, s), 0);
     pthread_detach(thread);
+}
+
+static void give_up(void *context, void *user)
+{
+    struct world *w = context;
+    w->n_given_up++;
+    if (w->store.give_up != NULL)
+        w->store.give_up(w->store.context, user); /* it knows only whom it was asked for */
 }
 
 static void release(void *context, const struct resolved *r)
@@ -153,7 +161,7 @@ static struct world *world_open_with(size_t host_bytes)
     struct service_options so = {
         .base_name = "base",
         .metrics = w->node.metrics,
-        .resolver = {resolve, release, fits, list, show, w},
+        .resolver = {resolve, give_up, release, fits, list, show, w},
     };
     w->node.adapters = adapter_store_create(&(struct adapter_store_options){
         .data_dir = w->dir, .base_name = "base", .metrics = w->node.metrics});
@@ -1135,7 +1143,7 @@ static void who_leaves_while_an_adapter_is_fetched_gives_up_its_place(void **sta
     struct service_stats before, stats;
     struct admission_stats inside;
     const char *body = "{\"model\":\"slow\"," ONCE "}";
-    int n = w->n_resolved, fds[4];
+    int n = w->n_resolved, n_given_up = w->n_given_up, fds[4];
     service_stats(w->node.service, &before);
     w->hold = true;
     for (size_t i = 0; i < 4; i++) {
@@ -1155,6 +1163,7 @@ static void who_leaves_while_an_adapter_is_fetched_gives_up_its_place(void **sta
     admission_stats(w->node.admission, &inside);
     assert_int_equal(inside.n_inside, 0);
     assert_int_equal(w->n_resolved, n);
+    assert_int_equal(w->n_given_up, n_given_up + 4);
     service_stats(w->node.service, &stats);
     assert_int_equal(stats.n_vanished, before.n_vanished + 4);
     assert_int_equal(stats.n_failed, before.n_failed);
