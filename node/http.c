@@ -1,7 +1,9 @@
 /* http: see http.h. Here is the whole picture, and the server's own life: opening, closing, what
- * happens by the clock. http_request.c has the way in, http_answer.c the way out.
+ * happens by the clock. http_accept.c and http_request.c have the way in, http_answer.c the way
+ * out.
  *
- * One MHD daemon with a pool of epoll threads. An exchange moves through
+ * A pool of loops, each an MHD daemon with one epoll thread, and a thread that hands them
+ * connections. An exchange moves through
  *
  *     HEAD -> BODY -> HANDLED -> (asleep) -> ANSWERING -> DONE
  *
@@ -40,6 +42,7 @@
 #include "node/base/log.h"
 #include "node/http_address.h"
 
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -179,6 +182,15 @@ static void *ticker_main(void *context)
     }
 }
 
+static void ticker_stop(struct http_server *s)
+{
+    pthread_mutex_lock(&s->ready_lock);
+    s->stop_ticker = true;
+    pthread_cond_signal(&s->ready_cond);
+    pthread_mutex_unlock(&s->ready_lock);
+    pthread_join(s->ticker, NULL);
+}
+
 /* ---- open and close ----------------------------------------------------------------------------
  */
 
@@ -234,10 +246,33 @@ static void set_defaults(struct http_options *o)
         o->tick_ms = 15;
 }
 
+/* One of the loops. It neither listens nor limits: http_accept.c does. */
+static struct MHD_Daemon *loop_start(struct http_server *s)
+{
+    struct MHD_OptionItem tls[] = {
+        {MHD_OPTION_HTTPS_MEM_CERT, 0, s->tls_cert},
+        {MHD_OPTION_HTTPS_MEM_KEY, 0, s->tls_key},
+        {MHD_OPTION_END, 0, NULL},
+    };
+    return MHD_start_daemon(
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_SUSPEND_RESUME |
+            MHD_USE_ERROR_LOG | (s->tls_cert != NULL ? MHD_USE_TLS : 0),
+        0, NULL, NULL, mhd_on_access, s, MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, NULL,
+        MHD_OPTION_CONNECTION_LIMIT, (unsigned)INT_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
+        s->opt.idle_timeout_s, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        s->opt.max_header_bytes + HTTP_CHUNK_BYTES + 1024, MHD_OPTION_NOTIFY_COMPLETED,
+        mhd_on_completed, s, MHD_OPTION_NOTIFY_CONNECTION, mhd_on_connection, s,
+        MHD_OPTION_UNESCAPE_CALLBACK, mhd_unescape, NULL, MHD_OPTION_ARRAY,
+        s->tls_cert != NULL ? tls : tls + 2, MHD_OPTION_END);
+}
+
 static void server_free(struct http_server *s)
 {
-    if (s->listen_fd >= 0)
-        close(s->listen_fd);
+    http_accept_stop(s);
+    for (int i = 0; i < s->opt.n_threads && s->loops[i].daemon != NULL; i++)
+        MHD_stop_daemon(s->loops[i].daemon);
+    http_accept_release(s);
+    free(s->loops);
     free(s->cors_origin);
     free(s->url);
     free(s->tls_cert);
@@ -254,7 +289,8 @@ int http_open(struct http_server **out, const struct http_options *options, stru
     struct http_server *s = xcalloc(1, sizeof *s);
     s->opt = *options;
     set_defaults(&s->opt);
-    s->listen_fd = -1;
+    s->listen_fd = s->accept_wake = -1;
+    s->loops = xcalloc((size_t)s->opt.n_threads, sizeof *s->loops);
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->conn_lock, NULL);
     pthread_mutex_init(&s->ready_lock, NULL);
@@ -268,37 +304,21 @@ int http_open(struct http_server **out, const struct http_options *options, stru
     if (http_listen_on(&s->opt, &s->listen_fd, &s->loopback, &s->url, err) != 0 ||
         read_tls(s, err) != 0)
         goto fail;
-    struct MHD_OptionItem extra[8];
-    int n = 0;
-    if (s->opt.n_threads > 1)
-        extra[n++] = (struct MHD_OptionItem){MHD_OPTION_THREAD_POOL_SIZE, s->opt.n_threads, NULL};
-    if (s->opt.max_connections_per_ip > 0)
-        extra[n++] = (struct MHD_OptionItem){MHD_OPTION_PER_IP_CONNECTION_LIMIT,
-                                             s->opt.max_connections_per_ip, NULL};
-    if (s->tls_cert != NULL) {
-        extra[n++] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_CERT, 0, s->tls_cert};
-        extra[n++] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_KEY, 0, s->tls_key};
-    }
-    extra[n] = (struct MHD_OptionItem){MHD_OPTION_END, 0, NULL};
-    s->daemon = MHD_start_daemon(
-        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG |
-            (s->tls_cert != NULL ? MHD_USE_TLS : 0),
-        0, NULL, NULL, mhd_on_access, s, MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, NULL,
-        MHD_OPTION_LISTEN_SOCKET, s->listen_fd, MHD_OPTION_CONNECTION_LIMIT,
-        (unsigned)s->opt.max_connections, MHD_OPTION_CONNECTION_TIMEOUT, s->opt.idle_timeout_s,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, s->opt.max_header_bytes + HTTP_CHUNK_BYTES + 1024,
-        MHD_OPTION_NOTIFY_COMPLETED, mhd_on_completed, s, MHD_OPTION_NOTIFY_CONNECTION,
-        mhd_on_connection, s, MHD_OPTION_UNESCAPE_CALLBACK, mhd_unescape, NULL, MHD_OPTION_ARRAY,
-        extra, MHD_OPTION_END);
-    if (s->daemon == NULL) {
-        err_set(err, ERR_IO, "libmicrohttpd would not start on %s%s", s->url,
-                s->tls_cert != NULL ? " (are certificate and key PEM, and do they match?)" : "");
-        goto fail;
+    for (int i = 0; i < s->opt.n_threads; i++) {
+        s->loops[i].daemon = loop_start(s);
+        if (s->loops[i].daemon == NULL) {
+            err_set(err, ERR_IO, "libmicrohttpd would not start on %s%s", s->url,
+                    s->tls_cert != NULL ? " (are certificate and key PEM, and do they match?)"
+                                        : "");
+            goto fail;
+        }
     }
     if (pthread_create(&s->ticker, NULL, ticker_main, s) != 0) {
-        MHD_stop_daemon(s->daemon);
-        s->listen_fd = -1; /* closed with the daemon */
         err_set(err, ERR_NO_MEMORY, "cannot start the ticker thread of %s", s->url);
+        goto fail;
+    }
+    if (http_accept_start(s, err) != 0) {
+        ticker_stop(s);
         goto fail;
     }
     *out = s;
@@ -322,10 +342,7 @@ void http_drain(struct http_server *s)
 {
     if (atomic_exchange(&s->draining, true))
         return;
-    MHD_socket fd = MHD_quiesce_daemon(s->daemon);
-    if (fd != MHD_INVALID_SOCKET)
-        close(fd);
-    s->listen_fd = -1;
+    http_accept_stop(s);
 }
 
 size_t http_n_active(struct http_server *s)
@@ -349,11 +366,7 @@ void http_close(struct http_server *s)
     if (s == NULL)
         return;
     http_drain(s);
-    pthread_mutex_lock(&s->ready_lock);
-    s->stop_ticker = true;
-    pthread_cond_signal(&s->ready_cond);
-    pthread_mutex_unlock(&s->ready_lock);
-    pthread_join(s->ticker, NULL);
+    ticker_stop(s);
     wake_ready(s);
     /* After `closing` no exchange sleeps again: those that exist are cut here, later ones are born
      * cut. MHD refuses to stop while a connection is suspended. */
@@ -371,6 +384,5 @@ void http_close(struct http_server *s)
         http_drop(all[i]);
     }
     free(all);
-    MHD_stop_daemon(s->daemon);
     server_free(s);
 }

@@ -1,6 +1,7 @@
 /* http_internal: what the files of the HTTP server share; others include node/http.h.
  *
  *     http.c          opens, closes, and what happens by the clock
+ *     http_accept.c   from the listening socket to a connection; who may have how many
  *     http_request.c  from a connection to a request: what libmicrohttpd calls
  *     http_answer.c   from an answer to the socket: replies, streams, who sleeps and who wakes
  *
@@ -11,6 +12,7 @@
 #include "node/base/arena.h"
 #include "node/base/buf.h"
 #include "node/base/clock.h"
+#include "node/base/hash_map.h"
 #include "node/http.h"
 
 #include <netinet/in.h>
@@ -24,11 +26,22 @@ enum {
     HTTP_MIN_RATE_BYTES_PER_S = 16384, /* slower transfers than this run into their deadline */
 };
 
+struct http_loop { /* one a thread of the pool */
+    struct MHD_Daemon *daemon;
+    size_t n_conns;
+};
+
+struct http_peer { /* one an address that has connections */
+    char text[INET6_ADDRSTRLEN];
+    int n_conns;
+};
+
 struct conn { /* one a TCP connection */
     struct conn *prev, *next;
     int fd;
     _Atomic uint64_t deadline_us; /* monotonic; 0: none */
-    char peer[INET6_ADDRSTRLEN];
+    struct http_loop *loop;
+    struct http_peer *peer;
     bool nul; /* the request that is being read has one in its path or query */
 };
 
@@ -82,8 +95,8 @@ struct http_server {
     struct http_options opt;
     char *cors_origin, *url;
     char *tls_cert, *tls_key;
-    struct MHD_Daemon *daemon;
-    int listen_fd;
+    struct http_loop *loops; /* [opt.n_threads] */
+    int listen_fd;           /* -1: closed */
     bool loopback;
     _Atomic bool draining;
 
@@ -92,9 +105,16 @@ struct http_server {
     size_t n_exchanges;
     bool closing;
 
-    pthread_mutex_t conn_lock;
+    pthread_mutex_t conn_lock; /* conns, their counts, what the acceptor waits for */
     struct conn *conns;
     size_t n_conns;
+    struct hash_map handed; /* by descriptor: conns that MHD doesn't serve yet */
+    struct hash_map peers;  /* by text */
+    bool accept_full;       /* the acceptor waits for a connection to end */
+
+    int accept_wake; /* eventfd */
+    bool accepting;  /* there is a thread to join */
+    pthread_t acceptor;
 
     pthread_mutex_t ready_lock;
     pthread_cond_t ready_cond;
@@ -107,6 +127,18 @@ static inline uint64_t http_now_us(void)
 {
     return clock_monotonic_us().us;
 }
+
+/* ---- http_accept.c -----------------------------------------------------------------------------
+ */
+
+int http_accept_start(struct http_server *s, struct err *err);
+/* After `draining` was set. Closes the listening socket; again: quiet. */
+void http_accept_stop(struct http_server *s);
+/* The loops are gone. */
+void http_accept_release(struct http_server *s);
+/* What MHD calls; the context is the server. */
+void mhd_on_connection(void *context, struct MHD_Connection *mhd, void **socket_context,
+                       enum MHD_ConnectionNotificationCode code);
 
 /* ---- http_answer.c -----------------------------------------------------------------------------
  */
@@ -123,8 +155,6 @@ void exchange_set_deadline(struct http_exchange *x, uint64_t seconds, uint64_t n
 /* ---- http_request.c: what MHD calls; the context is the server ----------------------------------
  */
 
-void mhd_on_connection(void *context, struct MHD_Connection *mhd, void **socket_context,
-                       enum MHD_ConnectionNotificationCode code);
 size_t mhd_unescape(void *context, struct MHD_Connection *mhd, char *s);
 enum MHD_Result mhd_on_access(void *context, struct MHD_Connection *mhd, const char *url,
                               const char *method, const char *version, const char *piece,

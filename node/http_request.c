@@ -13,14 +13,11 @@
 #include "node/base/err.h"
 #include "node/base/log.h"
 #include "node/base/random.h"
-#include "node/http_address.h"
 
 #include <errno.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 enum {
@@ -118,41 +115,6 @@ const char *http_query(const struct http_exchange *x, const char *name)
 /* ---- what MHD calls ----------------------------------------------------------------------------
  */
 
-void mhd_on_connection(void *context, struct MHD_Connection *mhd, void **socket_context,
-                       enum MHD_ConnectionNotificationCode code)
-{
-    struct http_server *s = context;
-    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
-        struct conn *c = xcalloc(1, sizeof *c);
-        c->fd = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-        http_address_text(
-            c->peer, MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CLIENT_ADDRESS)->client_addr);
-        atomic_store(&c->deadline_us, http_now_us() + s->opt.request_timeout_s * UINT64_C(1000000));
-        int on = 1;
-        setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-        pthread_mutex_lock(&s->conn_lock);
-        c->next = s->conns;
-        if (c->next != NULL)
-            c->next->prev = c;
-        s->conns = c;
-        s->n_conns++;
-        pthread_mutex_unlock(&s->conn_lock);
-        *socket_context = c;
-        return;
-    }
-    struct conn *c = *socket_context;
-    pthread_mutex_lock(&s->conn_lock);
-    if (c->prev != NULL)
-        c->prev->next = c->next;
-    else
-        s->conns = c->next;
-    if (c->next != NULL)
-        c->next->prev = c->prev;
-    s->n_conns--;
-    pthread_mutex_unlock(&s->conn_lock);
-    free(c);
-}
-
 /* Decodes %HH. For everybody here a text ends with its first NUL: what %00 cuts off would be passed
  * over in silence. */
 size_t mhd_unescape(void *context, struct MHD_Connection *mhd, char *s)
@@ -217,7 +179,7 @@ static struct http_exchange *exchange_create(struct http_server *s, struct MHD_C
     x->method = arena_strdup(&x->arena, method);
     x->path = arena_strdup(&x->arena, path_of(target));
     x->is_http_1_1 = strcmp(version, MHD_HTTP_VERSION_1_1) == 0;
-    x->peer = arena_strdup(&x->arena, x->connection->peer);
+    x->peer = arena_strdup(&x->arena, x->connection->peer->text);
     x->nul = x->connection->nul;
     x->connection->nul = false;
     x->body_fd = -1;

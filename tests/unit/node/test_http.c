@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -165,15 +166,33 @@ static bool wait_for(_Atomic int *counter, int value)
 /* ---- a client made of bytes ---------------------------------------------------------------------
  */
 
+static int port_of(struct world *w)
+{
+    return atoi(strrchr(http_url(w->server), ':') + 1);
+}
+
+/* Calls 127.0.0.1, from 127.0.0.caller. */
+static bool call(int fd, int port, uint32_t caller)
+{
+    struct sockaddr_in from = {.sin_family = AF_INET,
+                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK - 1 + caller)};
+    struct sockaddr_in to = {.sin_family = AF_INET,
+                             .sin_port = htons((uint16_t)port),
+                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    return (caller == 1 || bind(fd, (struct sockaddr *)&from, sizeof from) == 0) &&
+           connect(fd, (struct sockaddr *)&to, sizeof to) == 0;
+}
+
+static int dial_from(struct world *w, uint32_t caller)
+{
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    assert_true(call(fd, port_of(w), caller));
+    return fd;
+}
+
 static int dial(struct world *w)
 {
-    int port = atoi(strrchr(http_url(w->server), ':') + 1);
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    struct sockaddr_in a = {.sin_family = AF_INET,
-                            .sin_port = htons((uint16_t)port),
-                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
-    return fd;
+    return dial_from(w, 1);
 }
 
 static void say(int fd, const char *text)
@@ -210,6 +229,12 @@ static bool ends(int fd) /* the server closes within four seconds */
         if (recv(fd, piece, sizeof piece, 0) <= 0)
             return true;
     }
+}
+
+static bool is_silent(int fd) /* for a tenth of a second */
+{
+    struct pollfd p = {fd, POLLIN, 0};
+    return poll(&p, 1, 100) == 0;
 }
 
 static void expect(const char *what, struct buf *got, const char *part)
@@ -731,6 +756,66 @@ static void draining_finishes_what_runs_and_takes_nothing_new(void **state)
     world_close(w);
 }
 
+struct load {
+    _Atomic int port;
+    _Atomic int n_answers;
+    _Atomic bool stop;
+};
+
+/* One short connection after the other, to whichever server there is. */
+static void *call_again_and_again(void *context)
+{
+    struct load *l = context;
+    while (!l->stop) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        static const char request[] = "GET /echo?q=short HTTP/1.1\r\nHost: x\r\n\r\n";
+        if (call(fd, l->port, 1) &&
+            send(fd, request, sizeof request - 1, MSG_NOSIGNAL) == sizeof request - 1) {
+            struct buf got = BUF_INIT;
+            hear(fd, &got, "GET short|");
+            l->n_answers += strstr(buf_cstr(&got), "GET short|") != NULL;
+            buf_release(&got);
+        }
+        close(fd);
+    }
+    return NULL;
+}
+
+static void draining_at_any_moment_of_other_connections_is_safe(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 200, CALLERS = 3 };
+    struct load load = {0};
+    pthread_t callers[CALLERS];
+    for (int round = 0; round < ROUNDS; round++) {
+        struct http_options o = {.n_threads = 4};
+        struct world *w = world_open(&o);
+        int running = dial(w);
+        say(running, "GET /later HTTP/1.1\r\nHost: x\r\n\r\n");
+        load.port = port_of(w);
+        for (int i = 0; i < CALLERS && round == 0; i++)
+            assert_int_equal(pthread_create(&callers[i], NULL, call_again_and_again, &load), 0);
+        struct http_exchange *x = wait_kept(w);
+        spin_us((unsigned)round * 7919 % 4000);
+        http_drain(w->server);
+        int refused = socket(AF_INET, SOCK_STREAM, 0);
+        if (call(refused, load.port, 1))
+            fail_msg("round %d: a new connection is taken", round);
+        close(refused);
+        http_reply_text(x, 200, "text/plain", "finished");
+        struct buf got = BUF_INIT;
+        hear(running, &got, "finished");
+        expect("the running one", &got, "finished");
+        buf_release(&got);
+        close(running);
+        world_close(w);
+    }
+    load.stop = true;
+    for (int i = 0; i < CALLERS; i++)
+        pthread_join(callers[i], NULL);
+    assert_true(load.n_answers > ROUNDS);
+}
+
 static void closing_cuts_what_sleeps(void **state)
 {
     (void)state;
@@ -776,26 +861,100 @@ static void only_loopback_is_served_without_tls(void **state)
     }
 }
 
+static void expect_served(const char *what, int fd)
+{
+    struct buf got = BUF_INIT;
+    say(fd, "GET /echo?q=served HTTP/1.1\r\nHost: x\r\n\r\n");
+    hear(fd, &got, "served|");
+    expect(what, &got, "served|");
+    buf_release(&got);
+}
+
 static void one_address_gets_only_its_share_of_connections(void **state)
 {
     (void)state;
-    struct http_options o = {.max_connections_per_ip = 2, .n_threads = 1};
-    struct world *w = world_open(&o);
-    int fds[3];
-    for (int i = 0; i < 3; i++) {
-        fds[i] = dial(w);
-        struct buf got = BUF_INIT;
-        if (i < 2) {
-            say(fds[i], "GET /echo?q=mine HTTP/1.1\r\nHost: x\r\n\r\n");
-            hear(fds[i], &got, "mine|");
-            expect("within the share", &got, "mine|");
-        } else if (!ends(fds[i])) {
-            fail_msg("the third connection stays open");
-        }
-        buf_release(&got);
+    for (int n_threads = 1; n_threads <= 3; n_threads++) {
+        struct http_options o = {.max_connections_per_ip = 2, .n_threads = n_threads};
+        struct world *w = world_open(&o);
+        int mine[] = {dial(w), dial(w)};
+        expect_served("within the share", mine[0]);
+        expect_served("within the share", mine[1]);
+        int third = dial(w), other = dial_from(w, 2);
+        if (!ends(third))
+            fail_msg("%d threads: the third connection stays open", n_threads);
+        expect_served("from another address", other);
+        assert_int_equal(http_n_connections(w->server), 3);
+        close(third);
+        close(mine[0]);
+        for (int i = 0; i < 400 && http_n_connections(w->server) > 2; i++)
+            usleep(5000);
+        mine[0] = dial(w);
+        expect_served("in place of one that has ended", mine[0]);
+        close(mine[0]);
+        close(mine[1]);
+        close(other);
+        world_close(w);
     }
-    for (int i = 0; i < 3; i++)
+}
+
+static void connections_over_the_limit_wait_until_one_ends(void **state)
+{
+    (void)state;
+    enum { MAX = 4, WAITING = 3 };
+    struct http_options o = {.max_connections = MAX, .n_threads = 3};
+    struct world *w = world_open(&o);
+    int fds[MAX + WAITING];
+    for (int i = 0; i < MAX; i++) {
+        fds[i] = dial(w);
+        expect_served("within the limit", fds[i]);
+    }
+    for (int i = MAX; i < MAX + WAITING; i++) {
+        fds[i] = dial(w);
+        say(fds[i], "GET /echo?q=waited HTTP/1.1\r\nHost: x\r\n\r\n");
+    }
+    assert_true(is_silent(fds[MAX]));
+    assert_int_equal(http_n_connections(w->server), MAX);
+    for (int i = MAX; i < MAX + WAITING; i++) {
+        close(fds[i - MAX]);
+        struct buf got = BUF_INIT;
+        hear(fds[i], &got, "waited|");
+        expect("after one ended", &got, "waited|");
+        buf_release(&got);
+        if (i + 1 < MAX + WAITING)
+            assert_true(is_silent(fds[i + 1]));
+    }
+    for (int i = WAITING; i < MAX + WAITING; i++)
         close(fds[i]);
+    world_close(w);
+}
+
+/* The process has no more descriptors, and none of its connections ends. */
+static void connections_wait_while_there_are_no_descriptors(void **state)
+{
+    (void)state;
+    struct http_options o = {0};
+    struct world *w = world_open(&o);
+    int before = dial(w), waits = socket(AF_INET, SOCK_STREAM, 0);
+    expect_served("before", before);
+    struct rlimit all, few;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &all), 0);
+    few = all;
+    int next = dup(before); /* all below it are in use */
+    close(next);
+    few.rlim_cur = (rlim_t)next;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+    assert_true(call(waits, port_of(w), 1));
+    say(waits, "GET /echo?q=waited HTTP/1.1\r\nHost: x\r\n\r\n");
+    bool silent = is_silent(waits);
+    expect_served("meanwhile", before);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &all), 0);
+    assert_true(silent);
+    struct buf got = BUF_INIT;
+    hear(waits, &got, "waited|");
+    expect("afterwards", &got, "waited|");
+    buf_release(&got);
+    close(waits);
+    close(before);
     world_close(w);
 }
 
@@ -916,9 +1075,12 @@ int main(void)
         cmocka_unit_test(a_reader_that_lags_too_far_is_cut_off),
         cmocka_unit_test(a_piece_larger_than_the_buffer_reaches_who_reads),
         cmocka_unit_test(draining_finishes_what_runs_and_takes_nothing_new),
+        cmocka_unit_test(draining_at_any_moment_of_other_connections_is_safe),
         cmocka_unit_test(closing_cuts_what_sleeps),
         cmocka_unit_test(only_loopback_is_served_without_tls),
         cmocka_unit_test(one_address_gets_only_its_share_of_connections),
+        cmocka_unit_test(connections_over_the_limit_wait_until_one_ends),
+        cmocka_unit_test(connections_wait_while_there_are_no_descriptors),
         cmocka_unit_test(many_streams_at_once_lose_nothing),
         cmocka_unit_test(an_answer_may_come_from_another_thread_at_any_moment),
     };
