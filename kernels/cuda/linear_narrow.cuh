@@ -365,12 +365,11 @@ __device__ static __forceinline__ void narrow_body(const CUtensorMap &x_map,
         /* Opaque, so that what follows isn't computed for all u before the loop, and kept. */
         int zero = 0;
         asm volatile("" : "+r"(zero));
-        auto place = [&](int u, int owner) { /* in the owner's block */
-                                             int from = me < owner ? me : me - 1;
-                                             int piece = ((owner & 1) * ranges_mask + from) *
-                                                             units_each +
-                                                         (u >> range_bits);
-                                             return partials + piece * shape::PIECE + thread * 16;
+        /* In the owner's block. */
+        auto place = [&](int u, int owner) {
+            int from = me < owner ? me : me - 1;
+            int piece = ((owner & 1) * ranges_mask + from) * units_each + (u >> range_bits);
+            return partials + piece * shape::PIECE + thread * 16;
         };
         if (cluster > 1) {
 #pragma unroll

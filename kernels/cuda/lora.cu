@@ -183,10 +183,7 @@ __device__ static inline int few_count(struct few_memory &m, int n, int lane)
         if (i < n)
             mine = (m.cells[i].rank + 15) / 16 *
                    ((m.cells[i].row_end - m.cells[i].row_begin + 7) / 8);
-        for (int o = 1; o < 32; o <<= 1) {
-            int up = __shfl_up_sync(0xffffffffu, mine, o);
-            mine += lane >= o ? up : 0;
-        }
+        mine = warp_running_sum(mine, lane);
         if (i < n)
             m.unit_end[i] = before + mine;
         before += __shfl_sync(0xffffffffu, mine, 31);

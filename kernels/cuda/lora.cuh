@@ -323,6 +323,16 @@ __device__ static inline void take_sums(float (&c)[4 * UNITS], char *from, int n
 /* ---- lists
  * --------------------------------------------------------------------------------------- */
 
+/* The sum of the values of a warp's lanes up to this one. */
+__device__ static inline int warp_running_sum(int value, int lane)
+{
+    for (int o = 1; o < 32; o <<= 1) {
+        int up = __shfl_up_sync(0xffffffffu, value, o);
+        value += lane >= o ? up : 0;
+    }
+    return value;
+}
+
 /* values [n] in shared memory become their running sums. All n_threads (a multiple of 32) call. */
 __device__ static inline void lora_scan(int *values, int n, int thread, int n_threads,
                                         int barrier_id)
@@ -332,11 +342,7 @@ __device__ static inline void lora_scan(int *values, int n, int thread, int n_th
         int before = 0;
         for (int s = 0; s < n; s += 32) {
             int mine = s + thread < n ? values[s + thread] : 0;
-            for (int o = 1; o < 32; o <<= 1) {
-                int up = __shfl_up_sync(0xffffffffu, mine, o);
-                if (thread >= o)
-                    mine += up;
-            }
+            mine = warp_running_sum(mine, thread);
             if (s + thread < n)
                 values[s + thread] = before + mine;
             before += __shfl_sync(0xffffffffu, mine, 31);

@@ -367,11 +367,10 @@ __device__ static inline void expand_range(const struct expand_args &a, expand_m
     float c[NT][M][4] = {};
     int turn = 0;
     r.at = 0;
-    auto wait = [&](const struct expand_cell &e) { /* for the next piece; the warp's part of it */
-                                                   int bytes = p.group_outs * e.rank * 2;
-                                                   barrier_wait(&m.full[r.slot()], r.phase());
-                                                   return ring + r.next(bytes, a.ring_bytes) +
-                                                          mine * e.rank * 2;
+    auto wait = [&](const struct expand_cell &e) {
+        int bytes = p.group_outs * e.rank * 2;
+        barrier_wait(&m.full[r.slot()], r.phase());
+        return ring + r.next(bytes, a.ring_bytes) + mine * e.rank * 2;
     };
 #pragma unroll 1
     for (int group = 0; group < p.n_groups; group++, out += p.group_outs) {

@@ -388,10 +388,7 @@ __device__ static inline void loads_sum(expand_memory<NT> &m, const struct expan
             int n_units = units_of(a, i % n_parts);
             sum = n_units * time_of<NT>(m.loads[i], a, n_units);
         }
-        for (int o = 1; o < 32; o <<= 1) {
-            int up = __shfl_up_sync(0xffffffffu, sum, o);
-            sum += lane >= o ? up : 0;
-        }
+        sum = warp_running_sum(sum, lane);
         if (i < n)
             m.ends[i] = before + sum;
         before += __shfl_sync(0xffffffffu, sum, 31);

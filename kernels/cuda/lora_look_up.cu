@@ -111,16 +111,17 @@ __global__ static void __launch_bounds__(THREADS)
     }
     lora_scan(f.unit_end, n_cells, thread, THREADS, 1);
     /* How much of t' my row has, and which segments the eight rows from mine on. */
-    auto first_behind = [&](int row) { /* the first segment that ends behind it */
-                                       int low = 0, high = fits ? n : 0;
-                                       while (low < high) {
-                                           int mid = (low + high) / 2;
-                                           if (f.spans[mid].row_end > row)
-                                               high = mid;
-                                           else
-                                               low = mid + 1;
-                                       }
-                                       return low;
+    /* The first segment that ends behind the row. */
+    auto first_behind = [&](int row) {
+        int low = 0, high = fits ? n : 0;
+        while (low < high) {
+            int mid = (low + high) / 2;
+            if (f.spans[mid].row_end > row)
+                high = mid;
+            else
+                low = mid + 1;
+        }
+        return low;
     };
     int t_end = 0;
     for (int s = first_behind(thread); s < n && fits; s++) {
