@@ -42,8 +42,8 @@ struct http_options {
     const char *tls_cert;       /* PEM file with the chain; NULL: no TLS */
     const char *tls_key;        /* PEM file */
     int n_threads;              /* 0: 2 */
-    int max_connections;        /* 0: 4096 */
-    int max_connections_per_ip; /* 0: no limit */
+    int max_connections;        /* 0: 4096; more wait in the backlog until one ends */
+    int max_connections_per_ip; /* 0: no limit; one more is closed */
     size_t max_header_bytes;    /* 0: 32 KiB; request line and headers; over it, or 100: 431 */
     size_t max_body_bytes;      /* 0: 4 MiB; else 413 */
     size_t stream_buffer_bytes; /* 0: 256 KiB */

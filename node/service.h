@@ -63,12 +63,12 @@ typedef void service_resolved_fn(void *user, const struct resolved *out, const s
  * what is waited for must not wait for them: by one at a time, each with a greater number than
  * those before it, which hold nothing any more. give_up: who asked with this user waits no more;
  * done is called all the same, and soon, so that the wait takes no place among those that may
- * fetch. release must not block. fits says whether adapters
- * (n > 0, all different, asked for as `models`) can be loaded at the same time, whoever else
- * leaves, ERR_TOO_LARGE if not; and whether they would be in the way of somebody who has been
- * waiting since before `since` (0: no matter), ERR_BUSY if so. One without a handle was released,
- * and its name may mean another by now. list appends model objects to /v1/models; show returns one
- * of them, or NULL; these three and give_up may be NULL. */
+ * fetch. release must not block. fits says whether adapters (n > 0, all different, asked for as
+ * `models`) can be loaded at the same time, whoever else leaves, ERR_TOO_LARGE if not; and whether
+ * they would be in the way of somebody who has been waiting since before `since` (0: no matter),
+ * ERR_BUSY if so. One without a handle was released, and its name may mean another by now. list
+ * appends model objects to /v1/models; show returns one of them, or NULL; these three and give_up
+ * may be NULL. */
 struct service_resolver {
     void (*resolve)(void *context, const char *model, uint64_t customer, uint64_t holder,
                     service_resolved_fn *done, void *user);
