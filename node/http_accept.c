@@ -196,7 +196,8 @@ static void *accept_main(void *context)
         bool look = resources && !s->accept_full;
         pthread_mutex_unlock(&s->conn_lock);
         struct pollfd fds[] = {{s->accept_wake, POLLIN, 0}, {s->listen_fd, POLLIN, 0}};
-        poll(fds, look ? 2 : 1, resources ? -1 : NO_RESOURCE_MS);
+        if (poll(fds, look ? 2 : 1, resources ? -1 : NO_RESOURCE_MS) < 0 && errno != EINTR)
+            usleep(NO_RESOURCE_MS * 1000);
         uint64_t n;
         if ((fds[0].revents & POLLIN) != 0 && read(s->accept_wake, &n, sizeof n) < 0)
             BUG_IF(errno != EAGAIN && errno != EINTR);

@@ -11,7 +11,8 @@
  *
  * A request's way through it, file by file:
  *
- *     http_request.c     a socket becomes an exchange (http.c has the whole picture)
+ *     http_accept.c      a connection comes in and gets its thread (http.c has the whole picture)
+ *     http_request.c     a request on it becomes an exchange
  *     routes.c           the path picks a handler, the API key is checked
  *     api_openai.c       admission.c lets it in, openai_request.c reads its body
  *     service.c          runs it through engine/engine.h, turns tokens into chunks
