@@ -8,6 +8,7 @@
 #include "node/api_error.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -209,7 +210,10 @@ static void hear(int fd, struct buf *out, const char *until)
         if (until != NULL && strstr(buf_cstr(out), until) != NULL)
             return;
         struct pollfd p = {fd, POLLIN, 0};
-        if (poll(&p, 1, 2000) <= 0)
+        int ready = poll(&p, 1, 2000);
+        if (ready < 0 && errno == EINTR)
+            continue;
+        if (ready <= 0)
             return;
         char piece[4096];
         ssize_t n = recv(fd, piece, sizeof piece, 0);
@@ -756,11 +760,33 @@ static void draining_finishes_what_runs_and_takes_nothing_new(void **state)
     world_close(w);
 }
 
+static void take_a_nap(int signal)
+{
+    (void)signal;
+    nanosleep(&(struct timespec){0, 60000}, NULL);
+}
+
 struct load {
     _Atomic int port;
     _Atomic int n_answers;
     _Atomic bool stop;
+    _Atomic bool drains;
+    pthread_t drainer;
 };
+
+/* Stops who drains between its steps, so that the server's threads come in between. */
+static void *disturb_draining(void *context)
+{
+    struct load *l = context;
+    while (!l->stop) {
+        for (int i = 0; i < 10 && l->drains; i++) {
+            pthread_kill(l->drainer, SIGUSR1);
+            spin_us(5);
+        }
+        usleep(1000);
+    }
+    return NULL;
+}
 
 /* One short connection after the other, to whichever server there is. */
 static void *call_again_and_again(void *context)
@@ -785,8 +811,12 @@ static void draining_at_any_moment_of_other_connections_is_safe(void **state)
 {
     (void)state;
     enum { ROUNDS = 200, CALLERS = 3 };
-    struct load load = {0};
-    pthread_t callers[CALLERS];
+    static struct load load; /* outlives a test that fails */
+    load.drainer = pthread_self();
+    struct sigaction nap = {.sa_handler = take_a_nap, .sa_flags = SA_RESTART}, before;
+    assert_int_equal(sigaction(SIGUSR1, &nap, &before), 0);
+    pthread_t callers[CALLERS], disturber;
+    assert_int_equal(pthread_create(&disturber, NULL, disturb_draining, &load), 0);
     for (int round = 0; round < ROUNDS; round++) {
         struct http_options o = {.n_threads = 4};
         struct world *w = world_open(&o);
@@ -796,8 +826,10 @@ static void draining_at_any_moment_of_other_connections_is_safe(void **state)
         for (int i = 0; i < CALLERS && round == 0; i++)
             assert_int_equal(pthread_create(&callers[i], NULL, call_again_and_again, &load), 0);
         struct http_exchange *x = wait_kept(w);
-        spin_us((unsigned)round * 7919 % 4000);
+        load.drains = true;
+        spin_us((unsigned)round * 7919 % 2000);
         http_drain(w->server);
+        load.drains = false;
         int refused = socket(AF_INET, SOCK_STREAM, 0);
         if (call(refused, load.port, 1))
             fail_msg("round %d: a new connection is taken", round);
@@ -813,6 +845,8 @@ static void draining_at_any_moment_of_other_connections_is_safe(void **state)
     load.stop = true;
     for (int i = 0; i < CALLERS; i++)
         pthread_join(callers[i], NULL);
+    pthread_join(disturber, NULL);
+    sigaction(SIGUSR1, &before, NULL);
     assert_true(load.n_answers > ROUNDS);
 }
 
@@ -999,12 +1033,6 @@ static void many_streams_at_once_lose_nothing(void **state)
         http_drop(xs[i]);
     }
     world_close(w);
-}
-
-static void take_a_nap(int signal)
-{
-    (void)signal;
-    nanosleep(&(struct timespec){0, 60000}, NULL);
 }
 
 /* Answers what was handed over while the server's thread naps, wherever that happens to be. */
