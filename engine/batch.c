@@ -197,12 +197,12 @@ static void add_segments(struct step_batch *b, const struct batch_seq *s,
         bool ensemble = b->lora.n_segs > 1 && last[-1].row_begin == last->row_begin;
         if (q->n_adapters == 1 && last != NULL && !ensemble && last->slot == seg.slot &&
             memcmp(&last->weight, &seg.weight, sizeof seg.weight) == 0 &&
-            last->row_begin + last->n_rows == seg.row_begin)
+            last->row_begin + last->n_rows == seg.row_begin) {
             last->n_rows += seg.n_rows;
-        else
-            b->segs[b->lora.n_segs++] = seg;
-        if (last == NULL || last != &b->segs[b->lora.n_segs - 1])
-            b->ranks += lora->rank_mean;
+            continue;
+        }
+        b->segs[b->lora.n_segs++] = seg;
+        b->ranks += lora->rank_mean;
         b->rank_max = lora->rank_max > b->rank_max ? lora->rank_max : b->rank_max;
     }
 }

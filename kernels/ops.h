@@ -131,20 +131,21 @@ struct lora_seg {
 };
 
 enum {
-    LORA_ALONE_ROWS = 128,
-    LORA_SEGS_FEW = 32,
+    LORA_ALONE_ROWS = 128, /* more rows are computed another way (cuda) */
+    LORA_SEGS_FEW = 32,    /* of such a step: more segments are heavy whatever their ranks */
 };
 
-/* Are a step's adapters so heavy that it is worth recording anew? ranks: the sum, over its
- * segments, of an adapter's mean rank over all sites; rank_max: the largest of any site. About
- * cuda: a layer of an 8B model takes 0.08 us longer for each of them when their products are fused
- * with the base's (more where ranks above 64 are among others); and 25, 0.6 a segment and 0.05 a
- * rank when two kernels before it make them. More rows than LORA_ALONE_ROWS: 7 us a segment of rank
- * 16, and the same as before. (One H200.) */
+/* Are a step's adapters heavy, so that a device may fetch them in another way, and a step of each
+ * kind is worth recording? ranks: the sum, over its segments, of an adapter's mean rank over all
+ * sites; rank_max: the largest of any site. The bounds are cuda's: up to LORA_ALONE_ROWS rows a
+ * layer of an 8B model takes 0.08 us longer for each of the ranks when their product is fused with
+ * the base's, more where ranks above 64 are among others; and 25, 0.6 a segment and 0.05 a rank
+ * when two kernels before it make it. More rows: 7 us a segment of rank 16, and the same as before,
+ * but for ranks above 512, which are slow there. (One H200; linear.cu.) */
 static inline bool lora_is_heavy(int n_rows, int n_segs, int ranks, int rank_max)
 {
     if (n_rows > LORA_ALONE_ROWS)
-        return n_segs > LORA_SEGS_FEW || ranks > 600;
+        return n_segs > LORA_SEGS_FEW || (ranks > 600 && rank_max <= 512);
     return ranks > 860 + 21 * n_segs || (n_rows > 64 && rank_max > 64) ||
            (n_rows > 8 && rank_max > 128);
 }
@@ -158,7 +159,10 @@ struct lora_step {
      * more than LORA_ALONE_ROWS rows, at most one a row. While recording segs is not looked at, and
      * n_segs is the most that a replay will have. */
     struct devptr d_n_segs;
-    bool heavy; /* lora_is_heavy, of n_rows to 256: another way to the same bits */
+    /* lora_is_heavy. A hint: the bits don't depend on it. Not looked at in steps of more than 256
+     * rows; of more than LORA_ALONE_ROWS it must be true while recording for more segments than
+     * LORA_SEGS_FEW. */
+    bool heavy;
 };
 
 /* What an adapter slot holds at a site. rank 0: the adapter leaves this module alone. */

@@ -24,7 +24,8 @@
  * is not the segment's. The helpers lay these steps down in shared memory, in a ring of their own;
  * when the ranges are summed acc is free, the steps are added up there, and total += acc. So
  * nothing of the adapters is fetched, looked up or decided while the matrix units wait, and the
- * tensor-core warps know nothing about ranks, slots and dtypes.
+ * tensor-core warps know nothing about ranks, slots and dtypes. Deltas of the first rows may lie in
+ * memory (APART; linear.cu): the warpgroups add them to the bias, and their segments have no steps.
  *
  * Outputs leave as one box of y per warpgroup, from shared memory, while the next tile is summed.
  * The same memory holds the steps of the deltas before: "area_free" says that a box has left it,

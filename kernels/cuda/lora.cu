@@ -1,6 +1,6 @@
 /* lora.cu: t' = A x, the first half of the adapters' product as a kernel of its own; the second is
  * in lora_expand.cu. lora.cuh has the order of the sums; linear.cu computes both halves inside its
- * own kernel where rows are few, and calls lora_shrink where they are many.
+ * own kernel where rows are few and adapters light, and calls this one, or both, elsewhere.
  *
  * Few rows are latency, many adapters are bytes; both want everything that doesn't depend on an
  * earlier kernel to be under way before pdl_wait returns: the segments, the entries, and A or B

@@ -430,8 +430,7 @@ cudaError_t lora_shrink_many_open();
 /* lora_look_up.cu */
 cudaError_t lora_look_up_open(struct backend *be);
 void lora_look_up_close(struct backend *be);
-/* Makes sure, once for a linear, that what it finds has been looked up; it lies at lora_found_at.
- */
+/* Makes sure, once for a linear, that what it finds has been looked up: at lora_found_at. */
 void lora_find_all(struct backend *be, const struct lora_args *lora, int d_in);
 const struct lora_found *lora_found_at(const struct backend *be, const struct lora_args *lora);
 /* What the step's next linear finds, and its d_in; n_parts 0: not known. */

@@ -319,8 +319,20 @@ struct looked {    /* at steps */
     int n_between; /* holes with somebody behind them */
 };
 
-/* What operators may take for granted of segments (ops.h): those that overlap are one sequence's.
- */
+static const struct lora_adapter *adapter_in(const struct step_batch *b, int32_t slot)
+{
+    for (int i = 0; i < b->n_seqs; i++) {
+        const struct sequence *q = b->seqs[i].sequence;
+        for (int k = 0; q != NULL && k < q->n_adapters; k++)
+            if (q->pins[k].slot == slot)
+                return q->adapters[k]->lora;
+    }
+    fail_msg("a segment of slot %d, which no sequence has pinned", slot);
+    return NULL;
+}
+
+/* What operators may take for granted of segments (ops.h): those that overlap are one sequence's;
+ * and how heavy they are. */
 static void look_at_step(void *context, const struct step_batch *b, int n_decode, int n_distinct,
                          uint64_t step_us)
 {
@@ -337,6 +349,41 @@ static void look_at_step(void *context, const struct step_batch *b, int n_decode
                      y->n_rows);
         l->n_beside += same && n_decode > 0 && n_decode < b->n_rows;
     }
+    int ranks = 0, rank_max = 0;
+    for (int i = 0; i < b->lora.n_segs; i++) {
+        const struct lora_adapter *a = adapter_in(b, b->segs[i].slot);
+        ranks += a->rank_mean;
+        rank_max = a->rank_max > rank_max ? a->rank_max : rank_max;
+    }
+    assert_int_equal(b->ranks, ranks);
+    assert_int_equal(b->rank_max, rank_max);
+    assert_int_equal(b->lora.heavy,
+                     lora_is_heavy(b->batch.n_rows, b->lora.n_segs, ranks, rank_max));
+}
+
+/* As measured: what is heavier than it costs to go apart (gpu-h200.md). */
+static void adapters_are_heavy_where_that_was_measured(void **state)
+{
+    (void)state;
+    static const struct {
+        int n_rows, n_segs, ranks, rank_max;
+        bool heavy;
+    } rows[] = {
+        {8, 8, 128, 16, false},      {8, 8, 512, 64, false},      {8, 8, 368, 256, false},
+        {32, 32, 512, 16, false},    {32, 8, 512, 64, false},     {32, 32, 2048, 64, true},
+        {32, 32, 1587, 128, true},   {32, 32, 752, 256, true},    {64, 64, 1024, 16, false},
+        {64, 64, 4096, 64, true},    {64, 64, 3174, 128, true},   {64, 1, 64, 64, false},
+        {128, 128, 2048, 16, false}, {128, 8, 512, 64, false},    {128, 128, 8192, 64, true},
+        {128, 128, 6348, 128, true}, {128, 128, 2288, 256, true}, {256, 32, 512, 16, false},
+        {256, 256, 4096, 16, true},  {256, 32, 2048, 64, true},   {200, 1, 1024, 1024, false},
+        {200, 33, 1500, 1024, true}, {64, 0, 0, 0, false},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        if (lora_is_heavy(rows[i].n_rows, rows[i].n_segs, rows[i].ranks, rows[i].rank_max) !=
+            rows[i].heavy)
+            fail_msg("%d rows, %d segments, ranks of %d in all and %d at most: %s", rows[i].n_rows,
+                     rows[i].n_segs, rows[i].ranks, rows[i].rank_max,
+                     rows[i].heavy ? "not heavy" : "heavy");
 }
 
 /* The prompt's rows come right behind the ensemble's one, under the same adapter and weight. */
@@ -690,6 +737,7 @@ int main(void)
         cmocka_unit_test(a_sequence_that_its_length_ends_is_not_computed_beyond_its_last_token),
         cmocka_unit_test(behind_an_end_that_nobody_waits_for_steps_are_enqueued_ahead),
         cmocka_unit_test(a_prompt_joins_no_segment_of_an_ensemble),
+        cmocka_unit_test(adapters_are_heavy_where_that_was_measured),
         cmocka_unit_test(the_cancelled_end_and_the_others_never_notice),
         cmocka_unit_test(whatever_ends_while_nobody_waits_the_others_never_notice),
         cmocka_unit_test(what_was_promised_to_a_sequence_is_free_when_it_ends),

@@ -247,6 +247,18 @@ static void expect(const char *what, struct buf *got, const char *part)
         fail_msg("%s: expected \"%s\" in:\n%s", what, part, buf_cstr(got));
 }
 
+/* Of a connection of its own: the answer's head has that part. */
+static void expect_head(struct world *w, const char *request, const char *part)
+{
+    struct buf got = BUF_INIT;
+    int fd = dial(w);
+    say(fd, request);
+    hear(fd, &got, "\r\n\r\n");
+    expect(request, &got, part);
+    buf_release(&got);
+    close(fd);
+}
+
 /* ---- tests -------------------------------------------------------------------------------------
  */
 
@@ -465,15 +477,8 @@ static void a_page_of_the_allowed_origin_may_send_and_read_what_a_client_needs(v
     };
     struct http_options o = {.cors_origin = "https://a.example"};
     struct world *w = world_open(&o);
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        struct buf got = BUF_INIT;
-        int fd = dial(w);
-        say(fd, rows[i].request);
-        hear(fd, &got, "\r\n\r\n");
-        expect(rows[i].request, &got, rows[i].answer);
-        buf_release(&got);
-        close(fd);
-    }
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        expect_head(w, rows[i].request, rows[i].answer);
     world_close(w);
 }
 
@@ -487,15 +492,8 @@ static void whoever_is_to_come_back_hears_when(void **state)
         {"GET /busy?after=7 HTTP/1.1\r\nHost: x\r\n\r\n", "\r\nRetry-After: 7\r\n"},
     };
     struct world *w = world_open(&(struct http_options){0});
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        struct buf got = BUF_INIT;
-        int fd = dial(w);
-        say(fd, rows[i].request);
-        hear(fd, &got, "\r\n\r\n");
-        expect(rows[i].request, &got, rows[i].answer);
-        buf_release(&got);
-        close(fd);
-    }
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        expect_head(w, rows[i].request, rows[i].answer);
     world_close(w);
 }
 
